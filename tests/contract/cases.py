@@ -1,0 +1,1169 @@
+"""The contract as one table of cases, from which the tests of every backend are generated.
+
+A *call* is a contract function with its arguments and the error each output may have: the runner places the
+arguments among canaries, runs the backend, runs the reference in float64, and compares. A *behaviour* is a
+promise that a single comparison cannot show (same bits for a slice, NaN stays in its row, ...). A new
+activation, loss or optimizer is picked up from ``table.py``; a new contract function must get a case here.
+
+The error measure is the one BLAS testers use, ``|C - C64| <= (16 + sqrt(k)) eps (|X| |W| + |b|)`` for each
+element, and none at all for small integers, whose products are exact in any order of summation.
+"""
+
+import inspect
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbp.kernels import reference, table
+
+DTYPES = (np.float32, np.float64)
+GENERATOR = np.random.default_rng
+
+
+def contract() -> dict[str, Any]:
+    """The public functions and classes of reference.py, less the formulas its own tables name."""
+    formulas = {*reference.LOSSES.values(), *reference.STEPS.values()}.union(*reference.ACTIVATIONS.values())
+    return {
+        name: member
+        for name, member in vars(reference).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(member) or inspect.isclass(member))
+        and member.__module__ == reference.__name__
+        and member not in formulas
+    }
+
+
+# ------------------------------------------------------------------------------------- arguments
+class Operand(NamedTuple):
+    """An array argument: its contents before the call, and what may be done with it."""
+
+    value: np.ndarray
+    written: bool = False
+    strided: bool = True  # rows may lie any distance apart
+    aligned: bool = False  # must start on a cache line
+
+
+class Same(NamedTuple):
+    """The very array of another argument."""
+
+    index: int
+
+
+class Workspace(NamedTuple):
+    """A backend's workspace for a table."""
+
+    kind: str
+    table: np.ndarray
+    rest: tuple = ()
+
+    def build(self, backend, dtype):
+        return getattr(backend, self.kind)(self.table, dtype, *self.rest)
+
+
+def given(value, **properties) -> Operand:
+    return Operand(np.asarray(value), **properties)
+
+
+def updated(value, **properties) -> Operand:
+    return Operand(np.asarray(value), written=True, **properties)
+
+
+def output(shape, dtype, **properties) -> Operand:
+    """An output that must not be read: NaN, or an unlikely integer."""
+    return updated(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -77, dtype), **properties)
+
+
+def each(arguments, make, backend, dtype) -> list:
+    """The arguments of one call, arrays made by ``make(operand)``."""
+    built = []
+    for argument in arguments:
+        if isinstance(argument, Operand):
+            argument = make(argument)
+        elif isinstance(argument, Same):
+            argument = built[argument.index]
+        elif isinstance(argument, Workspace):
+            argument = argument.build(backend, dtype)
+        elif isinstance(argument, tuple):
+            argument = tuple(make(operand) for operand in argument)
+        built.append(argument)
+    return built
+
+
+def operands(arguments) -> list[Operand]:
+    """The array arguments, in the order in which `each` makes them."""
+    found = []
+    for argument in arguments:
+        if isinstance(argument, Operand):
+            found.append(argument)
+        elif isinstance(argument, tuple) and not isinstance(argument, Same | Workspace):
+            found.extend(argument)
+    return found
+
+
+# ----------------------------------------------------------------------------------------- cases
+class Case(NamedTuple):
+    """One row of the table."""
+
+    function: str
+    label: str
+    check: Callable  # (backend, dtype) -> None
+    quick: bool = False  # runs under every instruction set, not only the native one
+    arguments: Callable | None = None  # of a call: (rng, dtype) -> its arguments
+    dtypes: tuple = DTYPES
+
+    def __str__(self):
+        return f"{self.function}-{self.label}"
+
+
+CASES: list[Case] = []
+
+
+def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES):
+    """Add a call. ``bounds(eps, before, after)`` gives the largest error of each written array, in order.
+
+    ``before`` and ``after`` are the arguments in float64 around the reference's call. NaN in a bound leaves
+    an element out.
+    """
+
+    def check(backend, dtype):
+        rng = GENERATOR(zlib.crc32(label.encode()))
+        arguments_ = arguments(rng, dtype)
+
+        def widened(operand):
+            return operand.value.astype(np.float64 if operand.value.dtype == dtype else operand.value.dtype)
+
+        before, after = (each(arguments_, widened, reference, np.float64) for _ in range(2))
+        expected = getattr(reference, function)(*after)
+        exact = written_arrays(arguments_, after)
+
+        placed = []
+
+        def place(operand):
+            placed.append(Placed(operand, rng))
+            return placed[-1].view
+
+        returned = getattr(backend, function)(*each(arguments_, place, backend, dtype))
+        assert returned == expected
+        for placement in placed:
+            placement.assert_only_output_changed()
+        results = [placement.view for placement in placed if placement.operand.written]
+        limits = bounds(np.finfo(dtype).eps, before, after)
+        for i, (result, value, limit) in enumerate(zip(results, exact, limits, strict=True)):
+            assert_within(result, value, limit, dtype, f"output {i} of {function}, {label}")
+
+    CASES.append(Case(function, label, check, quick, arguments, dtypes))
+
+
+def behaviour(function, quick=True):
+    """Add a promise of a function, checked by the decorated ``(backend, dtype)``."""
+
+    def add(check):
+        CASES.append(Case(function, check.__name__, check, quick))
+        return check
+
+    return add
+
+
+def written_arrays(arguments, built) -> list[np.ndarray]:
+    """The written arrays among the built arguments, in order."""
+    found = []
+    for argument, array in zip(arguments, built, strict=True):
+        if isinstance(argument, Operand) and argument.written:
+            found.append(array)
+        elif isinstance(argument, tuple) and not isinstance(argument, Operand | Same | Workspace):
+            found.extend(a for operand, a in zip(argument, array, strict=True) if operand.written)
+    return found
+
+
+CANARY = {4: np.uint32(0x7FD5A5A5), 8: np.uint64(0x7FF5A5A5A5A5A5A5), 1: np.uint8(0xA5)}  # floats: a NaN
+MARGIN = 64  # elements before and after an array
+
+
+class Placed:
+    """An operand among canaries: before it, after it, and between its rows."""
+
+    def __init__(self, operand, rng):
+        self.operand, value = operand, operand.value
+        rows, columns = value.shape if value.ndim == 2 else (1, value.size)
+        self.shape, self.step = value.shape, columns
+        self.start = MARGIN if operand.aligned else MARGIN + int(rng.integers(0, 16))
+        if value.ndim == 2 and operand.strided:
+            self.step = int(rng.choice([columns, table.leading_dimension(columns, value.itemsize), columns + 1]))
+            self.step += int(rng.integers(0, 7)) * (self.step == columns + 1)
+        self.base = table.aligned_empty(self.start + rows * self.step + MARGIN, value.dtype)
+        self.base.view(CANARY[value.itemsize].dtype)[...] = CANARY[value.itemsize]
+        self.view = self.window(self.base)
+        self.view[...] = value
+        self.before = self.base.copy()
+
+    def window(self, base):
+        rows = self.shape[0] if len(self.shape) == 2 else 1
+        block = base[self.start : self.start + rows * self.step].reshape(rows, self.step)
+        return block[:, : self.shape[1]] if len(self.shape) == 2 else block[0]
+
+    def assert_only_output_changed(self):
+        if self.operand.written:
+            self.window(self.before)[...] = self.view
+        assert self.before.tobytes() == self.base.tobytes(), "an input, a padding or a neighbour was written to"
+
+
+def assert_within(result, exact, limit, dtype, what):
+    """Every element within its limit; NaN where NaN is due; infinity where the value is out of range."""
+    value, limit = result.astype(np.float64), np.broadcast_to(limit, result.shape)
+    with np.errstate(invalid="ignore"):
+        good = (np.abs(value - exact) <= limit) | (value == exact) | (np.isnan(value) & np.isnan(exact))
+        good |= np.isinf(value) & (value * exact > 0) & (np.abs(exact) > np.finfo(dtype).max)
+    bad = np.argwhere(~good & ~np.isnan(limit))
+    if len(bad):
+        first = tuple(bad[0])
+        raise AssertionError(
+            f"{what}: {len(bad)} of {value.size} wrong, first at {first}: "
+            f"{value[first]!r}, exact {exact[first]!r}, allowed error {limit[first]:.3g}"
+        )
+
+
+def assert_same_bits(a, b):
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    bits = f"u{a.itemsize}"
+    different = np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)
+    assert not different.any(), f"{different.sum()} of {a.size} differ, first at {np.argwhere(different)[0]}"
+
+
+# ------------------------------------------------------------------------------------ linear layer
+EXACT = frozenset({"identity", "relu"})  # value and derivative round nothing
+
+
+def saved_values(activation, z):
+    """What an activation saves for its derivative."""
+    if activation in table.SAVES_PRE_ACTIVATION:
+        return z
+    out = np.empty_like(z)
+    reference.activation_forward(z, table.ACTIVATIONS.index(activation), 0.0, out)
+    return out
+
+
+def matrix(rng, shape, dtype, integers):
+    return (rng.integers(-4, 5, shape) if integers else rng.standard_normal(shape)).astype(dtype)
+
+
+def product_gauge(eps, a, b, c=0.0):
+    """The BLAS testers' measure for ``a @ b + c``."""
+    return (16 + np.sqrt(a.shape[1])) * eps * (np.abs(a) @ np.abs(b) + np.abs(c))
+
+
+def linear_calls(m, n, k, activation, integers, bias, beta, quick):
+    """The three products of one layer: batch m, outputs n, inputs k."""
+    code = table.ACTIVATIONS.index(activation)
+    label = f"{m}x{k}x{n}-{activation}{'-integers' if integers else ''}{'' if bias else '-no_bias'}"
+    exact = integers and activation in EXACT
+
+    def forward(rng, dtype):
+        b = given(matrix(rng, n, dtype, integers)) if bias else None
+        x, weight = (given(matrix(rng, shape, dtype, integers)) for shape in ((m, k), (k, n)))
+        saved = output((m, n), dtype) if activation in table.SAVES_PRE_ACTIVATION else Same(5)
+        return x, weight, b, code, 0.0, output((m, n), dtype), saved
+
+    def forward_bounds(eps, before, after):
+        x, weight, b = before[:3]
+        gauge = np.zeros((m, n)) if exact else product_gauge(eps, x, weight, 0.0 if b is None else b)
+        rounding = 0 if activation in EXACT else 8 * eps
+        return [gauge + rounding * (1 + np.abs(after[5])), gauge][: 1 + (activation in table.SAVES_PRE_ACTIVATION)]
+
+    def backward_input(rng, dtype):
+        grad_z, weight = (given(matrix(rng, shape, dtype, integers)) for shape in ((m, n), (k, n)))
+        saved = given(saved_values(activation, matrix(rng, (m, k), dtype, integers)))
+        return grad_z, weight, saved, code, 0.0, output((m, k), dtype)
+
+    def backward_input_bounds(eps, before, after):
+        grad_z, weight, saved = before[:3]
+        if exact:
+            return [0.0]
+        size = np.abs(grad_z) @ np.abs(weight.T)
+        _, derivative = reference.ACTIVATIONS[activation]
+        return [product_gauge(eps, grad_z, weight.T) * np.abs(derivative(saved, 0.0)) + 4 * eps * size]
+
+    def backward_params(rng, dtype):
+        x, grad_z = (given(matrix(rng, shape, dtype, integers)) for shape in ((m, k), (m, n)))
+        grads = [
+            updated(matrix(rng, shape, dtype, integers)) if beta else output(shape, dtype)
+            for shape in ((k, n), (n,))[: 1 + bias]
+        ]
+        return x, grad_z, beta, *grads, *([None] * (not bias))
+
+    def backward_params_bounds(eps, before, after):
+        x, grad_z, _, grad_weight, grad_bias = before
+        if integers:
+            return [0.0] * (1 + bias)
+        bounds = [product_gauge(eps, x.T, grad_z, grad_weight if beta else 0.0)]
+        if bias:
+            bounds.append(product_gauge(eps, np.ones((1, m)), grad_z, grad_bias if beta else 0.0)[0])
+        return bounds
+
+    call("linear_forward", label, forward, forward_bounds, quick)
+    call("linear_backward_input", label, backward_input, backward_input_bounds, quick)
+    call("linear_backward_params", f"{label}-beta{beta}", backward_params, backward_params_bounds, quick)
+
+
+SIZES = (0, 1, 2, 3, 5, 7, 11, 12, 13, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 513)
+# Every pair of sizes meets in every two of m, n, k: one Latin square.
+SHAPES = [(m, n, SIZES[(i + j) % len(SIZES)]) for i, m in enumerate(SIZES) for j, n in enumerate(SIZES)]
+# Across the ends of blocks of rows and of k, and of the cache-resident panels.
+BLOCK_SHAPES = [
+    *((m, n, k) for m in (83, 84, 85, 95, 96, 97, 239, 241, 255, 257) for n, k in ((10, 33), (65, 514))),
+    *((m, n, k) for k in (511, 512, 1024, 1025) for m, n in ((1, 1), (13, 33), (64, 10), (97, 65))),
+    *((m, n, 514) for m, n in ((3, 1030), (257, 300), (300, 257))),
+    *((514, n, k) for n, k in ((10, 33), (33, 10), (1, 65))),
+]
+
+
+def add_linear_cases():
+    activations = table.ACTIVATIONS
+    exact = [name for name in activations if name in EXACT]
+    for i, (m, n, k) in enumerate(SHAPES + BLOCK_SHAPES):
+        quick = i % 6 == 0 or i >= len(SHAPES)
+        bias, beta = i % 3 != 1, i // 2 % 2
+        linear_calls(m, n, k, exact[i % len(exact)], True, bias, beta, quick)
+        if i % 3 == 0 or i >= len(SHAPES):
+            linear_calls(m, n, k, activations[i // 3 % len(activations)], False, bias, 1 - beta, quick)
+
+
+add_linear_cases()
+
+
+def random_layer(rng, dtype, m, k, n):
+    return (matrix(rng, shape, dtype, False) for shape in ((m, k), (k, n), n))
+
+
+@behaviour("linear_forward")
+def slice_is_slice_of_forward(backend, dtype):
+    rng = GENERATOR(1)
+    for k, n in ((5, 3), (64, 10), (33, 65), (600, 48)):
+        x, weight, bias = random_layer(rng, dtype, 120, k, n)
+        for code in range(len(table.ACTIVATIONS)):
+            whole, saved = np.empty((2, 120, n), dtype)
+            backend.linear_forward(x, weight, bias, code, 0.0, whole, saved)
+            for i, j in ((0, 1), (7, 8), (3, 16), (1, 98), (100, 120)):
+                part, saved = np.empty((2, j - i, n), dtype)
+                backend.linear_forward(x[i:j], weight, bias, code, 0.0, part, saved)
+                assert_same_bits(part, whole[i:j])
+
+
+@behaviour("linear_backward_input")
+def slice_is_slice_of_backward(backend, dtype):
+    rng = GENERATOR(2)
+    for k, n in ((5, 3), (64, 10), (33, 65), (48, 600)):
+        grad_z, saved = matrix(rng, (120, n), dtype, False), matrix(rng, (120, k), dtype, False)
+        weight, whole = matrix(rng, (k, n), dtype, False), np.empty((120, k), dtype)
+        backend.linear_backward_input(grad_z, weight, saved, 0, 0.0, whole)
+        for i, j in ((0, 1), (7, 8), (3, 16), (1, 98), (100, 120)):
+            part = np.empty((j - i, k), dtype)
+            backend.linear_backward_input(grad_z[i:j], weight, saved[i:j], 0, 0.0, part)
+            assert_same_bits(part, whole[i:j])
+
+
+@behaviour("linear_forward")
+def nan_stays_in_its_row(backend, dtype):
+    rng = GENERATOR(3)
+    for m, k, n in ((1, 1, 1), (14, 5, 3), (30, 65, 33), (97, 514, 10)):
+        x, weight, bias = random_layer(rng, dtype, m, k, n)
+        row = m // 2
+        x[row, k // 2] = np.nan
+        for code in range(len(table.ACTIVATIONS)):
+            out, saved = np.empty((2, m, n), dtype)
+            backend.linear_forward(x, weight, bias, code, 0.0, out, saved)
+            assert np.isnan(out[row]).all()
+            assert np.isfinite(np.delete(out, row, axis=0)).all()
+
+
+@behaviour("linear_backward_input")
+def nan_stays_in_its_row_backward(backend, dtype):
+    rng = GENERATOR(4)
+    for m, k, n in ((1, 1, 1), (14, 5, 3), (30, 65, 33), (97, 10, 514)):
+        grad_z, weight, _ = random_layer(rng, dtype, m, n, k)
+        row = m // 2
+        grad_z[row, n // 2] = np.nan
+        out = np.empty((m, k), dtype)
+        for code, activation in enumerate(table.ACTIVATIONS):
+            saved = saved_values(activation, matrix(rng, (m, k), dtype, False))
+            backend.linear_backward_input(grad_z, weight.T.copy(), saved, code, 0.0, out)
+            assert np.isnan(out[row]).all()
+            assert np.isfinite(np.delete(out, row, axis=0)).all()
+
+
+@behaviour("linear_backward_params")
+def nan_stays_in_its_row_and_column(backend, dtype):
+    rng = GENERATOR(5)
+    for m, k, n in ((1, 1, 1), (14, 5, 3), (30, 65, 33), (514, 10, 97)):
+        x, grad_z = matrix(rng, (m, k), dtype, False), matrix(rng, (m, n), dtype, False)
+        x[m // 2, k // 2] = grad_z[m // 3, n // 2] = np.nan
+        grad_weight, grad_bias = np.empty((k, n), dtype), np.empty(n, dtype)
+        backend.linear_backward_params(x, grad_z, 0, grad_weight, grad_bias)
+        touched = np.zeros((k, n), bool)
+        touched[k // 2] = touched[:, n // 2] = True
+        np.testing.assert_array_equal(np.isnan(grad_weight), touched)
+        np.testing.assert_array_equal(np.isnan(grad_bias), np.arange(n) == n // 2)
+
+
+@behaviour("linear_backward_params")
+def accumulating_two_halves_is_the_whole(backend, dtype):
+    rng = GENERATOR(6)
+    x, grad_z = matrix(rng, (77, 33), dtype, True), matrix(rng, (77, 17), dtype, True)
+    whole, halves = (np.empty((33, 17), dtype), np.empty(17, dtype)), (np.empty((33, 17), dtype), np.empty(17, dtype))
+    backend.linear_backward_params(x, grad_z, 0, *whole)
+    backend.linear_backward_params(x[:40], grad_z[:40], 0, *halves)
+    backend.linear_backward_params(x[40:], grad_z[40:], 1, *halves)
+    assert_same_bits(whole[0], halves[0])
+    assert_same_bits(whole[1], halves[1])
+
+
+# ------------------------------------------------------------------------------------- activations
+ULPS = {4: 4, 8: 8}  # by itemsize; identity and relu round nothing
+
+
+def sweep(dtype):
+    """[-100, 100] and the points where implementations break."""
+    info = np.finfo(dtype)
+    special = [0.0, info.smallest_subnormal, 3 * info.smallest_subnormal, info.tiny, info.eps, info.max, np.inf]
+    special += [88.72, 88.73, 87.33, 103.9, 104.0, 709.78, 745.2, 1e38, 0.5, 0.625, 1.0, 9.0, 17.33, 0.34657359]
+    values = [np.nan, *special, *(-s for s in special), *np.linspace(-100, 100, 20001)]
+    values += [s * 10.0**e for e in range(-30, 3) for s in (-3.3, -1.0, 1.7, 7.7)]
+    return np.array(values, dtype)
+
+
+def activation_calls(activation):
+    code, exact = table.ACTIVATIONS.index(activation), activation in EXACT
+
+    def bounds(eps, before, after):
+        if exact:
+            return [0.0]
+        dtype = np.float32 if eps == np.finfo(np.float32).eps else np.float64
+        size = np.nan_to_num(np.abs(after[3]).astype(dtype))
+        return [ULPS[size.itemsize] * np.spacing(size).astype(np.float64) + np.finfo(dtype).tiny]
+
+    def backward_bounds(eps, before, after):
+        return [0.0 if exact else 4 * eps * np.abs(before[0])]
+
+    for rows, columns in ((1, 1), (3, 1), (1, 7), (5, 17), (0, 4), (4, 0), (13, 33)):
+        for alias in (False, True):
+            label = f"{activation}-{rows}x{columns}{'-in_place' if alias else ''}"
+
+            def forward(rng, dtype, rows=rows, columns=columns, alias=alias):
+                z = matrix(rng, (rows, columns), dtype, False)
+                return (updated(z), code, 0.0, Same(0)) if alias else (given(z), code, 0.0, output(z.shape, dtype))
+
+            def backward(rng, dtype, rows=rows, columns=columns, alias=alias):
+                grad = matrix(rng, (rows, columns), dtype, False)
+                saved = given(saved_values(activation, matrix(rng, (rows, columns), dtype, False)))
+                if alias:
+                    return updated(grad), saved, code, 0.0, Same(0)
+                return given(grad), saved, code, 0.0, output(grad.shape, dtype)
+
+            call("activation_forward", label, forward, bounds, quick=True)
+            call("activation_backward", label, backward, backward_bounds, quick=True)
+
+    def sweep_forward(rng, dtype):
+        points = rng.permutation(sweep(dtype))  # so that every point meets every lane and tail
+        points = np.resize(points, (len(points) // 37 + 1, 37))
+        return given(points), code, 0.0, output(points.shape, dtype)
+
+    def sweep_backward(rng, dtype):
+        _, _, _, out = sweep_forward(rng, dtype)
+        saved = saved_values(activation, sweep_forward(rng, dtype)[0].value)
+        grad = matrix(rng, saved.shape, dtype, False)
+        grad[3, 5] = np.nan
+        return given(grad), given(saved), code, 0.0, out
+
+    call("activation_forward", f"{activation}-sweep", sweep_forward, bounds, quick=True)
+    call("activation_backward", f"{activation}-sweep", sweep_backward, backward_bounds, quick=True)
+
+
+for _activation in table.ACTIVATIONS:
+    activation_calls(_activation)
+
+
+@behaviour("activation_forward")
+def forward_is_the_same_wherever_the_value_stands(backend, dtype):
+    z = sweep(dtype)
+    for code in range(len(table.ACTIVATIONS)):
+        row, column = np.empty_like(z)[None, :], np.empty_like(z)[:, None]
+        backend.activation_forward(z[None, :], code, 0.0, row)
+        backend.activation_forward(z[:, None].copy(), code, 0.0, column)
+        np.testing.assert_array_equal(row[0], column[:, 0])
+
+
+# ------------------------------------------------------------------------------------------ losses
+def targets(rng, loss, n, out, dtype):
+    return rng.integers(0, out, n) if loss in table.LABEL_LOSSES else matrix(rng, (n, out), dtype, False)
+
+
+def loss_call(loss, label, arguments, quick=True):
+    """``arguments(rng, dtype) -> (prediction, target, row_weight)``; the gradient apart or in place."""
+    code = table.LOSSES.index(loss)
+
+    def bounds(eps, before, after):
+        _, prediction, target, row_weight = before[:4]
+        out = prediction.shape[1]
+        gauge = (16 + np.sqrt(out)) * eps
+        weight = np.abs(row_weight)[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if loss in table.LABEL_LOSSES:
+                spread = prediction.max(axis=1) - prediction[np.arange(len(prediction)), target]
+                return gauge * (1 + np.nan_to_num(spread)), 0, gauge * weight
+            size, derivative = reference.LOSSES[loss](prediction, target)
+            return gauge * size, 0, 4 * eps * np.abs(derivative) * weight
+
+    for in_place in (False, True):
+
+        def build(rng, dtype, in_place=in_place):
+            prediction, target, row_weight = arguments(rng, dtype)
+            n = len(prediction)
+            rows = output(n, np.float64), output(n, np.int64)
+            grad = Same(1) if in_place else output(prediction.shape, dtype)
+            make = updated if in_place else given
+            return code, make(prediction), given(target), given(row_weight), *rows, grad
+
+        def in_order(eps, before, after, in_place=in_place):
+            row_loss, row_hit, grad = bounds(eps, before, after)
+            return (grad, row_loss, row_hit) if in_place else (row_loss, row_hit, grad)
+
+        call("loss_forward_backward", f"{loss}-{label}{'-in_place' if in_place else ''}", build, in_order, quick=quick)
+
+
+def loss_calls(loss):
+    for n, out in ((0, 3), (1, 1), (2, 1), (3, 2), (5, 7), (8, 10), (17, 16), (9, 33), (33, 100), (4, 513), (300, 10)):
+
+        def random(rng, dtype, n=n, out=out):
+            weight = rng.random(n)
+            return 3 * matrix(rng, (n, out), dtype, False), targets(rng, loss, n, out, dtype), weight / weight.sum()
+
+        loss_call(loss, f"{n}x{out}", random)
+
+    for scale in (0.0, 1e-30, 50.0, 1e4, 3e38 if loss in table.LABEL_LOSSES else 1e38):
+
+        def extreme(rng, dtype, scale=scale):
+            prediction = (rng.choice([-1.0, 0.0, 1.0], (41, 11)) * scale).astype(dtype)
+            return prediction, targets(rng, loss, 41, 11, dtype), np.full(41, 1 / 41)
+
+        loss_call(loss, f"logits_of_size_{scale:g}", extreme)
+
+    def ties(rng, dtype):
+        return rng.integers(0, 3, (200, 9)).astype(dtype), targets(rng, loss, 200, 9, dtype), np.full(200, 1 / 200)
+
+    def not_finite(rng, dtype):
+        prediction = matrix(rng, (16, 21), dtype, False)
+        prediction[2, 3] = prediction[4, 20] = prediction[5, 0] = np.nan
+        prediction[7, 4], prediction[8, 20], prediction[9], prediction[10, 6] = np.inf, np.inf, -np.inf, -np.inf
+        prediction[13, :2], target = np.inf, targets(rng, loss, 16, 21, dtype)
+        if loss in table.LABEL_LOSSES:
+            target[4], target[7], target[10] = 20, 4, 6
+        return prediction, target, np.full(16, 1 / 16)
+
+    def weightless(rng, dtype):
+        weight = rng.integers(0, 2, 50).astype(np.float64)
+        return matrix(rng, (50, 6), dtype, False), targets(rng, loss, 50, 6, dtype), weight / weight.sum()
+
+    loss_call(loss, "ties", ties)
+    loss_call(loss, "not_finite", not_finite)
+    loss_call(loss, "rows_of_weight_0", weightless)
+
+
+for _loss in table.LOSSES:
+    loss_calls(_loss)
+
+
+def evaluate(backend, loss, prediction, target, row_weight=None):
+    n = len(prediction)
+    row_loss, row_hit, grad = np.empty(n), np.empty(n, np.int64), np.empty_like(prediction)
+    weight = np.full(n, 1 / n) if row_weight is None else row_weight
+    backend.loss_forward_backward(table.LOSSES.index(loss), prediction, target, weight, row_loss, row_hit, grad)
+    return row_loss, row_hit, grad
+
+
+@behaviour("loss_forward_backward")
+def rows_of_softmax_gradient_sum_to_zero(backend, dtype):
+    rng = GENERATOR(10)
+    prediction, labels = 5 * matrix(rng, (60, 23), dtype, False), rng.integers(0, 23, 60)
+    _, _, grad = evaluate(backend, "cross_entropy", prediction, labels, np.ones(60))
+    assert np.abs(grad.astype(np.float64).sum(axis=1)).max() < 16 * np.finfo(dtype).eps
+
+
+@behaviour("loss_forward_backward")
+def softmax_does_not_see_a_shift(backend, dtype):
+    rng = GENERATOR(11)
+    prediction, labels = rng.integers(-8, 9, (60, 23)).astype(dtype), rng.integers(0, 23, 60)
+    plain, shifted = (evaluate(backend, "cross_entropy", p, labels) for p in (prediction, prediction + dtype(4096)))
+    for a, b in zip(plain, shifted, strict=True):
+        assert_same_bits(a, b)
+
+
+@behaviour("loss_forward_backward")
+def first_of_the_largest_outputs_is_the_guess(backend, dtype):
+    prediction = np.array([[1, 3, 3], [3, 3, 1], [2, 2, 2], [np.nan, 1, 0], [0, 1, np.nan]], dtype)
+    for label, hits in enumerate(([0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0])):
+        assert evaluate(backend, "cross_entropy", prediction, np.full(5, label))[1].tolist() == hits
+
+
+@behaviour("loss_forward_backward")
+def slice_is_slice_of_loss(backend, dtype):
+    rng = GENERATOR(12)
+    for loss in table.LOSSES:
+        prediction, target, weight = matrix(rng, (50, 19), dtype, False), None, rng.random(50)
+        target = targets(rng, loss, 50, 19, dtype)
+        whole = evaluate(backend, loss, prediction, target, weight)
+        for i, j in ((0, 1), (3, 20), (49, 50)):
+            for a, b in zip(evaluate(backend, loss, prediction[i:j], target[i:j], weight[i:j]), whole, strict=True):
+                assert_same_bits(a, b[i:j])
+
+
+# -------------------------------------------------------------------------------------- optimizers
+def adam_coefficients(t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    root = np.sqrt(1 - beta2**t)
+    return [lr * root / (1 - beta1**t), beta1, 1 - beta1, beta2, 1 - beta2, eps * root]
+
+
+COEFFICIENTS = {"sgd": lambda t, **kw: [kw.get("lr", 0.1)], "adam": adam_coefficients}
+
+
+def coefficients(optimizer, t, **hyperparameters):
+    values = np.full(table.COEFFICIENTS, np.nan)  # what the optimizer does not name, it must not read
+    given_ = COEFFICIENTS[optimizer](t, **hyperparameters)
+    values[: len(given_)] = given_
+    return values
+
+
+def optimizer_calls(optimizer):
+    code = table.OPTIMIZERS.index(optimizer)
+
+    def bounds(eps, before, after):
+        _, scalars, values, grad, state = before
+        if optimizer == "sgd":
+            return [2 * eps * (np.abs(values) + np.abs(scalars[0] * grad))]
+        a, b1, c1, b2, c2, e = scalars[:6]
+        exp_avg, exp_avg_sq = after[4]
+        first = 4 * eps * (np.abs(b1 * state[0]) + np.abs(c1 * grad))
+        second = 4 * eps * (np.abs(b2 * state[1]) + np.abs(c2 * grad * grad))
+        size = a / (np.sqrt(exp_avg_sq) + e)
+        return [4 * eps * np.abs(values) + size * (first + 8 * eps * np.abs(exp_avg)), first, second]
+
+    for size in (0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 4099):
+        for t in (1, 2, 1000):
+
+            def arguments(rng, dtype, size=size, t=t):
+                values, grad, m = (matrix(rng, size, dtype, False) for _ in range(3))
+                state = (updated(m * dtype(t > 1)), updated(np.square(matrix(rng, size, dtype, False)) * dtype(t > 1)))
+                states = state[: table.OPTIMIZER_STATES[optimizer]]
+                return code, given(coefficients(optimizer, t)), updated(values), given(grad), states
+
+            call("optimizer_step", f"{optimizer}-{size}-step_{t}", arguments, bounds, quick=True)
+
+
+for _optimizer in table.OPTIMIZERS:
+    optimizer_calls(_optimizer)
+
+
+def zero_state(optimizer, shape, dtype):
+    return tuple(np.zeros(shape, dtype) for _ in range(table.OPTIMIZER_STATES[optimizer]))
+
+
+@behaviour("optimizer_step")
+def adam_is_the_textbook(backend, dtype):
+    """Kingma & Ba's algorithm 1, in Python floats, for 50 steps."""
+    rng = GENERATOR(20)
+    lr, beta1, beta2, eps = 0.01, 0.9, 0.999, 1e-8
+    w, m, v = [0.5, -1.5, 2.0], [0.0] * 3, [0.0] * 3
+    values, state = np.array(w, dtype), zero_state("adam", 3, dtype)
+    for t in range(1, 51):
+        grad = rng.standard_normal(3).astype(dtype)
+        backend.optimizer_step(
+            table.OPTIMIZERS.index("adam"), coefficients("adam", t, lr=lr, eps=eps), values, grad, state
+        )
+        for i, g in enumerate(grad.tolist()):
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            w[i] -= lr * (m[i] / (1 - beta1**t)) / ((v[i] / (1 - beta2**t)) ** 0.5 + eps)
+    np.testing.assert_allclose(values, w, rtol=100 * np.finfo(dtype).eps)
+
+
+@behaviour("optimizer_step")
+def split_buffer_gives_the_same_bits(backend, dtype):
+    rng = GENERATOR(21)
+    for code, optimizer in enumerate(table.OPTIMIZERS):
+        values, grad = (matrix(rng, 131, dtype, False) for _ in range(2))
+        state = tuple(np.square(matrix(rng, 131, dtype, False)) for _ in zero_state(optimizer, 131, dtype))
+        scalars = coefficients(optimizer, 3)
+        whole, whole_state = values.copy(), tuple(s.copy() for s in state)
+        backend.optimizer_step(code, scalars, whole, grad, whole_state)
+        for cut in (0, 1, 15, 16, 17, 64, 100, 131):
+            part, part_state = values.copy(), tuple(s.copy() for s in state)
+            for piece in (slice(0, cut), slice(cut, 131)):
+                backend.optimizer_step(code, scalars, part[piece], grad[piece], tuple(s[piece] for s in part_state))
+            for a, b in zip((whole, *whole_state), (part, *part_state), strict=True):
+                assert_same_bits(a, b)
+
+
+@behaviour("optimizer_step")
+def learning_rate_0_leaves_values(backend, dtype):
+    rng = GENERATOR(22)
+    for code, optimizer in enumerate(table.OPTIMIZERS):
+        values, grad = (matrix(rng, 33, dtype, False) for _ in range(2))
+        before = values.copy()
+        scalars = coefficients(optimizer, 1, lr=0.0)
+        backend.optimizer_step(code, scalars, values, grad, zero_state(optimizer, 33, dtype))
+        assert_same_bits(values, before)
+
+
+@behaviour("optimizer_step")
+def nan_gradient_stays_in_its_element(backend, dtype):
+    rng = GENERATOR(23)
+    for code, optimizer in enumerate(table.OPTIMIZERS):
+        values, grad = (matrix(rng, 37, dtype, False) for _ in range(2))
+        grad[20] = np.nan
+        backend.optimizer_step(code, coefficients(optimizer, 1), values, grad, zero_state(optimizer, 37, dtype))
+        np.testing.assert_array_equal(np.isnan(values), np.arange(37) == 20)
+
+
+# ----------------------------------------------------------------------------------------- network
+class Network(NamedTuple):
+    """Widths, and an activation a layer; ``separate`` gives each activation a row of its own."""
+
+    widths: tuple
+    activations: tuple
+    bias: bool = True
+    separate: bool = False
+
+    def __str__(self):
+        names = "_".join(self.activations)
+        flags = "" if self.bias else "-no_bias"
+        return "_".join(map(str, self.widths)) + f"-{names}{flags}{'-separate' if self.separate else ''}"
+
+    def lower(self, dtype):
+        layers = []
+        for fan_in, fan_out, activation in zip(self.widths, self.widths[1:], self.activations, strict=False):
+            layers.append(("linear", fan_in, fan_out, self.bias, "identity" if self.separate else activation, 0.0))
+            if self.separate:
+                layers.append(("activation", fan_out, fan_out, False, activation, 0.0))
+        return table.lower(layers, np.dtype(dtype).itemsize)
+
+    def parameters(self, rng, dtype, integers=False, padding=np.nan):
+        """A parameter buffer; every element that is no parameter is ``padding``."""
+        rows, size = self.lower(dtype)
+        buffer = table.aligned_empty(size, dtype)
+        buffer[...] = padding
+        for weight, bias in table.parameter_views(rows, buffer):
+            if weight is None:
+                continue
+            if integers:  # about six entries of ±1 a column, so that sums stay exact through the layers
+                signs = rng.integers(-1, 2, weight.shape)
+                weight[...] = signs * (rng.random(weight.shape) < 9 / max(9, len(weight)))
+            else:
+                weight[...] = rng.standard_normal(weight.shape) / np.sqrt(len(weight))
+            if bias is not None:
+                bias[...] = rng.integers(-1, 2, bias.shape) if integers else 0.1 * rng.standard_normal(bias.shape)
+        return rows, buffer
+
+    def real(self, dtype):
+        """Which elements of the buffer are parameters."""
+        rows, size = self.lower(dtype)
+        mask = np.zeros(size, bool)
+        for views in table.parameter_views(rows, mask):
+            for view in views:
+                if view is not None:
+                    view[...] = True
+        return mask
+
+
+def batch(rng, shape, dtype):
+    """Values every dtype here holds exactly, so that what a backend converts is what the reference reads."""
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+    return rng.integers(0 if kind in "ub" else -3, 2 if kind == "b" else 5, shape).astype(dtype)
+
+
+NETWORKS = [
+    *(Network((7, 3), (a,)) for a in table.ACTIVATIONS),
+    *(Network((5, 17, 4), (a, "identity"), separate=separate) for a in table.ACTIVATIONS for separate in (False, True)),
+    *(Network((13, 33, 8, 3), (a, a, a), bias=False) for a in table.ACTIVATIONS),
+    *(Network((4, 16, 7, 12, 2), (a, b, a, "identity")) for a, b in pairwise(table.ACTIVATIONS)),
+    Network((1, 1), ("identity",)),
+    Network((1, 2, 2, 1), ("relu", "relu", "identity")),
+    Network((64, 128, 10), ("relu", "identity")),
+    Network((600, 33, 10), ("tanh", "identity")),
+    Network((513, 257, 129, 11), ("tanh", "sigmoid", "identity")),
+]
+BIG = NETWORKS[-1]
+INPUT_DTYPES = (np.float32, np.float64, np.uint8, np.int64, np.bool_)
+
+
+def forward_call(network, n, x_dtype, quick):
+    def arguments(rng, dtype):
+        rows, parameters = network.parameters(rng, dtype)
+        x = given(batch(rng, (n, network.widths[0]), x_dtype), strided=False)
+        out = output((n, network.widths[-1]), dtype, strided=False)
+        return Workspace("InferenceWorkspace", rows), given(parameters, aligned=True), x, out
+
+    def bounds(eps, before, after):
+        workspace, parameters, x, _ = before
+        x = x.astype(np.float64)
+        error = np.zeros_like(x)
+        for row, (weight, bias) in zip(
+            workspace.table, table.parameter_views(workspace.table, parameters), strict=True
+        ):
+            if weight is not None:
+                error = error @ np.abs(weight) + product_gauge(eps, x, weight, 0.0 if bias is None else bias)
+                x = x @ weight + (0.0 if bias is None else bias)
+            activation, _ = table.activation_of(row)
+            x = saved_values(table.ACTIVATIONS[activation], x)
+            error = error + 8 * eps * (1 + np.abs(x)) * (table.ACTIVATIONS[activation] not in EXACT)
+        return [error]
+
+    call("network_forward", f"{network}-{n}-{np.dtype(x_dtype).name}", arguments, bounds, quick)
+
+
+class Training(NamedTuple):
+    """What a training call needs besides its network."""
+
+    loss: str
+    optimizer: str
+    examples: int  # in x
+    used: int  # rows, in an order of their own
+    batch_size: int
+    weights: bool = False
+    x_dtype: type = np.float32
+
+    def __str__(self):
+        weights = "-weights" if self.weights else ""
+        return f"{self.loss}-{self.optimizer}-{self.used}@{self.batch_size}-{np.dtype(self.x_dtype).name}{weights}"
+
+
+# An error of the parameters, as a multiple of eps and of the largest parameter or change, after three steps.
+TRAINING_GAUGE = 100
+
+
+def training_arguments(network, training, rng, dtype, integers=False, padding=np.nan):
+    rows, parameters = network.parameters(rng, dtype, integers, padding)
+    examples, out = training.examples, network.widths[-1]
+    steps = -(-training.used // training.batch_size)
+    if integers:
+        x, target = rng.integers(-1, 3, (examples, network.widths[0])), rng.integers(-2, 3, (examples, out))
+        x, target = x.astype(training.x_dtype), target.astype(training.x_dtype)
+    else:
+        x = batch(rng, (examples, network.widths[0]), training.x_dtype)
+        target = batch(rng, (examples, out), training.x_dtype)
+    if training.loss in table.LABEL_LOSSES:
+        target = rng.integers(0, out, examples)
+    # Adam divides by the size of the gradient: an eps far above the rounding of gradients keeps that smooth.
+    hyperparameters = {"lr": 2.0**-4} if training.optimizer == "sgd" else {"lr": 1e-2, "eps": 1e-2}
+    state = []
+    for _ in range(table.OPTIMIZER_STATES[training.optimizer]):
+        state.append(np.where(network.real(dtype), 0, padding).astype(dtype))
+    scalars = np.array([coefficients(training.optimizer, t + 1, **hyperparameters) for t in range(steps)])
+    return (
+        Workspace(
+            "TrainingWorkspace",
+            rows,
+            (training.batch_size, table.LOSSES.index(training.loss), table.OPTIMIZERS.index(training.optimizer)),
+        ),
+        updated(parameters, aligned=True),
+        tuple(updated(s, aligned=True) for s in state),
+        given(scalars, strided=False),
+        given(x, strided=False),
+        given(target, strided=False),
+        given(rng.random(examples) + 0.5) if training.weights else None,
+        given(rng.permutation(examples)[: training.used]),
+        training.batch_size,
+        output(steps, np.float64),
+        output(steps, np.int64),
+    )
+
+
+def training_call(network, training, quick, integers=False, dtypes=DTYPES):
+    def arguments(rng, dtype):
+        return training_arguments(network, training, rng, dtype, integers)
+
+    def bounds(eps, before, after):
+        real = ~np.isnan(before[1])
+        limits = []
+        for old, new in zip((before[1], *before[2]), (after[1], *after[2]), strict=True):
+            limit = np.full(len(real), np.nan)
+            change = np.abs(new[real] - old[real]).max(initial=0)
+            limit[real] = 0.0 if integers else TRAINING_GAUGE * eps * max(change, np.abs(new[real]).max(initial=0))
+            limits.append(limit)
+        return [*limits, 0.0 if integers else TRAINING_GAUGE * eps * np.abs(after[9]), 0]
+
+    label = f"{network}-{training}{'-integers' if integers else ''}"
+    call("network_train_steps", label, arguments, bounds, quick, dtypes)
+
+
+def add_network_cases():
+    for i, network in enumerate(NETWORKS):
+        for j, n in enumerate((1, 2, 13, 77, 300)):
+            forward_call(network, n, INPUT_DTYPES[(i + j) % len(INPUT_DTYPES)], quick=(i + j) % 4 == 0)
+        for j, loss in enumerate(table.LOSSES):
+            for k, optimizer in enumerate(table.OPTIMIZERS):
+                size = (77, 16, 1, 30)[(i + j + k) % 4] if network is not BIG else 77
+                training = Training(
+                    loss,
+                    optimizer,
+                    examples=3 * size + 5,
+                    used=3 * size - size // 3,  # the last batch is short
+                    batch_size=size,
+                    weights=(i + j + k) % 2 == 0,
+                    x_dtype=INPUT_DTYPES[(i + j + k) % len(INPUT_DTYPES)] if j == 0 or k else np.float32,
+                )
+                training_call(network, training, quick=(i + j + k) % 3 == 0)
+    relu = Network(BIG.widths, ("relu", "relu", "identity"))
+    # One step on integers is exact: no unit of a wide ReLU network can fall to the other side of zero by rounding.
+    for network in (
+        relu,
+        Network((70, 65, 9), ("relu", "identity")),
+        Network((9, 33, 33, 2), ("relu", "relu", "relu")),
+    ):
+        for size in (64, 32, 4):
+            training = Training("half_squared_error", "sgd", examples=70, used=size, batch_size=size)
+            training_call(network, training, quick=True, integers=True)
+    training_call(relu, Training("cross_entropy", "adam", 240, 210, 77), quick=False, dtypes=(np.float64,))
+    training_call(relu, Training("mean_squared_error", "sgd", 240, 210, 77), quick=False, dtypes=(np.float64,))
+
+
+add_network_cases()
+
+
+def infer(backend, network, x, dtype, padding=np.nan):
+    rows, parameters = network.parameters(GENERATOR(30), dtype, padding=padding)
+    out = np.empty((len(x), network.widths[-1]), dtype)
+    backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, x, out)
+    return out
+
+
+def train(backend, network, training, dtype, padding=np.nan, prepare=lambda arguments: None):
+    """Real parameters, real state, losses, hits and the number of steps done."""
+    arguments = training_arguments(network, training, GENERATOR(31), dtype, padding=padding)
+    arguments = each(arguments, lambda operand: operand.value.copy(), backend, dtype)
+    prepare(arguments)
+    aligned = table.aligned_empty(arguments[1].size, dtype)
+    aligned[...] = arguments[1]
+    arguments[1] = aligned
+    done = backend.network_train_steps(*arguments)
+    real = network.real(dtype)
+    return [arguments[1][real], *(s[real] for s in arguments[2]), arguments[9], arguments[10]], done
+
+
+BEHAVIOUR_NETWORKS = [NETWORKS[0], NETWORKS[5], Network((33, 64, 10), ("relu", "identity")), BIG]
+BEHAVIOUR_TRAININGS = [Training(loss, optimizer, 90, 80, 33) for loss in table.LOSSES for optimizer in table.OPTIMIZERS]
+
+
+@behaviour("network_forward")
+def slice_is_slice_of_network_forward(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        x = batch(GENERATOR(32), (300, network.widths[0]), np.float32)
+        whole = infer(backend, network, x, dtype)
+        for i, j in ((0, 1), (5, 6), (7, 40), (100, 299)):
+            assert_same_bits(infer(backend, network, x[i:j], dtype), whole[i:j])
+
+
+@behaviour("network_forward")
+def nan_stays_in_its_row_of_the_network(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        x = batch(GENERATOR(33), (40, network.widths[0]), np.float32)
+        x[17, -1] = np.nan
+        out = infer(backend, network, x, dtype)
+        assert np.isnan(out[17]).all()
+        assert np.isfinite(np.delete(out, 17, axis=0)).all()
+
+
+@behaviour("network_forward")
+def padding_changes_nothing_forward(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        x = batch(GENERATOR(34), (40, network.widths[0]), np.float32)
+        assert_same_bits(infer(backend, network, x, dtype, np.nan), infer(backend, network, x, dtype, 0.0))
+
+
+@behaviour("network_train_steps")
+def padding_changes_nothing_in_training(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        for training in BEHAVIOUR_TRAININGS:
+            (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
+            for a, b in zip(poisoned, clean, strict=True):
+                assert_same_bits(a, b)
+
+
+@behaviour("network_train_steps")
+def loss_that_is_not_finite_stops_before_its_update(backend, dtype):
+    for bad in (np.nan, np.inf):
+        for training in BEHAVIOUR_TRAININGS:
+            network = BEHAVIOUR_NETWORKS[2]
+
+            def spoil(arguments, bad=bad):
+                arguments[4][arguments[7][40]] = bad  # a row of the second batch
+
+            def stop_after_one(arguments):
+                arguments[7], arguments[9], arguments[10] = arguments[7][:33], arguments[9][:1], arguments[10][:1]
+                arguments[3] = arguments[3][:1]
+
+            (one, _) = train(backend, network, training, dtype, prepare=stop_after_one)
+            stopped, done = train(backend, network, training, dtype, prepare=spoil)
+            assert done == 1
+            assert not np.isfinite(stopped[-2][1])
+            for a, b in zip(one[:-2], stopped[:-2], strict=True):
+                assert_same_bits(a, b)
+            assert one[-2][0] == stopped[-2][0]
+
+
+@behaviour("network_train_steps")
+def many_steps_are_single_steps(backend, dtype):
+    for training in BEHAVIOUR_TRAININGS:
+        network = BEHAVIOUR_NETWORKS[2]
+        together, _ = train(backend, network, training, dtype)
+        arguments = training_arguments(network, training, GENERATOR(31), dtype)
+        arguments = each(arguments, lambda operand: operand.value, backend, dtype)
+        workspace, parameters, state, scalars, x, target, weight, rows, size, step_loss, step_hits = arguments
+        for step in range(len(step_loss)):
+            part = slice(step, step + 1)
+            batch_rows = rows[step * size : (step + 1) * size]
+            backend.network_train_steps(
+                workspace, parameters, state, scalars[part], x, target, weight, batch_rows, size,
+                step_loss[part], step_hits[part],
+            )  # fmt: skip
+        real = network.real(dtype)
+        for a, b in zip(together, [parameters[real], *(s[real] for s in state), step_loss, step_hits], strict=True):
+            assert_same_bits(a, b)
+
+
+@behaviour("network_train_steps")
+def equal_weights_are_no_weights(backend, dtype):
+    """Power-of-two batches, so that 1/n and w/sum(w) are the same number."""
+    for loss in table.LOSSES:
+        training = Training(loss, "sgd", 70, 64, 32)
+
+        def weigh(arguments):
+            arguments[6] = np.full(70, 0.5)
+
+        plain, weighted = (
+            train(backend, BEHAVIOUR_NETWORKS[2], training, dtype, prepare=prepare)[0]
+            for prepare in (lambda arguments: None, weigh)
+        )
+        for a, b in zip(plain, weighted, strict=True):
+            assert_same_bits(a, b)
+
+
+@behaviour("network_train_steps")
+def no_rows_are_no_steps(backend, dtype):
+    network, training = BEHAVIOUR_NETWORKS[2], Training("cross_entropy", "adam", 10, 0, 4)
+    before = network.parameters(GENERATOR(31), dtype)[1][network.real(dtype)]
+    (after, *_), done = train(backend, network, training, dtype)
+    assert done == 0
+    assert_same_bits(after, before)
+
+
+# ------------------------------------------------------------------------- workspaces and threads
+@behaviour("InferenceWorkspace")
+def one_inference_workspace_serves_batches_of_any_size(backend, dtype):
+    network = BEHAVIOUR_NETWORKS[2]
+    rows, parameters = network.parameters(GENERATOR(30), dtype)
+    workspace = backend.InferenceWorkspace(rows, dtype)
+    x = batch(GENERATOR(35), (500, network.widths[0]), np.float32)
+    whole = infer(backend, network, x, dtype)
+    for n in (500, 1, 17, 0, 499):
+        out = np.empty((n, network.widths[-1]), dtype)
+        backend.network_forward(workspace, parameters, x[:n], out)
+        assert_same_bits(out, whole[:n])
+
+
+@behaviour("TrainingWorkspace")
+def training_workspace_serves_smaller_batches(backend, dtype):
+    network = BEHAVIOUR_NETWORKS[2]
+    for training in BEHAVIOUR_TRAININGS:
+
+        def widen(arguments, training=training):
+            codes = table.LOSSES.index(training.loss), table.OPTIMIZERS.index(training.optimizer)
+            arguments[0] = backend.TrainingWorkspace(network.lower(dtype)[0], dtype, 200, *codes)
+
+        exact_size, _ = train(backend, network, training, dtype)
+        larger, _ = train(backend, network, training, dtype, prepare=widen)
+        for a, b in zip(exact_size, larger, strict=True):
+            assert_same_bits(a, b)
+
+
+def bits_under_threads(backend, run):
+    before, results = backend.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            backend.set_num_threads(threads)
+            results.append(run())
+    finally:
+        backend.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a, b)
+
+
+@behaviour("set_num_threads")
+def threads_do_not_change_bits(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        x = batch(GENERATOR(36), (700, network.widths[0]), np.float32)
+        bits_under_threads(backend, lambda network=network, x=x: [infer(backend, network, x, dtype)])
+        for training in BEHAVIOUR_TRAININGS:
+            bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
+
+
+@behaviour("get_num_threads")
+def threads_are_at_least_one_and_at_most_those_asked_for(backend, dtype):
+    before = backend.get_num_threads()
+    assert before >= 1
+    try:
+        for threads in (1, 3):
+            backend.set_num_threads(threads)
+            assert 1 <= backend.get_num_threads() <= threads
+    finally:
+        backend.set_num_threads(before)
+    assert backend.get_num_threads() == before
+
+
+# ----------------------------------------------------------------------------------------- buffers
+@behaviour("empty")
+def empty_is_aligned_and_shaped(backend, dtype):
+    for shape in ((0,), (7,), (3, 5), (0, 4)):
+        array = backend.empty(shape, dtype)
+        assert array.shape == shape
+        assert array.dtype == dtype
+        assert array.size == 0 or array.__array_interface__["data"][0] % table.ALIGNMENT == 0
+
+
+@behaviour("zeros")
+def zeros_are_zero(backend, dtype):
+    array = backend.to_host(backend.zeros((3, 5), dtype))
+    assert array.shape == (3, 5)
+    assert array.dtype == dtype
+    assert not array.any()
+
+
+@behaviour("to_device")
+@behaviour("to_host")
+@behaviour("synchronize")
+def arrays_come_back_as_they_went(backend, dtype):
+    array = matrix(GENERATOR(40), (7, 5), dtype, False)
+    there = backend.to_device(array)
+    backend.synchronize()
+    assert_same_bits(backend.to_host(there), array)
+
+
+@behaviour("gathers")
+def gathers_what_can_be_read_directly(backend, dtype):
+    assert all(backend.gathers(d) for d in (*INPUT_DTYPES, np.dtype(dtype)))
+    swapped = np.dtype(dtype).newbyteorder()
+    assert not any(backend.gathers(d) for d in (swapped, np.complex64, np.object_, np.dtype("U3"), np.dtype("M8[s]")))
+
+
+@behaviour("warmup")
+def warmup_takes_names(backend, dtype):
+    backend.warmup(np.dtype(dtype), table.ACTIVATIONS, table.LOSSES, table.OPTIMIZERS)
+
+
+@behaviour("config")
+def config_is_text(backend, dtype):
+    assert all(isinstance(text, str) and text for item in backend.config().items() for text in item)

@@ -1,0 +1,173 @@
+"""Values and derivatives of the activations, each written once.
+
+The formulas use only ``+ - * /``, comparisons and the primitives below, which are written here for NumPy arrays.
+`bind` compiles the same formulas over a backend's own primitives (`cpu.simd` has them for register tiles). What
+a backend uses is the pair ``value(z, parameter)`` and ``derivative(saved, parameter)``, where ``saved`` is the
+output or, where ``table.SAVES_PRE_ACTIVATION`` lists the activation, ``z``.
+
+The exponential reduces its argument to ``x = n ln 2 + r`` (Cody and Waite) and takes a polynomial of ``r``; its
+coefficients are a Chebyshev fit of ``(e^r - 1 - r) / r^2`` for float32 (relative error of ``e^r`` 1.0e-8) and
+the Taylor series for float64. NaN propagates, infinities have their limits.
+"""
+
+from math import factorial
+from types import FunctionType
+
+import numpy as np
+
+
+# ------------------------------------------------------------------------------------ primitives
+def fma(x, y, z):
+    """``x * y + z``; a backend may round once."""
+    return x * y + z
+
+
+def select(condition, x, y):
+    """``x`` where the condition holds, else ``y``."""
+    return np.where(condition, x, y)
+
+
+def round_to_integer(x):
+    """The nearest integer, ties to even, as a float."""
+    return np.rint(x)
+
+
+def power_of_two(n):
+    """``2**n`` for an integral float in the range of normal exponents."""
+    return np.exp2(n)
+
+
+def exponent_and_mantissa(x):
+    """``(e, m)`` with ``x = m * 2**e`` and ``m`` in [sqrt(1/2), sqrt(2)), for positive normal ``x``."""
+    m, e = np.frexp(x)
+    low = m < 0.7071067811865476
+    return (e - low).astype(x.dtype), np.where(low, 2 * m, m)
+
+
+def absolute(x):
+    """``|x|``."""
+    return np.abs(x)
+
+
+def is_single(x):
+    """Whether ``x`` is float32; known when compiling, so only one branch becomes code."""
+    return x.dtype == np.float32
+
+
+PRIMITIVES = (fma, select, round_to_integer, power_of_two, exponent_and_mantissa, absolute, is_single)
+
+
+def bind(primitives: dict, compile_function) -> dict:
+    """The formulas over other primitives: name -> ``compile_function(formula)``, activations and their parts alike."""
+    namespace = dict(globals())
+    for name, formula in globals().items():
+        if isinstance(formula, FunctionType) and formula not in PRIMITIVES and formula is not bind:
+            namespace[name] = compile_function(FunctionType(formula.__code__, namespace, name))
+    namespace.update(primitives)
+    return namespace
+
+
+# ------------------------------------------------------------------------------- the exponential
+LOG2_E = 1.4426950408889634
+# ln 2 in two parts; n * HIGH is exact for every n that occurs.
+LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440e-4
+LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+# Below, exp is under the smallest normal number and comes out as 0.
+LOWEST_32, LOWEST_64 = -87.33654, -708.3964185322641
+
+E2, E3, E4, E5, E6 = 0.5, 0.16666576266288757, 0.041666463017463684, 0.008363235741853714, 0.0013933733571320772
+T = [1 / factorial(k) for k in range(14)]
+T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13 = T[2:]
+
+
+def reduced_exponential(x):
+    """``(s, q)`` with ``e^x = s (1 + q)``, ``s`` a power of two and ``|q| < 0.42``, for x in [LOWEST, 0]."""
+    n = round_to_integer(x * LOG2_E)
+    if is_single(x):
+        r = fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, x))
+        p = fma(fma(fma(fma(r, E6, E5), r, E4), r, E3), r, E2)
+    else:
+        r = fma(n, -LN2_LOW_64, fma(n, -LN2_HIGH_64, x))
+        p = fma(fma(fma(fma(r, T13, T12), r, T11), r, T10), r, T9)
+        p = fma(fma(fma(fma(p, r, T8), r, T7), r, T6), r, T5)
+        p = fma(fma(fma(p, r, T4), r, T3), r, T2)
+    return power_of_two(n), fma(r * r, p, r)
+
+
+def exp_of_nonpositive(x):
+    """``e^x`` for ``x <= 0``; 0 below the smallest normal number."""
+    if is_single(x):
+        lowest = LOWEST_32
+    else:
+        lowest = LOWEST_64
+    s, q = reduced_exponential(select(x < lowest, lowest, x))
+    return select(x < lowest, 0.0, fma(s, q, s))
+
+
+def expm1_of_nonpositive(x):
+    """``e^x - 1`` for ``x <= 0``, accurate near 0."""
+    if is_single(x):
+        lowest = LOWEST_32
+    else:
+        lowest = LOWEST_64
+    s, q = reduced_exponential(select(x < lowest, lowest, x))
+    return fma(s, q, s - 1.0)
+
+
+# log(1 + f) = 2 atanh(u), u = f / (2 + f): the odd series in u, |u| < 0.172.
+A = [2 / (2 * k + 1) for k in range(12)]
+A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11 = A[1:]
+LN2 = 0.6931471805599453
+
+
+def log_of_normal(x):
+    """``ln x`` for positive normal ``x``; infinity gives a large number, NaN stays NaN."""
+    e, m = exponent_and_mantissa(x)
+    f = m - 1.0
+    u = f / (f + 2.0)
+    w = u * u
+    if is_single(x):
+        p = fma(fma(fma(w, A5, A4), w, A3), w, A2)
+    else:
+        p = fma(fma(fma(fma(w, A11, A10), w, A9), w, A8), w, A7)
+        p = fma(fma(fma(fma(fma(p, w, A6), w, A5), w, A4), w, A3), w, A2)
+    series = u * w * fma(p, w, A1)
+    return select(x * 0.0 == 0.0, fma(e, LN2, fma(2.0, u, series)), x)
+
+
+# ----------------------------------------------------------------------------------- activations
+def identity(z, parameter):
+    return z
+
+
+def identity_derivative(saved, parameter):
+    return select(saved == saved, 1.0, 1.0)
+
+
+def relu(z, parameter):
+    return select(z <= 0.0, 0.0, z)
+
+
+def relu_derivative(saved, parameter):
+    return select(saved <= 0.0, 0.0, 1.0)
+
+
+def tanh(z, parameter):
+    minus = expm1_of_nonpositive(absolute(z) * -2.0)
+    return select(z < 0.0, minus, 0.0 - minus) / (minus + 2.0)
+
+
+def tanh_derivative(saved, parameter):
+    return fma(saved, saved * -1.0, 1.0)
+
+
+def sigmoid(z, parameter):
+    e = exp_of_nonpositive(absolute(z) * -1.0)
+    return select(z < 0.0, e, 1.0) / (e + 1.0)
+
+
+def sigmoid_derivative(saved, parameter):
+    return saved * (1.0 - saved)
+
+
+# Every name of table.ACTIVATIONS has its value under that name and its derivative under name + "_derivative".

@@ -1,0 +1,354 @@
+"""The contract on the CPU: `reference` on arrays, handed as addresses to compiled kernels.
+
+The single layers run on the calling thread; `network_forward` and `network_train_steps` run on the team.
+"""
+
+import time
+
+import numpy as np
+
+from .. import jit, table as _table
+from . import blocking, context, network, team
+
+name = "cpu"
+_threads = None  # None: as many as there are cores, fewer for little work
+
+
+# --------------------------------------------------------------------------------------- single layers
+def _ld(array):
+    return array.strides[0] // array.itemsize
+
+
+def _name(activation):
+    return _table.ACTIVATIONS[activation]
+
+
+def _call(kernel, signature, *arguments):
+    context.c_function(kernel, *signature)(*arguments)
+
+
+def _elementwise(kernel, c, other, parameter):
+    _call(kernel, context.ELEMENTWISE, *c.shape, c.ctypes.data, _ld(c), other.ctypes.data, _ld(other), parameter)
+
+
+def activation_forward(z, activation, activation_parameter, out):
+    _elementwise(context.activation_forward(z.dtype, _name(activation)), z, out, activation_parameter)
+
+
+def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
+    if grad_z.ctypes.data != grad_out.ctypes.data:
+        _elementwise(context.activation_forward(grad_out.dtype, "identity"), grad_out, grad_z, 0.0)
+    _elementwise(context.activation_backward(grad_z.dtype, _name(activation)), grad_z, saved, activation_parameter)
+
+
+def _panel(dtype):
+    """Scratch for a transposed panel."""
+    return _table.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
+
+
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+    activate = 0
+    if _name(activation) != "identity" or saved.ctypes.data != out.ctypes.data:
+        activate = context.activation_forward(x.dtype, _name(activation)).address
+    context.linear_function("linear_forward")(
+        context.product(x.dtype).address, activate, len(x), *weight.shape, x.ctypes.data, _ld(x),
+        weight.ctypes.data, _ld(weight), 0 if bias is None else bias.ctypes.data, activation_parameter,
+        out.ctypes.data, _ld(out), saved.ctypes.data, _ld(saved), 0,
+    )  # fmt: skip
+
+
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+    derive = 0
+    if _name(activation) != "identity":
+        derive = context.activation_backward(grad_z.dtype, _name(activation)).address
+    panel = _panel(grad_z.dtype)
+    context.linear_function("linear_backward_input")(
+        context.product(grad_z.dtype).address, derive, len(grad_z), *weight.shape, grad_z.ctypes.data, _ld(grad_z),
+        weight.ctypes.data, _ld(weight), saved.ctypes.data, _ld(saved), activation_parameter,
+        grad_z_prev.ctypes.data, _ld(grad_z_prev), panel.ctypes.data,
+    )  # fmt: skip
+
+
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+    context.linear_function("linear_backward_params")(
+        context.product(x.dtype).address, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
+        x.ctypes.data, _ld(x), grad_z.ctypes.data, _ld(grad_z), beta,
+        grad_weight.ctypes.data, _ld(grad_weight), 0 if grad_bias is None else grad_bias.ctypes.data,
+    )  # fmt: skip
+
+
+def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hit, grad):
+    kernel = context.loss(prediction.dtype, _table.LOSSES[loss])
+    scratch = np.empty(len(prediction), prediction.dtype)
+    ldt = _ld(target) if target.ndim == 2 else 0
+    _call(
+        kernel, context.LOSS, *prediction.shape, prediction.ctypes.data, _ld(prediction), target.ctypes.data, ldt,
+        row_weight.ctypes.data, row_loss.ctypes.data, row_hit.ctypes.data, scratch.ctypes.data,
+        grad.ctypes.data, _ld(grad),
+    )  # fmt: skip
+
+
+def optimizer_step(optimizer, coefficients, values, grad, state):
+    kernel = context.optimizer(values.dtype, _table.OPTIMIZERS[optimizer])
+    states = [array.ctypes.data for array in state] + [0, 0]
+    _call(
+        kernel, context.OPTIMIZER, 1, values.size, coefficients.ctypes.data, values.ctypes.data, 0,
+        grad.ctypes.data, 0, *states[:2],
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- networks
+class _Workspace:
+    """A record for the walk, and the arrays its addresses point to."""
+
+    def __init__(self, table, dtype, capacity):
+        self.table = np.ascontiguousarray(table)
+        self.dtype = np.dtype(dtype)
+        self.record = np.zeros(network.FIELDS, np.int64)
+        self.address = self.record.ctypes.data
+        self.arrays = []
+        self.fan_in, self.fan_out = int(table[0, _table.FAN_IN]), int(table[-1, _table.FAN_OUT])
+        # Multiply-adds of the forward pass of one row: what decides whether a team pays.
+        linear = self.table[:, _table.KIND] == _table.KINDS.index("linear")
+        self.work = int((self.table[:, _table.FAN_IN] * self.table[:, _table.FAN_OUT])[linear].sum())
+        kernels = context.activation_addresses(self.dtype, self.table)
+        self.set(
+            ITEMSIZE=self.dtype.itemsize,
+            LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
+            TABLE=self.keep(self.table),
+            TABLE_ROWS=len(self.table),
+            KERNELS=self.keep(kernels),
+            GEMM=context.product(self.dtype).address,
+            COPY=context.activation_forward(self.dtype, "identity").address,
+            CAPACITY=capacity,
+            PANEL_BYTES=blocking.PANEL_BYTES,
+            BARRIER=self.keep(np.zeros(1, np.int64)),
+            YIELD=team.yield_address(),
+        )
+        self.barrier = self.arrays[-1]
+
+    def keep(self, array) -> int:
+        """The address of an array that lives as long as the workspace."""
+        self.arrays.append(array)
+        return array.ctypes.data
+
+    def buffer(self, shape, dtype=None) -> int:
+        """The address of a new uninitialised array."""
+        return self.keep(_table.aligned_empty(shape, self.dtype if dtype is None else dtype))
+
+    def set(self, **fields):
+        for field, value in fields.items():
+            self.record[getattr(network, field)] = value
+
+    def run(self, walk, threads):
+        """Run a walk on the team."""
+
+        def member(thread, members):
+            if thread == 0 and members != threads:
+                self.record[network.THREADS] = members
+            walk(self.address, thread)
+
+        self.barrier[0] = 0
+        self.record[network.THREADS] = threads
+        if threads == 1:
+            walk(self.address, 0)
+        else:
+            team.run(member, threads)
+
+    def __deepcopy__(self, memo):
+        return None
+
+    def __reduce__(self):
+        return (type(None), ())
+
+
+class InferenceWorkspace(_Workspace):
+    def __init__(self, table, dtype):
+        super().__init__(table, dtype, blocking.ROWS)
+        self.members = 0
+        self.walk = context.walk("forward")
+
+    def prepare(self, threads):
+        """Activations and scratch for this many threads."""
+        if threads > self.members:
+            outputs = blocking.ROWS * _table.activation_width(self.table) * self.dtype.itemsize
+            rows = blocking.ROWS * int(self.table[0, _table.LD_IN]) * self.dtype.itemsize
+            stride = blocking.PANEL_BYTES + -(-rows // _table.ALIGNMENT) * _table.ALIGNMENT
+            outputs = -(-outputs // _table.ALIGNMENT) * _table.ALIGNMENT
+            self.set(
+                OUTPUTS=self.buffer(threads * outputs, np.uint8), OUTPUTS_BYTES=outputs,
+                SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride,
+            )  # fmt: skip
+            self.members = threads
+
+
+class TrainingWorkspace(_Workspace):
+    def __init__(self, table, dtype, batch_size, loss, optimizer):
+        super().__init__(table, dtype, batch_size)
+        self.batch_size, self.loss, self.optimizer = batch_size, loss, optimizer
+        self.members = 0
+        self.walk = context.walk("train_steps")
+        loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
+        self.labels = loss_name in _table.LABEL_LOSSES
+        width, ldt = _table.activation_width(self.table), _table.leading_dimension(self.fan_out, self.dtype.itemsize)
+        self.set(
+            COLUMN_SUM=context.column_sum(self.dtype).address,
+            LOSS=context.loss(self.dtype, loss_name).address,
+            LOSS_SUM=context.loss_sum(self.dtype).address,
+            OPTIMIZER=context.optimizer(self.dtype, optimizer_name).address,
+            INPUT=self.buffer(batch_size * int(self.table[0, _table.LD_IN])),
+            OUTPUTS=self.buffer(batch_size * width),
+            GRADIENTS=self.buffer(batch_size * width),
+            TARGET_IS_LABEL=self.labels,
+            TARGET_BATCH=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
+            LD_TARGET_BATCH=ldt,
+            BATCH_WEIGHT=self.buffer(batch_size, np.float64),
+            ROW_LOSS=self.buffer(batch_size),
+            ROW_HIT=self.buffer(batch_size, np.int64),
+            LOSS_SCRATCH=self.buffer(batch_size),
+        )
+
+    def prepare(self, threads):
+        """Scratch for this many threads."""
+        if threads > self.members:
+            elements = blocking.GRADIENT_COLUMNS + blocking.GRADIENT_SCRATCH
+            stride = blocking.PANEL_BYTES + elements * self.dtype.itemsize
+            self.set(SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
+            self.members = threads
+
+
+def _threads_for(multiply_adds):
+    """Workers for a piece of work that ends in a barrier."""
+    if _threads is not None:
+        return _threads
+    return team.available_cores() if multiply_adds > blocking.SERIAL_WORK else 1
+
+
+def network_forward(workspace, parameters, x, out):
+    threads = _threads_for(len(x) * workspace.work)
+    workspace.prepare(threads)
+    record = workspace.record
+    record[network.PARAMETERS] = parameters.ctypes.data
+    record[network.X], record[network.LDX], record[network.X_ITEMSIZE] = x.ctypes.data, workspace.fan_in, x.itemsize
+    record[network.COUNT], record[network.OUT], record[network.LD_OUT] = len(x), out.ctypes.data, workspace.fan_out
+    gather = 0 if x.dtype == workspace.dtype else context.gather(x.dtype, workspace.dtype).address
+    record[network.GATHER_X] = gather
+    workspace.run(workspace.walk, threads)
+
+
+def network_train_steps(
+    workspace, parameters, state, coefficients, x, target, row_weight, rows, batch_size, step_loss, step_hits
+):
+    threads = _threads_for(3 * min(batch_size, len(rows)) * workspace.work)
+    workspace.prepare(threads)
+    states = [array.ctypes.data for array in state] + [0, 0]
+    workspace.set(
+        PARAMETERS=parameters.ctypes.data,
+        STATE_1=states[0],
+        STATE_2=states[1],
+        COEFFICIENTS=coefficients.ctypes.data,
+        X=x.ctypes.data,
+        LDX=x.shape[1],
+        X_ITEMSIZE=x.itemsize,
+        GATHER_X=context.gather(x.dtype, workspace.dtype).address,
+        TARGET=target.ctypes.data,
+        ROW_WEIGHT=0 if row_weight is None else row_weight.ctypes.data,
+        ROWS=rows.ctypes.data,
+        COUNT=len(rows),
+        BATCH=batch_size,
+        STEP_LOSS=step_loss.ctypes.data,
+        STEP_HITS=step_hits.ctypes.data,
+        STEPS_DONE=0,
+    )
+    if not workspace.labels:
+        gather = context.gather(target.dtype, workspace.dtype).address
+        workspace.set(LDT=target.shape[1], GATHER_TARGET=gather)
+    workspace.run(workspace.walk, threads)
+    return int(workspace.record[network.STEPS_DONE])
+
+
+# ---------------------------------------------------------------------------------------------- buffers
+def gathers(dtype) -> bool:
+    dtype = np.dtype(dtype)
+    return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float32, np.float64))
+
+
+def empty(shape, dtype):
+    return _table.aligned_empty(shape, dtype)
+
+
+def zeros(shape, dtype):
+    return _table.aligned_zeros(shape, dtype)
+
+
+def to_device(array):
+    return array
+
+
+def to_host(array):
+    return array
+
+
+def synchronize():
+    """Nothing to wait for: every call returns when its work is done."""
+
+
+# ---------------------------------------------------------------------------------------------- process
+def set_num_threads(threads):
+    global _threads
+    _threads = threads
+
+
+def get_num_threads():
+    return team.available_cores() if _threads is None else _threads
+
+
+def warmup(dtype, activations, losses, optimizers):
+    dtype = np.dtype(dtype)
+    context.product(dtype)
+    context.column_sum(dtype)
+    context.gather(dtype, dtype)
+    context.loss_sum(dtype)
+    for activation in {"identity", *activations}:
+        context.activation_forward(dtype, activation)
+        if activation != "identity":
+            context.activation_backward(dtype, activation)
+    for loss in losses:
+        context.loss(dtype, loss)
+    for optimizer in optimizers:
+        context.optimizer(dtype, optimizer)
+    context.walk("forward")
+    context.walk("train_steps")
+
+
+def config():
+    isa = blocking.ISA
+    directory = jit.cache_directory()
+    return {
+        "backend": "cpu",
+        "instruction set": isa.name + ("" if blocking.HAS_FMA else ", no fused multiply-add"),
+        "register tile": f"{isa.mr} x {isa.nv} vectors of {isa.vector_bytes} bytes",
+        "threads": str(get_num_threads()),
+        "cores available": str(team.available_cores()),
+        "kernel cache": str(directory) if directory else "off",
+        "numba": jit.numba.__version__,
+        "llvmlite": jit.llvmlite.__version__,
+    }
+
+
+def fma_limit(dtype, seconds=0.02):
+    """The machine's multiply-add limit on this thread at this minute, in GFLOP/s.
+
+    A product whose operands stay in the first-level cache: every row of A, and every row tile of C, is the same.
+    """
+    dtype = np.dtype(dtype)
+    rows, k, width = 1000 * blocking.MR, 256, blocking.NV * blocking.VECTOR_BYTES // dtype.itemsize
+    a, b, c = (_table.aligned_zeros(shape, dtype) for shape in (k, (k, width), width))
+    function = context.c_function(context.product(dtype), *context.PRODUCT)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        function(
+            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, width, 0, 0, 0, c.ctypes.data, 0, 0, 0, 0, 0, 0.0
+        )  # fmt: skip
+        best = min(best, time.perf_counter() - start)
+    return 2e-9 * rows * k * width / best

@@ -1,0 +1,120 @@
+"""Codes -> kernels: the one place that knows every kernel's signature and resolves names to addresses.
+
+A kernel is compiled on first use, on its own, for one dtype; the walk and the contract call it by address. So
+only what a run uses is compiled, and another architecture, batch size or number of threads compiles nothing.
+"""
+
+import ctypes
+from functools import cache
+
+import numpy as np
+from numba import from_dtype, types
+
+from .. import table
+from ..jit import Kernel, compile_kernel
+from . import elementwise, gemm, linear, losses, network, optimizers
+from .simd import Pointer
+
+I, D = types.intp, types.float64
+INT64, FLOAT64 = Pointer(types.int64), Pointer(types.float64)
+
+# The kernels as Python calls them: pointers are integers.
+PRODUCT = (I,) * 17 + (D,)
+ELEMENTWISE = (I,) * 6 + (D,)
+LOSS = (I,) * 12
+OPTIMIZER = (I,) * 9
+
+
+def _real(dtype) -> Pointer:
+    return Pointer(from_dtype(np.dtype(dtype)))
+
+
+@cache
+def _compiled(function, *arguments) -> Kernel:
+    return compile_kernel(function, types.void(*arguments))
+
+
+def c_function(kernel: Kernel, *arguments):
+    """The kernel as a Python callable that releases the GIL: integers, and float64 where ``arguments`` say so."""
+    types_of = [ctypes.c_double if argument is D else ctypes.c_int64 for argument in arguments]
+    return ctypes.CFUNCTYPE(None, *types_of)(kernel.address)
+
+
+@cache
+def product(dtype) -> Kernel:
+    """The gemm kernel."""
+    p = _real(dtype)
+    return _compiled(gemm.gemm, I, I, I, p, I, I, p, I, I, I, p, p, I, p, I, p, I, D)
+
+
+_forward_kernels = cache(elementwise.activation_forward_kernel)
+_backward_kernels = cache(elementwise.activation_backward_kernel)
+
+
+@cache
+def activation_forward(dtype, name) -> Kernel:
+    """``other = act(c)``."""
+    p = _real(dtype)
+    return _compiled(_forward_kernels(name), I, I, p, I, p, I, D)
+
+
+@cache
+def activation_backward(dtype, name) -> Kernel:
+    """``c *= act'(other)``."""
+    p = _real(dtype)
+    return _compiled(_backward_kernels(name), I, I, p, I, p, I, D)
+
+
+@cache
+def column_sum(dtype) -> Kernel:
+    p = _real(dtype)
+    return _compiled(elementwise.column_sum, I, I, p, I, I, p)
+
+
+@cache
+def gather(source, dtype) -> Kernel:
+    """Rows by index from ``source`` to ``dtype``."""
+    return _compiled(elementwise.gather_rows, I, I, INT64, Pointer(from_dtype(np.dtype(source))), I, _real(dtype), I)
+
+
+@cache
+def loss(dtype, name) -> Kernel:
+    p = _real(dtype)
+    target = INT64 if name in table.LABEL_LOSSES else p
+    return _compiled(getattr(losses, name), I, I, p, I, target, I, FLOAT64, p, INT64, p, p, I)
+
+
+@cache
+def loss_sum(dtype) -> Kernel:
+    return _compiled(losses.loss_sum, I, FLOAT64, _real(dtype), FLOAT64)
+
+
+@cache
+def optimizer(dtype, name) -> Kernel:
+    p = _real(dtype)
+    return _compiled(getattr(optimizers, name), I, I, FLOAT64, p, I, p, I, p, p)
+
+
+@cache
+def linear_function(name):
+    """`linear.linear_forward` and its like, compiled alone, as a callable of addresses."""
+    inlined = getattr(linear, name)
+    arguments = [D if argument == "parameter" else I for argument in inlined.py_func.__code__.co_varnames]
+    arguments = arguments[: inlined.py_func.__code__.co_argcount]
+    return c_function(_compiled(inlined.py_func, *arguments), *arguments)
+
+
+def activation_addresses(dtype, rows) -> np.ndarray:
+    """(forward, backward) for every row of a table; 0 where there is nothing to do."""
+    addresses = np.zeros((len(rows), 2), np.int64)
+    for i, row in enumerate(rows):
+        name = table.ACTIVATIONS[row[table.ACTIVATION]]
+        if name != "identity":
+            addresses[i] = activation_forward(dtype, name).address, activation_backward(dtype, name).address
+    return addresses
+
+
+@cache
+def walk(name):
+    """`network.forward` or `network.train_steps` as a callable of (record address, thread)."""
+    return c_function(_compiled(getattr(network, name), INT64, I), INT64, I)

@@ -1,0 +1,435 @@
+"""The contract, in NumPy: the definition, the documentation and the oracle of every backend.
+
+Every backend module has these names with these arguments in this order and this meaning. Inputs come
+first, then scalars, outputs last and written in place. Kernels never validate, never raise and never
+allocate results; ``beta = 0`` means that an output is not read. Arrays are float32 or float64 with
+unit stride along rows; a batch has one example a row.
+
+Notation: ``n`` rows (the batch), ``in`` and ``out`` features of a layer, ``z`` the pre-activation,
+``grad_*`` the derivative of the loss with respect to ``*``.
+
+Source of the equations: the linear layer, ``Y = X W + b``, and backpropagation through a chain of
+them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015, for `adam_step`.
+"""
+
+import numpy as np
+
+from . import table as _table
+
+name = "reference"
+
+
+# ---------------------------------------------------------------------------------- activations
+def identity(z, parameter):
+    return z
+
+
+def identity_derivative(saved, parameter):
+    return np.ones_like(saved)
+
+
+def relu(z, parameter):
+    return np.where(z <= 0, np.zeros((), z.dtype), z)  # NaN is not <= 0 and stays NaN
+
+
+def relu_derivative(saved, parameter):
+    return np.where(saved <= 0, 0, 1).astype(saved.dtype)
+
+
+def tanh(z, parameter):
+    return np.tanh(z)
+
+
+def tanh_derivative(saved, parameter):
+    return 1 - saved * saved
+
+
+def sigmoid(z, parameter):
+    e = np.exp(-np.abs(z))  # never overflows
+    return np.where(z >= 0, 1, e) / (1 + e)
+
+
+def sigmoid_derivative(saved, parameter):
+    return saved * (1 - saved)
+
+
+# (value of z, derivative from what is saved); the saved array is the output, or z where
+# table.SAVES_PRE_ACTIVATION lists the activation.
+ACTIVATIONS = {
+    "identity": (identity, identity_derivative),
+    "relu": (relu, relu_derivative),
+    "tanh": (tanh, tanh_derivative),
+    "sigmoid": (sigmoid, sigmoid_derivative),
+}
+
+
+def _activation(code):
+    return ACTIVATIONS[_table.ACTIVATIONS[code]]
+
+
+def activation_forward(z, activation, activation_parameter, out):
+    """``out = act(z)``.
+
+    Parameters
+    ----------
+    z : array (n, features)
+    activation : int
+        Code from ``table.ACTIVATIONS``.
+    activation_parameter : float
+        The slope or scale of activations that have one; ignored by the others.
+    out : array (n, features), written
+        May be ``z`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = _activation(activation)[0](z, activation_parameter)
+
+
+def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
+    """``grad_z = grad_out * act'(saved)``.
+
+    Parameters
+    ----------
+    grad_out, saved : arrays (n, features)
+        ``saved`` is the output of the activation, or its pre-activation for the activations that
+        ``table.SAVES_PRE_ACTIVATION`` names.
+    activation, activation_parameter : int, float
+    grad_z : array (n, features), written
+        May be ``grad_out`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        grad_z[...] = grad_out * _activation(activation)[1](saved, activation_parameter)
+
+
+# --------------------------------------------------------------------------------- linear layer
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+    """``z = x @ weight + bias``; ``out = act(z)``.
+
+    Parameters
+    ----------
+    x : array (n, in)
+    weight : array (in, out)
+    bias : array (out,) or None
+    activation, activation_parameter : int, float
+    out : array (n, out), written
+    saved : array (n, out), written
+        ``out`` itself where the derivative needs only the output, else another array that
+        receives ``z``.
+
+    Notes
+    -----
+    A row of the result has the same bits whatever rows are around it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = x @ weight
+        if bias is not None:
+            z = z + bias
+        saved[...] = z
+        activation_forward(z, activation, activation_parameter, out)
+
+
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+    """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``.
+
+    Parameters
+    ----------
+    grad_z : array (n, out)
+    weight : array (in, out)
+    saved : array (n, in)
+        What the activation that produced this layer's input saved.
+    activation, activation_parameter : int, float
+        That activation; identity gives the plain gradient of the layer's input.
+    grad_z_prev : array (n, in), written
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        activation_backward(grad_z @ weight.T, saved, activation, activation_parameter, grad_z_prev)
+
+
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+    """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias`` likewise, column sums.
+
+    Parameters
+    ----------
+    x : array (n, in)
+    grad_z : array (n, out)
+    beta : int
+        0 overwrites, without reading; 1 adds.
+    grad_weight : array (in, out), written
+    grad_bias : array (out,) or None, written
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight_sum = x.T @ grad_z
+        grad_weight[...] = grad_weight + weight_sum if beta else weight_sum
+        if grad_bias is not None:
+            column_sum = grad_z.sum(axis=0)
+            grad_bias[...] = grad_bias + column_sum if beta else column_sum
+
+
+# --------------------------------------------------------------------------------------- losses
+def half_squared_error(prediction, target):
+    """``1/2 ||s - y||^2`` of a row, and ``s - y``."""
+    error = prediction - target
+    return 0.5 * (error * error).sum(axis=1), error
+
+
+def mean_squared_error(prediction, target):
+    """``||s - y||^2 / out`` of a row, and ``2 (s - y) / out``."""
+    error = prediction - target
+    return (error * error).mean(axis=1), 2 * error / error.dtype.type(prediction.shape[1])
+
+
+def cross_entropy(prediction, target):
+    """``-log softmax(s)_y`` of a row, and ``softmax(s) - onehot(y)``."""
+    rows = np.arange(len(prediction))
+    shifted = prediction - prediction.max(axis=1, keepdims=True)
+    exponential = np.exp(shifted)
+    total = exponential.sum(axis=1, keepdims=True)
+    gradient = exponential / total
+    gradient[rows, target] -= 1
+    return np.log(total[:, 0]) - shifted[rows, target], gradient
+
+
+LOSSES = {
+    "half_squared_error": half_squared_error,
+    "mean_squared_error": mean_squared_error,
+    "cross_entropy": cross_entropy,
+}
+
+
+def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hit, grad):
+    """Losses of the rows, and the gradient of ``sum_i row_weight_i * row_loss_i``.
+
+    With ``row_weight = 1/n`` this is the mean over rows; with ``w_i / sum(w)`` the weighted mean.
+
+    Parameters
+    ----------
+    loss : int
+        Code from ``table.LOSSES``.
+    prediction : array (n, out)
+    target : int64 array (n,) of labels for the losses in ``table.LABEL_LOSSES``, else array (n, out)
+    row_weight : float64 array (n,)
+    row_loss : array (n,) of the prediction's dtype, written
+    row_hit : int64 array (n,), written
+        1 where the first largest output of the row is its label; 0 for losses without labels.
+    grad : array (n, out), written
+        May be ``prediction`` itself.
+    """
+    loss_name = _table.LOSSES[loss]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        value, gradient = LOSSES[loss_name](prediction, target)
+        if loss_name in _table.LABEL_LOSSES:
+            hit = prediction.argmax(axis=1) == target
+            row_hit[...] = hit & ~np.isnan(prediction).any(axis=1)
+        else:
+            row_hit[...] = 0
+        row_loss[...] = value
+        grad[...] = gradient * row_weight[:, None].astype(prediction.dtype)
+
+
+# ----------------------------------------------------------------------------------- optimizers
+def sgd_step(coefficients, values, grad):
+    """Gradient descent, ``W <- W - lr g``; ``coefficients = [lr]``."""
+    (lr,) = coefficients[:1].astype(values.dtype)
+    values -= lr * grad
+
+
+def adam_step(coefficients, values, grad, exp_avg, exp_avg_sq):
+    """Adam with the bias corrections folded into the step size.
+
+    ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``,
+    ``W <- W - a m / (sqrt(v) + e)`` with ``a = lr sqrt(1 - b2^t) / (1 - b1^t)`` and
+    ``e = eps sqrt(1 - b2^t)``: the same numbers as the divided moments of the paper.
+    ``coefficients = [a, b1, 1 - b1, b2, 1 - b2, e]``, as `adam_coefficients` returns them.
+    """
+    a, b1, c1, b2, c2, e = coefficients[:6].astype(values.dtype)
+    exp_avg[...] = b1 * exp_avg + c1 * grad
+    exp_avg_sq[...] = b2 * exp_avg_sq + c2 * grad * grad
+    values -= a * exp_avg / (np.sqrt(exp_avg_sq) + e)
+
+
+STEPS = {"sgd": sgd_step, "adam": adam_step}
+
+
+def optimizer_step(optimizer, coefficients, values, grad, state):
+    """One update of ``values`` in place.
+
+    Parameters
+    ----------
+    optimizer : int
+        Code from ``table.OPTIMIZERS``.
+    coefficients : float64 array (table.COEFFICIENTS,)
+        The scalars of this step; each ``*_step`` above lists its own.
+    values : array (size,), updated
+    grad : array (size,)
+    state : tuple of arrays (size,), updated
+        As many as ``table.OPTIMIZER_STATES`` says, zero before the first step.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        STEPS[_table.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
+
+
+# -------------------------------------------------------------------------------------- network
+class InferenceWorkspace:
+    """What `network_forward` needs besides its arguments; one call at a time may use it."""
+
+    def __init__(self, table, dtype):
+        self.table, self.dtype = table, np.dtype(dtype)
+
+
+class TrainingWorkspace:
+    """What `network_train_steps` needs besides its arguments, for batches of up to ``batch_size``."""
+
+    def __init__(self, table, dtype, batch_size, loss, optimizer):
+        self.table, self.dtype, self.batch_size = table, np.dtype(dtype), batch_size
+        self.loss, self.optimizer = loss, optimizer
+
+
+def _forward(table, parameters, x):
+    """Outputs and saved arrays of every row."""
+    trace = []
+    for row, (weight, bias) in zip(table, _table.parameter_views(table, parameters), strict=True):
+        activation = _table.activation_of(row)
+        out = np.empty((len(x), row[_table.FAN_OUT]), parameters.dtype)
+        saved = out if row[_table.SAVED] == row[_table.OUTPUT] else np.empty_like(out)
+        if weight is None:
+            saved[...] = x
+            activation_forward(x, *activation, out)
+        else:
+            linear_forward(x, weight, bias, *activation, out, saved)
+        trace.append((out, saved))
+        x = out
+    return trace
+
+
+def network_forward(workspace, parameters, x, out):
+    """The whole chain: ``out = network(x)``.
+
+    Parameters
+    ----------
+    workspace : InferenceWorkspace
+    parameters : array (size,)
+        The padded buffer that ``table.lower`` describes.
+    x : array (n, in), of a dtype that `gathers` accepts, C-contiguous
+    out : array (n, out), C-contiguous, written
+
+    Notes
+    -----
+    A row of the result has the same bits whatever rows are around it and however many threads ran.
+    """
+    out[...] = _forward(workspace.table, parameters, x.astype(workspace.dtype))[-1][0]
+
+
+def network_train_steps(
+    workspace, parameters, state, coefficients, x, target, row_weight, rows, batch_size, step_loss, step_hits
+):
+    """Many training steps: gather rows, forward, loss, backward, update.
+
+    Stops before the update of the first step whose loss is not finite.
+
+    Parameters
+    ----------
+    workspace : TrainingWorkspace
+    parameters : array (size,), updated
+    state : tuple of arrays (size,), updated
+    coefficients : float64 array (steps, table.COEFFICIENTS)
+    x : array (N, in), of a dtype that `gathers` accepts, C-contiguous
+    target : int64 array (N,) of labels, or array (N, out) of a dtype that `gathers` accepts
+    row_weight : float64 array (N,) or None
+        None is the mean over the rows of a batch, else the weighted mean; a batch whose weights are all 0
+        has loss and gradient 0.
+    rows : int64 array (r,)
+        The rows to use, in order; ``steps = ceil(r / batch_size)``, the last batch may be short.
+    batch_size : int
+        At most the workspace's.
+    step_loss : float64 array (steps,), written
+        The loss of each batch before its update.
+    step_hits : int64 array (steps,), written
+        Rows of each batch whose largest output is their label.
+
+    Returns
+    -------
+    int
+        Steps done; fewer than ``steps`` when a loss was not finite (that loss is in ``step_loss``).
+    """
+    table, dtype = workspace.table, workspace.dtype
+    views = _table.parameter_views(table, parameters)
+    labels = _table.LOSSES[workspace.loss] in _table.LABEL_LOSSES
+    grad = np.zeros_like(parameters)
+    grad_views = _table.parameter_views(table, grad)
+    for step, start in enumerate(range(0, len(rows), batch_size)):
+        batch = rows[start : start + batch_size]
+        n = len(batch)
+        xb = x[batch].astype(dtype)
+        yb = target[batch] if labels else target[batch].astype(dtype)
+        weight = np.ones(n) if row_weight is None else row_weight[batch]
+        weight = weight / weight.sum() if weight.any() else weight
+        trace = _forward(table, parameters, xb)
+        prediction, saved = trace[-1]
+        row_loss, row_hit, delta = np.empty(n, dtype), np.empty(n, np.int64), np.empty_like(prediction)
+        loss_forward_backward(workspace.loss, prediction, yb, weight, row_loss, row_hit, delta)
+        step_loss[step], step_hits[step] = (row_loss * weight).sum(), row_hit.sum()
+        if not np.isfinite(step_loss[step]):
+            return step
+        activation_backward(delta, saved, *_table.activation_of(table[-1]), delta)
+        for i in range(len(table) - 1, -1, -1):
+            if views[i][0] is not None:
+                linear_backward_params(trace[i - 1][0] if i else xb, delta, 0, *grad_views[i])
+            if i:
+                previous, activation = trace[i - 1], _table.activation_of(table[i - 1])
+                grad_previous = np.empty_like(previous[0])
+                if views[i][0] is None:
+                    activation_backward(delta, previous[1], *activation, grad_previous)
+                else:
+                    linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous)
+                delta = grad_previous
+        optimizer_step(workspace.optimizer, coefficients[step], parameters, grad, state)
+    return len(step_loss)
+
+
+# -------------------------------------------------------------------------------------- buffers
+def gathers(dtype) -> bool:
+    """Whether rows of this dtype can be read directly; other arrays are converted a block at a time."""
+    dtype = np.dtype(dtype)
+    return dtype.isnative and dtype.kind in "fiub"
+
+
+def empty(shape, dtype):
+    """An uninitialised array of the backend."""
+    return _table.aligned_empty(shape, dtype)
+
+
+def zeros(shape, dtype):
+    """A zero-filled array of the backend."""
+    return _table.aligned_zeros(shape, dtype)
+
+
+def to_device(array):
+    """The array on the backend's device, a copy only where it must be."""
+    return array
+
+
+def to_host(array):
+    """The array as a NumPy array, a copy only where it must be."""
+    return array
+
+
+def synchronize():
+    """Wait until the backend has finished all work handed to it."""
+
+
+# -------------------------------------------------------------------------------------- process
+def set_num_threads(threads):
+    """Use this many workers from the next call on."""
+
+
+def get_num_threads():
+    """Workers in use; the reference has one."""
+    return 1
+
+
+def warmup(dtype, activations, losses, optimizers):
+    """Compile what networks of these parts use (names from table.py), so that nothing compiles later."""
+
+
+def config():
+    """What is in force here, as a dict of short strings for `fastbp.show_config`."""
+    return {"backend": "NumPy reference", "numpy": np.__version__}

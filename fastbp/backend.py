@@ -1,0 +1,107 @@
+"""Which kernels run: device names, the modules behind them, and what is set for the whole process.
+
+A backend is a plain module with the names of ``kernels/reference.py``. It is imported on first use, so
+``import fastbp`` costs NumPy only. There is no fall-back from one device to another.
+"""
+
+import importlib
+import platform
+import time
+
+import numpy as np
+
+from . import checks
+from .kernels import table
+
+MODULES = {"cpu": "fastbp.kernels.cpu", "reference": "fastbp.kernels.reference"}
+
+_loaded = {}
+_threads = None  # what set_num_threads asked for
+
+
+def load(device):
+    """The backend module of a device."""
+    if device not in _loaded:
+        checks.choice("device", device, MODULES)
+        module = importlib.import_module(MODULES[device])
+        if _threads is not None:
+            module.set_num_threads(_threads)
+        _loaded[device] = module
+    return _loaded[device]
+
+
+def set_num_threads(threads):
+    """Use this many workers, in the whole process, from the next call on.
+
+    Parameters
+    ----------
+    threads : int
+        At least 1; more workers than cores is allowed. Results have the same bits for every number.
+    """
+    global _threads
+    _threads = checks.integer("threads", threads, minimum=1)
+    for module in _loaded.values():
+        module.set_num_threads(_threads)
+
+
+def get_num_threads():
+    """The number of workers in use: what `set_num_threads` set, else what the CPU backend chose."""
+    return load("cpu").get_num_threads() if _threads is None else _threads
+
+
+def warmup(
+    dtype=("float32", "float64"),
+    *,
+    device="cpu",
+    activations=table.ACTIVATIONS,
+    losses=table.LOSSES,
+    optimizers=table.OPTIMIZERS,
+):
+    """Compile ahead what training and prediction use, so that nothing compiles later.
+
+    Parameters
+    ----------
+    dtype : dtype or sequence of dtypes
+        float32, float64 or both.
+    device : str
+    activations, losses, optimizers : sequences of str
+        Names as in ``fastbp.kernels.table``; everything by default.
+
+    Returns
+    -------
+    float
+        Seconds it took; nearly nothing when the compiled kernels are on disk already.
+    """
+    dtypes = [checks.dtype("dtype", one) for one in (dtype if isinstance(dtype, list | tuple) else [dtype])]
+    given = {"activations": activations, "losses": losses, "optimizers": optimizers}
+    known = {"activations": table.ACTIVATIONS, "losses": table.LOSSES, "optimizers": table.OPTIMIZERS}
+    for argument, names in given.items():
+        for name in names:
+            checks.choice(argument, name, known[argument])
+    module = load(device)
+    start = time.perf_counter()
+    for one in dtypes:
+        module.warmup(one, activations, losses, optimizers)
+    return time.perf_counter() - start
+
+
+def show_config(device="cpu"):
+    """Print what is in force: versions, processor features, kernels, threads, cache.
+
+    Returns
+    -------
+    dict of str to str
+        The lines that were printed.
+    """
+    config = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+    }
+    module = load(device)
+    config |= {"threads": str(module.get_num_threads())} | module.config()
+    width = max(map(len, config))
+    for key, value in config.items():
+        print(f"{key:<{width}}  {value}")
+    return config

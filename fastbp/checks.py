@@ -1,0 +1,179 @@
+"""Every error a user can cause, raised before anything is written or changed.
+
+A message names the argument, what was expected, what came, and the remedy where there is one. Arrays are never
+copied whole: the checks look at views, a block at a time.
+"""
+
+import math
+import numbers
+
+import numpy as np
+
+BLOCK_BYTES = 1 << 20  # what is looked at in one go: it stays in the second-level cache for the second look
+
+
+# --------------------------------------------------------------------------------------- scalars
+def choice(argument, value, allowed):
+    """``value``, one of the names in ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value
+
+
+def integer(argument, value, minimum):
+    """``value`` as an int of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def boolean(argument, value):
+    """``value`` as a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def instance(argument, value, kinds):
+    """``value``, an object of one of these classes."""
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise TypeError(f"{argument} must be of type {names}, got {value!r}")
+    return value
+
+
+def real(argument, value, minimum=0.0, below=math.inf):
+    """``value`` as a float in ``[minimum, below)``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument} must be a real number, got {value!r} of type {type(value).__name__}")
+    if not minimum <= value < below:
+        limit = "finite" if below == math.inf else f"below {below:g}"
+        raise ValueError(f"{argument} must be at least {minimum:g} and {limit}, got {value}")
+    return float(value)
+
+
+def dtype(argument, value):
+    """``value`` as the float32 or float64 dtype."""
+    try:
+        result = np.dtype(value)
+    except TypeError:
+        result = None
+    if value is None or result not in (np.float32, np.float64):
+        raise ValueError(f'{argument} must be "float32" or "float64", got {value!r}')
+    return result.newbyteorder("=")
+
+
+# ---------------------------------------------------------------------------------------- arrays
+def numeric(argument, value):
+    """``value`` as an array of real numbers; no copy of what is an array already."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{argument} must be a rectangular array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{argument} must hold real numbers (float, integer or bool), got dtype {array.dtype}; "
+            f"convert it first, for example with numpy.asarray({argument}, dtype='float32')"
+        )
+    return array
+
+
+def matrix(argument, value, columns=None, rows=None):
+    """``value`` as a two-dimensional array of real numbers with this many columns and rows; no copy."""
+    array = numeric(argument, value)
+    fits = array.ndim == 2 and columns in (None, array.shape[1]) and rows in (None, array.shape[0])
+    if not fits:
+        expected = f"({'n' if rows is None else rows}, {'features' if columns is None else columns})"
+        remedy = f"; for a single row pass {argument}[None, :]" if array.ndim == 1 and rows is None else ""
+        raise ValueError(f"{argument} must have shape {expected}, got {array.shape}{remedy}")
+    return array
+
+
+def shape(argument, array, expected):
+    """Refuse an array of another shape."""
+    if array.shape != expected:
+        raise ValueError(f"{argument} must have shape {expected}, got {array.shape}")
+
+
+def converted(array, dtype):
+    """The array, C-contiguous in this dtype; itself where it is so already."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype)
+
+
+def batch(argument, value, columns, dtype, rows=None):
+    """``value`` as a C-contiguous matrix of this dtype: what a kernel reads."""
+    return converted(matrix(argument, value, columns, rows), dtype)
+
+
+def not_empty(argument, array):
+    """Refuse an array without rows."""
+    if len(array) == 0:
+        raise ValueError(f"{argument} must have at least one row, got shape {array.shape}")
+
+
+def targets(argument, value, rows, columns):
+    """``value`` as a matrix of real targets; ``(n,)`` is taken as ``(n, 1)`` and nothing else broadcasts."""
+    array = numeric(argument, value)
+    if columns == 1 and array.shape == (rows,):
+        return array.reshape(rows, 1)
+    if array.shape != (rows, columns):
+        also = f" or ({rows},)" if columns == 1 else ""
+        raise ValueError(f"{argument} must have shape ({rows}, {columns}){also}, got {array.shape}")
+    return array
+
+
+def labels(argument, value, rows, classes):
+    """``value`` as int64 labels ``0 … classes - 1``, one a row."""
+    array = numeric(argument, value)
+    if array.dtype.kind not in "iub":
+        raise TypeError(
+            f"{argument} must hold integer class labels, got dtype {array.dtype}; "
+            f"if the values are whole numbers, pass {argument}.astype(int)"
+        )
+    if array.shape != (rows,):
+        remedy = f"; pass {argument}.ravel()" if array.shape == (rows, 1) else ""
+        raise ValueError(f"{argument} must have shape ({rows},), one label a row, got {array.shape}{remedy}")
+    if rows and not (array.min() >= 0 and array.max() < classes):
+        first = int(np.argmax((array < 0) | (array >= classes)))
+        raise ValueError(
+            f"{argument} must hold labels from 0 to {classes - 1}, the outputs of the network; "
+            f"got {argument}[{first}] = {array[first]}"
+        )
+    return np.ascontiguousarray(array, np.int64)
+
+
+def weights(argument, value, rows):
+    """``value`` as float64 weights, one a row: finite, not negative, not all zero."""
+    array = numeric(argument, value)
+    if array.shape != (rows,):
+        raise ValueError(f"{argument} must have shape ({rows},), one weight a row, got {array.shape}")
+    finite(argument, array, np.float64)
+    array = np.ascontiguousarray(array, np.float64)
+    if rows and array.min() < 0:
+        first = int(np.argmax(array < 0))
+        raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")
+    if not array.any():
+        raise ValueError(f"{argument} must have a sum above 0: with all weights 0 there is nothing to average")
+    return array
+
+
+def finite(argument, array, dtype):
+    """Refuse NaN, infinity and what becomes infinite in ``dtype``; the array is read a block at a time."""
+    if array.dtype.kind != "f" or array.size == 0:
+        return
+    limit = array.dtype.type(min(np.finfo(dtype).max, np.finfo(array.dtype).max))
+    rows = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
+        if not (block.min() >= -limit and block.max() <= limit):  # false for NaN
+            bad = np.argwhere(~(np.abs(block) <= limit))[0]
+            index = ", ".join(map(str, (bad[0] + start, *bad[1:])))
+            value = block[tuple(bad)]
+            what = f"which {np.dtype(dtype).name} cannot hold" if np.isfinite(value) else "which is not finite"
+            raise ValueError(
+                f"{argument} must hold finite numbers, got {argument}[{index}] = {value}, {what}; "
+                f"remove or replace such rows"
+            )

@@ -1,0 +1,276 @@
+"""Layers: the linear layer and the activations, each usable alone or as a part of `Sequential`.
+
+A linear layer alone owns its parameters; in a `Sequential` they are views into the buffer of the model.
+"""
+
+import numpy as np
+
+from . import backend, checks, initializers
+from .kernels import table
+from .parameters import Parameters, assign
+
+
+class Layer:
+    """What layers share."""
+
+    def __call__(self, x):
+        return self.forward(x)
+
+    def forward(self, x):
+        """The output for a batch ``x`` (n, in); keeps what `backward` needs."""
+        raise NotImplementedError
+
+    def backward(self, grad_output, accumulate=False):
+        """The gradient with respect to the input of the last `forward`."""
+        raise NotImplementedError
+
+    def config(self):
+        """Arguments that make this layer again, for files."""
+        return {}
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
+
+    def __getstate__(self):
+        return self.__dict__ | {"_saved": None}
+
+    def _last_saved(self):
+        if self._saved is None:
+            raise RuntimeError(f"{type(self).__name__}.backward() needs a forward() before it")
+        return self._saved
+
+
+class Linear(Layer):
+    """``Y = X W + b``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    init : str or callable
+        ``"default"`` (PyTorch's, uniform ±1/√in_features for weight and bias), ``"zeros"``, or ``lecun``,
+        ``xavier`` or ``kaiming`` with ``_uniform`` or ``_normal``; or a function ``(rng, fan_in, fan_out)`` that
+        returns the weight.
+    dtype, device : str
+        For the layer alone; in a `Sequential` those of the model hold.
+    seed : int, optional
+        For the layer alone; in a `Sequential` the generator of the model draws the values.
+
+    Attributes
+    ----------
+    weight : array (in, out)
+    bias : array (out,) or None
+    grad_weight, grad_bias : arrays
+        What the last `backward` stored; an error where there is none.
+
+    Notes
+    -----
+    Values are drawn when they are first needed. Values set before the layer goes into a model are kept there.
+    """
+
+    def __init__(
+        self, in_features, out_features, bias=True, init="default", *, dtype="float32", device="cpu", seed=None
+    ):
+        self.in_features = checks.integer("in_features", in_features, minimum=1)
+        self.out_features = checks.integer("out_features", out_features, minimum=1)
+        self.has_bias = checks.boolean("bias", bias)
+        self.init = initializers.checked(init)
+        self.dtype = checks.dtype("dtype", dtype)
+        self.device = checks.choice("device", device, backend.MODULES)
+        self.seed = seed
+        self._given = {}  # values set before there is a buffer
+        self._parameters = self._row = self._saved = None
+        self.adopted = False
+
+    # ------------------------------------------------------------------------------ parameters
+    @property
+    def row(self):
+        """This layer as a row for `kernels.table.lower`, without an activation."""
+        return ("linear", self.in_features, self.out_features, self.has_bias, "identity", 0.0)
+
+    def _network(self):
+        """The `Parameters` that hold this layer; its own are made here when it is used alone."""
+        if self._parameters is None:
+            network = Parameters([self.row], [""], self.dtype, self.device)
+            self._place(network, 0, np.random.default_rng(self.seed))
+        return self._parameters
+
+    def _place(self, network, row, rng):
+        """Move into a row of a network: with the values there are, else with new ones."""
+        if self._parameters is None:
+            weight, bias = initializers.linear(self.init, rng, self.in_features, self.out_features)
+            values = {"weight": weight, "bias": bias} | self._given
+        else:
+            values = {"weight": self.weight, "bias": self.bias}
+        weight, bias = network.views[row]
+        assign("weight", weight, values["weight"])
+        if bias is not None:
+            assign("bias", bias, values["bias"])
+        self._parameters, self._row, self._given = network, row, {}
+
+    def adopt(self, network, row, rng):
+        """Become a row of a model."""
+        self._place(network, row, rng)
+        self.adopted = True
+
+    def _set(self, name, shape, value):
+        array = checks.numeric(name, value)
+        checks.shape(name, array, shape)
+        if self._parameters is None:
+            self._given[name] = array.copy()
+        else:
+            assign(name, getattr(self, name), array)
+
+    @property
+    def weight(self):
+        return self._network().views[self._row][0]
+
+    @weight.setter
+    def weight(self, value):
+        self._set("weight", (self.in_features, self.out_features), value)
+
+    @property
+    def bias(self):
+        return self._network().views[self._row][1]
+
+    @bias.setter
+    def bias(self, value):
+        if not self.has_bias:
+            raise ValueError("bias cannot be set: the layer was made with bias=False")
+        self._set("bias", (self.out_features,), value)
+
+    @property
+    def grad_weight(self):
+        return self._network().gradient_views[self._row][0]
+
+    @property
+    def grad_bias(self):
+        return self._network().gradient_views[self._row][1]
+
+    # ----------------------------------------------------------------------------------- steps
+    def forward(self, x):
+        """``X W + b``.
+
+        Parameters
+        ----------
+        x : array (n, in)
+            Kept for `backward` when it needed no conversion: do not change it in between.
+
+        Returns
+        -------
+        array (n, out)
+        """
+        network = self._network()
+        x = checks.batch("x", x, self.in_features, network.dtype)
+        weight, bias = network.views[self._row]
+        out = np.empty((len(x), self.out_features), network.dtype)
+        network.backend.linear_forward(x, weight, bias, *_IDENTITY, out, out)
+        self._saved = x
+        return out
+
+    def backward(self, grad_output, accumulate=False):
+        """``∂L/∂W = Xᵀ G``, ``∂L/∂b = Σ_rows G``; returns ``∂L/∂X = G Wᵀ``.
+
+        Parameters
+        ----------
+        grad_output : array (n, out)
+            ``G``, the gradient with respect to the output of the last `forward`.
+        accumulate : bool
+            Add to the stored gradients; by default they are overwritten.
+
+        Returns
+        -------
+        array (n, in)
+        """
+        x = self._last_saved()
+        network = self._network()
+        grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
+        grad_weight, grad_bias = network.store_gradients()[self._row]
+        grad_input = np.empty_like(x)
+        kernels = network.backend
+        kernels.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
+        kernels.linear_backward_input(grad_output, network.views[self._row][0], x, *_IDENTITY, grad_input)
+        return grad_input
+
+    def update_parameters(self, learning_rate):
+        """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
+        network = self._network()
+        coefficients = np.zeros(table.COEFFICIENTS)
+        coefficients[0] = checks.real("learning_rate", learning_rate)
+        span = network.span(self._row)
+        network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
+
+    def parameters(self):
+        """Named views of this layer's parameters; those of the whole model once it is part of one."""
+        return self._network().named()
+
+    def config(self):
+        return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
+
+
+class Activation(Layer):
+    """What activations share: ``out = g(z)`` for every element.
+
+    Parameters
+    ----------
+    device : str
+        For the layer alone; in a `Sequential` that of the model holds.
+    """
+
+    name = None  # in kernels/table.py
+    parameter = 0.0
+
+    def __init__(self, *, device="cpu"):
+        self.device = checks.choice("device", device, backend.MODULES)
+        self._saved = None
+
+    def __init_subclass__(cls):
+        cls.code = table.ACTIVATIONS.index(cls.name)
+
+    def forward(self, x):
+        """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
+        x = checks.matrix("x", x)
+        x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
+        out = np.empty_like(x)
+        backend.load(self.device).activation_forward(x, self.code, self.parameter, out)
+        self._saved = x if self.name in table.SAVES_PRE_ACTIVATION else out.copy()
+        return out
+
+    def backward(self, grad_output, accumulate=False):
+        """``g'(x) * grad_output`` at the last `forward`; there is nothing to accumulate."""
+        saved = self._last_saved()
+        grad_output = checks.batch("grad_output", grad_output, saved.shape[1], saved.dtype, len(saved))
+        grad_input = np.empty_like(saved)
+        kernels = backend.load(self.device)
+        kernels.activation_backward(grad_output, saved, self.code, self.parameter, grad_input)
+        return grad_input
+
+
+class Identity(Activation):
+    """``g(z) = z``."""
+
+    name = "identity"
+
+
+class ReLU(Activation):
+    """``g(z) = max(0, z)``; the derivative at 0 is 0."""
+
+    name = "relu"
+
+
+class Tanh(Activation):
+    """``g(z) = tanh z``, ``g' = 1 - g²``."""
+
+    name = "tanh"
+
+
+class Sigmoid(Activation):
+    """``g(z) = 1 / (1 + e^-z)``, ``g' = g (1 - g)``."""
+
+    name = "sigmoid"
+
+
+_IDENTITY = Identity.code, Identity.parameter
+_SGD = table.OPTIMIZERS.index("sgd")
+
+LAYERS = {cls.__name__: cls for cls in (Linear, Identity, ReLU, Tanh, Sigmoid)}

@@ -1,0 +1,466 @@
+"""`Sequential`: layers lowered to a network table, walked by compiled code or a row at a time.
+
+``fit``, ``train_step`` and ``predict`` hand the whole table to the kernels. ``model(x)`` and ``backward`` make the
+same kernel calls a row at a time and keep what lies between, for loops of the user's own.
+"""
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+
+from . import backend, checks, files, training
+from .kernels import table as network_table
+from .layers import LAYERS, Activation, Identity, Linear
+from .losses import LOSSES
+from .optimizers import OPTIMIZERS
+from .parameters import Parameters, assign
+
+# Predictions are made in blocks of about this many multiply-adds, so that Ctrl-C is answered in between.
+BLOCK_OPERATIONS = 1 << 30
+
+_BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
+
+
+class Sequential:
+    """A chain of layers that trains and predicts.
+
+    Parameters
+    ----------
+    *layers : Linear or activation
+        At least one `Linear`. The layers become part of the model: their arrays are views into its buffer, and
+        values set before are kept.
+    dtype : str
+        ``"float32"`` or ``"float64"``: of the parameters and of all computation.
+    device : str
+        ``"cpu"`` or ``"reference"``.
+    seed : int, optional
+        Of the one generator that draws first values and shuffles; it is saved with the model.
+
+    Attributes
+    ----------
+    layers : tuple of layers
+    history : History or None
+        Of the last `fit`.
+    metadata : dict
+        Anything JSON can hold, kept in the file.
+    optimizer : Optimizer or None
+        What the file of a loaded model held; pass it to `fit` to go on where training stopped.
+    """
+
+    def __init__(self, *layers, dtype="float32", device="cpu", seed=None):
+        self.dtype = checks.dtype("dtype", dtype)
+        rows, prefixes = _lowered(layers)
+        self._parameters = Parameters(rows, prefixes, self.dtype, device)
+        self.layers = layers
+        self.generator = np.random.default_rng(seed)
+        self.training = True
+        self.history = self.optimizer = None
+        self.metadata = {}
+        self._loss = None  # the last loss trained with, which says what predict_proba means
+        places = [row for row, (kind, *_) in enumerate(rows) if kind == "linear"]
+        for row, layer in zip(places, (layer for layer in layers if isinstance(layer, Linear)), strict=True):
+            layer.adopt(self._parameters, row, self.generator)
+        self._prepare()
+
+    def _prepare(self):
+        """What a process makes for itself: views, workspaces, locks."""
+        table = self._parameters.table
+        self._kernels = self._parameters.backend
+        self._values = self._parameters.values
+        self._activations = [network_table.activation_of(row) for row in table]
+        self.in_features = int(table[0, network_table.FAN_IN])
+        self.out_features = int(table[-1, network_table.FAN_OUT])
+        self._inference_workspaces = []  # free ones: every concurrent predict takes one
+        self._training_workspaces = {}  # (loss code, optimizer code) -> (batch capacity, workspace)
+        self._step = None  # what the last train_step made ready
+        self._trace = None  # (input, saved) of every row of the last forward
+        self._prediction_block = max(1, BLOCK_OPERATIONS // self._parameters.size)
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        names = "dtype layers generator training history optimizer metadata _loss _parameters"
+        return {name: getattr(self, name) for name in names.split()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._prepare()
+
+    @property
+    def device(self):
+        return self._parameters.device
+
+    # ------------------------------------------------------------------------------ parameters
+    def parameters(self):
+        """Named views of all parameters, for an optimizer."""
+        return self._parameters.named()
+
+    @property
+    def flat_parameters(self):
+        """Packed copy of all parameters: layer by layer the weight row by row, then the bias. Assigning writes."""
+        return self._parameters.pack(self._parameters.views)
+
+    @flat_parameters.setter
+    def flat_parameters(self, value):
+        flat = self._parameters.checked_flat("flat_parameters", value)
+        self._parameters.unpack(flat, self._parameters.views)
+
+    @property
+    def flat_gradients(self):
+        """Packed copy of all gradients, ordered as `flat_parameters`. Assigning writes."""
+        return self._parameters.pack(self._parameters.gradient_views)
+
+    @flat_gradients.setter
+    def flat_gradients(self, value):
+        flat = self._parameters.checked_flat("flat_gradients", value)
+        self._parameters.unpack(flat, self._parameters.store_gradients())
+
+    def zero_grad(self):
+        """Set the stored gradients to zero. Not needed before `backward`, which overwrites them."""
+        self._parameters.zero_gradients()
+
+    def state_dict(self):
+        """Copies of all parameters by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
+        return {parameter.name: parameter.data.copy() for parameter in self.parameters()}
+
+    def load_state_dict(self, state):
+        """Copy in what `state_dict` returned; names and shapes must be those of this model."""
+        parameters = self.parameters()
+        names = {parameter.name for parameter in parameters}
+        if set(state) != names:
+            raise ValueError(
+                f"state must have the keys of this model; missing {sorted(names - set(state))}, "
+                f"unknown {sorted(set(state) - names)}"
+            )
+        arrays = [checks.numeric(parameter.name, state[parameter.name]) for parameter in parameters]
+        for parameter, array in zip(parameters, arrays, strict=True):
+            checks.shape(parameter.name, array, parameter.shape)
+        for parameter, array in zip(parameters, arrays, strict=True):
+            assign(parameter.name, parameter.data, array)
+
+    # ------------------------------------------------------------------------------------ modes
+    def train(self):
+        """Set the mode that ``model(x)`` obeys to training; returns the model."""
+        self.training = True
+        return self
+
+    def eval(self):
+        """Set the mode that ``model(x)`` obeys to evaluation; returns the model."""
+        self.training = False
+        return self
+
+    # ----------------------------------------------------------------------------- own loops
+    def __call__(self, x):
+        return self.forward(x)
+
+    def forward(self, x):
+        """The output for a batch, keeping what `backward` needs.
+
+        Parameters
+        ----------
+        x : array (n, in)
+            Kept when it needed no conversion: do not change it before `backward`.
+
+        Returns
+        -------
+        array (n, out)
+        """
+        x = checks.batch("x", x, self.in_features, self.dtype)
+        kernels, trace = self._kernels, []
+        rows = zip(self._parameters.table, self._parameters.views, self._activations, strict=True)
+        for row, (weight, bias), activation in rows:
+            out = np.empty((len(x), row[network_table.FAN_OUT]), self.dtype)
+            output_is_enough = row[network_table.SAVED] == row[network_table.OUTPUT]
+            if weight is None:
+                kernels.activation_forward(x, *activation, out)
+                saved = out if output_is_enough else x
+            else:
+                saved = out if output_is_enough else np.empty_like(out)
+                kernels.linear_forward(x, weight, bias, *activation, out, saved)
+            trace.append((x, saved))
+            x = out
+        self._trace = trace
+        if trace[-1][1] is out and self._activations[-1][0] != Identity.code:
+            return out.copy()  # what is saved must survive what the caller does to the output
+        return out
+
+    def backward(self, grad_output, accumulate=False):
+        """Gradients of all parameters, by the chain rule from the last layer to the first.
+
+        Parameters
+        ----------
+        grad_output : array (n, out)
+            Gradient with respect to the output of the last ``model(x)``.
+        accumulate : bool
+            Add to the stored gradients; by default they are overwritten.
+
+        Returns
+        -------
+        array (n, in)
+            Gradient with respect to the input.
+        """
+        if self._trace is None:
+            raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
+        trace, activations, kernels = self._trace, self._activations, self._kernels
+        grad = checks.batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
+        gradient_views = self._parameters.store_gradients()
+        grad_z = np.empty_like(grad)
+        kernels.activation_backward(grad, trace[-1][1], *activations[-1], grad_z)
+        for i in range(len(trace) - 1, -1, -1):
+            x = trace[i][0]
+            weight = self._parameters.views[i][0]
+            # The input of the first row has no activation before it.
+            saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, (Identity.code, 0.0))
+            grad_z_prev = np.empty_like(x)
+            if weight is None:
+                kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
+            else:
+                kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
+                kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev)
+            grad_z = grad_z_prev
+        return grad_z
+
+    @contextmanager
+    def exclusive(self):
+        """Hold the model for training; a second trainer is refused."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(_BUSY)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def train_step(self, x, y, loss, optimizer):
+        """One step of training as one compiled call: forward, loss, backward, update.
+
+        The same step as the loop of one's own. No gradients are stored. When the loss is not finite, nothing is
+        updated.
+
+        Parameters
+        ----------
+        x : array (n, in)
+        y : array (n, out), or integer labels (n,)
+        loss : loss
+        optimizer : Optimizer
+
+        Returns
+        -------
+        float
+            Loss of the batch before the update.
+        """
+        step = self._step
+        if step is None or step.loss is not loss or step.optimizer is not optimizer:
+            self._step = step = training.single_step(self, loss, optimizer)
+        if not self._lock.acquire(False):
+            raise RuntimeError(_BUSY)
+        try:
+            return step(x, y)
+        finally:
+            self._lock.release()
+
+    def training_workspace(self, loss, optimizer, batch_size):
+        """A workspace of the kernels for batches of up to ``batch_size``."""
+        key = loss.code, optimizer.code
+        capacity, workspace = self._training_workspaces.get(key, (0, None))
+        if capacity < batch_size:
+            workspace = self._kernels.TrainingWorkspace(self._parameters.table, self.dtype, batch_size, *key)
+            self._training_workspaces[key] = batch_size, workspace
+        return workspace
+
+    fit = training.fit
+
+    # ------------------------------------------------------------------------------ predictions
+    def predict(self, X):
+        """Outputs of the network, whatever the mode; several threads may call it at once.
+
+        Parameters
+        ----------
+        X : array (n, in)
+            Any real dtype and layout; what is not read directly is converted a block at a time.
+
+        Returns
+        -------
+        array (n, out)
+            In the dtype of the model. A row has the same bits whatever rows are around it.
+        """
+        simple = type(X) is np.ndarray and X.dtype == self.dtype and X.ndim == 2 and X.flags.c_contiguous
+        if not simple or X.shape[1] != self.in_features:
+            X = checks.matrix("X", X, self.in_features)
+        out = np.empty((len(X), self.out_features), self.dtype)
+        try:
+            workspace = self._inference_workspaces.pop()
+        except IndexError:
+            workspace = self._kernels.InferenceWorkspace(self._parameters.table, self.dtype)
+        block = self._prediction_block
+        if simple and len(X) <= block:
+            self._kernels.network_forward(workspace, self._values, X, out)
+        else:
+            direct = X.flags.c_contiguous and self._kernels.gathers(X.dtype)
+            for start in range(0, len(X), block):
+                part = X[start : start + block]
+                part = part if direct else checks.converted(part, self.dtype)
+                self._kernels.network_forward(workspace, self._values, part, out[start : start + block])
+        self._inference_workspaces.append(workspace)
+        return out
+
+    def predict_proba(self, X, loss=None):
+        """Class probabilities: the softmax that belongs to the loss.
+
+        Parameters
+        ----------
+        X : array (n, in)
+        loss : loss, optional
+            A classification loss; by default the last one that `fit` or `train_step` used, which is kept in the
+            file.
+
+        Returns
+        -------
+        array (n, out)
+        """
+        loss = self._loss if loss is None else loss
+        if not hasattr(loss, "probabilities"):
+            raise ValueError(
+                f"predict_proba needs a classification loss, got {loss!r}; "
+                f"pass loss=fastbp.CrossEntropyLoss() if the outputs are logits"
+            )
+        return loss.probabilities(self.predict(X))
+
+    # ------------------------------------------------------------------------------- description
+    def __str__(self):
+        lines = [f"{'layer':<24}{'output':>10}{'parameters':>14}{'FLOPs a sample':>18}"]
+        width, operations = self.in_features, 0
+        for i, layer in enumerate(self.layers):
+            count = flops = 0
+            if isinstance(layer, Linear):
+                width = layer.out_features
+                count = layer.in_features * width + width * layer.has_bias
+                flops = 2 * layer.in_features * width
+            operations += flops
+            lines.append(f"{f'{i} {type(layer).__name__}':<24}{width:>10,}{count:>14,}{flops:>18,}")
+        count = self._parameters.count
+        lines.append(f"{'total':<24}{'':>10}{count:>14,}{operations:>18,}")
+        size = count * self.dtype.itemsize
+        lines.append(f"{self.dtype.name} on {self.device}, {size:,} bytes of parameters")
+        return "\n".join(lines)
+
+    def summary(self):
+        """Print layers, output widths, parameters, and the floating-point operations of a sample's forward pass."""
+        print(self)
+
+    def __repr__(self):
+        layers = "".join(f"    {layer!r},\n" for layer in self.layers)
+        return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",\n)'
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+    # ------------------------------------------------------------------------------------ files
+    def save(self, path, optimizer=None):
+        """Write the model to an ``.npz`` file, wholly or not at all.
+
+        The file keeps layers, parameters, dtype, generator, the last loss and `metadata`.
+
+        Parameters
+        ----------
+        path : str or path
+            Ends in ``.npz``. An older file there stays until the new one is complete.
+        optimizer : Optimizer, optional
+            The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
+            that is a function is not kept.
+        """
+        arrays = self.state_dict()
+        config = {
+            "dtype": self.dtype.name,
+            "layers": [[type(layer).__name__, layer.config()] for layer in self.layers],
+            "loss": [type(self._loss).__name__, self._loss.config()] if type(self._loss) in LOSSES.values() else None,
+            "training": self.training,
+            "generator": self.generator.bit_generator.state,
+            "metadata": self.metadata,
+            "optimizer": None,
+        }
+        if optimizer is not None:
+            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
+            optimizer.bind(self._parameters)
+            state = optimizer.state_dict()
+            arguments = optimizer.config()
+            if callable(optimizer.lr):
+                del arguments["lr"]
+            config["optimizer"] = [type(optimizer).__name__, arguments, state.pop("step_count")]
+            arrays |= {f"optimizer.{name}": array for name, array in state.items()}
+        files.write(path, config, arrays)
+
+
+def load(path, *, device="cpu"):
+    """Read a model that `Sequential.save` wrote.
+
+    Parameters
+    ----------
+    path : str or path
+    device : str
+        Where the model is to compute; files are the same for all.
+
+    Returns
+    -------
+    Sequential
+        With the stored optimizer, if any, as ``model.optimizer``.
+
+    Raises
+    ------
+    ValueError
+        The file is not a model of this library, or damaged.
+    """
+    checks.choice("device", device, backend.MODULES)
+    config, arrays = files.read(path)
+    with files.refusing(path):
+        layers = [LAYERS[name](**arguments) for name, arguments in config["layers"]]
+        model = Sequential(*layers, dtype=config["dtype"], device=device)
+        model.generator.bit_generator.state = config["generator"]
+        model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
+        if config["loss"] is not None:
+            name, arguments = config["loss"]
+            model._loss = LOSSES[name](**arguments)
+        model.load_state_dict({name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
+        if config["optimizer"] is not None:
+            name, arguments, step_count = config["optimizer"]
+            model.optimizer = OPTIMIZERS[name](model.parameters(), **({"lr": _forgotten_rate} | arguments))
+            state = {name: arrays[f"optimizer.{name}"] for name in model.optimizer.state_names}
+            model.optimizer.load_state_dict({"step_count": step_count} | state)
+    return model
+
+
+def _forgotten_rate(step):
+    raise RuntimeError("the lr of this optimizer was a function, which a file cannot hold; set optimizer.lr again")
+
+
+def _lowered(layers):
+    """Rows for `kernels.table.lower` and the prefix of the names of each; an activation joins the linear before it."""
+    width = None
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Linear | Activation):
+            raise TypeError(f"layer {i} must be a layer of fastbp, got {layer!r} of type {type(layer).__name__}")
+        if isinstance(layer, Linear):
+            if any(layer is earlier for earlier in layers[:i]) or layer.adopted:
+                raise ValueError(
+                    f"layer {i}, {layer!r}, is part of a model already; a Linear belongs to one place: make a new one"
+                )
+            if width not in (None, layer.in_features):
+                raise ValueError(f"layer {i}, {layer!r}, must take in_features={width}, the outputs before it")
+            width = layer.out_features
+    if width is None:
+        raise ValueError(f"a Sequential needs at least one Linear, got {layers!r}")
+    width = next(layer.in_features for layer in layers if isinstance(layer, Linear))
+    rows, prefixes = [], []
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Linear):
+            width = layer.out_features
+            rows.append(layer.row)
+            prefixes.append(f"{i}.")
+        elif i and isinstance(layers[i - 1], Linear):
+            rows[-1] = (*rows[-1][:4], layer.name, layer.parameter)
+        else:
+            rows.append(("activation", width, width, False, layer.name, layer.parameter))
+            prefixes.append("")
+    return rows, prefixes

@@ -29,7 +29,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 # No fast-math: fused multiply-adds and the order of sums are written out (simd.py), so the bits do not depend
 # on what an optimiser makes of them, and NaN and infinity keep their meaning.
-FLAGS = {"error_model": "numpy", "nogil": True, "boundscheck": False}
+FLAGS = {"error_model": "numpy", "nogil": True, "boundscheck": False, "_nrt": False}  # _nrt: nothing allocates
 
 # No wrappers: an inlined function is never called from Python, and making it callable doubles its compile time.
 inline = numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)

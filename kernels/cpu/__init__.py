@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 
-from .. import jit, table as _table
+from .. import jit
+from .. import table as _table
 from . import blocking, context, network, team
 
 name = "cpu"

@@ -15,14 +15,14 @@ from ..jit import Kernel, compile_kernel
 from . import elementwise, gemm, linear, losses, network, optimizers
 from .simd import Pointer
 
-I, D = types.intp, types.float64
-INT64, FLOAT64 = Pointer(types.int64), Pointer(types.float64)
+INT, FLOAT = types.intp, types.float64
+INTS, FLOATS = Pointer(types.int64), Pointer(types.float64)
 
 # The kernels as Python calls them: pointers are integers.
-PRODUCT = (I,) * 17 + (D,)
-ELEMENTWISE = (I,) * 6 + (D,)
-LOSS = (I,) * 12
-OPTIMIZER = (I,) * 9
+PRODUCT = (INT,) * 17 + (FLOAT,)
+ELEMENTWISE = (INT,) * 6 + (FLOAT,)
+LOSS = (INT,) * 12
+OPTIMIZER = (INT,) * 9
 
 
 def _real(dtype) -> Pointer:
@@ -36,7 +36,7 @@ def _compiled(function, *arguments) -> Kernel:
 
 def c_function(kernel: Kernel, *arguments):
     """The kernel as a Python callable that releases the GIL: integers, and float64 where ``arguments`` say so."""
-    types_of = [ctypes.c_double if argument is D else ctypes.c_int64 for argument in arguments]
+    types_of = [ctypes.c_double if argument is FLOAT else ctypes.c_int64 for argument in arguments]
     return ctypes.CFUNCTYPE(None, *types_of)(kernel.address)
 
 
@@ -44,7 +44,7 @@ def c_function(kernel: Kernel, *arguments):
 def product(dtype) -> Kernel:
     """The gemm kernel."""
     p = _real(dtype)
-    return _compiled(gemm.gemm, I, I, I, p, I, I, p, I, I, I, p, p, I, p, I, p, I, D)
+    return _compiled(gemm.gemm, INT, INT, INT, p, INT, INT, p, INT, INT, INT, p, p, INT, p, INT, p, INT, FLOAT)
 
 
 _forward_kernels = cache(elementwise.activation_forward_kernel)
@@ -55,51 +55,53 @@ _backward_kernels = cache(elementwise.activation_backward_kernel)
 def activation_forward(dtype, name) -> Kernel:
     """``other = act(c)``."""
     p = _real(dtype)
-    return _compiled(_forward_kernels(name), I, I, p, I, p, I, D)
+    return _compiled(_forward_kernels(name), INT, INT, p, INT, p, INT, FLOAT)
 
 
 @cache
 def activation_backward(dtype, name) -> Kernel:
     """``c *= act'(other)``."""
     p = _real(dtype)
-    return _compiled(_backward_kernels(name), I, I, p, I, p, I, D)
+    return _compiled(_backward_kernels(name), INT, INT, p, INT, p, INT, FLOAT)
 
 
 @cache
 def column_sum(dtype) -> Kernel:
     p = _real(dtype)
-    return _compiled(elementwise.column_sum, I, I, p, I, I, p)
+    return _compiled(elementwise.column_sum, INT, INT, p, INT, INT, p)
 
 
 @cache
 def gather(source, dtype) -> Kernel:
     """Rows by index from ``source`` to ``dtype``."""
-    return _compiled(elementwise.gather_rows, I, I, INT64, Pointer(from_dtype(np.dtype(source))), I, _real(dtype), I)
+    return _compiled(
+        elementwise.gather_rows, INT, INT, INTS, Pointer(from_dtype(np.dtype(source))), INT, _real(dtype), INT
+    )
 
 
 @cache
 def loss(dtype, name) -> Kernel:
     p = _real(dtype)
-    target = INT64 if name in table.LABEL_LOSSES else p
-    return _compiled(getattr(losses, name), I, I, p, I, target, I, FLOAT64, p, INT64, p, p, I)
+    target = INTS if name in table.LABEL_LOSSES else p
+    return _compiled(getattr(losses, name), INT, INT, p, INT, target, INT, FLOATS, p, INTS, p, p, INT)
 
 
 @cache
 def loss_sum(dtype) -> Kernel:
-    return _compiled(losses.loss_sum, I, FLOAT64, _real(dtype), FLOAT64)
+    return _compiled(losses.loss_sum, INT, FLOATS, _real(dtype), FLOATS)
 
 
 @cache
 def optimizer(dtype, name) -> Kernel:
     p = _real(dtype)
-    return _compiled(getattr(optimizers, name), I, I, FLOAT64, p, I, p, I, p, p)
+    return _compiled(getattr(optimizers, name), INT, INT, FLOATS, p, INT, p, INT, p, p)
 
 
 @cache
 def linear_function(name):
     """`linear.linear_forward` and its like, compiled alone, as a callable of addresses."""
     inlined = getattr(linear, name)
-    arguments = [D if argument == "parameter" else I for argument in inlined.py_func.__code__.co_varnames]
+    arguments = [FLOAT if argument == "parameter" else INT for argument in inlined.py_func.__code__.co_varnames]
     arguments = arguments[: inlined.py_func.__code__.co_argcount]
     return c_function(_compiled(inlined.py_func, *arguments), *arguments)
 
@@ -117,4 +119,4 @@ def activation_addresses(dtype, rows) -> np.ndarray:
 @cache
 def walk(name):
     """`network.forward` or `network.train_steps` as a callable of (record address, thread)."""
-    return c_function(_compiled(getattr(network, name), INT64, I), INT64, I)
+    return c_function(_compiled(getattr(network, name), INTS, INT), INTS, INT)

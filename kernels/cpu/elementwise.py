@@ -4,10 +4,10 @@ Every function here is a C-ABI kernel over ``rows x columns`` elements of buffer
 dimensions. An element's result does not depend on where in a vector it falls.
 """
 
-from .. import activations, table
+from .. import activations
 from ..jit import inline
 from . import simd
-from .simd import lanes, load, load_converted, load_row, store, tall, zeros
+from .simd import lanes, load, load_converted, load_row, store, zeros
 
 FORMULAS = activations.bind(
     {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline

@@ -212,6 +212,7 @@ def weights_region(record, step, n, thread, scratch):
     coefficients = record[COEFFICIENTS] + 8 * layout.COEFFICIENTS * step
     x, ldx = record[INPUT], table[layout.LD_IN]
     parameters, state_1, state_2 = record[PARAMETERS], record[STATE_1], record[STATE_2]
+    block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
     task = 0
     for r in range(record[TABLE_ROWS]):
         row = table + r * layout.COLUMNS
@@ -235,7 +236,6 @@ def weights_region(record, step, n, thread, scratch):
                         sums = 0
                         if i == 0 and row[layout.BIAS] >= 0:
                             sums = scratch
-                        block = scratch + item * blocking.GRADIENT_COLUMNS
                         linear_backward_params(
                             record[GEMM], record[COLUMN_SUM], n, rows, columns, x + item * i, ldx,
                             grad_z + item * j, ld, 0, block, ld_scratch, sums,
@@ -293,7 +293,6 @@ def train_steps(record, thread):
 def forward(record, thread):
     """`reference.network_forward` for one thread: blocks of rows through thread-private activations."""
     table = pointer(record[TABLE], np.int64)
-    end = table + (record[TABLE_ROWS] - 1) * layout.COLUMNS
     fan_in, ldi, item = table[layout.FAN_IN], table[layout.LD_IN], record[ITEMSIZE]
     panel = record[SCRATCH] + thread * record[SCRATCH_BYTES]
     outputs = record[OUTPUTS] + thread * record[OUTPUTS_BYTES]

@@ -97,14 +97,20 @@ def shape(argument, array, expected):
         raise ValueError(f"{argument} must have shape {expected}, got {array.shape}")
 
 
+def readable(array):
+    """Whether kernels can read the memory of the array as it lies."""
+    return array.flags.c_contiguous and array.flags.aligned
+
+
 def converted(array, dtype):
-    """The array, C-contiguous in this dtype; itself where it is so already."""
+    """The array as a kernel reads it, in this dtype; itself where it is so already."""
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype)
+        array = np.ascontiguousarray(array, dtype)
+    return array if array.flags.aligned else array.copy()
 
 
 def batch(argument, value, columns, dtype, rows=None):
-    """``value`` as a C-contiguous matrix of this dtype: what a kernel reads."""
+    """``value`` as a matrix of this dtype that a kernel reads."""
     return converted(matrix(argument, value, columns, rows), dtype)
 
 
@@ -142,7 +148,7 @@ def labels(argument, value, rows, classes):
             f"{argument} must hold labels from 0 to {classes - 1}, the outputs of the network; "
             f"got {argument}[{first}] = {array[first]}"
         )
-    return np.ascontiguousarray(array, np.int64)
+    return converted(array, np.int64)
 
 
 def weights(argument, value, rows):

@@ -74,7 +74,7 @@ class Linear(Layer):
         self.in_features = checks.integer("in_features", in_features, minimum=1)
         self.out_features = checks.integer("out_features", out_features, minimum=1)
         self.has_bias = checks.boolean("bias", bias)
-        self.init = initializers.checked(init)
+        self._init = initializers.checked(init)
         self.dtype = checks.dtype("dtype", dtype)
         self.device = checks.choice("device", device, backend.MODULES)
         self.seed = seed
@@ -92,25 +92,30 @@ class Linear(Layer):
         """The `Parameters` that hold this layer; its own are made here when it is used alone."""
         if self._parameters is None:
             network = Parameters([self.row], [""], self.dtype, self.device)
-            self._place(network, 0, np.random.default_rng(self.seed))
+            self._place(network, 0, self.first_values(np.random.default_rng(self.seed)))
         return self._parameters
 
-    def _place(self, network, row, rng):
-        """Move into a row of a network: with the values there are, else with new ones."""
-        if self._parameters is None:
-            weight, bias = initializers.linear(self.init, rng, self.in_features, self.out_features)
-            values = {"weight": weight, "bias": bias} | self._given
-        else:
-            values = {"weight": self.weight, "bias": self.bias}
-        weight, bias = network.views[row]
-        assign("weight", weight, values["weight"])
-        if bias is not None:
-            assign("bias", bias, values["bias"])
-        self._parameters, self._row, self._given = network, row, {}
+    def first_values(self, rng):
+        """The (weight, bias) there are, else drawn ones."""
+        if self._parameters is not None:
+            return self.weight, self.bias
+        given = self._given.get("weight"), self._given.get("bias")
+        if given[0] is not None and (given[1] is not None or not self.has_bias):
+            return given
+        drawn = initializers.linear(self._init, rng, self.in_features, self.out_features)
+        checks.shape("the weight that init returns", np.asarray(drawn[0]), (self.in_features, self.out_features))
+        return tuple(new if old is None else old for old, new in zip(given, drawn, strict=True))
 
-    def adopt(self, network, row, rng):
-        """Become a row of a model."""
-        self._place(network, row, rng)
+    def _place(self, network, row, values):
+        for view, value in zip(network.views[row], values, strict=True):
+            if view is not None:
+                view[...] = value
+        self._parameters, self._row = network, row
+        self._given = self._init = None
+
+    def adopt(self, network, row, values):
+        """Become a row of a model, with these values."""
+        self._place(network, row, values)
         self.adopted = True
 
     def _set(self, name, shape, value):

@@ -12,12 +12,14 @@ import numpy as np
 from . import backend, checks, files, training
 from .kernels import table as network_table
 from .layers import LAYERS, Activation, Identity, Linear
-from .losses import LOSSES
+from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
 from .parameters import Parameters, assign
 
-# Predictions are made in blocks of about this many multiply-adds, so that Ctrl-C is answered in between.
-BLOCK_OPERATIONS = 1 << 30
+# Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
+# and what has to be converted takes no more memory.
+BLOCK_OPERATIONS = 1 << 28
+BLOCK_BYTES = 64 << 20
 
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
@@ -59,8 +61,10 @@ class Sequential:
         self.metadata = {}
         self._loss = None  # the last loss trained with, which says what predict_proba means
         places = [row for row, (kind, *_) in enumerate(rows) if kind == "linear"]
-        for row, layer in zip(places, (layer for layer in layers if isinstance(layer, Linear)), strict=True):
-            layer.adopt(self._parameters, row, self.generator)
+        linear = [layer for layer in layers if isinstance(layer, Linear)]
+        values = [layer.first_values(self.generator) for layer in linear]
+        for layer, row, pair in zip(linear, places, values, strict=True):
+            layer.adopt(self._parameters, row, pair)
         self._prepare()
 
     def _prepare(self):
@@ -75,7 +79,8 @@ class Sequential:
         self._training_workspaces = {}  # (loss code, optimizer code) -> (batch capacity, workspace)
         self._step = None  # what the last train_step made ready
         self._trace = None  # (input, saved) of every row of the last forward
-        self._prediction_block = max(1, BLOCK_OPERATIONS // self._parameters.size)
+        row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
+        self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, BLOCK_BYTES // row_bytes))
         self._lock = threading.Lock()
 
     def __getstate__(self):
@@ -258,6 +263,11 @@ class Sequential:
         finally:
             self._lock.release()
 
+    def remember_loss(self, loss):
+        """Training starts with this loss: what an earlier `train_step` made ready is not valid any more."""
+        self._step = None
+        self._loss = loss if isinstance(loss, Loss) else None
+
     def training_workspace(self, loss, optimizer, batch_size):
         """A workspace of the kernels for batches of up to ``batch_size``."""
         key = loss.code, optimizer.code
@@ -283,7 +293,7 @@ class Sequential:
         array (n, out)
             In the dtype of the model. A row has the same bits whatever rows are around it.
         """
-        simple = type(X) is np.ndarray and X.dtype == self.dtype and X.ndim == 2 and X.flags.c_contiguous
+        simple = type(X) is np.ndarray and X.dtype == self.dtype and X.ndim == 2 and checks.readable(X)
         if not simple or X.shape[1] != self.in_features:
             X = checks.matrix("X", X, self.in_features)
         out = np.empty((len(X), self.out_features), self.dtype)
@@ -291,11 +301,11 @@ class Sequential:
             workspace = self._inference_workspaces.pop()
         except IndexError:
             workspace = self._kernels.InferenceWorkspace(self._parameters.table, self.dtype)
-        block = self._prediction_block
+        block = self.prediction_block
         if simple and len(X) <= block:
             self._kernels.network_forward(workspace, self._values, X, out)
         else:
-            direct = X.flags.c_contiguous and self._kernels.gathers(X.dtype)
+            direct = checks.readable(X) and self._kernels.gathers(X.dtype)
             for start in range(0, len(X), block):
                 part = X[start : start + block]
                 part = part if direct else checks.converted(part, self.dtype)
@@ -416,13 +426,17 @@ def load(path, *, device="cpu"):
     config, arrays = files.read(path)
     with files.refusing(path):
         layers = [LAYERS[name](**arguments) for name, arguments in config["layers"]]
+        for i, layer in enumerate(layers):
+            if isinstance(layer, Linear):  # which checks the shapes before a model of that size is allocated
+                layer.weight = arrays[f"{i}.weight"]
+                if layer.has_bias:
+                    layer.bias = arrays[f"{i}.bias"]
         model = Sequential(*layers, dtype=config["dtype"], device=device)
         model.generator.bit_generator.state = config["generator"]
         model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
         if config["loss"] is not None:
             name, arguments = config["loss"]
             model._loss = LOSSES[name](**arguments)
-        model.load_state_dict({name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
         if config["optimizer"] is not None:
             name, arguments, step_count = config["optimizer"]
             model.optimizer = OPTIMIZERS[name](model.parameters(), **({"lr": _forgotten_rate} | arguments))

@@ -18,6 +18,8 @@ from .losses import Loss
 from .optimizers import Optimizer
 
 SLICE_SECONDS = 0.1  # training steps one call of the kernels is given: Ctrl-C is answered between calls
+SLOW = 1e9  # operations a second that the first slice counts on,
+FIRST_STEPS = 256  # and the most steps it may have, whatever they cost
 SLICE_GROWTH = 16  # how much longer a slice may be than the one before, whose time is all that is known
 STAGING_BYTES = 64 << 20  # converted rows that are held at once, where the kernels cannot read the data directly
 SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
@@ -93,7 +95,7 @@ def single_step(model, loss, optimizer):
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     checked_pair(loss, optimizer)
     optimizer.bind(model._parameters)
-    model._loss = loss
+    model.remember_loss(loss)
     return (_FusedStep if isinstance(loss, Loss) else EagerStep)(model, loss, optimizer)
 
 
@@ -110,7 +112,7 @@ class _FusedStep:
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
 
     def __call__(self, x, y):
-        simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and x.flags.c_contiguous
+        simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
             x = checks.batch("x", x, self.model.in_features, self.dtype)
         n = len(x)
@@ -137,14 +139,14 @@ class _FusedStep:
         return self.step_loss.item()
 
     def labels(self, y, rows):
-        simple = type(y) is np.ndarray and y.dtype == np.int64 and y.shape == (rows,) and y.flags.c_contiguous
+        simple = type(y) is np.ndarray and y.dtype == np.int64 and y.shape == (rows,) and checks.readable(y)
         # As unsigned numbers negative labels are large: one pass finds both faults.
         if simple and np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
             return y
         return checks.labels("y", y, rows, self.outputs)
 
     def targets(self, y, rows):
-        if type(y) is np.ndarray and y.dtype == self.dtype and y.shape == (rows, self.outputs) and y.flags.c_contiguous:
+        if type(y) is np.ndarray and y.dtype == self.dtype and y.shape == (rows, self.outputs) and checks.readable(y):
             return y
         return checks.converted(checks.targets("y", y, rows, self.outputs), self.dtype)
 
@@ -269,26 +271,33 @@ def _call(callbacks, name, *arguments):
 
 
 # ---------------------------------------------------------------------------------- an epoch
-class _DeferredInterrupt:
-    """Ctrl-C inside the block is raised at its end, where weights, state and count belong to a finished step."""
+class _Interrupts:
+    """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count belong together."""
 
     def __enter__(self):
-        self._came = False
+        self.deferred = self.came = False
         self._active = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         )
         if self._active:
-            signal.signal(signal.SIGINT, self._note)
+            signal.signal(signal.SIGINT, self._handle)
+        return self
 
-    def _note(self, number, frame):
-        self._came = True
+    def _handle(self, number, frame):
+        if not self.deferred:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def raise_deferred(self):
+        """End of a slice."""
+        self.deferred = False
+        if self.came:
+            raise KeyboardInterrupt
 
     def __exit__(self, kind, error, traceback):
         if self._active:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._came:
-            raise KeyboardInterrupt
 
 
 class _Snapshots:
@@ -324,7 +333,7 @@ class _FusedSteps:
         self.workspace = model.training_workspace(loss, optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight, self.labels = model.dtype, X, y, weight, loss.labels
-        self.direct = all(array.flags.c_contiguous and kernels.gathers(array.dtype) for array in (X, y))
+        self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (X, y))
         step_bytes = batch_size * (model.in_features + model.out_features) * self.dtype.itemsize
         self.most = len(X) if self.direct else max(1, STAGING_BYTES // step_bytes)
 
@@ -395,8 +404,8 @@ class _Validation:
             prediction = model.predict(self.X)
             return checked_result(loss(prediction, self.y), prediction.shape)[0], None
         row_loss, hits = np.empty(len(self.X)), 0
-        for start in range(0, len(self.X), model._prediction_block):
-            part = slice(start, start + model._prediction_block)
+        for start in range(0, len(self.X), model.prediction_block):
+            part = slice(start, start + model.prediction_block)
             prediction = model.predict(self.X[part])
             y = self.y[part] if loss.labels else checks.converted(self.y[part], model.dtype)
             row_loss[part], row_hit = loss.rows(model._kernels, prediction, y, self.weight[part], prediction)
@@ -501,9 +510,9 @@ def fit(
     steps = count_steps(len(rows), batch_size, drop_last)
     batch_size = min(batch_size, len(rows))
     validation = None if validation_data is None else _Validation(model, loss, validation_data)
-    with model.exclusive():
+    with model.exclusive(), _Interrupts() as interrupts:
         optimizer.bind(model._parameters)
-        model._step, model._loss = None, loss
+        model.remember_loss(loss)
         model._parameters.discard_gradients()
         run_steps = (_FusedSteps if isinstance(loss, Loss) else _EagerSteps)(
             model, loss, optimizer, X, y, weight, batch_size
@@ -512,7 +521,7 @@ def fit(
         run = {"epochs": epochs, "batch_size": batch_size, "steps": steps, "rows": len(rows), "verbose": verbose}
         _call(callbacks, "on_fit_begin", model, run | {"validation_rows": len(validation.X) if validation else 0})
         snapshots = _Snapshots(model._parameters, optimizer) if on_nonfinite == "raise" else None
-        slices = _Slices(run_steps, batch_size)
+        slices = _Slices(run_steps, batch_size, 6 * batch_size * model._parameters.size, interrupts)
         accuracy_known = isinstance(loss, Loss) and loss.labels
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
@@ -548,9 +557,10 @@ def _mean(values, weights):
 class _Slices:
     """Cuts epochs into calls short enough for Ctrl-C, by the time that the steps before took."""
 
-    def __init__(self, run_steps, batch_size):
-        self.run_steps, self.batch_size = run_steps, batch_size
-        self.steps = 1
+    def __init__(self, run_steps, batch_size, step_operations, interrupts):
+        self.run_steps, self.batch_size, self.interrupts = run_steps, batch_size, interrupts
+        fitting = int(SLICE_SECONDS * SLOW / step_operations)
+        self.steps = max(1, min(fitting, FIRST_STEPS, run_steps.most))
 
     def epoch(self, order, steps, epoch, snapshots):
         """Losses and hits of every step; what happens at a loss that is not finite depends on ``snapshots``."""
@@ -561,8 +571,9 @@ class _Slices:
             stop = min(done + self.steps, steps)
             rows = order[done * self.batch_size : stop * self.batch_size]
             begin = time.perf_counter()
-            with _DeferredInterrupt():
-                finished = self.run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            self.interrupts.deferred = True
+            finished = self.run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            self.interrupts.raise_deferred()
             seconds = time.perf_counter() - begin
             if finished:
                 fitting = int(SLICE_SECONDS * finished / seconds)

@@ -94,7 +94,7 @@ def loss_sum(dtype) -> Kernel:
 @cache
 def optimizer(dtype, name) -> Kernel:
     p = _real(dtype)
-    return _compiled(getattr(optimizers, name), INT, INT, FLOATS, p, INT, p, INT, p, p)
+    return _compiled(optimizers.kernel(name), INT, INT, FLOATS, p, INT, p, INT, p, p)
 
 
 @cache

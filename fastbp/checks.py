@@ -157,7 +157,7 @@ def weights(argument, value, rows):
     if array.shape != (rows,):
         raise ValueError(f"{argument} must have shape ({rows},), one weight a row, got {array.shape}")
     finite(argument, array, np.float64)
-    array = np.ascontiguousarray(array, np.float64)
+    array = converted(array, np.float64)
     if rows and array.min() < 0:
         first = int(np.argmax(array < 0))
         raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")

@@ -77,7 +77,7 @@ class Loss:
 
     def rows(self, kernels, prediction, target, weight, gradient):
         """Loss and hit of every row; ``gradient``, which may be ``prediction``, is written."""
-        row_loss, row_hit = np.empty(len(prediction)), np.empty(len(prediction), np.int64)
+        row_loss, row_hit = np.empty(len(prediction), prediction.dtype), np.empty(len(prediction), np.int64)
         kernels.loss_forward_backward(self.code, prediction, target, weight, row_loss, row_hit, gradient)
         return row_loss, row_hit
 

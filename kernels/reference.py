@@ -117,7 +117,8 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
 
     Notes
     -----
-    A row of the result has the same bits whatever rows are around it.
+    In the compiled backends a row of the result has the same bits whatever rows are around it; here NumPy's
+    product decides.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         z = x @ weight
@@ -209,7 +210,8 @@ def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hi
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
-        1 where the first largest output of the row is its label; 0 for losses without labels.
+        1 where the first largest output of the row is its label and the loss a number; 0 for losses
+        without labels.
     grad : array (n, out), written
         May be ``prediction`` itself.
     """
@@ -218,7 +220,7 @@ def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hi
         value, gradient = LOSSES[loss_name](prediction, target)
         if loss_name in _table.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
-            row_hit[...] = hit & ~np.isnan(prediction).any(axis=1)
+            row_hit[...] = hit & ~np.isnan(value)
         else:
             row_hit[...] = 0
         row_loss[...] = value
@@ -313,7 +315,8 @@ def network_forward(workspace, parameters, x, out):
 
     Notes
     -----
-    A row of the result has the same bits whatever rows are around it and however many threads ran.
+    In the compiled backends a row of the result has the same bits whatever rows are around it and however many
+    threads ran.
     """
     out[...] = _forward(workspace.table, parameters, x.astype(workspace.dtype))[-1][0]
 

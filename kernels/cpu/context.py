@@ -73,10 +73,9 @@ def column_sum(dtype) -> Kernel:
 
 @cache
 def gather(source, dtype) -> Kernel:
-    """Rows by index from ``source`` to ``dtype``."""
-    return _compiled(
-        elementwise.gather_rows, INT, INT, INTS, Pointer(from_dtype(np.dtype(source))), INT, _real(dtype), INT
-    )
+    """Rows by index from ``source`` to ``dtype``; a bool is read as the byte it is."""
+    number = _real(np.uint8 if source == np.bool_ else source)
+    return _compiled(elementwise.gather_rows, INT, INT, INTS, number, INT, _real(dtype), INT)
 
 
 @cache

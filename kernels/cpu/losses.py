@@ -8,6 +8,7 @@ from ..jit import inline
 from .elementwise import FORMULAS
 from .simd import (
     any_lane,
+    element,
     lanes,
     load,
     load_filled,
@@ -69,7 +70,7 @@ def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_l
             largest = maximum(largest, load_filled(largest, logits + j, columns - j, MINUS_INFINITY))
         shift = max_lanes(largest)
         of_label = logits[label]
-        row_hit[i] = of_label == shift and first_largest(i, label, prediction, ldp, shift)
+        hit = of_label == shift and first_largest(i, label, prediction, ldp, shift)
         total = zeros(grad, 1, 1)
         for j in range(0, columns, width):
             tail = columns - j
@@ -78,12 +79,14 @@ def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_l
             total += e
         normaliser = sum_lanes(total)
         scratch[i] = normaliser
+        row_hit[i] = hit and normaliser == normaliser  # NaN anywhere in the row is no hit
         row_loss[i] = shift - of_label
-        weight = row_weight[i] / normaliser
+        scale = element(grad, row_weight[i])
+        share = scale / normaliser
         for j in range(0, columns, width):
             tail = columns - j
-            store(load(total, slope + j, 0, tail) * weight, slope + j, 0, tail)
-        slope[label] = slope[label] - row_weight[i]
+            store(load(total, slope + j, 0, tail) * share, slope + j, 0, tail)
+        slope[label] = slope[label] - scale
     for i in range(0, rows, width):
         tail = rows - i
         logarithm = log_of_normal(load_filled(zeros(grad, 1, 1), scratch + i, tail, 1.0))

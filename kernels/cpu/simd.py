@@ -238,6 +238,16 @@ def pointer(tc, address, dtype):
 
 
 @intrinsic
+def element(tc, p, x):
+    """The number ``x`` rounded to the dtype that ``p`` points to."""
+
+    def codegen(ctx, b, sig, args):
+        return _float(ctx, b, args[1], x, p.dtype)
+
+    return p.dtype(p, x), codegen
+
+
+@intrinsic
 def is_not_null(tc, p):
     """Whether the pointer is not 0."""
 
@@ -390,8 +400,6 @@ def load_converted(tc, tile, p):
 
 
 def _convert(b, value, source, tile):
-    if isinstance(source, types.Boolean):
-        return b.uitofp(value, tile.vector)
     if isinstance(source, types.Integer):
         return (b.sitofp if source.signed else b.uitofp)(value, tile.vector)
     if source.bitwidth > tile.dtype.bitwidth:

@@ -233,6 +233,14 @@ def assert_same_bits(a, b):
     assert not different.any(), f"{different.sum()} of {a.size} differ, first at {np.argwhere(different)[0]}"
 
 
+def assert_same_rows(backend, a, b):
+    """The same bits; from the reference, whose products are NumPy's, the same numbers."""
+    if backend is reference:
+        np.testing.assert_allclose(a, b, rtol=0, atol=100 * np.finfo(b.dtype).eps * np.abs(b).max(initial=0))
+    else:
+        assert_same_bits(a, b)
+
+
 # ------------------------------------------------------------------------------------ linear layer
 EXACT = frozenset({"identity", "relu"})  # value and derivative round nothing
 
@@ -349,7 +357,7 @@ def slice_is_slice_of_forward(backend, dtype):
             for i, j in ((0, 1), (7, 8), (3, 16), (1, 98), (100, 120)):
                 part, saved = np.empty((2, j - i, n), dtype)
                 backend.linear_forward(x[i:j], weight, bias, code, 0.0, part, saved)
-                assert_same_bits(part, whole[i:j])
+                assert_same_rows(backend, part, whole[i:j])
 
 
 @behaviour("linear_backward_input")
@@ -362,7 +370,7 @@ def slice_is_slice_of_backward(backend, dtype):
         for i, j in ((0, 1), (7, 8), (3, 16), (1, 98), (100, 120)):
             part = np.empty((j - i, k), dtype)
             backend.linear_backward_input(grad_z[i:j], weight, saved[i:j], 0, 0.0, part)
-            assert_same_bits(part, whole[i:j])
+            assert_same_rows(backend, part, whole[i:j])
 
 
 @behaviour("linear_forward")
@@ -969,7 +977,7 @@ def slice_is_slice_of_network_forward(backend, dtype):
         x = batch(GENERATOR(32), (300, network.widths[0]), np.float32)
         whole = infer(backend, network, x, dtype)
         for i, j in ((0, 1), (5, 6), (7, 40), (100, 299)):
-            assert_same_bits(infer(backend, network, x[i:j], dtype), whole[i:j])
+            assert_same_rows(backend, infer(backend, network, x[i:j], dtype), whole[i:j])
 
 
 @behaviour("network_forward")
@@ -1077,7 +1085,7 @@ def one_inference_workspace_serves_batches_of_any_size(backend, dtype):
     for n in (500, 1, 17, 0, 499):
         out = np.empty((n, network.widths[-1]), dtype)
         backend.network_forward(workspace, parameters, x[:n], out)
-        assert_same_bits(out, whole[:n])
+        assert_same_rows(backend, out, whole[:n])
 
 
 @behaviour("TrainingWorkspace")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # instruction set: (what the host must have, what Numba is told)
 SETTINGS = {
     "AVX-512": (("avx512f", "avx512vl", "avx512dq", "avx512bw"), {"NUMBA_CPU_NAME": "x86-64-v4"}),
-    "AVX2": (("avx2", "fma"), {"NUMBA_CPU_NAME": "x86-64-v3"}),
+    "AVX2": (("avx2", "fma"), {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma"}),
     "generic": ((), {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}),
 }
 

@@ -1,0 +1,565 @@
+"""Training: what an epoch is, how it can be watched and stopped, and what it refuses."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp import training
+
+
+def make(device, dtype="float64", seed=0):
+    return fastbp.Sequential(
+        fastbp.Linear(4, 16), fastbp.ReLU(), fastbp.Linear(16, 3), dtype=dtype, device=device, seed=seed
+    )
+
+
+def data(rows=50, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 4))
+    return x, (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0)
+
+
+def fit(model, x, y, *, loss=None, optimizer=None, **arguments):
+    arguments = {"batch_size": 8, "epochs": 2, "verbose": False} | arguments
+    return model.fit(x, y, loss=loss or fastbp.CrossEntropyLoss(), optimizer=optimizer or fastbp.Adam(), **arguments)
+
+
+# ------------------------------------------------------------------------------------ an epoch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fit_is_its_steps(device, dtype):
+    x, y = data()
+    model, steps = make(device, dtype), make(device, dtype)
+    history = fit(model, x, y, shuffle=False, epochs=1)
+    optimizer, loss = fastbp.Adam(), fastbp.CrossEntropyLoss()
+    values = [steps.train_step(x[i : i + 8], y[i : i + 8], loss, optimizer) for i in range(0, 50, 8)]
+    np.testing.assert_array_equal(model.flat_parameters, steps.flat_parameters)
+    sizes = np.array([8, 8, 8, 8, 8, 8, 2])
+    assert history[0]["loss"] == pytest.approx((values * sizes).sum() / 50, rel=1e-14)
+
+
+def test_fit_learns(device):
+    x, y = data(300)
+    model = make(device, "float32")
+    history = fit(model, x, y, optimizer=fastbp.Adam(lr=0.01), epochs=20)
+    assert history[-1]["accuracy"] > 0.95
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.95
+
+
+def test_history(device):
+    x, y = data()
+    model = make(device)
+    history = fit(
+        model, x, y, validation_data=data(20, seed=1), optimizer=fastbp.Adam(lr=lambda step: 0.1 / (step + 1))
+    )
+    assert model.history is history
+    assert isinstance(history, list)
+    assert [list(record) for record in history] == [
+        ["epoch", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds"]
+    ] * 2
+    assert history.column("epoch") == [1, 2]
+    assert history.column("lr") == [0.1 / 7, 0.1 / 14]
+    value, _ = fastbp.CrossEntropyLoss(device=device)(model.predict(data(20, seed=1)[0]), data(20, seed=1)[1])
+    assert history[-1]["val_loss"] == pytest.approx(value, rel=1e-12)
+    accuracy = (model.predict(data(20, seed=1)[0]).argmax(axis=1) == data(20, seed=1)[1]).mean()
+    assert history[-1]["val_accuracy"] == accuracy
+
+
+def test_what_does_not_apply_is_none(device):
+    x, _ = data()
+    record = fit(make(device), x, x[:, :3], loss=fastbp.MSELoss(), epochs=1)[0]
+    assert record["accuracy"] is record["val_loss"] is record["val_accuracy"] is None
+
+
+def test_training_accuracy_counts_rows(device):
+    x, y = data()
+    model = make(device)
+    accuracy = (model.predict(x).argmax(axis=1) == y).mean()
+    history = fit(model, x, y, optimizer=fastbp.SGD(lr=0), epochs=1)
+    assert history[0]["accuracy"] == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_drop_last(device):
+    x, y = data()
+    model, other = make(device), make(device)
+    fit(model, x, y, drop_last=True, shuffle=False)
+    fit(other, x[:48], y[:48], shuffle=False)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    with pytest.raises(ValueError, match="drop_last=True leaves nothing to train on: batch_size is 51"):
+        fit(model, x, y, drop_last=True, batch_size=51)
+
+
+def test_large_batch_is_the_full_batch(device):
+    x, y = data()
+    model, other = make(device), make(device)
+    fit(model, x, y, batch_size=10**9, shuffle=False)
+    fit(other, x, y, batch_size=50, shuffle=False)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+
+
+def test_seed_decides_everything(device):
+    x, y = data()
+    models = [make(device, seed=seed) for seed in (0, 0, 1)]
+    histories = [fit(model, x, y) for model in models]
+    np.testing.assert_array_equal(models[0].flat_parameters, models[1].flat_parameters)
+    assert histories[0].column("loss") == histories[1].column("loss") != histories[2].column("loss")
+
+
+def test_shuffle_is_a_new_permutation_every_epoch(device):
+    seen = []
+
+    def loss(prediction, target):
+        seen.append(target[:, 0])
+        return 0.0, np.zeros_like(prediction)
+
+    fit(make(device), np.ones((50, 4)), np.arange(50), loss=lambda p, t: loss(p, t[:, None]))
+    first, second = np.concatenate(seen[:7]), np.concatenate(seen[7:])
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert (first != second).any()
+    assert (first != np.arange(50)).any()
+
+
+def test_state_of_the_optimizer_continues(device):
+    x, y = data()
+    once, twice = make(device), make(device)
+    fit(once, x, y, epochs=4)
+    optimizer = fastbp.Adam()
+    fit(twice, x, y, optimizer=optimizer)
+    fit(twice, x, y, optimizer=optimizer)
+    np.testing.assert_array_equal(once.flat_parameters, twice.flat_parameters)
+    assert optimizer.step_count == 28
+
+
+def test_slices_do_not_show(device, monkeypatch):
+    x, y = data()
+    model, other = make(device), make(device)
+    history = fit(model, x, y)
+    monkeypatch.setattr(training, "FIRST_STEPS", 1)
+    monkeypatch.setattr(training, "SLICE_GROWTH", 1)
+    assert fit(other, x, y).column("loss") == history.column("loss")
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+
+
+def test_number_of_workers_does_not_show(device):
+    x, y = data(200)
+    results = []
+    before = fastbp.get_num_threads() if device == "cpu" else 1
+    try:
+        for threads in (1, 2, 3, 7):
+            fastbp.set_num_threads(threads)
+            model = make(device, "float32")
+            history = fit(model, x, y, batch_size=40, validation_data=(x, y))
+            values = [history.column(key) for key in ("loss", "val_loss", "accuracy")]
+            results.append((values, model.flat_parameters.tobytes(), model.predict(x).tobytes()))
+    finally:
+        fastbp.set_num_threads(before)
+    assert all(result == results[0] for result in results)
+
+
+# ----------------------------------------------------------------------------------- the data
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: x.astype(np.float16),
+        lambda x: x.astype(np.float32),
+        lambda x: x.astype(np.int16),
+        lambda x: x.astype(">f8"),
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+    ],
+)
+def test_every_layout_trains_alike(device, arrange):
+    x, y = data()
+    x = np.round(x)
+    model, other = make(device, "float32"), make(device, "float32")
+    fit(model, x, y)
+    given = arrange(x)
+    fit(other, given, y.astype(np.int8))
+    np.testing.assert_array_equal(given, x)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+
+
+def test_converted_slices_are_small(device, monkeypatch):
+    x, _ = data()
+    model, other = make(device), make(device)
+    target = x[:, :3]
+    fit(model, x, target.copy(), loss=fastbp.MSELoss())
+    monkeypatch.setattr(training, "STAGING_BYTES", 1)
+    fit(other, x.astype(">f8"), target, loss=fastbp.MSELoss())
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+
+
+def test_column_target_for_one_output(device):
+    x, _ = data()
+    models = [fastbp.Sequential(fastbp.Linear(4, 1), device=device, seed=0) for _ in range(2)]
+    fit(models[0], x, x[:, 0], loss=fastbp.MSELoss())
+    fit(models[1], x, x[:, :1], loss=fastbp.MSELoss())
+    np.testing.assert_array_equal(models[0].flat_parameters, models[1].flat_parameters)
+
+
+def test_memory_map(device, tmp_path):
+    x, y = data(200)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    model, other = make(device), make(device)
+    fit(model, mapped, y, shuffle=False)
+    fit(other, x, y, shuffle=False)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    fit(model, mapped, y)
+
+
+def test_memory_maps_are_shuffled_by_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SHUFFLE_BLOCK", 8)
+    rows = training.epoch_rows(np.random.default_rng(0), np.arange(30), True, True)
+    assert sorted(rows) == list(range(30))
+    changes = np.count_nonzero(np.diff(rows // 8))
+    assert changes == 3  # one block after the other
+    assert (rows[:8] != np.sort(rows[:8])).any()
+    mapped = np.memmap(tmp_path / "x", "f4", "w+", shape=(6, 2))
+    assert training.is_memory_map(mapped)
+    assert training.is_memory_map(np.asarray(mapped)[::2])
+    assert not training.is_memory_map(np.ones(3))
+    assert not training.is_memory_map(mapped + 1)
+
+
+def test_weights_are_a_weighted_mean(device):
+    x, y = data(16)
+    weight = np.random.default_rng(3).uniform(0.5, 2, 16)
+    model, own = make(device), make(device)
+    history = fit(
+        model, x, y, sample_weight=weight, epochs=1, batch_size=16, shuffle=False, optimizer=fastbp.SGD(lr=0.1)
+    )
+    value, grad = fastbp.CrossEntropyLoss(device=device)(own(x), y, weight)
+    own.backward(grad)
+    fastbp.SGD(own.parameters(), lr=0.1).step()
+    np.testing.assert_allclose(model.flat_parameters, own.flat_parameters, rtol=1e-12, atol=1e-15)
+    assert history[0]["loss"] == pytest.approx(value, rel=1e-12)
+
+
+def test_loss_of_an_epoch_is_weighted(device):
+    x, y = data()
+    weight = np.random.default_rng(3).uniform(0.5, 2, 50)
+    model = make(device)
+    value, _ = fastbp.CrossEntropyLoss(device=device)(model.predict(x), y, weight)
+    history = fit(model, x, y, sample_weight=weight, optimizer=fastbp.SGD(lr=0))
+    assert history.column("loss") == pytest.approx([value, value], rel=1e-12)
+
+
+def test_rows_of_weight_0_are_left_out(device):
+    x, y = data()
+    weight = (np.arange(50) % 3 > 0).astype(float)
+    model, other = make(device), make(device)
+    fit(model, x, y, sample_weight=weight, shuffle=False)
+    fit(other, x[weight > 0], y[weight > 0], shuffle=False)
+    np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-11, atol=1e-14)
+
+
+def test_loss_of_the_users(device):
+    x, _ = data()
+    target = x[:, :3].copy()
+
+    def loss(prediction, y, weight=None):
+        weight = np.ones(len(y)) if weight is None else weight
+        error, weight = prediction - y, weight[:, None] / weight.sum()
+        return float((weight * error**2).mean(axis=1).sum()), 2 / 3 * weight * error
+
+    for weight in (None, np.linspace(1, 2, 50)):
+        model, other = make(device), make(device)
+        arguments = {"sample_weight": weight, "validation_data": (x, target)}
+        first, second = (
+            fit(model, x, target, loss=loss, **arguments),
+            fit(other, x, target, loss=fastbp.MSELoss(), **arguments),
+        )
+        np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(first.column("loss"), second.column("loss"), rtol=1e-10)
+        np.testing.assert_allclose(first.column("val_loss"), second.column("val_loss"), rtol=1e-10)
+
+
+# ----------------------------------------------------------------------- watching and stopping
+class Recorder:
+    def __init__(self):
+        self.calls = []
+
+    def on_fit_begin(self, model, run):
+        self.calls.append(("begin", run))
+
+    def on_epoch_end(self, model, record):
+        self.calls.append(("epoch", record["epoch"]))
+        return record["epoch"] == 2
+
+    def on_fit_end(self, model, history):
+        self.calls.append(("end", len(history)))
+
+
+def test_callbacks(device):
+    recorder = Recorder()
+    history = fit(make(device), *data(), epochs=5, callbacks=[recorder], validation_data=data(20))
+    assert len(history) == 2
+    run = {"epochs": 5, "batch_size": 8, "steps": 7, "rows": 50, "verbose": False, "validation_rows": 20}
+    assert recorder.calls == [("begin", run), ("epoch", 1), ("epoch", 2), ("end", 2)]
+
+
+def test_early_stopping_restores_the_best(device):
+    x, y = data()
+    rates = iter([0.05] * 21 + [50.0] * 1000)
+    stopping = fastbp.EarlyStopping(patience=2)
+    model = make(device)
+    schedule = {step: next(rates) for step in range(1000)}.__getitem__
+    seen = {}
+
+    class Keep:
+        def on_epoch_end(self, model, record):
+            seen[record["epoch"]] = model.flat_parameters
+
+    history = fit(
+        model,
+        x,
+        y,
+        optimizer=fastbp.SGD(lr=schedule),
+        epochs=30,
+        validation_data=(x, y),
+        callbacks=[Keep(), stopping],
+        on_nonfinite="continue",
+    )
+    losses = history.column("val_loss")
+    assert stopping.best == np.nanmin(losses)
+    assert len(history) == stopping.best_epoch + 2 < 30
+    np.testing.assert_array_equal(model.flat_parameters, seen[stopping.best_epoch])
+    np.testing.assert_array_equal(losses.index(stopping.best) + 1, stopping.best_epoch)
+
+
+def test_early_stopping_on_the_training_loss_says_so(device, capsys):
+    x, y = data()
+    fit(make(device), x, y, callbacks=[fastbp.EarlyStopping()], epochs=1)
+    assert capsys.readouterr().out == ""
+    fit(make(device), x, y, callbacks=[fastbp.EarlyStopping()], epochs=1, verbose=True)
+    assert "early stopping watches the training loss" in capsys.readouterr().out
+
+
+def test_early_stopping_with_min_delta(device):
+    stopping = fastbp.EarlyStopping(patience=3, min_delta=100.0)
+    history = fit(make(device), *data(), epochs=10, callbacks=[stopping])
+    assert len(history) == 4
+    assert stopping.best_epoch == 1
+
+
+def test_verbose_prints_an_epoch_a_line(device, capsys):
+    x, y = data()
+    fit(make(device), x, y, validation_data=(x, y), verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2  loss ")
+    assert "val_accuracy" in lines[1]
+
+
+def test_fit_stores_no_gradients(device):
+    model = make(device)
+    x, y = data()
+    model(x)
+    model.backward(np.ones((50, 3)))
+    fit(model, x, y)
+    with pytest.raises(RuntimeError, match="do not store gradients"):
+        _ = model.flat_gradients
+
+
+# --------------------------------------------------------------------------- when it goes wrong
+def rate_that_explodes_at(step):
+    return lambda i: 1e300 if i >= step else 0.01
+
+
+@pytest.mark.parametrize(
+    ("explodes_at", "message", "good_epochs"),
+    [
+        (14, "step 2 of epoch 3", 2),  # the third epoch began well
+        (13, "step 1 of epoch 3", 1),  # the weights the third epoch began with were bad already
+        (0, "step 2 of epoch 1", 0),
+    ],
+)
+def test_nonfinite_loss_restores_the_last_good_epoch(device, explodes_at, message, good_epochs):
+    x, y = data()
+    model, good = make(device), make(device)
+    optimizer, good_optimizer = fastbp.Adam(lr=rate_that_explodes_at(explodes_at)), fastbp.Adam(lr=0.01)
+    with pytest.raises(FloatingPointError, match=message + r".*smaller lr"):
+        fit(model, x, y, optimizer=optimizer, epochs=10, shuffle=False)
+    if good_epochs:
+        fit(good, x, y, optimizer=good_optimizer, epochs=good_epochs, shuffle=False)
+        for key, value in good_optimizer.state_dict().items():
+            np.testing.assert_array_equal(optimizer.state_dict()[key], value)
+    np.testing.assert_array_equal(model.flat_parameters, good.flat_parameters)
+    assert optimizer.step_count == 7 * good_epochs
+
+
+def test_nonfinite_first_loss_changes_nothing(device):
+    x, y = data()
+    model, optimizer = make(device), fastbp.Adam()
+    model[0].weight = np.full((4, 16), 1e200)
+    model[2].weight = np.full((16, 3), 1e200)
+    before = model.flat_parameters
+    with pytest.raises(FloatingPointError, match="step 1 of epoch 1"):
+        fit(model, x, y, optimizer=optimizer)
+    np.testing.assert_array_equal(model.flat_parameters, before)
+    assert optimizer.step_count == 0
+
+
+def test_continue_leaves_the_batch_out(device):
+    x, y = data()
+    x[8:16] *= 1e300  # finite, but their outputs are not
+    model, other = make(device), make(device)
+    for m in (model, other):
+        m[2].weight = m[2].weight * 1e10
+    history = fit(model, x, y, shuffle=False, on_nonfinite="continue", epochs=1)
+    kept = np.r_[0:8, 16:50]
+    expected = fit(other, x[kept], y[kept], shuffle=False, epochs=1)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    assert history[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-12)
+    assert history[0]["accuracy"] == pytest.approx(expected[0]["accuracy"], rel=1e-12)
+
+
+BAD = {
+    "wrong width": (lambda x, y: {"X": x[:, :3]}, ValueError, r"X must have shape \(n, 4\), got \(50, 3\)"),
+    "one row": (lambda x, y: {"X": x[0]}, ValueError, r"X\[None, :\]"),
+    "complex": (lambda x, y: {"X": x.astype(complex)}, TypeError, "X must hold real numbers"),
+    "strings": (lambda x, y: {"X": x.astype(str)}, TypeError, "X must hold real numbers"),
+    "objects": (lambda x, y: {"X": x.astype(object)}, TypeError, "X must hold real numbers"),
+    "no rows": (lambda x, y: {"X": x[:0], "y": y[:0]}, ValueError, "X must have at least one row"),
+    "NaN in X": (lambda x, y: {"X": spoilt(x, np.nan)}, ValueError, r"X\[33, 2\] = nan, which is not finite"),
+    "inf in X": (lambda x, y: {"X": spoilt(x, -np.inf)}, ValueError, r"X\[33, 2\] = -inf, which is not finite"),
+    "too large": (lambda x, y: {"X": spoilt(x, 1e39)}, ValueError, "which float32 cannot hold"),
+    "NaN in half": (lambda x, y: {"X": spoilt(x, np.nan).astype("f2")}, ValueError, r"X\[33, 2\] = nan"),
+    "few labels": (lambda x, y: {"y": y[1:]}, ValueError, r"y must have shape \(50,\), one label a row, got \(49,\)"),
+    "label columns": (lambda x, y: {"y": y[:, None]}, ValueError, r"y.ravel\(\)"),
+    "float labels": (lambda x, y: {"y": y.astype(float)}, TypeError, r"y.astype\(int\)"),
+    "large label": (lambda x, y: {"y": np.where(np.arange(50) == 7, 3, y)}, ValueError, r"from 0 to 2.*y\[7\] = 3"),
+    "negative label": (lambda x, y: {"y": np.where(np.arange(50) == 7, -1, y)}, ValueError, r"y\[7\] = -1"),
+    "huge label": (
+        lambda x, y: {"y": np.full(50, 2**64 - 1, np.uint64)},
+        ValueError,
+        r"y\[0\] = 18446744073709551615",
+    ),
+    "target shape": (lambda x, y: {"y": x, "loss": fastbp.MSELoss()}, ValueError, r"y must have shape \(50, 3\)"),
+    "NaN in target": (
+        lambda x, y: {"y": spoilt(x, np.nan)[:, 1:], "loss": fastbp.MSELoss()},
+        ValueError,
+        r"y\[33, 1\] = nan",
+    ),
+    "weights": (lambda x, y: {"sample_weight": np.ones(49)}, ValueError, r"sample_weight must have shape \(50,\)"),
+    "NaN weight": (lambda x, y: {"sample_weight": np.full(50, np.nan)}, ValueError, r"sample_weight\[0\] = nan"),
+    "negative weight": (lambda x, y: {"sample_weight": -np.ones(50)}, ValueError, "must not be negative"),
+    "no weight": (lambda x, y: {"sample_weight": np.zeros(50)}, ValueError, "sum above 0"),
+    "epochs": (lambda x, y: {"epochs": 0}, ValueError, "epochs must be at least 1"),
+    "batch size": (lambda x, y: {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    "half a batch": (lambda x, y: {"batch_size": 0.5}, TypeError, "batch_size must be an integer"),
+    "shuffle": (lambda x, y: {"shuffle": "yes"}, TypeError, "shuffle must be True or False"),
+    "on_nonfinite": (lambda x, y: {"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'continue'"),
+    "loss": (lambda x, y: {"loss": "cross_entropy"}, TypeError, "loss must be a loss or a function"),
+    "optimizer": (lambda x, y: {"optimizer": "adam"}, TypeError, "optimizer must be of type Optimizer"),
+    "validation": (lambda x, y: {"validation_data": x}, TypeError, r"must be a pair \(X, y\)"),
+    "validation X": (lambda x, y: {"validation_data": (x[:, :2], y)}, ValueError, r"validation_data\[0\] must have"),
+    "validation y": (lambda x, y: {"validation_data": (x, y + 1)}, ValueError, r"validation_data\[1\]\[\d+\] = 3"),
+    "validation NaN": (lambda x, y: {"validation_data": (spoilt(x, np.nan), y)}, ValueError, r"\[0\]\[33, 2\] = nan"),
+    "callbacks": (lambda x, y: {"callbacks": fastbp.EarlyStopping()}, TypeError, "callbacks must be a list"),
+    "callback": (lambda x, y: {"callbacks": [print]}, TypeError, "a callback must have"),
+}
+
+
+def spoilt(x, value):
+    x = x.copy()
+    x[33, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(("change", "error", "match"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_clear_error_and_changes_nothing(device, change, error, match):
+    x, y = data()
+    y[3] = 2
+    model = make(device, "float32")
+    before, state = model.flat_parameters, model.generator.bit_generator.state
+    optimizer = fastbp.Adam()
+    arguments = {"X": x, "y": y, "loss": fastbp.CrossEntropyLoss(), "optimizer": optimizer} | change(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(error, match=match):
+            model.fit(**({"verbose": False} | arguments))
+    np.testing.assert_array_equal(model.flat_parameters, before)
+    assert model.generator.bit_generator.state == state
+    assert optimizer.step_count == 0
+    assert optimizer.state == ()
+    assert model.history is None
+
+
+class Slow:
+    """A user's loss that waits for Ctrl-C in the middle of a step."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, prediction, target):
+        self.calls += 1
+        if self.calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+        return 0.0, np.ones_like(prediction)
+
+
+def test_interrupt_leaves_the_weights_of_a_finished_step(device):
+    x, _ = data()
+    model, other = make(device), make(device)
+    optimizer, loss = fastbp.Adam(), Slow()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, x, loss=loss, optimizer=optimizer, shuffle=False)
+    assert loss.calls == optimizer.step_count == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    own = fastbp.Adam()
+    for start in (0, 8, 16):
+        other.train_step(x[start : start + 8], None, lambda p, y: (0.0, np.ones_like(p)), own)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    fit(model, *data(), epochs=1)  # the model is free again
+
+
+def test_interrupt_of_compiled_steps(device):
+    x, y = data(1000)
+    model, optimizer = make(device), fastbp.Adam()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+
+    class Start:
+        def on_fit_begin(self, model, run):
+            timer.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, y, optimizer=optimizer, epochs=10**6, callbacks=[Start()], batch_size=1, shuffle=False)
+    other = make(device)
+    same = fastbp.Adam()
+    epochs, steps = divmod(optimizer.step_count, 1000)
+    if epochs:
+        fit(other, x, y, optimizer=same, epochs=epochs, batch_size=1, shuffle=False)
+    if steps:
+        fit(other, x[:steps], y[:steps], optimizer=same, epochs=1, batch_size=1, shuffle=False)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    assert np.isfinite(model.flat_parameters).all()
+
+
+def test_fit_in_another_thread(device):
+    x, y = data()
+    model, expected = make(device), make(device)
+    thread = threading.Thread(target=fit, args=(model, x, y))
+    thread.start()
+    thread.join()
+    fit(expected, x, y)
+    np.testing.assert_array_equal(model.flat_parameters, expected.flat_parameters)
+
+
+def test_model_is_free_after_a_callback_failed(device):
+    class Failing:
+        def on_epoch_end(self, model, record):
+            raise LookupError
+
+    model = make(device)
+    with pytest.raises(LookupError):
+        fit(model, *data(), callbacks=[Failing()])
+    fit(model, *data())

@@ -29,6 +29,11 @@ def integer(argument, value, minimum):
     return int(value)
 
 
+def generator(argument, seed):
+    """A new generator from None or an integer."""
+    return np.random.default_rng(None if seed is None else integer(argument, seed, minimum=0))
+
+
 def boolean(argument, value):
     """``value`` as a bool."""
     if not isinstance(value, bool | np.bool_):
@@ -62,7 +67,7 @@ def dtype(argument, value):
         result = None
     if value is None or result not in (np.float32, np.float64):
         raise ValueError(f'{argument} must be "float32" or "float64", got {value!r}')
-    return result.newbyteorder("=")
+    return result
 
 
 # ---------------------------------------------------------------------------------------- arrays

@@ -43,7 +43,7 @@ def write(path, config, arrays):
     path = os.path.realpath(_checked_path(path))
     config = {"format": FORMAT, "version": VERSION} | config
     try:
-        config = json.loads(json.dumps(config))
+        config = json.loads(json.dumps(config, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(f"what a model file keeps must be JSON (look at model.metadata): {error}") from None
     config["sha256"] = _digest(config, arrays)

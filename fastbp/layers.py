@@ -92,7 +92,7 @@ class Linear(Layer):
         """The `Parameters` that hold this layer; its own are made here when it is used alone."""
         if self._parameters is None:
             network = Parameters([self.row], [""], self.dtype, self.device)
-            self._place(network, 0, self.first_values(np.random.default_rng(self.seed)))
+            self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
         return self._parameters
 
     def first_values(self, rng):

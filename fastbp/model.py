@@ -55,7 +55,7 @@ class Sequential:
         rows, prefixes = _lowered(layers)
         self._parameters = Parameters(rows, prefixes, self.dtype, device)
         self.layers = layers
-        self.generator = np.random.default_rng(seed)
+        self.generator = checks.generator("seed", seed)
         self.training = True
         self.history = self.optimizer = None
         self.metadata = {}
@@ -440,8 +440,11 @@ def load(path, *, device="cpu"):
         if config["optimizer"] is not None:
             name, arguments, step_count = config["optimizer"]
             model.optimizer = OPTIMIZERS[name](model.parameters(), **({"lr": _forgotten_rate} | arguments))
-            state = {name: arrays[f"optimizer.{name}"] for name in model.optimizer.state_names}
+            prefix = "optimizer."
+            state = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
             model.optimizer.load_state_dict({"step_count": step_count} | state)
+        if set(arrays) != {parameter.name for parameter in model.parameters()}:
+            raise ValueError(f"it has arrays {sorted(arrays)}, which are not those of its layers")
     return model
 
 

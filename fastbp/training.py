@@ -78,7 +78,7 @@ def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
     shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
     steps = count_steps(len(X), batch_size, drop_last)
-    rows = epoch_rows(np.random.default_rng(seed), np.arange(len(X)), shuffle, is_memory_map(X))
+    rows = epoch_rows(checks.generator("seed", seed), np.arange(len(X)), shuffle, is_memory_map(X))
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 

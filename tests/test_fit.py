@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import training
+from fastbp import backend, training
 
 
 def make(device, dtype="float64", seed=0):
@@ -148,7 +148,7 @@ def test_slices_do_not_show(device, monkeypatch):
 def test_number_of_workers_does_not_show(device):
     x, y = data(200)
     results = []
-    before = fastbp.get_num_threads() if device == "cpu" else 1
+    before = backend._threads
     try:
         for threads in (1, 2, 3, 7):
             fastbp.set_num_threads(threads)
@@ -157,7 +157,8 @@ def test_number_of_workers_does_not_show(device):
             values = [history.column(key) for key in ("loss", "val_loss", "accuracy")]
             results.append((values, model.flat_parameters.tobytes(), model.predict(x).tobytes()))
     finally:
-        fastbp.set_num_threads(before)
+        backend._threads = before
+        backend.load(device).set_num_threads(before)
     assert all(result == results[0] for result in results)
 
 

@@ -146,6 +146,24 @@ def test_flat_parameters(device):
         model.flat_parameters = flat[1:]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_padding_holds_does_not_matter(device, rng, dtype):
+    models = [small(device, dtype) for _ in range(2)]
+    buffer, flat = models[1]._parameters.values, models[1].flat_parameters
+    buffer[:] = np.nan
+    models[1].flat_parameters = flat
+    assert np.isnan(buffer).any()
+    x, y = rng.normal(size=(30, 3)), rng.integers(0, 2, 30)
+    for model in models:
+        model.fit(x, y, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.Adam(), batch_size=8, verbose=False)
+        model(x)
+        model.backward(np.ones((30, 2)))
+        fastbp.SGD(model.parameters()).step()
+    np.testing.assert_array_equal(models[0].predict(x), models[1].predict(x))
+    np.testing.assert_array_equal(models[0].flat_parameters, models[1].flat_parameters)
+    np.testing.assert_array_equal(models[0].flat_gradients, models[1].flat_gradients)
+
+
 def test_named_parameters(device):
     model = small(device)
     names = ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]

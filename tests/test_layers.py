@@ -180,13 +180,13 @@ def test_gradients_before_backward(device):
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        (dict(in_features=0, out_features=2), ValueError, "in_features must be at least 1, got 0"),
-        (dict(in_features=2.0, out_features=2), TypeError, "in_features must be an integer"),
-        (dict(in_features=2, out_features=True), TypeError, "out_features must be an integer"),
-        (dict(in_features=2, out_features=2, bias=1), TypeError, "bias must be True or False"),
-        (dict(in_features=2, out_features=2, init="nought"), ValueError, "init must be one of 'default'"),
-        (dict(in_features=2, out_features=2, dtype="float16"), ValueError, '"float32" or "float64"'),
-        (dict(in_features=2, out_features=2, device="tpu"), ValueError, "device must be one of 'cpu'"),
+        ({"in_features": 0, "out_features": 2}, ValueError, "in_features must be at least 1, got 0"),
+        ({"in_features": 2.0, "out_features": 2}, TypeError, "in_features must be an integer"),
+        ({"in_features": 2, "out_features": True}, TypeError, "out_features must be an integer"),
+        ({"in_features": 2, "out_features": 2, "bias": 1}, TypeError, "bias must be True or False"),
+        ({"in_features": 2, "out_features": 2, "init": "nought"}, ValueError, "init must be one of 'default'"),
+        ({"in_features": 2, "out_features": 2, "dtype": "float16"}, ValueError, '"float32" or "float64"'),
+        ({"in_features": 2, "out_features": 2, "device": "tpu"}, ValueError, "device must be one of 'cpu'"),
     ],
 )
 def test_bad_arguments(arguments, error, match):

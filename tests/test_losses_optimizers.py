@@ -218,7 +218,7 @@ def test_coefficients_do_not_depend_on_how_steps_are_cut():
 
 
 def test_second_model_is_refused(device):
-    (first, _), (second, gradient) = quadratic(device), quadratic(device)
+    (first, _), (second, _gradient) = quadratic(device), quadratic(device)
     optimizer = fastbp.Adam(first.parameters())
     before = second.flat_parameters
     x, y = np.ones((4, 3)), np.ones((4, 2))

@@ -50,7 +50,7 @@ VECTOR_BYTES = ISA.vector_bytes
 # Blocks of a product. KC rows of a B panel (KC * NV * 64 bytes = 64 KiB) come from L2 for the first tile and
 # stay there for the others; MC * KC elements of A stay in L2 (1 MiB) while every panel of B passes.
 KC = 512
-MC = 240
+MC = 264
 PANEL_BYTES = KC * NV * VECTOR_BYTES  # a transposed panel
 # Rows of a batch that go through the whole network together: enough that a pass over the weights pays.
 ROWS = 2 * MC
@@ -66,3 +66,7 @@ GRADIENT_COLUMNS = 4096
 GRADIENT_SCRATCH = max(GRADIENT_MOST * 2, MR * (GRADIENT_COLUMNS + 2 * VECTOR_BYTES))
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).
 SERIAL_WORK = 2_000_000
+# A matrix B of more than FAR registers is not in L2: its lines are asked for one panel ahead (S8's products 6.7 ->
+# 4.7 ms), or AHEAD elements ahead where it is transposed. Asking for lines that are in L2 costs 9 % (S4).
+FAR = 1024 * 1024 // VECTOR_BYTES
+AHEAD = 128

@@ -7,19 +7,29 @@ bit of the result.
 """
 
 from ..jit import inline
-from .blocking import KC, MC, NV
+from .blocking import AHEAD, FAR, KC, MC, MR, NV
 from .microkernel import FROM_OUTPUT, column_panel
-from .simd import call, lanes, load_corner, square, store, transpose, zeros
+from .simd import call, lanes, load_corner, prefetch_row, square, store, transpose, zeros
 
 
 @inline
-def transpose_panel(k, columns, b, ldb, panel, width):
+def transpose_panel(k, columns, b, ldb, ahead, panel, width):
     """``panel[0:k, 0:columns] = b[0:columns, 0:k].T``; rows of the panel are ``width`` apart."""
     block = lanes(b)
     for j in range(0, columns, block):
         for i in range(0, k, block):
+            if ahead:
+                for row in range(block):
+                    prefetch_row(zeros(b, 1, 1), b + (j + row) * ldb + (i + ahead))
             corner = load_corner(square(b), b + j * ldb + i, ldb, columns - j, k - i)
             store(transpose(corner), panel + i * width + j, width, None)
+
+
+@inline
+def balanced(total, limit, unit):
+    """The size of equal parts of ``total``, at most ``limit`` (a multiple of ``unit``), in multiples of ``unit``."""
+    parts = max((total + limit - 1) // limit, 1)
+    return max((total + parts * unit - 1) // (parts * unit), 1) * unit
 
 
 def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel, finish, other, ld_other, parameter):
@@ -38,8 +48,10 @@ def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel,
     other, ld_other, parameter : what ``finish`` gets beside C
     """
     width = NV * lanes(c)
-    for i in range(0, m, MC):
-        rows = min(MC, m - i)
+    far = k * n > FAR * lanes(c)
+    height = balanced(m, MC, MR)
+    for i in range(0, m, height):
+        rows = min(height, m - i)
         for start in range(0, max(k, 1), KC):
             terms = min(KC, k - start)
             beginning = origin if start == 0 else FROM_OUTPUT
@@ -48,24 +60,24 @@ def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel,
                 columns = min(width, n - j)
                 target = c + i * ldc + j
                 if transposed:
-                    transpose_panel(terms, columns, b + j * ldb + start, ldb, panel, width)
-                    source, ld_source = panel, width
+                    transpose_panel(terms, columns, b + j * ldb + start, ldb, far * AHEAD, panel, width)
+                    source, ld_source, ahead = panel, width, 0
                 else:
-                    source, ld_source = b + start * ldb + j, ldb
+                    source, ld_source, ahead = b + start * ldb + j, ldb, far * width  # the next panel's lines
                 a_block = a + i * lda + start * step
                 if columns == width:
                     column_panel(
-                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source,
+                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source, ahead,
                         beginning, bias + j, target, ldc, None,
                     )  # fmt: skip
                 elif columns > lanes(c):
                     column_panel(
-                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source,
+                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source, ahead,
                         beginning, bias + j, target, ldc, columns,
                     )  # fmt: skip
                 else:
                     column_panel(
-                        zeros(c, 1, 1), rows, terms, a_block, lda, step, source, ld_source,
+                        zeros(c, 1, 1), rows, terms, a_block, lda, step, source, ld_source, ahead,
                         beginning, bias + j, target, ldc, columns,
                     )  # fmt: skip
                 if last and finish:

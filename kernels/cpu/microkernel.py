@@ -6,39 +6,50 @@ result has the same bits wherever the blocks and tails are.
 
 from ..jit import inline
 from .blocking import MR, MR_TAIL
-from .simd import load, load_row, rank_1, store, tall
+from .simd import load, load_row, prefetch_row, rank_1, store, tall
 
 # What a tile holds before the first update.
 FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
 
 
 @inline
-def update(tile, k, a, lda, step, b, ldb, origin, bias, c, ldc, columns):
-    """``C = origin + A B`` for one tile: A's rows are ``lda`` apart and its terms ``step``, B's terms ``ldb``."""
+def update(tile, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
+    """``C = origin + A B`` for one tile: A's rows are ``lda`` apart and its terms ``step``, B's terms ``ldb``.
+
+    Asks for the lines of B ``ahead`` elements on, unless that is 0.
+    """
     if origin == FROM_OUTPUT:
         tile = load(tile, c, ldc, columns)
     elif origin == FROM_BIAS:
         tile = load_row(tile, bias, columns)
-    for _ in range(k):
-        tile = rank_1(tile, a, lda, b, columns)
-        a += step
-        b += ldb
+    if ahead:
+        for _ in range(k):
+            prefetch_row(tile, b + ahead)
+            tile = rank_1(tile, a, lda, b, columns)
+            a += step
+            b += ldb
+    else:
+        for _ in range(k):
+            tile = rank_1(tile, a, lda, b, columns)
+            a += step
+            b += ldb
     store(tile, c, ldc, columns)
 
 
 @inline
-def column_panel(strip, m, k, a, lda, step, b, ldb, origin, bias, c, ldc, columns):
+def column_panel(strip, m, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
     """``C = origin + A B`` for m rows of a column panel as wide as ``strip``, a tile of one row."""
     while m > 0:
         if m >= MR:
             rows = MR
-            update(tall(strip, MR), k, a, lda, step, b, ldb, origin, bias, c, ldc, columns)
+            update(tall(strip, MR), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
         elif m >= MR_TAIL:
             rows = MR_TAIL
-            update(tall(strip, MR_TAIL), k, a, lda, step, b, ldb, origin, bias, c, ldc, columns)
+            update(tall(strip, MR_TAIL), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
         else:
             rows = 1
-            update(tall(strip, 1), k, a, lda, step, b, ldb, origin, bias, c, ldc, columns)
+            update(tall(strip, 1), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
         m -= rows
         a += rows * lda
         c += rows * ldc
+        ahead = 0

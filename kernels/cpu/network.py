@@ -236,11 +236,11 @@ def weights_region(record, step, n, thread, scratch):
                         sums = 0
                         if i == 0 and row[layout.BIAS] >= 0:
                             sums = scratch
+                        at = item * (row[layout.WEIGHT] + i * ld + j)
                         linear_backward_params(
                             record[GEMM], record[COLUMN_SUM], n, rows, columns, x + item * i, ldx,
                             grad_z + item * j, ld, 0, block, ld_scratch, sums,
                         )  # fmt: skip
-                        at = item * (row[layout.WEIGHT] + i * ld + j)
                         call(
                             record[OPTIMIZER],
                             (

@@ -257,17 +257,6 @@ def is_not_null(tc, p):
     return types.boolean(p), codegen
 
 
-@intrinsic
-def prefetch(tc, p):
-    """Ask for the cache line of ``p``; never faults."""
-
-    def codegen(ctx, b, sig, args):
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), [args[0], I32(0), I32(2), I32(1)])
-        return ctx.get_dummy_value()
-
-    return types.void(p), codegen
-
-
 # ------------------------------------------------------------------------------- making and storing tiles
 @intrinsic(prefer_literal=True)
 def zeros(tc, p, rows, vectors):
@@ -421,6 +410,31 @@ def store(tc, tile, p, ld, columns):
         return ctx.get_dummy_value()
 
     return types.void(tile, p, types.intp, columns), codegen
+
+
+@intrinsic
+def prefetch(tc, p):
+    """Ask L2 for the line at ``p``; never faults."""
+
+    def codegen(ctx, b, sig, args):
+        _call(b, "llvm.prefetch.p0", ir.VoidType(), [args[0], I32(0), I32(2), I32(1)])
+        return ctx.get_dummy_value()
+
+    return types.void(p), codegen
+
+
+@intrinsic
+def prefetch_row(tc, tile, p):
+    """Ask L2 for the lines of one row of the tile at ``p``; never faults."""
+
+    def codegen(ctx, b, sig, args):
+        step = max(64 // blocking.VECTOR_BYTES, 1)
+        for j in range(0, tile.vectors, step):
+            line = _at(b, args[1], tile.dtype, None, ir.IntType(8), j * tile.lanes)
+            _call(b, "llvm.prefetch.p0", ir.VoidType(), [line, I32(0), I32(2), I32(1)])
+        return ctx.get_dummy_value()
+
+    return types.void(tile, p), codegen
 
 
 # ------------------------------------------------------------------------------------------- products

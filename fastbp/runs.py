@@ -1,0 +1,68 @@
+"""One training run, one numbered folder: ``runs/digits-001`` and so on, never overwritten."""
+
+import csv
+import json
+import pathlib
+import tomllib
+
+MODEL = "model.npz"
+LAST = "last.npz"
+CONFIG = "config.toml"
+
+
+def create(parent: str, name: str) -> pathlib.Path:
+    """Make the next folder ``NAME-001``, ``NAME-002``, …"""
+    parent = pathlib.Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((_number(path.name, name) for path in parent.iterdir()), default=0)
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another run was quicker
+            number += 1
+        else:
+            return folder
+
+
+def _number(entry, name):
+    stem, _, digits = entry.rpartition("-")
+    return int(digits) if stem == name and digits.isdecimal() else 0
+
+
+def model_path(run_or_model: str) -> pathlib.Path:
+    """The model file of a run's folder, or the file itself."""
+    path = pathlib.Path(run_or_model)
+    model = path / MODEL if path.is_dir() else path
+    if not model.is_file():
+        raise ValueError(f"no model at {model}: expected the folder of a run or a model file")
+    return model
+
+
+def write_config(folder: pathlib.Path, options: dict) -> None:
+    """Write options as TOML; those that are None are left out."""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items() if value is not None]
+    (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_config(path: str) -> dict:
+    """Read what `write_config` wrote."""
+    try:
+        return tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+def write_history(folder: pathlib.Path, history: list[dict]) -> None:
+    """One line an epoch; no file where there was none."""
+    if not history:
+        return
+    with open(folder / "history.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_metrics(folder: pathlib.Path, metrics: dict) -> None:
+    """Metrics of every part and of the baseline."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,11 +2,11 @@
 
 One process on as many cores as threads. In each round the library and each peer are timed in turn
 (peer, ours, peer, ours), between two measurements of the machine's multiply-add limit. A round in which
-the limit falls below `STEADY` of the best seen is dropped, counted and repeated, up to a bound. Figures
-are medians of the rounds kept; a ratio is the median of the ratios within a round. Warm-up and
-compilation come first and are reported apart; so is a check that one step from the same weights on the
-same batch gives the same weights. A step of ours is an epoch of ``model.fit`` divided by its batches,
-everything included. Weights and data are random.
+the limit falls below `STEADY` of the best seen, or the process gets less than that share of its core, is
+dropped, counted and repeated, up to a bound. Figures are medians of the rounds kept; a ratio is the median
+of the ratios within a round. Warm-up and compilation come first and are reported apart; so is a check that
+one step from the same weights on the same batch gives the same weights. A step of ours is an epoch of
+``model.fit`` divided by its batches, everything included. Weights and data are random.
 """
 
 import importlib.util
@@ -34,8 +34,9 @@ SHAPES = {
     "S9": ((4, 32, 16, 4), "tanh", 10_000, {"torch": 8, "jax": 3.3}),
 }
 BATCHES = 64  # in an epoch
-EPOCH_FLOPS = 128e9  # larger epochs have fewer batches, at least 4: about 2 s at 64 GFLOP/s
-STEADY = 0.93  # of the best limit seen: below it, something else had the core
+EPOCH_FLOPS = 128e9  # larger epochs have fewer batches: about 2 s at 64 GFLOP/s
+FEWEST_BATCHES = 16  # or what an epoch of fit() costs once would weigh more than it ever does
+STEADY = 0.93  # of the best limit seen, or of the core's time: with less, something else had the core
 MOST_ROUNDS = 3  # times the rounds asked for
 LIMIT_SECONDS = 0.02  # of one measurement of the limit
 LR = 1e-3
@@ -170,7 +171,7 @@ def compare_shape(name, shape, peers, *, dtype, device, threads, rounds, seconds
     """
     widths, activation, batch, targets = shape
     flops = step_flops(widths, batch)
-    batches = batches or min(BATCHES, max(4, int(EPOCH_FLOPS / flops)))
+    batches = batches or min(BATCHES, max(FEWEST_BATCHES, int(EPOCH_FLOPS / flops)))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batches * batch, widths[0]), dtype=dtype)
     y = rng.integers(0, widths[-1], len(x))
@@ -255,20 +256,27 @@ def _rounds(ours, peers, batches, rounds, seconds, dtype, device, best_limit):
 
     done = []
     while len(_undisturbed(done, best_limit)) < rounds and len(done) < MOST_ROUNDS * rounds:
+        wall, cpu = time.perf_counter(), time.process_time()
         limits = [fma_limit(dtype, device)]
         timings = {}
         for name in peers or [None]:
             theirs = step_us(name) if name else None
             timings[name] = theirs, step_us("ours")
             limits.append(fma_limit(dtype, device))
-        done.append({"limits": limits, "timings": timings, "train_step": step_us("train_step")})
+        train_step = step_us("train_step")
+        share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        done.append({"limits": limits, "timings": timings, "train_step": train_step, "cpu_share": share})
     return done
 
 
 def _undisturbed(rounds, best_limit):
     limits = [limit for done in rounds for limit in done["limits"] if limit]
     best = max([best_limit, *limits])
-    return [done for done in rounds if all(limit is None or limit >= STEADY * best for limit in done["limits"])]
+    return [
+        done
+        for done in rounds
+        if done["cpu_share"] >= STEADY and all(limit is None or limit >= STEADY * best for limit in done["limits"])
+    ]
 
 
 def _summary(rounds, peers, flops, best_limit):
@@ -309,8 +317,8 @@ def fma_limit(dtype, device) -> float | None:
 # -------------------------------------------------------------------------------------- report
 def heading(peers) -> str:
     """The line above the rows."""
-    columns = "".join(f"{peer.name + ' µs':>13}{'ratio':>8}{'target':>8}" for peer in peers)
-    return f" {'':3}{'layers @ batch':31}{'ours µs':>10}{'floor':>9}{'of limit':>9}{columns}{'train_step':>12}  rounds"
+    columns = "".join(f"{peer.name + ' µs':>12}{'ratio':>7}{'target':>8}" for peer in peers)
+    return f" {'':3}{'layers @ batch':29}{'ours µs':>9}{'floor':>9}{'of it':>6}{columns}{'train_step':>12}  rounds"
 
 
 def row(result, peers) -> str:
@@ -318,13 +326,13 @@ def row(result, peers) -> str:
     name = result["name"] if result["name"] in SHAPES else ""
     activation = "" if result["activation"] == "relu" else " " + result["activation"]
     shape = "-".join(map(str, result["widths"])) + activation + f" @ {result['batch']}"
-    text = f" {name:3}{shape:31}{_figure(result['us']):>10}{_figure(result['floor_us']):>9}"
-    text += f"{_figure(result['fraction_of_limit'], '.0%'):>9}"
+    text = f" {name:3}{shape:29}{_figure(result['us']):>9}{_figure(result['floor_us']):>9}"
+    text += f"{_figure(result['fraction_of_limit'], '.0%'):>6}"
     for peer in peers:
         timing = result["peers"].get(peer.name, {})
         target = timing.get("target_ratio")
-        text += f"{_figure(timing.get('us')):>13}{_figure(timing.get('ratio'), '.2f'):>8}"
-        text += f"{'' if target is None else f'≥ {target:g}':>8}"
+        text += f"{_figure(timing.get('us')):>12}{_figure(timing.get('ratio'), '.2f'):>7}"
+        text += f"{'-' if target is None else f'≥ {target:g}':>8}"
     dropped = f" ({result['rounds_dropped']} dropped)" if result["rounds_dropped"] else ""
     return text + f"{_figure(result['train_step_us']):>12}  {result['rounds_used']}{dropped}"
 

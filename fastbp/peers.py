@@ -8,6 +8,7 @@ Libraries are imported where they are used, after `compare` has limited their th
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -79,25 +80,28 @@ class Jax:
                 x = (activation(x) if i else x) @ weight + bias
             return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
 
-        def step(state, batch):
+        def step(x, y, state, batch):
             parameters, m, v, t = state
             t = t + 1
-            grad = jax.grad(loss)(parameters, self.x[batch], self.y[batch])
+            grad = jax.grad(loss)(parameters, x[batch], y[batch])
             m = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, grad)
             v = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, v, grad)
             rate, floor = task.lr / (1 - beta1**t), 1 / (1 - beta2**t)
             parameters = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * floor) + eps), parameters, m, v)
             return (parameters, m, v, t), None
 
-        self.x, self.y, self.rows = jnp.array(task.x), jnp.array(task.y), jnp.array(rows)
+        def steps(state, x, y, rows):
+            return jax.lax.scan(functools.partial(step, x, y), state, rows)[0]
+
+        self.data = jnp.array(task.x), jnp.array(task.y), jnp.array(rows)
         parameters = [(jnp.array(weight), jnp.array(bias)) for weight, bias in weights]
         m, v = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
         self.state = parameters, m, v, jnp.zeros((), weights[0][0].dtype)
-        self.scan = jax.jit(lambda state, rows: jax.lax.scan(step, state, rows)[0], donate_argnums=0)
+        self.steps = jax.jit(steps, donate_argnums=0)
         self.wait = jax.block_until_ready
 
     def train(self):
-        self.state = self.wait(self.scan(self.state, self.rows))
+        self.state = self.wait(self.steps(self.state, *self.data))
 
     def weights(self):
         return [(np.asarray(weight), np.asarray(bias)) for weight, bias in self.state[0]]
@@ -124,6 +128,7 @@ class Sklearn:
             alpha=0,
             batch_size=batch,
             learning_rate_init=task.lr,
+            epsilon=1e-8 * 0.001**0.5,  # it is not divided by the bias correction: this makes the first step equal
             shuffle=False,
         )
         self.model.partial_fit(self.x[:batch], self.y[:batch], classes=np.arange(task.widths[-1]))

@@ -128,9 +128,7 @@ def _parsers():
     comparison.add_argument(
         "--shapes", default="S1,S2,S3,S4", help="ids, all, or layers and batch: 784-256-10@128 (%(default)s)"
     )
-    comparison.add_argument(
-        "--peers", default=",".join(compare.PEERS), help="libraries, separated by commas (%(default)s)"
-    )
+    comparison.add_argument("--peers", default="torch,jax", help=f"some of {', '.join(compare.PEERS)} (%(default)s)")
     comparison.add_argument(
         "--rounds", type=_positive, default=7, help="undisturbed rounds for each shape (%(default)s)"
     )

@@ -89,7 +89,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
 
 def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hit, grad):
     kernel = context.loss(prediction.dtype, _table.LOSSES[loss])
-    scratch = np.empty(len(prediction), prediction.dtype)
+    scratch = np.empty(max(len(prediction), blocking.SQUARE), prediction.dtype)
     ldt = _ld(target) if target.ndim == 2 else 0
     _call(
         kernel, context.LOSS, *prediction.shape, prediction.ctypes.data, _ld(prediction), target.ctypes.data, ldt,
@@ -222,7 +222,6 @@ class TrainingWorkspace(_Workspace):
             BATCH_WEIGHT=self.buffer(batch_size, np.float64),
             ROW_LOSS=self.buffer(batch_size),
             ROW_HIT=self.buffer(batch_size, np.int64),
-            LOSS_SCRATCH=self.buffer(batch_size),
         )
 
     def prepare(self, threads):

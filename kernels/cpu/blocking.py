@@ -44,6 +44,7 @@ FEATURES = effective_features()
 ISA = next(isa for isa in INSTRUCTION_SETS if isa.feature in FEATURES or not isa.feature)
 HAS_FMA = not ISA.fma or ISA.fma in FEATURES
 
+SQUARE = (ISA.vector_bytes // 4) ** 2  # elements in as many float32 registers as lanes
 MR, MR_TAIL, NV = ISA.mr, ISA.mr_tail, ISA.nv
 VECTOR_BYTES = ISA.vector_bytes
 

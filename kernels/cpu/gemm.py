@@ -47,8 +47,8 @@ def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel,
         Address of a kernel ``(rows, columns, c, ldc, other, ld_other, parameter)``; 0 for none.
     other, ld_other, parameter : what ``finish`` gets beside C
     """
-    width = NV * lanes(c)
-    far = k * n > FAR * lanes(c)
+    width, vector = NV * lanes(c), lanes(c)
+    far = k * n > FAR * vector
     height = balanced(m, MC, MR)
     for i in range(0, m, height):
         rows = min(height, m - i)
@@ -56,24 +56,20 @@ def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel,
             terms = min(KC, k - start)
             beginning = origin if start == 0 else FROM_OUTPUT
             last = start + terms >= k
-            for j in range(0, n, width):
-                columns = min(width, n - j)
+            a_block = a + i * lda + start * step
+            j = 0
+            while j < n:
+                columns = width if n - j >= width else min(vector, n - j)
                 target = c + i * ldc + j
                 if transposed:
                     transpose_panel(terms, columns, b + j * ldb + start, ldb, far * AHEAD, panel, width)
                     source, ld_source, ahead = panel, width, 0
                 else:
                     source, ld_source, ahead = b + start * ldb + j, ldb, far * width  # the next panel's lines
-                a_block = a + i * lda + start * step
                 if columns == width:
                     column_panel(
                         zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source, ahead,
                         beginning, bias + j, target, ldc, None,
-                    )  # fmt: skip
-                elif columns > lanes(c):
-                    column_panel(
-                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source, ahead,
-                        beginning, bias + j, target, ldc, columns,
                     )  # fmt: skip
                 else:
                     column_panel(
@@ -82,3 +78,4 @@ def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel,
                     )  # fmt: skip
                 if last and finish:
                     call(finish, (rows, columns, target, ldc, other + i * ld_other + j, ld_other, parameter))
+                j += columns

@@ -1,7 +1,8 @@
 """Losses: the value of every row and the gradient, in one pass over rows that are in L1.
 
 All kernels have the arguments ``(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit,
-scratch, grad, ldg)``; ``scratch`` has one element a row. What they compute is `reference.loss_forward_backward`.
+scratch, grad, ldg)``; ``scratch`` has one element a row, and at least
+a square of registers. What they compute is `reference.loss_forward_backward`.
 """
 
 from ..jit import inline
@@ -11,11 +12,17 @@ from .simd import (
     element,
     lanes,
     load,
+    load_converted_first,
+    load_corner,
     load_filled,
     max_lanes,
     maximum,
+    select,
+    square,
     store,
+    store_corner,
     sum_lanes,
+    transpose,
     zeros,
 )
 
@@ -60,8 +67,9 @@ def first_largest(i, label, prediction, ldp, largest):
     return True
 
 
-def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg):
-    """Softmax cross-entropy; the logarithms of the sums are taken last, a vector of rows at a time."""
+@inline
+def cross_entropy_of_rows(rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg):
+    """Many classes: a row at a time; the logarithms of the sums are taken last, a vector of rows at a time."""
     width = lanes(grad)
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
@@ -91,6 +99,50 @@ def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_l
         tail = rows - i
         logarithm = log_of_normal(load_filled(zeros(grad, 1, 1), scratch + i, tail, 1.0))
         store(load(logarithm, row_loss + i, 0, tail) + logarithm, row_loss + i, 0, tail)
+
+
+@inline
+def cross_entropy_of_few_classes(
+    rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+):
+    """No more classes than lanes: as many rows as lanes at a time, transposed, so that a lane is a row."""
+    width = lanes(grad)
+    for i in range(0, rows, width):
+        count = min(width, rows - i)
+        logits = load_corner(square(grad), prediction + i * ldp, ldp, count, columns)
+        store(transpose(logits), scratch, width, None)
+        label = load_converted_first(zeros(grad, 1, 1), target + i, count)
+        weight = load_converted_first(label, row_weight + i, count)
+        largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
+        for c in range(columns):
+            z = load(label, scratch + c * width, 0, None)
+            guess = select(z > largest, c, guess)
+            largest = select(z > largest, z, largest)
+            of_label = select(label == c, z, of_label)
+        total = label * 0.0
+        for c in range(columns):
+            e = exp_of_nonpositive(load(label, scratch + c * width, 0, None) - largest)
+            store(e, scratch + c * width, 0, None)
+            total += e
+        store(log_of_normal(total) + (largest - of_label), row_loss + i, 0, count)
+        share = weight / total
+        for c in range(columns):
+            e = load(label, scratch + c * width, 0, None)
+            store(e * share - select(label == c, weight, 0.0), scratch + c * width, 0, None)
+        store_corner(transpose(load(square(grad), scratch, width, None)), grad + i * ldg, ldg, count, columns)
+        store(select(guess == label, total, -1.0), scratch, 0, None)
+        for r in range(count):
+            row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
+
+
+def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg):
+    """Softmax cross-entropy."""
+    if columns <= lanes(grad):
+        cross_entropy_of_few_classes(
+            rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+        )
+    else:
+        cross_entropy_of_rows(rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg)
 
 
 def loss_sum(rows, row_weight, row_loss, out):

@@ -16,40 +16,44 @@ FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
 def update(tile, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
     """``C = origin + A B`` for one tile: A's rows are ``lda`` apart and its terms ``step``, B's terms ``ldb``.
 
-    Asks for the lines of B ``ahead`` elements on, unless that is 0.
+    Asks for the lines of B ``ahead`` elements on, unless that is None.
     """
     if origin == FROM_OUTPUT:
         tile = load(tile, c, ldc, columns)
     elif origin == FROM_BIAS:
         tile = load_row(tile, bias, columns)
-    if ahead:
-        for _ in range(k):
+    for _ in range(k):
+        if ahead is not None:
             prefetch_row(tile, b + ahead)
-            tile = rank_1(tile, a, lda, b, columns)
-            a += step
-            b += ldb
-    else:
-        for _ in range(k):
-            tile = rank_1(tile, a, lda, b, columns)
-            a += step
-            b += ldb
+        tile = rank_1(tile, a, lda, b, columns)
+        a += step
+        b += ldb
     store(tile, c, ldc, columns)
 
 
 @inline
 def column_panel(strip, m, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
-    """``C = origin + A B`` for m rows of a column panel as wide as ``strip``, a tile of one row."""
-    while m > 0:
-        if m >= MR:
-            rows = MR
-            update(tall(strip, MR), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
-        elif m >= MR_TAIL:
-            rows = MR_TAIL
-            update(tall(strip, MR_TAIL), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
-        else:
-            rows = 1
-            update(tall(strip, 1), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
+    """``C = origin + A B`` for m rows of a column panel as wide as ``strip``, a tile of one row.
+
+    The first tile asks for the lines of B ``ahead`` elements on, unless that is 0.
+    """
+    rows = MR
+    if ahead and m >= MR:
+        update(tall(strip, MR), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
+    else:
+        rows = 0
+    while True:
         m -= rows
         a += rows * lda
         c += rows * ldc
-        ahead = 0
+        if m >= MR:
+            rows = MR
+            update(tall(strip, MR), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+        elif m >= MR_TAIL:
+            rows = MR_TAIL
+            update(tall(strip, MR_TAIL), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+        elif m > 0:
+            rows = 1
+            update(tall(strip, 1), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+        else:
+            break

@@ -30,10 +30,10 @@ from .simd import atomic_add, atomic_load, call, pointer
     CAPACITY, INPUT, OUTPUTS, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
     STATE_1, STATE_2, COEFFICIENTS, TARGET, LDT, TARGET_IS_LABEL, ROW_WEIGHT, ROWS, BATCH,
-    TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT, LOSS_SCRATCH,
+    TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
     STEP_LOSS, STEP_HITS, STEPS_DONE, BARRIER, YIELD,
     FIELDS,  # the number of fields
-) = range(50)  # fmt: skip
+) = range(49)  # fmt: skip
 
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
 
@@ -193,7 +193,7 @@ def rows_region(record, start, n, thread, panel):
             record[LOSS],
             (
                 rows, classes, record[OUTPUTS] + offset, ldo, target, ldt, record[BATCH_WEIGHT] + 8 * first,
-                record[ROW_LOSS] + item * first, record[ROW_HIT] + 8 * first, record[LOSS_SCRATCH] + item * first,
+                record[ROW_LOSS] + item * first, record[ROW_HIT] + 8 * first, panel + record[PANEL_BYTES],
                 record[GRADIENTS] + offset, ldo,
             ),
         )  # fmt: skip

@@ -388,6 +388,23 @@ def load_converted(tc, tile, p):
     return tile(tile, p), codegen
 
 
+@intrinsic
+def load_converted_first(tc, tile, p, count):
+    """`load_converted` of one vector of which the first ``count`` numbers exist; 0 beyond."""
+    source = p.dtype
+
+    def codegen(ctx, b, sig, args):
+        element = ctx.get_data_type(source)
+        vector, bits = ir.VectorType(element, tile.lanes), source.bitwidth
+        kind = "i" if isinstance(source, types.Integer) else "f"
+        mask = _lane_masks(b, tile, args[2], count)[0]
+        arguments = [b.bitcast(args[1], vector.as_pointer()), I32(bits // 8), mask, ir.Constant(vector, None)]
+        value = _call(b, f"llvm.masked.load.v{tile.lanes}{kind}{bits}.p0", vector, arguments)
+        return _tile(b, [_convert(b, value, source, tile)])
+
+    return tile(tile, p, count), codegen
+
+
 def _convert(b, value, source, tile):
     if isinstance(source, types.Integer):
         return (b.sitofp if source.signed else b.uitofp)(value, tile.vector)
@@ -435,6 +452,23 @@ def prefetch_row(tc, tile, p):
         return ctx.get_dummy_value()
 
     return types.void(tile, p), codegen
+
+
+@intrinsic
+def store_corner(tc, tile, p, ld, rows, columns):
+    """Write the first ``rows`` rows and ``columns`` columns of a tile."""
+
+    def codegen(ctx, b, sig, args):
+        for i in range(tile.rows):
+            there = b.icmp_signed("<", I64(i), args[3])
+            masks = _lane_masks(b, tile, b.select(there, args[4], I64(0)), columns)
+            offset = b.mul(args[2], I64(i))
+            for j in range(tile.vectors):
+                p = _at(b, args[1], tile.dtype, offset, tile.vector, j * tile.lanes)
+                _store(b, tile, b.extract_value(args[0], i * tile.vectors + j), p, masks[j])
+        return ctx.get_dummy_value()
+
+    return types.void(tile, p, types.intp, types.intp, columns), codegen
 
 
 # ------------------------------------------------------------------------------------------- products

@@ -429,7 +429,8 @@ def accumulating_two_halves_is_the_whole(backend, dtype):
 
 
 # ------------------------------------------------------------------------------------- activations
-ULPS = {4: 4, 8: 8}  # by itemsize; identity and relu round nothing
+# By itemsize; identity and relu round nothing. 2.5 were seen; NumPy, which judges float64, is not exact itself.
+ULPS = {4: 3, 8: 4}
 
 
 def sweep(dtype):

@@ -200,7 +200,7 @@ class _Job:
         self.table = _read(options)
         if options.start:
             self.network, self.preprocessing = _load(options.start, options.device)
-            self.parts = tabular.split(self.preprocessing.strata(self.table), *self._division())
+            self.parts = tabular.split(self.preprocessing.strata(self.table), *self.division())
         else:
             self._begin()
         loss = LOSSES[self.preprocessing.task]
@@ -213,7 +213,7 @@ class _Job:
         y = self.preprocessing.targets(self.table)
         self.data = {part: (x[rows], y[rows]) for part, rows in self.parts.items()}
 
-    def _division(self):
+    def division(self):
         """Shares and seed of the split; those of the model when going on, so that its test part stays unseen."""
         return self.network.metadata["split"], self.network.metadata["seed"]
 
@@ -345,7 +345,7 @@ def _announce(screen, job):
     names = "" if table.named else " · no header row"
     rows = f"{terminal.number(len(table))} rows · {features} · target {preprocessing.target!r} ({kind}){names}"
     screen.line(f"data    {options.data}   {rows}")
-    fractions, seed = job._division()
+    fractions, seed = job.division()
     sizes = {part: terminal.number(len(rows)) for part, rows in job.parts.items()}
     stratified = "by class, " if preprocessing.classes else ""
     how = f"({'/'.join(f'{share:g}' for share in fractions)}, {stratified}seed {seed})"

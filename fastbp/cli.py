@@ -359,8 +359,9 @@ def _announce(screen, job):
         for layer in network.layers
     )
     count = network.flat_parameters.size
-    size = f"{terminal.number(count)} parameters, {count * network.dtype.itemsize / 1000:.0f} kB"
-    screen.line(f"model   {chain}   {size}" + (f", from {options.start}" if options.start else ""))
+    size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"
+    screen.line(f"model   {chain}")
+    screen.line(f"        {size}" + (f", from {options.start}" if options.start else ""))
     screen.line(
         f"optim   {type(job.optimizer).__name__} lr {job.optimizer.lr:g} · batch {options.batch_size} · at most "
         f"{options.epochs} epochs · early stop after {options.patience} without improvement"

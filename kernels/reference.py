@@ -12,6 +12,8 @@ Source of the equations: the linear layer, ``Y = X W + b``, and backpropagation 
 them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015, for `adam_step`.
 """
 
+import math
+
 import numpy as np
 
 from . import table as _table
@@ -53,6 +55,93 @@ def sigmoid_derivative(saved, parameter):
     return saved * (1 - saved)
 
 
+def leaky_relu(z, parameter):
+    return np.where(z <= 0, z * z.dtype.type(parameter), z)
+
+
+def leaky_relu_derivative(saved, parameter):
+    return np.where(saved <= 0, parameter, 1).astype(saved.dtype)
+
+
+def elu(z, parameter):
+    return np.where(z > 0, z, z.dtype.type(parameter) * np.expm1(np.minimum(z, 0)))
+
+
+def elu_derivative(saved, parameter):
+    return np.where(saved > 0, 1, saved + saved.dtype.type(parameter))
+
+
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def selu(z, parameter):
+    scale = z.dtype.type(SELU_SCALE)
+    return scale * elu(z, SELU_ALPHA)
+
+
+def selu_derivative(saved, parameter):
+    scale = saved.dtype.type(SELU_SCALE)
+    return np.where(saved > 0, scale, saved + saved.dtype.type(SELU_SCALE * SELU_ALPHA))
+
+
+def _erfc(x):
+    return np.vectorize(math.erfc, otypes=[np.float64])(x)
+
+
+def _weighted(weight, x):
+    """``weight * x`` for a weight that has gone to 0 faster than ``x`` to infinity."""
+    return np.where(weight > 0, weight * x, weight)
+
+
+def gelu(z, parameter):
+    wide = z.astype(np.float64)
+    return _weighted(0.5 * _erfc(-wide / math.sqrt(2)), wide).astype(z.dtype)
+
+
+def gelu_derivative(saved, parameter):
+    z = saved.astype(np.float64)
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return (0.5 * _erfc(-z / math.sqrt(2)) + _weighted(density, z)).astype(saved.dtype)
+
+
+def _sigmoid_slope(z):
+    """``sigmoid'(z)`` from z, without the cancellation in ``1 - s``."""
+    e = np.exp(-np.abs(z))
+    return e / (1 + e) ** 2
+
+
+def _gelu_argument(z):
+    """2 sqrt(2 / pi) (z + 0.044715 z^3) and its derivative."""
+    slope = z.dtype.type(2 * math.sqrt(2 / math.pi))
+    cube = z.dtype.type(0.044715)
+    return slope * z * (1 + cube * z * z), slope * (1 + 3 * cube * z * z)
+
+
+def gelu_tanh(z, parameter):
+    return _weighted(sigmoid(_gelu_argument(z)[0], 0.0), z)  # (1 + tanh u) / 2 = sigmoid(2 u)
+
+
+def gelu_tanh_derivative(saved, parameter):
+    argument, slope = _gelu_argument(saved)
+    return sigmoid(argument, 0.0) + _weighted(_sigmoid_slope(argument), saved * slope)
+
+
+def silu(z, parameter):
+    return _weighted(sigmoid(z, 0.0), z)
+
+
+def silu_derivative(saved, parameter):
+    return sigmoid(saved, 0.0) + _weighted(_sigmoid_slope(saved), saved)
+
+
+def softplus(z, parameter):
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def softplus_derivative(saved, parameter):
+    return -np.expm1(-saved)
+
+
 # (value of z, derivative from what is saved); the saved array is the output, or z where
 # table.SAVES_PRE_ACTIVATION lists the activation.
 ACTIVATIONS = {
@@ -60,6 +149,13 @@ ACTIVATIONS = {
     "relu": (relu, relu_derivative),
     "tanh": (tanh, tanh_derivative),
     "sigmoid": (sigmoid, sigmoid_derivative),
+    "leaky_relu": (leaky_relu, leaky_relu_derivative),  # parameter: the slope below 0
+    "elu": (elu, elu_derivative),  # parameter: alpha
+    "selu": (selu, selu_derivative),
+    "gelu": (gelu, gelu_derivative),
+    "gelu_tanh": (gelu_tanh, gelu_tanh_derivative),
+    "silu": (silu, silu_derivative),
+    "softplus": (softplus, softplus_derivative),
 }
 
 

@@ -13,14 +13,16 @@ ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 # Names; a code is the index of its name. Adding one here and in reference.py makes every generated
 # test ask for it.
 KINDS = ("linear", "activation")
-ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid")
+ACTIVATIONS = (
+    "identity", "relu", "tanh", "sigmoid", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "softplus",
+)  # fmt: skip
 LOSSES = ("half_squared_error", "mean_squared_error", "cross_entropy")
 OPTIMIZERS = ("sgd", "adam")
 
 # Losses whose target is one integer label a row; every other target has the prediction's shape.
 LABEL_LOSSES = frozenset({"cross_entropy"})
 # Activations whose derivative needs the pre-activation z; all others use the output alone.
-SAVES_PRE_ACTIVATION = frozenset()
+SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
 # Parameter-sized buffers an optimizer keeps between steps.
 OPTIMIZER_STATES = {"sgd": 0, "adam": 2}
 

@@ -21,11 +21,14 @@ class Loss:
     ----------
     name : str
         Its name in ``fastbp.kernels.table``, which gives its ``code``.
+    parameter : float
+        The number its kernel takes, where it takes one.
     labels : bool
         Whether a target is one integer label a row.
     """
 
     name = None
+    parameter = 0.0
 
     def __init__(self, *, device="cpu"):
         self.device = device
@@ -78,7 +81,9 @@ class Loss:
     def rows(self, kernels, prediction, target, weight, gradient):
         """Loss and hit of every row; ``gradient``, which may be ``prediction``, is written."""
         row_loss, row_hit = np.empty(len(prediction), prediction.dtype), np.empty(len(prediction), np.int64)
-        kernels.loss_forward_backward(self.code, prediction, target, weight, row_loss, row_hit, gradient)
+        kernels.loss_forward_backward(
+            self.code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient
+        )
         return row_loss, row_hit
 
     def config(self):

@@ -76,7 +76,7 @@ class Sequential:
         self.in_features = int(table[0, network_table.FAN_IN])
         self.out_features = int(table[-1, network_table.FAN_OUT])
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
-        self._training_workspaces = {}  # (loss code, optimizer code) -> (batch capacity, workspace)
+        self._training_workspaces = {}  # (loss code and parameter, optimizer code) -> (capacity, workspace)
         self._step = None  # what the last train_step made ready
         self._trace = None  # (input, saved) of every row of the last forward
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
@@ -270,7 +270,7 @@ class Sequential:
 
     def training_workspace(self, loss, optimizer, batch_size):
         """A workspace of the kernels for batches of up to ``batch_size``."""
-        key = loss.code, optimizer.code
+        key = loss.code, loss.parameter, optimizer.code
         capacity, workspace = self._training_workspaces.get(key, (0, None))
         if capacity < batch_size:
             workspace = self._kernels.TrainingWorkspace(self._parameters.table, self.dtype, batch_size, *key)

@@ -136,7 +136,7 @@ def log_of_normal(x):
 
 
 def log1p_of_unit(x):
-    """``ln(1 + x)`` for x in [0, 1]: ``2 atanh(x / (2 + x))``, accurate near 0."""
+    """``ln(1 + x)`` for x in [-1/2, 1]: ``2 atanh(x / (2 + x))``, accurate near 0."""
     u = x / (x + 2.0)
     w = u * u
     p = polynomial(ATANH_32, w) if is_single(x) else polynomial(ATANH_64, w)

@@ -12,6 +12,7 @@ Source of the equations: the linear layer, ``Y = X W + b``, and backpropagation 
 them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015, for `adam_step`.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -262,37 +263,85 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
 
 
 # --------------------------------------------------------------------------------------- losses
-def half_squared_error(prediction, target):
-    """``1/2 ||s - y||^2`` of a row, and ``s - y``."""
+# Each returns the loss of every row and the gradient of every row's loss. ``parameter`` is what LOSSES says.
+def half_squared_error(prediction, target, parameter):
+    """``1/2 ||s - y||^2``."""
     error = prediction - target
     return 0.5 * (error * error).sum(axis=1), error
 
 
-def mean_squared_error(prediction, target):
-    """``||s - y||^2 / out`` of a row, and ``2 (s - y) / out``."""
+def mean_squared_error(prediction, target, parameter):
+    """``||s - y||^2 / out``."""
     error = prediction - target
     return (error * error).mean(axis=1), 2 * error / error.dtype.type(prediction.shape[1])
 
 
-def cross_entropy(prediction, target):
-    """``-log softmax(s)_y`` of a row, and ``softmax(s) - onehot(y)``."""
-    rows = np.arange(len(prediction))
+def l1(prediction, target, parameter):
+    """``sum |s - y| / out``; slope 0 at 0."""
+    error = prediction - target
+    return np.abs(error).mean(axis=1), np.sign(error) / error.dtype.type(prediction.shape[1])
+
+
+def huber(prediction, target, parameter):
+    """``e^2 / 2`` where ``|e| <= delta``, else ``delta (|e| - delta / 2)``; the mean over outputs."""
+    error, delta = prediction - target, prediction.dtype.type(parameter)
+    size = np.abs(error)
+    value = np.where(size <= delta, error * error / 2, delta * (size - delta / 2))
+    slope = np.where(size <= delta, error, delta * np.sign(error))
+    return value.mean(axis=1), slope / error.dtype.type(prediction.shape[1])
+
+
+def binary_cross_entropy(prediction, target, parameter):
+    """``-(y ln p + (1 - y) ln(1 - p))`` of probabilities, logarithms not below -100; the mean over outputs.
+
+    The gradient divides by ``p (1 - p)``, not below 1e-12: both limits are PyTorch's.
+    """
+    columns = prediction.dtype.type(prediction.shape[1])
+    value = -(target * np.maximum(np.log(prediction), -100) + (1 - target) * np.maximum(np.log1p(-prediction), -100))
+    slope = (prediction - target) / np.maximum(prediction * (1 - prediction), prediction.dtype.type(1e-12))
+    return value.mean(axis=1), slope / columns
+
+
+def binary_cross_entropy_with_logits(prediction, target, parameter):
+    """``ln(1 + e^s) - y s``; the mean over outputs."""
+    columns = prediction.dtype.type(prediction.shape[1])
+    value = softplus(prediction, 0.0) - target * prediction
+    return value.mean(axis=1), (sigmoid(prediction, 0.0) - target) / columns
+
+
+def soft_cross_entropy(prediction, target, parameter):
+    """``-sum_k y_k log softmax(s)_k`` for a distribution y, smoothed to ``(1 - parameter) y + parameter / out``."""
+    smoothing = prediction.dtype.type(parameter)
+    target = (1 - smoothing) * target + smoothing / prediction.dtype.type(prediction.shape[1]) * target.sum(
+        axis=1, keepdims=True
+    )
     shifted = prediction - prediction.max(axis=1, keepdims=True)
     exponential = np.exp(shifted)
     total = exponential.sum(axis=1, keepdims=True)
-    gradient = exponential / total
-    gradient[rows, target] -= 1
-    return np.log(total[:, 0]) - shifted[rows, target], gradient
+    mass = target.sum(axis=1, keepdims=True)
+    return (np.log(total) * mass)[:, 0] - (target * shifted).sum(axis=1), mass * exponential / total - target
+
+
+def cross_entropy(prediction, target, parameter):
+    """`soft_cross_entropy` of integer labels."""
+    onehot = np.zeros_like(prediction)
+    onehot[np.arange(len(prediction)), target] = 1
+    return soft_cross_entropy(prediction, onehot, parameter)
 
 
 LOSSES = {
     "half_squared_error": half_squared_error,
     "mean_squared_error": mean_squared_error,
-    "cross_entropy": cross_entropy,
+    "cross_entropy": cross_entropy,  # parameter: label smoothing
+    "soft_cross_entropy": soft_cross_entropy,  # parameter: label smoothing
+    "l1": l1,
+    "huber": huber,  # parameter: delta
+    "binary_cross_entropy": binary_cross_entropy,
+    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
 }
 
 
-def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hit, grad):
+def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     """Losses of the rows, and the gradient of ``sum_i row_weight_i * row_loss_i``.
 
     With ``row_weight = 1/n`` this is the mean over rows; with ``w_i / sum(w)`` the weighted mean.
@@ -301,6 +350,8 @@ def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hi
     ----------
     loss : int
         Code from ``table.LOSSES``.
+    loss_parameter : float
+        Label smoothing, or delta; ignored by the other losses.
     prediction : array (n, out)
     target : int64 array (n,) of labels for the losses in ``table.LABEL_LOSSES``, else array (n, out)
     row_weight : float64 array (n,)
@@ -313,7 +364,7 @@ def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hi
     """
     loss_name = _table.LOSSES[loss]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value, gradient = LOSSES[loss_name](prediction, target)
+        value, gradient = LOSSES[loss_name](prediction, target, loss_parameter)
         if loss_name in _table.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
             row_hit[...] = hit & ~np.isnan(value)
@@ -324,27 +375,65 @@ def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hi
 
 
 # ----------------------------------------------------------------------------------- optimizers
+# ``coefficients`` begin with what each lists; ``l2`` adds ``l2 * W`` to the gradient.
 def sgd_step(coefficients, values, grad):
-    """Gradient descent, ``W <- W - lr g``; ``coefficients = [lr]``."""
-    (lr,) = coefficients[:1].astype(values.dtype)
-    values -= lr * grad
+    """Gradient descent, ``W <- W - lr g``; ``[lr, l2]``."""
+    lr, l2 = coefficients[:2].astype(values.dtype)
+    values -= lr * (grad + l2 * values)
+
+
+def momentum_step(coefficients, values, grad, velocity):
+    """``V <- mu V + gain g``, ``W <- W - lr V``; ``[lr, l2, mu, gain]``.
+
+    ``gain`` is 1 for classical momentum and ``1 - mu`` for the exponentially weighted average.
+    """
+    lr, l2, mu, gain = coefficients[:4].astype(values.dtype)
+    velocity[...] = mu * velocity + gain * (grad + l2 * values)
+    values -= lr * velocity
+
+
+def nesterov_step(coefficients, values, grad, velocity):
+    """``V <- mu V + g``, ``W <- W - lr (g + mu V)``; ``[lr, l2, mu]``."""
+    lr, l2, mu = coefficients[:3].astype(values.dtype)
+    grad = grad + l2 * values
+    velocity[...] = mu * velocity + grad
+    values -= lr * (grad + mu * velocity)
+
+
+def rmsprop_step(coefficients, values, grad, square_avg):
+    """``S <- b S + (1 - b) g^2``, ``W <- W - lr g / (sqrt(S + inside) + outside)``.
+
+    ``[lr, l2, b, 1 - b, inside, outside]``: epsilon stands in one of the last two places, the other is 0.
+    """
+    lr, l2, b, c, inside, outside = coefficients[:6].astype(values.dtype)
+    grad = grad + l2 * values
+    square_avg[...] = b * square_avg + c * grad * grad
+    values -= lr * grad / (np.sqrt(square_avg + inside) + outside)
 
 
 def adam_step(coefficients, values, grad, exp_avg, exp_avg_sq):
     """Adam with the bias corrections folded into the step size.
 
     ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``,
-    ``W <- W - a m / (sqrt(v) + e)`` with ``a = lr sqrt(1 - b2^t) / (1 - b1^t)`` and
-    ``e = eps sqrt(1 - b2^t)``: the same numbers as the divided moments of the paper.
-    ``coefficients = [a, b1, 1 - b1, b2, 1 - b2, e]``, as `adam_coefficients` returns them.
+    ``W <- (1 - decay) W - a m / (sqrt(v) + e)`` with ``a = lr sqrt(1 - b2^t) / (1 - b1^t)`` and
+    ``e = eps sqrt(1 - b2^t)``: the same numbers as the divided moments of the paper. ``decay`` is AdamW's
+    ``lr * weight_decay``.
+    ``[a, b1, 1 - b1, b2, 1 - b2, e, l2, decay]``.
     """
-    a, b1, c1, b2, c2, e = coefficients[:6].astype(values.dtype)
+    a, b1, c1, b2, c2, e, l2, decay = coefficients[:8].astype(values.dtype)
+    grad = grad + l2 * values
     exp_avg[...] = b1 * exp_avg + c1 * grad
     exp_avg_sq[...] = b2 * exp_avg_sq + c2 * grad * grad
-    values -= a * exp_avg / (np.sqrt(exp_avg_sq) + e)
+    values -= decay * values + a * exp_avg / (np.sqrt(exp_avg_sq) + e)
 
 
-STEPS = {"sgd": sgd_step, "adam": adam_step}
+STEPS = {
+    "sgd": sgd_step,
+    "momentum": momentum_step,
+    "nesterov": nesterov_step,
+    "rmsprop": rmsprop_step,
+    "adam": adam_step,
+}
 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
@@ -376,9 +465,9 @@ class InferenceWorkspace:
 class TrainingWorkspace:
     """What `network_train_steps` needs besides its arguments, for batches of up to ``batch_size``."""
 
-    def __init__(self, table, dtype, batch_size, loss, optimizer):
+    def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
         self.table, self.dtype, self.batch_size = table, np.dtype(dtype), batch_size
-        self.loss, self.optimizer = loss, optimizer
+        self.loss, self.loss_parameter, self.optimizer = loss, loss_parameter, optimizer
 
 
 def _forward(table, parameters, x):
@@ -464,7 +553,9 @@ def network_train_steps(
         trace = _forward(table, parameters, xb)
         prediction, saved = trace[-1]
         row_loss, row_hit, delta = np.empty(n, dtype), np.empty(n, np.int64), np.empty_like(prediction)
-        loss_forward_backward(workspace.loss, prediction, yb, weight, row_loss, row_hit, delta)
+        loss_forward_backward(
+            workspace.loss, workspace.loss_parameter, prediction, yb, weight, row_loss, row_hit, delta
+        )
         step_loss[step], step_hits[step] = (row_loss * weight).sum(), row_hit.sum()
         if not np.isfinite(step_loss[step]):
             return step
@@ -523,6 +614,12 @@ def set_num_threads(threads):
 def get_num_threads():
     """Workers in use; the reference has one."""
     return 1
+
+
+@contextlib.contextmanager
+def serial():
+    """Within it, what the calling thread starts runs on that thread alone: many small networks side by side."""
+    yield
 
 
 def warmup(dtype, activations, losses, optimizers):

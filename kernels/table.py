@@ -16,15 +16,18 @@ KINDS = ("linear", "activation")
 ACTIVATIONS = (
     "identity", "relu", "tanh", "sigmoid", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "softplus",
 )  # fmt: skip
-LOSSES = ("half_squared_error", "mean_squared_error", "cross_entropy")
-OPTIMIZERS = ("sgd", "adam")
+LOSSES = (
+    "half_squared_error", "mean_squared_error", "cross_entropy", "soft_cross_entropy", "l1", "huber",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits",
+)  # fmt: skip
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam")
 
 # Losses whose target is one integer label a row; every other target has the prediction's shape.
 LABEL_LOSSES = frozenset({"cross_entropy"})
 # Activations whose derivative needs the pre-activation z; all others use the output alone.
 SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
 # Parameter-sized buffers an optimizer keeps between steps.
-OPTIMIZER_STATES = {"sgd": 0, "adam": 2}
+OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2}
 
 # Columns of the table.
 (

@@ -3,7 +3,9 @@
 The single layers run on the calling thread; `network_forward` and `network_train_steps` run on the team.
 """
 
+import contextlib
 import ctypes
+import threading
 import time
 
 import numpy as np
@@ -13,6 +15,7 @@ from .. import table as _table
 from . import blocking, context, network, team
 
 name = "cpu"
+_calling = threading.local()  # serial: this thread works alone
 _threads = None  # None: as many as there are cores, fewer for little work
 
 
@@ -87,12 +90,13 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
     )  # fmt: skip
 
 
-def loss_forward_backward(loss, prediction, target, row_weight, row_loss, row_hit, grad):
+def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     kernel = context.loss(prediction.dtype, _table.LOSSES[loss])
     scratch = np.empty(max(len(prediction), blocking.SQUARE), prediction.dtype)
     ldt = _ld(target) if target.ndim == 2 else 0
     _call(
-        kernel, context.LOSS, *prediction.shape, prediction.ctypes.data, _ld(prediction), target.ctypes.data, ldt,
+        kernel, context.LOSS, *prediction.shape, loss_parameter, prediction.ctypes.data, _ld(prediction),
+        target.ctypes.data, ldt,
         row_weight.ctypes.data, row_loss.ctypes.data, row_hit.ctypes.data, scratch.ctypes.data,
         grad.ctypes.data, _ld(grad),
     )  # fmt: skip
@@ -200,9 +204,9 @@ class InferenceWorkspace(_Workspace):
 
 
 class TrainingWorkspace(_Workspace):
-    def __init__(self, table, dtype, batch_size, loss, optimizer):
+    def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
         super().__init__(table, dtype, batch_size)
-        self.batch_size, self.loss, self.optimizer = batch_size, loss, optimizer
+        self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         self.walk = context.walk("train_steps")
         loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
@@ -211,6 +215,7 @@ class TrainingWorkspace(_Workspace):
         self.set(
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
+            LOSS_PARAMETER=np.float64(loss_parameter).view(np.int64),
             LOSS_SUM=context.loss_sum(self.dtype).address,
             OPTIMIZER=context.optimizer(self.dtype, optimizer_name).address,
             INPUT=self.buffer(batch_size * int(self.table[0, _table.LD_IN])),
@@ -235,6 +240,8 @@ class TrainingWorkspace(_Workspace):
 
 def _threads_for(multiply_adds):
     """Workers for a piece of work that ends in a barrier."""
+    if getattr(_calling, "serial", False):
+        return 1
     if _threads is not None:
         return _threads
     return team.available_cores() if multiply_adds > blocking.SERIAL_WORK else 1
@@ -312,6 +319,16 @@ def set_num_threads(threads):
 
 def get_num_threads():
     return team.available_cores() if _threads is None else _threads
+
+
+@contextlib.contextmanager
+def serial():
+    before = getattr(_calling, "serial", False)
+    _calling.serial = True
+    try:
+        yield
+    finally:
+        _calling.serial = before
 
 
 def warmup(dtype, activations, losses, optimizers):

@@ -21,7 +21,7 @@ INTS, FLOATS = Pointer(types.int64), Pointer(types.float64)
 # The kernels as Python calls them: pointers are integers.
 PRODUCT = (INT,) * 17 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
-LOSS = (INT,) * 12
+LOSS = INT, INT, FLOAT, *(INT,) * 10
 OPTIMIZER = (INT,) * 9
 
 
@@ -82,7 +82,7 @@ def gather(source, dtype) -> Kernel:
 def loss(dtype, name) -> Kernel:
     p = _real(dtype)
     target = INTS if name in table.LABEL_LOSSES else p
-    return _compiled(getattr(losses, name), INT, INT, p, INT, target, INT, FLOATS, p, INTS, p, p, INT)
+    return _compiled(losses.kernel(name), INT, INT, FLOAT, p, INT, target, INT, FLOATS, p, INTS, p, p, INT)
 
 
 @cache

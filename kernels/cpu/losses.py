@@ -1,15 +1,18 @@
 """Losses: the value of every row and the gradient, in one pass over rows that are in L1.
 
-All kernels have the arguments ``(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit,
-scratch, grad, ldg)``; ``scratch`` has one element a row, and at least
-a square of registers. What they compute is `reference.loss_forward_backward`.
+All kernels have the arguments ``(rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss,
+row_hit, scratch, grad, ldg)``; ``scratch`` has one element a row, and at least a square of registers. What they
+compute is `reference.loss_forward_backward`. A loss that sums over its elements is one formula, from a vector of
+predictions and one of targets to values and slopes; the cross-entropies are written out.
 """
 
 from ..jit import inline
 from .elementwise import FORMULAS
 from .simd import (
+    absolute,
     any_lane,
     element,
+    first_lanes,
     lanes,
     load,
     load_converted_first,
@@ -28,85 +31,179 @@ from .simd import (
 
 exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]
-MINUS_INFINITY = float("-inf")
+log1p_of_unit = FORMULAS["log1p_of_unit"]
+sigmoid = FORMULAS["sigmoid"]
+softplus = FORMULAS["softplus"]
+MINUS_INFINITY, NAN = float("-inf"), float("nan")
+
+
+# -------------------------------------------------------------------------------- losses of elements
+@inline
+def half_squared_error(s, y, parameter):
+    error = s - y
+    return error * error * 0.5, error
 
 
 @inline
-def squared_error(scale, rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, grad, ldg):
-    """``scale ||s - y||^2`` and its gradient."""
-    width = lanes(grad)
-    for i in range(rows):
-        total = zeros(grad, 1, 1)
-        slope = 2.0 * scale * row_weight[i]
-        for j in range(0, columns, width):
-            tail = columns - j
-            error = load(total, prediction + i * ldp + j, 0, tail) - load(total, target + i * ldt + j, 0, tail)
-            total += error * error
-            store(error * slope, grad + i * ldg + j, 0, tail)
-        row_loss[i] = scale * sum_lanes(total)
-        row_hit[i] = 0
-
-
-def half_squared_error(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg):
-    squared_error(0.5, rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, grad, ldg)
-
-
-def mean_squared_error(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg):
-    squared_error(1.0 / columns, rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, grad, ldg)
+def mean_squared_error(s, y, parameter):
+    error = s - y
+    return error * error, error * 2.0
 
 
 @inline
-def first_largest(i, label, prediction, ldp, largest):
+def sign(x):
+    return select(x > 0.0, 1.0, select(x < 0.0, -1.0, x))
+
+
+@inline
+def l1(s, y, parameter):
+    error = s - y
+    return absolute(error), sign(error)
+
+
+@inline
+def huber(s, y, delta):
+    error = s - y
+    size = absolute(error)
+    value = select(size <= delta, error * error * 0.5, (size - 0.5 * delta) * delta)
+    return value, select(size <= delta, error, sign(error) * delta)
+
+
+# PyTorch's limits, which keep the loss of a certain and wrong probability finite.
+LEAST_LOGARITHM, LEAST_VARIANCE, SMALLEST_NORMAL = -100.0, 1e-12, 1.1754943508222875e-38
+
+
+@inline
+def limited_logarithm(p):
+    value = log_of_normal(select(p < SMALLEST_NORMAL, 1.0, p))
+    value = select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value)
+    return select(p < 0.0, NAN, select(p < SMALLEST_NORMAL, LEAST_LOGARITHM, value))
+
+
+@inline
+def binary_cross_entropy(p, y, parameter):
+    rest = 1.0 - p
+    of_rest = select(p <= 0.5, log1p_of_unit(select(p <= 0.5, p, 0.0) * -1.0), limited_logarithm(rest))
+    variance = p * rest
+    value = (limited_logarithm(p) * y + of_rest * (1.0 - y)) * -1.0
+    return value, (p - y) / select(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)
+
+
+@inline
+def binary_cross_entropy_with_logits(s, y, parameter):
+    return softplus(s, parameter) - y * s, sigmoid(s, parameter) - y
+
+
+SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean
+
+
+def kernel_of_elements(name):
+    """The kernel of a loss that is a sum or mean over the elements of a row."""
+    formula, mean = globals()[name], name not in SUMMED
+
+    def loss_of_elements(
+        rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
+    ):
+        width = lanes(grad)
+        scale = 1.0 / columns if mean else 1.0
+        for i in range(rows):
+            total = zeros(grad, 1, 1)
+            factor = scale * row_weight[i]
+            for j in range(0, columns, width):
+                tail = columns - j
+                s = load(total, prediction + i * ldp + j, 0, tail)
+                value, slope = formula(s, load(total, target + i * ldt + j, 0, tail), parameter)
+                total += select(first_lanes(total, tail), value, 0.0)
+                store(slope * factor, grad + i * ldg + j, 0, tail)
+            row_loss[i] = scale * sum_lanes(total)
+            row_hit[i] = 0
+
+    loss_of_elements.__qualname__ = name  # a name of its own in the cache
+    return loss_of_elements
+
+
+# ------------------------------------------------------------------------------------- cross-entropies
+@inline
+def largest_of(columns, logits):
+    """The largest of a row, and NaN at most where the row has one."""
+    width = lanes(logits)
+    largest = load_filled(zeros(logits, 1, 1), logits, columns, MINUS_INFINITY)
+    for j in range(width, columns, width):
+        largest = maximum(largest, load_filled(largest, logits + j, columns - j, MINUS_INFINITY))
+    return max_lanes(largest)
+
+
+@inline
+def exponentials(columns, logits, shift, out):
+    """``out = e^(logits - shift)``; returns the sum."""
+    width = lanes(out)
+    total = zeros(out, 1, 1)
+    for j in range(0, columns, width):
+        tail = columns - j
+        e = exp_of_nonpositive(load_filled(total, logits + j, tail, MINUS_INFINITY) - shift)
+        store(e, out + j, 0, tail)
+        total += e
+    return sum_lanes(total)
+
+
+@inline
+def add_logarithms(rows, scratch, row_loss):
+    """``row_loss += log(scratch)``, a vector of rows at a time."""
+    width = lanes(scratch)
+    for i in range(0, rows, width):
+        tail = rows - i
+        logarithm = log_of_normal(load_filled(zeros(scratch, 1, 1), scratch + i, tail, 1.0))
+        store(load(logarithm, row_loss + i, 0, tail) + logarithm, row_loss + i, 0, tail)
+
+
+@inline
+def first_largest(label, logits, largest):
     """Whether no column before ``label`` is as large as ``largest``."""
-    width = lanes(prediction)
+    width = lanes(logits)
     for j in range(0, label, width):
-        if any_lane(
-            load_filled(zeros(prediction, 1, 1), prediction + i * ldp + j, label - j, MINUS_INFINITY) == largest
-        ):
+        if any_lane(load_filled(zeros(logits, 1, 1), logits + j, label - j, MINUS_INFINITY) == largest):
             return False
     return True
 
 
 @inline
-def cross_entropy_of_rows(rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg):
-    """Many classes: a row at a time; the logarithms of the sums are taken last, a vector of rows at a time."""
-    width = lanes(grad)
+def cross_entropy_of_rows(
+    rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+):
+    """Many classes: a row at a time."""
+    width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
-        largest = load_filled(zeros(grad, 1, 1), logits, columns, MINUS_INFINITY)
-        for j in range(width, columns, width):
-            largest = maximum(largest, load_filled(largest, logits + j, columns - j, MINUS_INFINITY))
-        shift = max_lanes(largest)
-        of_label = logits[label]
-        hit = of_label == shift and first_largest(i, label, prediction, ldp, shift)
-        total = zeros(grad, 1, 1)
-        for j in range(0, columns, width):
-            tail = columns - j
-            e = exp_of_nonpositive(load_filled(total, logits + j, tail, MINUS_INFINITY) - shift)
-            store(e, slope + j, 0, tail)
-            total += e
-        normaliser = sum_lanes(total)
+        shift = largest_of(columns, logits)
+        of_label = logits[label] - shift
+        hit = of_label == 0.0 and first_largest(label, logits, shift)
+        of_all = 0.0
+        if smoothing > 0.0:
+            total = zeros(grad, 1, 1)
+            for j in range(0, columns, width):
+                tail = columns - j
+                shifted = load(total, logits + j, 0, tail) - shift
+                total += select(first_lanes(total, tail), shifted, 0.0)
+            of_all = each * sum_lanes(total)
+        normaliser = exponentials(columns, logits, shift, slope)
         scratch[i] = normaliser
         row_hit[i] = hit and normaliser == normaliser  # NaN anywhere in the row is no hit
-        row_loss[i] = shift - of_label
+        row_loss[i] = -(1.0 - smoothing) * of_label - of_all
         scale = element(grad, row_weight[i])
         share = scale / normaliser
         for j in range(0, columns, width):
             tail = columns - j
-            store(load(total, slope + j, 0, tail) * share, slope + j, 0, tail)
-        slope[label] = slope[label] - scale
-    for i in range(0, rows, width):
-        tail = rows - i
-        logarithm = log_of_normal(load_filled(zeros(grad, 1, 1), scratch + i, tail, 1.0))
-        store(load(logarithm, row_loss + i, 0, tail) + logarithm, row_loss + i, 0, tail)
+            store(load(zeros(grad, 1, 1), slope + j, 0, tail) * share - scale * each, slope + j, 0, tail)
+        slope[label] = slope[label] - element(grad, (1.0 - smoothing) * scale)
+    add_logarithms(rows, scratch, row_loss)
 
 
 @inline
 def cross_entropy_of_few_classes(
-    rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+    rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
 ):
     """No more classes than lanes: as many rows as lanes at a time, transposed, so that a lane is a row."""
-    width = lanes(grad)
+    width, each = lanes(grad), smoothing / columns
     for i in range(0, rows, width):
         count = min(width, rows - i)
         logits = load_corner(square(grad), prediction + i * ldp, ldp, count, columns)
@@ -119,30 +216,79 @@ def cross_entropy_of_few_classes(
             guess = select(z > largest, c, guess)
             largest = select(z > largest, z, largest)
             of_label = select(label == c, z, of_label)
-        total = label * 0.0
+        total, of_all = label * 0.0, label * 0.0
         for c in range(columns):
-            e = exp_of_nonpositive(load(label, scratch + c * width, 0, None) - largest)
+            shifted = load(label, scratch + c * width, 0, None) - largest
+            if smoothing > 0.0:
+                of_all += shifted
+            e = exp_of_nonpositive(shifted)
             store(e, scratch + c * width, 0, None)
             total += e
-        store(log_of_normal(total) + (largest - of_label), row_loss + i, 0, count)
+        value = log_of_normal(total) - (of_label - largest) * (1.0 - smoothing) - of_all * each
+        store(value, row_loss + i, 0, count)
         share = weight / total
         for c in range(columns):
-            e = load(label, scratch + c * width, 0, None)
-            store(e * share - select(label == c, weight, 0.0), scratch + c * width, 0, None)
+            e = load(label, scratch + c * width, 0, None) * share - weight * each
+            store(e - select(label == c, weight * (1.0 - smoothing), 0.0), scratch + c * width, 0, None)
         store_corner(transpose(load(square(grad), scratch, width, None)), grad + i * ldg, ldg, count, columns)
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
 
 
-def cross_entropy(rows, columns, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg):
-    """Softmax cross-entropy."""
+def cross_entropy(
+    rows, columns, smoothing, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
+):
+    """Softmax cross-entropy of integer labels."""
     if columns <= lanes(grad):
         cross_entropy_of_few_classes(
-            rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+            rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
         )
     else:
-        cross_entropy_of_rows(rows, columns, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg)
+        cross_entropy_of_rows(
+            rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
+        )
+
+
+def soft_cross_entropy(
+    rows, columns, smoothing, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
+):
+    """Softmax cross-entropy of distributions."""
+    width = lanes(grad)
+    for i in range(rows):
+        logits, slope, y = prediction + i * ldp, grad + i * ldg, target + i * ldt
+        shift = largest_of(columns, logits)
+        mass, of_target = zeros(grad, 1, 1), zeros(grad, 1, 1)
+        for j in range(0, columns, width):
+            mass += load(mass, y + j, 0, columns - j)
+        total_mass = sum_lanes(mass)
+        each = element(grad, smoothing / columns * total_mass)
+        for j in range(0, columns, width):
+            tail = columns - j
+            smoothed = load(mass, y + j, 0, tail) * (1.0 - smoothing) + each
+            shifted = load(mass, logits + j, 0, tail) - shift
+            of_target += select(first_lanes(mass, tail), smoothed * shifted, 0.0)
+        row_loss[i] = -sum_lanes(of_target)
+        normaliser = exponentials(columns, logits, shift, slope)
+        row_loss[i] = row_loss[i] + total_mass * logarithm_of(grad, normaliser)
+        row_hit[i] = 0
+        scale = element(grad, row_weight[i])
+        share = total_mass / normaliser
+        for j in range(0, columns, width):
+            tail = columns - j
+            smoothed = load(mass, y + j, 0, tail) * (1.0 - smoothing) + each
+            store((load(mass, slope + j, 0, tail) * share - smoothed) * scale, slope + j, 0, tail)
+
+
+@inline
+def logarithm_of(p, x):
+    """The logarithm of one number, by the vector formula."""
+    return max_lanes(log_of_normal(zeros(p, 1, 1) + x))
+
+
+def kernel(name):
+    """The kernel of a loss of ``table.LOSSES``."""
+    return globals()[name] if name in ("cross_entropy", "soft_cross_entropy") else kernel_of_elements(name)
 
 
 def loss_sum(rows, row_weight, row_loss, out):

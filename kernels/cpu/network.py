@@ -16,13 +16,13 @@ from .. import table as layout
 from ..jit import inline
 from . import blocking
 from .linear import linear_backward_input, linear_backward_params, linear_forward
-from .simd import atomic_add, atomic_load, call, pointer
+from .simd import as_floats, atomic_add, atomic_load, call, pointer
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements.
 (
     THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
     # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
-    KERNELS, GEMM, COPY, COLUMN_SUM, GATHER_X, GATHER_TARGET, LOSS, LOSS_SUM, OPTIMIZER,
+    KERNELS, GEMM, COPY, COLUMN_SUM, GATHER_X, GATHER_TARGET, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # the rows given, and where a prediction goes
     X, LDX, X_ITEMSIZE, COUNT, OUT, LD_OUT,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and each thread's
@@ -33,7 +33,7 @@ from .simd import atomic_add, atomic_load, call, pointer
     TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
     STEP_LOSS, STEP_HITS, STEPS_DONE, BARRIER, YIELD,
     FIELDS,  # the number of fields
-) = range(49)  # fmt: skip
+) = range(50)  # fmt: skip
 
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
 
@@ -178,6 +178,7 @@ def rows_region(record, start, n, thread, panel):
     ldx = table[layout.LD_IN]
     end = table + (record[TABLE_ROWS] - 1) * layout.COLUMNS
     ldo, classes = end[layout.LD_OUT], end[layout.FAN_OUT]
+    loss_parameter = as_floats(record)[LOSS_PARAMETER]
     scale = weight_scale(record, start, n)
     begin, stop = share(n, thread, record[THREADS])
     for first in range(begin, stop, blocking.ROWS):
@@ -192,7 +193,8 @@ def rows_region(record, start, n, thread, panel):
         call(
             record[LOSS],
             (
-                rows, classes, record[OUTPUTS] + offset, ldo, target, ldt, record[BATCH_WEIGHT] + 8 * first,
+                rows, classes, loss_parameter, record[OUTPUTS] + offset, ldo,
+                target, ldt, record[BATCH_WEIGHT] + 8 * first,
                 record[ROW_LOSS] + item * first, record[ROW_HIT] + 8 * first, panel + record[PANEL_BYTES],
                 record[GRADIENTS] + offset, ldo,
             ),

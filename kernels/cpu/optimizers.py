@@ -12,28 +12,70 @@ from .simd import fma, lanes, load, square_root, store, zeros
 
 @inline
 def sgd_scalars(coefficients):
-    return (-coefficients[0],)
+    return -coefficients[0], coefficients[1]
 
 
 @inline
 def sgd_update(scalars, w, g, state_1, state_2):
-    (minus_lr,) = scalars
-    return fma(g, minus_lr, w), state_1, state_2
+    minus_lr, l2 = scalars
+    return fma(fma(w, l2, g), minus_lr, w), state_1, state_2
 
 
 @inline
-def adam_scalars(coefficients):
+def momentum_scalars(coefficients):
+    return -coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+
+
+@inline
+def momentum_update(scalars, w, g, velocity, state_2):
+    minus_lr, l2, mu, gain = scalars
+    velocity = fma(velocity, mu, fma(w, l2, g) * gain)
+    return fma(velocity, minus_lr, w), velocity, state_2
+
+
+@inline
+def nesterov_scalars(coefficients):
+    return -coefficients[0], coefficients[1], coefficients[2]
+
+
+@inline
+def nesterov_update(scalars, w, g, velocity, state_2):
+    minus_lr, l2, mu = scalars
+    g = fma(w, l2, g)
+    velocity = fma(velocity, mu, g)
+    return fma(fma(velocity, mu, g), minus_lr, w), velocity, state_2
+
+
+@inline
+def rmsprop_scalars(coefficients):
     return (
         coefficients[0], coefficients[1], coefficients[2], coefficients[3], coefficients[4], coefficients[5]
     )  # fmt: skip
 
 
 @inline
+def rmsprop_update(scalars, w, g, square_avg, state_2):
+    lr, l2, b, c, inside, outside = scalars
+    g = fma(w, l2, g)
+    square_avg = fma(square_avg, b, g * g * c)
+    return w - g * lr / (square_root(square_avg + inside) + outside), square_avg, state_2
+
+
+@inline
+def adam_scalars(coefficients):
+    return (
+        coefficients[0], coefficients[1], coefficients[2], coefficients[3], coefficients[4], coefficients[5],
+        coefficients[6], -coefficients[7],
+    )  # fmt: skip
+
+
+@inline
 def adam_update(scalars, w, g, m, v):
-    step_size, b1, c1, b2, c2, epsilon = scalars
+    step_size, b1, c1, b2, c2, epsilon, l2, minus_decay = scalars
+    g = fma(w, l2, g)
     m = fma(m, b1, g * c1)
     v = fma(v, b2, g * g * c2)
-    return w - m * step_size / (square_root(v) + epsilon), m, v
+    return fma(w, minus_decay, w) - m * step_size / (square_root(v) + epsilon), m, v
 
 
 def kernel(name):

@@ -238,6 +238,16 @@ def pointer(tc, address, dtype):
 
 
 @intrinsic
+def as_floats(tc, p):
+    """The same address, of float64 numbers."""
+
+    def codegen(ctx, b, sig, args):
+        return args[0]
+
+    return Pointer(types.float64)(p), codegen
+
+
+@intrinsic
 def element(tc, p, x):
     """The number ``x`` rounded to the dtype that ``p`` points to."""
 
@@ -647,6 +657,16 @@ def is_single(tc, x):
         return cgutils.true_bit if single else cgutils.false_bit
 
     return types.boolean(x), codegen
+
+
+@intrinsic
+def first_lanes(tc, x, columns):
+    """The mask of the first ``columns`` lanes of a tile of one row."""
+
+    def codegen(ctx, b, sig, args):
+        return _tile(b, _lane_masks(b, x, args[1], columns))
+
+    return Mask(x)(x, columns), codegen
 
 
 # ------------------------------------------------------------------------------------------ across lanes

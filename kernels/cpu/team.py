@@ -32,45 +32,87 @@ def yield_address() -> int:
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
 
 
+class _Job:
+    """One function for the whole team, and who has finished with it."""
+
+    def __init__(self, function, threads):
+        self.function, self.threads = function, threads
+        self.finished, self.news = [], queue.SimpleQueue()
+
+    def wait(self, members):
+        """Until so many members have finished, whatever comes: they work on memory of the caller.
+
+        An interrupt is raised at the end.
+        """
+        interrupt = None
+        while len(self.finished) < members:
+            try:
+                self.news.get()
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
 class _Member(threading.Thread):
     """A thread that waits for work for the life of the process."""
 
     def __init__(self, number):
         super().__init__(name=f"fastbp-{number}", daemon=True)
-        self.number, self.work, self.done = number, queue.SimpleQueue(), queue.SimpleQueue()
+        self.number, self.work = number, queue.SimpleQueue()
         self.start()
 
     def run(self):
         while True:
-            self.work.get()(self.number)
-            self.done.put(None)
+            job = self.work.get()
+            job.function(self.number, job.threads)
+            job.finished.append(self.number)
+            job.news.put(None)
+            del job  # what the function holds on to is free while this thread waits
 
 
-_busy = threading.Lock()
-_members = []
-_process = None
+def _found():
+    """Begin without members: at import, and in a forked child, which has no thread of its parent but one."""
+    global _busy, _members
+    _busy, _members = threading.Lock(), []
+
+
+_found()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_found)
+
+
+def _enough_members(threads: int) -> bool:
+    """Whether the team has, or now gets, so many threads with the caller's; the system may refuse new ones."""
+    try:
+        while len(_members) < threads - 1:
+            _members.append(_Member(len(_members) + 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 def run(function, threads: int) -> int:
     """Call ``function(thread, threads)`` on ``threads`` threads, this one included; returns how many there were.
 
-    One only, when the team is at work for another caller.
+    One only, when the team is at work for another caller or threads are not to be had.
     """
-    global _busy, _members, _process
-    if _process != os.getpid():
-        _busy, _members, _process = threading.Lock(), [], os.getpid()
-    if threads == 1 or not _busy.acquire(blocking=False):
+    busy = _busy
+    if threads == 1 or not busy.acquire(blocking=False):
         function(0, 1)
         return 1
     try:
-        while len(_members) < threads - 1:
-            _members.append(_Member(len(_members) + 1))
-        team = _members[: threads - 1]
-        for member in team:
-            member.work.put(lambda number: function(number, threads))
-        function(0, threads)
-        for member in team:
-            member.done.get()
+        if not _enough_members(threads):
+            function(0, 1)
+            return 1
+        job, told = _Job(function, threads), 0
+        try:
+            for member in _members[: threads - 1]:
+                member.work.put(job)
+                told += 1
+            function(0, threads)
+        finally:
+            job.wait(told)
     finally:
-        _busy.release()
+        busy.release()
     return threads

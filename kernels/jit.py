@@ -11,13 +11,13 @@ another machine; a file that is damaged, or a directory that cannot be written, 
 
 import hashlib
 import os
-import pickle
 import platform
 import stat
 import tempfile
 import threading
 import time
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -35,12 +35,13 @@ FLAGS = {"error_model": "numpy", "nogil": True, "boundscheck": False, "_nrt": Fa
 inline = numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)
 
 _lock = threading.RLock()
-_kernels = {}  # (function, signature) -> Kernel, kept for the life of the process
+_kernels = {}  # name of function and signature -> Kernel, kept for the life of the process
 compiled = []  # (name, seconds) of every kernel compiled, not loaded, by this process
 
-# Forking while another thread compiles would leave the child with locks nobody releases.
+# Forking while another thread compiles would leave the child with locks nobody releases. What is registered last is
+# taken first: our lock, then Numba's, the order in which `compile_kernel` takes them.
 if hasattr(os, "register_at_fork"):
-    for lock in (_lock, global_compiler_lock):
+    for lock in (global_compiler_lock, _lock):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
@@ -53,26 +54,26 @@ class Kernel:
         self.address = library.get_pointer_to_function(symbol)
 
     def assembly(self) -> str:
-        """The machine code, as text."""
-        return self.library.get_asm_str()
+        """The machine code, as text, from the optimised module: a kernel from the cache has no other."""
+        return str(self.library.codegen._tm.emit_assembly(self.library._get_module_for_linking()))
 
 
 def compile_kernel(function, signature) -> Kernel:
     """The C-ABI kernel of ``function`` for a Numba signature, from memory, disk or the compiler."""
-    key = (function, signature)
+    name = f"{function.__module__}.{function.__qualname__}{signature}"
     with _lock:
-        if key not in _kernels:
-            path = _cache_path(function, signature)
+        if name not in _kernels:
+            path = _cache_path(name)
             kernel = _load(path)
             if kernel is None:
                 start = time.perf_counter()
                 compiler = CFunc(function, (signature.args, signature.return_type), {}, dict(FLAGS))
                 compiler.compile()
                 kernel = Kernel(compiler._library, compiler.native_name)
-                compiled.append((function.__name__, time.perf_counter() - start))
+                compiled.append((function.__qualname__, time.perf_counter() - start))
                 _save(path, kernel)
-            _kernels[key] = kernel
-        return _kernels[key]
+            _kernels[name] = kernel
+        return _kernels[name]
 
 
 @cache
@@ -99,7 +100,7 @@ def cache_directory() -> Path | None:
     """Where compiled kernels are kept; None with FASTBP_CACHE=0 or when no safe directory can be written.
 
     FASTBP_CACHE_DIR, else the user's cache directory. Entries are machine code, so a directory that somebody
-    else owns or may write to is refused.
+    else owns or may write to is refused, and one in a place where others may put another in its stead.
     """
     if os.environ.get("FASTBP_CACHE", "1") == "0":
         return None
@@ -109,32 +110,61 @@ def cache_directory() -> Path | None:
             root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbp"
         directory = Path(root) / _stamp()[:16]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = directory.stat()
-        if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-            warnings.warn(f"fastbp: {directory} is not private to this user; kernels are not cached", stacklevel=2)
-            return None
+        for path, is_safe in ((directory, _is_private), (directory.parent, _keeps_its_entries)):
+            if hasattr(os, "getuid") and not is_safe(path.stat()):
+                warnings.warn(f"fastbp: {path} is not private to this user; kernels are not cached", stacklevel=2)
+                return None
         tempfile.TemporaryFile(dir=directory).close()
     except (OSError, RuntimeError):  # RuntimeError: no home directory
         return None
     return directory
 
 
-def _cache_path(function, signature) -> Path | None:
+def _is_private(info) -> bool:
+    """Whether only this user may write to a directory."""
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _keeps_its_entries(info) -> bool:
+    """Whether nobody else may rename what this user has in a directory, as in /tmp."""
+    return info.st_uid in (os.getuid(), 0) and (not info.st_mode & stat.S_IWOTH or bool(info.st_mode & stat.S_ISVTX))
+
+
+def _cache_path(name) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    name = f"{function.__module__}.{function.__qualname__}{signature}"
-    return directory / f"{function.__name__}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.kernel"
+    qualified_name, _, _ = name.partition("(")
+    short = qualified_name.rpartition(".")[2]
+    return directory / f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.kernel"
+
+
+# An entry is the SHA-256 of what follows: the name of the library, the symbol of the kernel, the object code and the
+# bitcode it was made from, each after its length. Nothing in it is run before the checksum holds.
+def _packed(*parts: bytes) -> bytes:
+    content = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return hashlib.sha256(content).digest() + content
+
+
+def _unpacked(raw: bytes) -> list[bytes]:
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+        raise ValueError("the checksum is wrong")
+    parts, start = [], 32
+    while start < len(raw):
+        end = start + 8 + int.from_bytes(raw[start : start + 8], "little")
+        parts.append(raw[start + 8 : end])
+        start = end
+    return parts
 
 
 def _load(path) -> Kernel | None:
     """The kernel in a cache file, or None: then it is compiled."""
+    if path is None:
+        return None
     try:
-        raw = path.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            return None
-        serialized, symbol = pickle.loads(raw[32:])
-        return Kernel(registry.cpu_target.target_context.codegen().unserialize_library(serialized), symbol)
+        name, symbol, *code = _unpacked(path.read_bytes())
+        serialized = name.decode(), "object", tuple(code)
+        return Kernel(registry.cpu_target.target_context.codegen().unserialize_library(serialized), symbol.decode())
     except Exception:  # missing, torn, foreign, or Numba's private API moved: compiling is always right
         return None
 
@@ -145,11 +175,16 @@ def _save(path, kernel):
         return
     temporary = None
     try:
-        raw = pickle.dumps((kernel.library.serialize_using_object_code(), kernel.symbol))
+        name, _, code = kernel.library.serialize_using_object_code()
+        raw = _packed(name.encode(), kernel.symbol.encode(), *code)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             temporary = file.name
-            file.write(hashlib.sha256(raw).digest() + raw)
+            file.write(raw)
         os.replace(temporary, path)
+        temporary = None
     except Exception:  # full disk, no permission, or Numba's private API moved: run uncached
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        pass
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)

@@ -1,10 +1,16 @@
 """Fixtures every test may use."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 BACKENDS = ("reference", "cpu")
+ROOT = Path(__file__).parents[1]
+PATIENCE = 240  # seconds until a process counts as one that hangs
 
 
 @pytest.fixture(params=BACKENDS)
@@ -17,3 +23,43 @@ def device(request):
 def backend(device):
     """The module of a backend: the contract's names."""
     return importlib.import_module(f"fastbp.kernels.{device}")
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """Call a function of a test module in a process of its own: ``fresh(function, *literals, **environment)``.
+
+    None takes a variable out of the environment. A process that fails, is killed or hangs fails the test, with the
+    stacks of its threads; the finished one is returned.
+    """
+
+    def call(function, *arguments, **environment):
+        code = (
+            f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"
+            f"from {function.__module__} import {function.__name__} as function\n"
+            f"function(*{arguments!r})"
+        )
+        variables = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
+        process = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-c", code],
+            cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE + 30,
+        )  # fmt: skip
+        assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr[-6000:]}"
+        return process
+
+    return call
+
+
+def warm_up():
+    """Compile every kernel."""
+    import fastbp
+
+    fastbp.warmup()
+
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory, fresh):
+    """A private cache directory that holds every kernel."""
+    directory = tmp_path_factory.mktemp("kernels")
+    fresh(warm_up, FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
+    return directory

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import backend, checks, files, training
 from .kernels import table as network_table
+from .kernels.reference import splitmix64
 from .layers import LAYERS, Activation, Identity, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
@@ -56,6 +57,7 @@ class Sequential:
         self._parameters = Parameters(rows, prefixes, self.dtype, device)
         self.layers = layers
         self.generator = checks.generator("seed", seed)
+        self._dropout_seed = int(self.generator.integers(2**63))
         self.training = True
         self.history = self.optimizer = None
         self.metadata = {}
@@ -72,6 +74,8 @@ class Sequential:
         table = self._parameters.table
         self._kernels = self._parameters.backend
         self._values = self._parameters.values
+        self._drops = bool((table[:, network_table.KIND] == network_table.KINDS.index("dropout")).any())
+        self._no_keys = np.zeros(1, np.uint64)
         self._activations = [network_table.activation_of(row) for row in table]
         self.in_features = int(table[0, network_table.FAN_IN])
         self.out_features = int(table[-1, network_table.FAN_OUT])
@@ -84,7 +88,7 @@ class Sequential:
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        names = "dtype layers generator training history optimizer metadata _loss _parameters"
+        names = "dtype layers generator training history optimizer metadata _loss _dropout_seed _parameters"
         return {name: getattr(self, name) for name in names.split()}
 
     def __setstate__(self, state):
@@ -262,6 +266,12 @@ class Sequential:
             return step(x, y)
         finally:
             self._lock.release()
+
+    def step_keys(self, first_step, steps):
+        """Random bits of the training steps ``first_step …``, uint64 (steps,), for dropout."""
+        if not self._drops:
+            return self._no_keys if steps == 1 else np.zeros(steps, np.uint64)
+        return splitmix64(np.uint64(self._dropout_seed) + np.arange(first_step, first_step + steps, dtype=np.uint64))
 
     def remember_loss(self, loss):
         """Training starts with this loss: what an earlier `train_step` made ready is not valid any more."""

@@ -122,12 +122,14 @@ class _FusedStep:
             self.capacity, self.all_rows = n, np.arange(n)
             self.workspace = self.model.training_workspace(self.loss, self.optimizer, n)
         coefficients = self.optimizer.next_coefficients()
+        keys = self.model.step_keys(self.optimizer.step_count, 1)
         self.network.discard_gradients()
         self.optimizer.step_count += self.steps(
             self.workspace,
             self.values,
             self.state,
             coefficients,
+            keys,
             x,
             y,
             None,
@@ -330,6 +332,7 @@ class _FusedSteps:
     def __init__(self, model, loss, optimizer, X, y, weight, batch_size):
         kernels = model._kernels
         self.run = kernels.network_train_steps
+        self.step_keys = model.step_keys
         self.workspace = model.training_workspace(loss, optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight, self.labels = model.dtype, X, y, weight, loss.labels
@@ -341,6 +344,7 @@ class _FusedSteps:
         """Make ready for an epoch."""
         self.first = self.optimizer.step_count
         self.coefficients = self.optimizer.coefficients(self.first, steps)
+        self.keys = self.step_keys(self.first, steps)
 
     def __call__(self, rows, step_loss, step_hits):
         """Steps done with these rows; fewer than there are batches when a loss is not finite."""
@@ -356,6 +360,7 @@ class _FusedSteps:
             self.values,
             self.optimizer.state,
             self.coefficients[begin : begin + len(step_loss)],
+            self.keys[begin : begin + len(step_loss)],
             X,
             y,
             weight,

@@ -262,6 +262,58 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
             grad_bias[...] = grad_bias + column_sum if beta else column_sum
 
 
+# -------------------------------------------------------------------------------------- dropout
+# Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014: SplitMix64.
+SPLITMIX_GAMMA, SPLITMIX_1, SPLITMIX_2 = (
+    np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def splitmix64(counter):
+    """The SplitMix64 output for the state ``counter`` (uint64, any shape)."""
+    with np.errstate(over="ignore"):
+        z = counter + SPLITMIX_GAMMA
+        z = (z ^ (z >> np.uint64(30))) * SPLITMIX_1
+        z = (z ^ (z >> np.uint64(27))) * SPLITMIX_2
+        return z ^ (z >> np.uint64(31))
+
+
+def layer_key(step_key, row):
+    """The key of a dropout row of the table in a step."""
+    with np.errstate(over="ignore"):
+        return splitmix64(np.uint64(step_key) + np.uint64(row))
+
+
+def dropout(x, rows, key, probability, out):
+    """``out = x / (1 - p)`` where a unit is kept, else 0; forward and, with the gradient as ``x``, backward.
+
+    A unit is kept where ``splitmix64(splitmix64(key + row) + unit) >= p * 2**64``: a matter of the key, the number
+    of the row and the unit alone.
+
+    Parameters
+    ----------
+    x : array (n, features)
+    rows : int64 array (n,)
+        A number for each row: its place in the data set.
+    key : int
+        64 random bits, as an int64.
+    probability : float
+        Of dropping a unit, in [0, 1).
+    out : array (n, features), written
+        May be ``x`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        row_keys = splitmix64(np.int64(key).view(np.uint64) + rows.view(np.uint64))
+        bits = splitmix64(row_keys[:, None] + np.arange(x.shape[1], dtype=np.uint64))
+        kept = bits >= dropout_threshold(probability)
+        out[...] = np.where(kept, x * x.dtype.type(1 / (1 - probability)), 0)
+
+
+def dropout_threshold(probability):
+    """``p * 2**64`` as uint64."""
+    return np.uint64(min(int(probability * 2.0**64), 2**64 - 1))
+
+
 # --------------------------------------------------------------------------------------- losses
 # Each returns the loss of every row and the gradient of every row's loss. ``parameter`` is what LOSSES says.
 def half_squared_error(prediction, target, parameter):
@@ -470,18 +522,23 @@ class TrainingWorkspace:
         self.loss, self.loss_parameter, self.optimizer = loss, loss_parameter, optimizer
 
 
-def _forward(table, parameters, x):
-    """Outputs and saved arrays of every row."""
+def _forward(table, parameters, x, rows=None, step_key=0):
+    """Outputs and saved arrays of every row; ``rows`` numbers the rows of ``x`` when training."""
     trace = []
-    for row, (weight, bias) in zip(table, _table.parameter_views(table, parameters), strict=True):
+    for r, (row, (weight, bias)) in enumerate(zip(table, _table.parameter_views(table, parameters), strict=True)):
         activation = _table.activation_of(row)
         out = np.empty((len(x), row[_table.FAN_OUT]), parameters.dtype)
         saved = out if row[_table.SAVED] == row[_table.OUTPUT] else np.empty_like(out)
-        if weight is None:
+        kind = _table.KINDS[row[_table.KIND]]
+        if kind == "linear":
+            linear_forward(x, weight, bias, *activation, out, saved)
+        elif kind == "activation":
             saved[...] = x
             activation_forward(x, *activation, out)
+        elif rows is None:
+            out[...] = x
         else:
-            linear_forward(x, weight, bias, *activation, out, saved)
+            dropout(x, rows, layer_key(step_key, r).view(np.int64), activation[1], out)
         trace.append((out, saved))
         x = out
     return trace
@@ -507,7 +564,7 @@ def network_forward(workspace, parameters, x, out):
 
 
 def network_train_steps(
-    workspace, parameters, state, coefficients, x, target, row_weight, rows, batch_size, step_loss, step_hits
+    workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
 ):
     """Many training steps: gather rows, forward, loss, backward, update.
 
@@ -519,6 +576,8 @@ def network_train_steps(
     parameters : array (size,), updated
     state : tuple of arrays (size,), updated
     coefficients : float64 array (steps, table.COEFFICIENTS)
+    keys : uint64 array (steps,)
+        Random bits of each step, for dropout.
     x : array (N, in), of a dtype that `gathers` accepts, C-contiguous
     target : int64 array (N,) of labels, or array (N, out) of a dtype that `gathers` accepts
     row_weight : float64 array (N,) or None
@@ -550,7 +609,7 @@ def network_train_steps(
         yb = target[batch] if labels else target[batch].astype(dtype)
         weight = np.ones(n) if row_weight is None else row_weight[batch]
         weight = weight / weight.sum() if weight.any() else weight
-        trace = _forward(table, parameters, xb)
+        trace = _forward(table, parameters, xb, batch, keys[step])
         prediction, saved = trace[-1]
         row_loss, row_hit, delta = np.empty(n, dtype), np.empty(n, np.int64), np.empty_like(prediction)
         loss_forward_backward(
@@ -566,10 +625,14 @@ def network_train_steps(
             if i:
                 previous, activation = trace[i - 1], _table.activation_of(table[i - 1])
                 grad_previous = np.empty_like(previous[0])
-                if views[i][0] is None:
-                    activation_backward(delta, previous[1], *activation, grad_previous)
-                else:
+                kind = _table.KINDS[table[i, _table.KIND]]
+                if kind == "linear":
                     linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous)
+                else:
+                    if kind == "dropout":
+                        key = layer_key(keys[step], i).view(np.int64)
+                        dropout(delta, batch, key, _table.activation_of(table[i])[1], delta)
+                    activation_backward(delta, previous[1], *activation, grad_previous)
                 delta = grad_previous
         optimizer_step(workspace.optimizer, coefficients[step], parameters, grad, state)
     return len(step_loss)

@@ -12,7 +12,7 @@ ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 
 # Names; a code is the index of its name. Adding one here and in reference.py makes every generated
 # test ask for it.
-KINDS = ("linear", "activation")
+KINDS = ("linear", "activation", "dropout")
 ACTIVATIONS = (
     "identity", "relu", "tanh", "sigmoid", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "softplus",
 )  # fmt: skip
@@ -39,7 +39,7 @@ OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam"
     WEIGHT,  # element offset of the weight in the parameter buffer; -1: none
     BIAS,  # element offset of the bias in the parameter buffer; -1: none
     ACTIVATION,  # index into ACTIVATIONS
-    PARAMETER,  # the activation's parameter: the bits of a float64
+    PARAMETER,  # the activation's parameter, or dropout's probability: the bits of a float64
     OUTPUT,  # output at OUTPUT * batch elements into the activation buffer
     SAVED,  # what the derivative needs, likewise; equal to OUTPUT where the output is enough
     COLUMNS,  # number of columns; not a column

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from .. import jit
+from .. import jit, reference
 from .. import table as _table
 from . import blocking, context, network, team
 
@@ -52,6 +52,14 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     if grad_z.ctypes.data != grad_out.ctypes.data:
         _elementwise(context.activation_forward(grad_out.dtype, "identity"), grad_out, grad_z, 0.0)
     _elementwise(context.activation_backward(grad_z.dtype, _name(activation)), grad_z, saved, activation_parameter)
+
+
+def dropout(x, rows, key, probability, out):
+    threshold = int(reference.dropout_threshold(probability).view(np.int64))
+    _call(
+        context.dropout(x.dtype), context.DROPOUT, *x.shape, x.ctypes.data, _ld(x), out.ctypes.data, _ld(out),
+        rows.ctypes.data, key, threshold, 1 / (1 - probability),
+    )  # fmt: skip
 
 
 def _panel(dtype):
@@ -210,9 +218,11 @@ class TrainingWorkspace(_Workspace):
         self.members = 0
         self.walk = context.walk("train_steps")
         loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
+        self.drops = bool((self.table[:, _table.KIND] == _table.KINDS.index("dropout")).any())
         self.labels = loss_name in _table.LABEL_LOSSES
         width, ldt = _table.activation_width(self.table), _table.leading_dimension(self.fan_out, self.dtype.itemsize)
         self.set(
+            DROPOUT=context.dropout(self.dtype).address if self.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
             LOSS_PARAMETER=np.float64(loss_parameter).view(np.int64),
@@ -260,7 +270,7 @@ def network_forward(workspace, parameters, x, out):
 
 
 def network_train_steps(
-    workspace, parameters, state, coefficients, x, target, row_weight, rows, batch_size, step_loss, step_hits
+    workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
 ):
     count, record = len(rows), workspace.record
     threads = _threads_for(3 * min(batch_size, count) * workspace.work)
@@ -270,7 +280,7 @@ def network_train_steps(
     workspace.point(network.PARAMETERS, parameters)
     workspace.point(network.STATE_1, state_1)
     workspace.point(network.STATE_2, state_2)
-    record[network.COEFFICIENTS] = _address(coefficients)
+    record[network.COEFFICIENTS], record[network.KEYS] = _address(coefficients), _address(keys)
     record[network.X], record[network.LDX], record[network.X_ITEMSIZE] = _address(x), x.shape[1], x.itemsize
     record[network.GATHER_X] = workspace.gather(x.dtype)
     record[network.TARGET] = _address(target)

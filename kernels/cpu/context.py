@@ -23,6 +23,7 @@ PRODUCT = (INT,) * 17 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
 LOSS = INT, INT, FLOAT, *(INT,) * 10
 OPTIMIZER = (INT,) * 9
+DROPOUT = (*(INT,) * 9, FLOAT)
 
 
 def _real(dtype) -> Pointer:
@@ -69,6 +70,12 @@ def activation_backward(dtype, name) -> Kernel:
 def column_sum(dtype) -> Kernel:
     p = _real(dtype)
     return _compiled(elementwise.column_sum, INT, INT, p, INT, INT, p)
+
+
+@cache
+def dropout(dtype) -> Kernel:
+    p = _real(dtype)
+    return _compiled(elementwise.dropout_rows, INT, INT, p, INT, p, INT, INTS, INT, INT, FLOAT)
 
 
 @cache

@@ -4,10 +4,12 @@ Every function here is a C-ABI kernel over ``rows x columns`` elements of buffer
 dimensions. An element's result does not depend on where in a vector it falls.
 """
 
+import numpy as np
+
 from .. import activations
 from ..jit import inline
 from . import simd
-from .simd import lanes, load, load_converted, load_row, store, zeros
+from .simd import element, lanes, load, load_converted, load_row, store, zeros
 
 FORMULAS = activations.bind(
     {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline
@@ -69,6 +71,30 @@ def column_sum(rows, columns, z, ldz, beta, out):
         for i in range(rows):
             total += load_row(total, z + i * ldz + j, tail)
         store(total, out + j, 0, tail)
+
+
+GAMMA, MULTIPLIER_1, MULTIPLIER_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+SHIFT_30, SHIFT_27, SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+@inline
+def splitmix64(counter):
+    """`reference.splitmix64` of one number."""
+    z = counter + GAMMA
+    z = (z ^ (z >> SHIFT_30)) * MULTIPLIER_1
+    z = (z ^ (z >> SHIFT_27)) * MULTIPLIER_2
+    return z ^ (z >> SHIFT_31)
+
+
+def dropout_rows(rows, columns, x, ldx, out, ldo, index, key, threshold, scale):
+    """`reference.dropout`; ``threshold`` and ``scale`` are ``p * 2**64`` and ``1 / (1 - p)``."""
+    least, gain = np.uint64(threshold), element(out, scale)
+    for i in range(rows):
+        row_key = splitmix64(np.uint64(key) + np.uint64(index[i]))
+        source, target = x + i * ldx, out + i * ldo
+        for j in range(columns):
+            kept = splitmix64(row_key + np.uint64(j)) >= least
+            target[j] = source[j] * gain if kept else element(out, 0.0)
 
 
 def gather_rows(rows, columns, index, x, ldx, out, ldo):

@@ -15,6 +15,7 @@ import numpy as np
 from .. import table as layout
 from ..jit import inline
 from . import blocking
+from .elementwise import splitmix64
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .simd import as_floats, atomic_add, atomic_load, call, pointer
 
@@ -22,19 +23,20 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer
 (
     THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
     # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
-    KERNELS, GEMM, COPY, COLUMN_SUM, GATHER_X, GATHER_TARGET, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    KERNELS, GEMM, COPY, DROPOUT, COLUMN_SUM, GATHER_X, GATHER_TARGET, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # the rows given, and where a prediction goes
     X, LDX, X_ITEMSIZE, COUNT, OUT, LD_OUT,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and each thread's
     # scratch: a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, INPUT, OUTPUTS, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
-    STATE_1, STATE_2, COEFFICIENTS, TARGET, LDT, TARGET_IS_LABEL, ROW_WEIGHT, ROWS, BATCH,
+    STATE_1, STATE_2, COEFFICIENTS, KEYS, TARGET, LDT, TARGET_IS_LABEL, ROW_WEIGHT, ROWS, BATCH,
     TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
     STEP_LOSS, STEP_HITS, STEPS_DONE, BARRIER, YIELD,
     FIELDS,  # the number of fields
-) = range(50)  # fmt: skip
+) = range(52)  # fmt: skip
 
+LINEAR_KIND, DROPOUT_KIND = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
 
 
@@ -64,10 +66,27 @@ def share(count, thread, threads):
 
 
 @inline
-def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out):
+def drop(record, r, rows, columns, x, ldx, out, ldo, index, key):
+    """Dropout of row ``r`` of the table: a copy where ``index``, the numbers of the rows, is 0 (predicting)."""
+    if index:
+        floats = as_floats(pointer(record[TABLE], np.int64) + r * layout.COLUMNS)
+        probability = floats[layout.PARAMETER]
+        # p * 2**64 in two halves: a float64 converts to int64 only below 2**63.
+        scaled = probability * 4294967296.0
+        high = np.int64(scaled)
+        threshold = high * 4294967296 + np.int64((scaled - high) * 4294967296.0)
+        layer = np.int64(splitmix64(np.uint64(key) + np.uint64(r)))
+        call(record[DROPOUT], (rows, columns, x, ldx, out, ldo, index, layer, threshold, 1.0 / (1.0 - probability)))
+    else:
+        call(record[COPY], (rows, columns, x, ldx, out, ldo, 0.0))
+
+
+@inline
+def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out, index, key):
     """The chain for ``rows`` rows from ``x``; each row of the table writes its output at row ``first``.
 
-    The last output goes to ``out`` instead, unless that is 0.
+    The last output goes to ``out`` instead, unless that is 0. ``index`` is the address of the numbers of the rows,
+    when training.
     """
     table, floats = pointer(record[TABLE], np.int64), pointer(record[TABLE], np.float64)
     parameters, kernels, item = record[PARAMETERS], pointer(record[KERNELS], np.int64), record[ITEMSIZE]
@@ -82,7 +101,7 @@ def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out):
                 saved, lds = out, ld_out
             target, ldo = out, ld_out
         finish = kernels[2 * r]
-        if row[layout.KIND] == 0:
+        if row[layout.KIND] == LINEAR_KIND:
             bias = 0
             if row[layout.BIAS] >= 0:
                 bias = parameters + item * row[layout.BIAS]
@@ -91,6 +110,8 @@ def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out):
                 parameters + item * row[layout.WEIGHT], row[layout.LD_OUT], bias, parameter,
                 target, ldo, saved, lds, panel,
             )  # fmt: skip
+        elif row[layout.KIND] == DROPOUT_KIND:
+            drop(record, r, rows, row[layout.FAN_OUT], x, ldx, target, ldo, index, key)
         else:
             if saved != target:
                 call(record[COPY], (rows, row[layout.FAN_OUT], x, ldx, saved, lds, 0.0))
@@ -102,7 +123,7 @@ def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out):
 
 
 @inline
-def backward_rows(record, rows, first, panel):
+def backward_rows(record, rows, first, panel, index, key):
     """From the gradient of the last output to those of every row's pre-activation."""
     table, floats = pointer(record[TABLE], np.int64), pointer(record[TABLE], np.float64)
     kernels, item, capacity = pointer(record[KERNELS], np.int64), record[ITEMSIZE], record[CAPACITY]
@@ -114,7 +135,7 @@ def backward_rows(record, rows, first, panel):
         columns, ld, derivative = row[layout.FAN_OUT], row[layout.LD_OUT], kernels[2 * r + 1]
         saved = record[OUTPUTS] + item * (row[layout.SAVED] * capacity + first * ld)
         grad = record[GRADIENTS] + item * (row[layout.OUTPUT] * capacity + first * ld)
-        if back > 0 and row[layout.COLUMNS + layout.KIND] == 0:  # the next row is linear
+        if back > 0 and row[layout.COLUMNS + layout.KIND] == LINEAR_KIND:  # the next row is linear
             after = row + layout.COLUMNS
             linear_backward_input(
                 record[GEMM], derivative, rows, after[layout.FAN_IN], after[layout.FAN_OUT], grad_z, ldg,
@@ -122,7 +143,9 @@ def backward_rows(record, rows, first, panel):
                 grad, ld, panel,
             )  # fmt: skip
         else:
-            if back > 0:
+            if back > 0 and row[layout.COLUMNS + layout.KIND] == DROPOUT_KIND:
+                drop(record, r + 1, rows, columns, grad_z, ldg, grad, ld, index, key)
+            elif back > 0:
                 call(record[COPY], (rows, columns, grad_z, ldg, grad, ld, 0.0))
             if derivative:
                 call(derivative, (rows, columns, grad, ld, saved, ld, parameter))
@@ -172,19 +195,23 @@ def weight_scale(record, start, n):
 
 
 @inline
-def rows_region(record, start, n, thread, panel):
+def rows_region(record, step, start, n, thread, panel):
     """Region 1: this thread's rows of the batch through gather, forward, loss and backward."""
     table, item, capacity = pointer(record[TABLE], np.int64), record[ITEMSIZE], record[CAPACITY]
     ldx = table[layout.LD_IN]
     end = table + (record[TABLE_ROWS] - 1) * layout.COLUMNS
     ldo, classes = end[layout.LD_OUT], end[layout.FAN_OUT]
     loss_parameter = as_floats(record)[LOSS_PARAMETER]
+    key = pointer(record[KEYS], np.int64)[step]
     scale = weight_scale(record, start, n)
     begin, stop = share(n, thread, record[THREADS])
     for first in range(begin, stop, blocking.ROWS):
         rows = min(blocking.ROWS, stop - first)
         gather(record, start, first, rows, scale)
-        forward_rows(record, record[OUTPUTS], record[INPUT] + item * first * ldx, ldx, rows, first, panel, 0, 0)
+        index = record[ROWS] + 8 * (start + first)
+        forward_rows(
+            record, record[OUTPUTS], record[INPUT] + item * first * ldx, ldx, rows, first, panel, 0, 0, index, key
+        )
         offset = item * (end[layout.OUTPUT] * capacity + first * ldo)
         ldt, target = 0, record[TARGET_BATCH] + 8 * first
         if not record[TARGET_IS_LABEL]:
@@ -199,7 +226,7 @@ def rows_region(record, start, n, thread, panel):
                 record[GRADIENTS] + offset, ldo,
             ),
         )  # fmt: skip
-        backward_rows(record, rows, first, panel)
+        backward_rows(record, rows, first, panel, index, key)
 
 
 @inline
@@ -221,7 +248,7 @@ def weights_region(record, step, n, thread, scratch):
         fan_in, fan_out, ld = row[layout.FAN_IN], row[layout.FAN_OUT], row[layout.LD_OUT]
         output = item * row[layout.OUTPUT] * capacity
         grad_z = record[GRADIENTS] + output
-        if row[layout.KIND] == 0:
+        if row[layout.KIND] == LINEAR_KIND:
             width = min(fan_out, blocking.GRADIENT_COLUMNS)
             fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
             width = min(width, max(fitting, blocking.GRADIENT_UNIT))
@@ -272,7 +299,7 @@ def train_steps(record, thread):
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
-        rows_region(record, start, n, thread, panel)
+        rows_region(record, step, start, n, thread, panel)
         phase += 1
         barrier(record, phase)
         call(record[LOSS_SUM], (n, record[BATCH_WEIGHT], record[ROW_LOSS], scratch))
@@ -307,4 +334,4 @@ def forward(record, thread):
             call(record[GATHER_X], (rows, fan_in, 0, x, ldx, buffer, ldi))
             x, ldx = buffer, ldi
         out = record[OUT] + item * first * record[LD_OUT]
-        forward_rows(record, outputs, x, ldx, rows, 0, panel, out, record[LD_OUT])
+        forward_rows(record, outputs, x, ldx, rows, 0, panel, out, record[LD_OUT], 0, 0)

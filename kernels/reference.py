@@ -309,6 +309,26 @@ def dropout(x, rows, key, probability, out):
         out[...] = np.where(kept, x * x.dtype.type(1 / (1 - probability)), 0)
 
 
+def shuffle(rows, key):
+    """Permute ``rows`` in place: Fisher and Yates' algorithm on SplitMix64.
+
+    For ``i = n - 1 ... 1`` exchanges elements ``i`` and ``j = floor(u (i + 1))``, where ``u`` is the upper half of
+    ``splitmix64(key + i)`` as a fraction. A permutation is as likely as another to within ``n / 2**32``.
+
+    Parameters
+    ----------
+    rows : int64 array (n,), permuted
+        ``n < 2**32``.
+    key : int
+        64 random bits, as an int64.
+    """
+    with np.errstate(over="ignore"):
+        bits = splitmix64(np.int64(key).view(np.uint64) + np.arange(len(rows), dtype=np.uint64))
+    for i in range(len(rows) - 1, 0, -1):
+        j = (int(bits[i]) >> 32) * (i + 1) >> 32
+        rows[i], rows[j] = rows[j], rows[i]
+
+
 def dropout_threshold(probability):
     """``p * 2**64`` as uint64."""
     return np.uint64(min(int(probability * 2.0**64), 2**64 - 1))

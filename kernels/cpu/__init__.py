@@ -62,6 +62,10 @@ def dropout(x, rows, key, probability, out):
     )  # fmt: skip
 
 
+def shuffle(rows, key):
+    context.shuffle()(len(rows), rows.ctypes.data, int(key))
+
+
 def _panel(dtype):
     """Scratch for a transposed panel."""
     return _table.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
@@ -347,6 +351,7 @@ def warmup(dtype, activations, losses, optimizers):
     context.column_sum(dtype)
     context.gather(dtype, dtype)
     context.loss_sum(dtype)
+    context.shuffle()
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
         if activation != "identity":

@@ -79,6 +79,12 @@ def dropout(dtype) -> Kernel:
 
 
 @cache
+def shuffle():
+    """`elementwise.shuffle_rows` as a callable of (count, address, key)."""
+    return c_function(_compiled(elementwise.shuffle_rows, INT, INTS, INT), INT, INT, INT)
+
+
+@cache
 def gather(source, dtype) -> Kernel:
     """Rows by index from ``source`` to ``dtype``; a bool is read as the byte it is."""
     number = _real(np.uint8 if source == np.bool_ else source)

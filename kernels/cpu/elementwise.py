@@ -74,7 +74,7 @@ def column_sum(rows, columns, z, ldz, beta, out):
 
 
 GAMMA, MULTIPLIER_1, MULTIPLIER_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-SHIFT_30, SHIFT_27, SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 
 
 @inline
@@ -95,6 +95,14 @@ def dropout_rows(rows, columns, x, ldx, out, ldo, index, key, threshold, scale):
         for j in range(columns):
             kept = splitmix64(row_key + np.uint64(j)) >= least
             target[j] = source[j] * gain if kept else element(out, 0.0)
+
+
+def shuffle_rows(count, rows, key):
+    """`reference.shuffle`."""
+    for back in range(count - 1):
+        i = count - 1 - back
+        j = np.int64(((splitmix64(np.uint64(key) + np.uint64(i)) >> SHIFT_32) * np.uint64(i + 1)) >> SHIFT_32)
+        rows[i], rows[j] = rows[j], rows[i]
 
 
 def gather_rows(rows, columns, index, x, ldx, out, ldo):

@@ -50,16 +50,16 @@ def fresh():
     return call
 
 
-def warm_up():
-    """Compile every kernel."""
+def warm_up(*dtypes):
+    """Compile every kernel for these dtypes."""
     import fastbp
 
-    fastbp.warmup()
+    fastbp.warmup(dtypes)
 
 
 @pytest.fixture(scope="session")
 def warm_cache(tmp_path_factory, fresh):
     """A private cache directory that holds every kernel."""
     directory = tmp_path_factory.mktemp("kernels")
-    fresh(warm_up, FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
+    fresh(warm_up, "float32", "float64", FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
     return directory

@@ -7,13 +7,16 @@
 """
 
 from .backend import get_num_threads, set_num_threads, show_config, warmup
-from .layers import Identity, Linear, ReLU, Sigmoid, Tanh
+from .layers import ELU, GELU, SELU, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import CrossEntropyLoss, HalfSquaredErrorLoss, MSELoss
 from .model import Sequential, load
 from .optimizers import SGD, Adam
 from .training import EarlyStopping, History, batches
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
     "SGD",
     "Adam",
     "CrossEntropyLoss",
@@ -21,11 +24,14 @@ __all__ = [
     "HalfSquaredErrorLoss",
     "History",
     "Identity",
+    "LeakyReLU",
     "Linear",
     "MSELoss",
     "ReLU",
     "Sequential",
+    "SiLU",
     "Sigmoid",
+    "Softplus",
     "Tanh",
     "batches",
     "get_num_threads",

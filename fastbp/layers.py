@@ -169,7 +169,7 @@ class Linear(Layer):
         x = checks.batch("x", x, self.in_features, network.dtype)
         weight, bias = network.views[self._row]
         out = np.empty((len(x), self.out_features), network.dtype)
-        network.backend.linear_forward(x, weight, bias, *_IDENTITY, out, out)
+        network.backend.linear_forward(x, weight, bias, *IDENTITY, out, out)
         self._saved = x
         return out
 
@@ -194,7 +194,7 @@ class Linear(Layer):
         grad_input = np.empty_like(x)
         kernels = network.backend
         kernels.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
-        kernels.linear_backward_input(grad_output, network.views[self._row][0], x, *_IDENTITY, grad_input)
+        kernels.linear_backward_input(grad_output, network.views[self._row][0], x, *IDENTITY, grad_input)
         return grad_input
 
     def update_parameters(self, learning_rate):
@@ -220,17 +220,25 @@ class Activation(Layer):
     ----------
     device : str
         For the layer alone; in a `Sequential` that of the model holds.
+
+    Attributes
+    ----------
+    name : str
+        Its name in ``fastbp.kernels.table``, which gives its ``code``.
+    parameter : float
+        The number its kernel takes, where it takes one.
     """
 
-    name = None  # in kernels/table.py
+    name = None
     parameter = 0.0
 
     def __init__(self, *, device="cpu"):
         self.device = checks.choice("device", device, backend.MODULES)
         self._saved = None
 
-    def __init_subclass__(cls):
-        cls.code = table.ACTIVATIONS.index(cls.name)
+    @property
+    def code(self):
+        return table.ACTIVATIONS.index(self.name)
 
     def forward(self, x):
         """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
@@ -263,6 +271,103 @@ class ReLU(Activation):
     name = "relu"
 
 
+class LeakyReLU(Activation):
+    """``g(z) = z`` above 0, ``negative_slope z`` elsewhere; the derivative at 0 is ``negative_slope``.
+
+    Parameters
+    ----------
+    negative_slope : float
+        Not negative: the derivative is taken from the sign of the output.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``negative_slope`` is no number, negative or not finite.
+    """
+
+    name = "leaky_relu"
+
+    def __init__(self, negative_slope=0.01, *, device="cpu"):
+        super().__init__(device=device)
+        self.parameter = checks.real("negative_slope", negative_slope)
+
+    def config(self):
+        return {"negative_slope": self.parameter}
+
+
+class ELU(Activation):
+    """``g(z) = z`` above 0, ``alpha (e^z - 1)`` elsewhere; there ``g' = g + alpha``.
+
+    Parameters
+    ----------
+    alpha : float
+        Not negative: the derivative is taken from the sign of the output.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``alpha`` is no number, negative or not finite.
+    """
+
+    name = "elu"
+
+    def __init__(self, alpha=1.0, *, device="cpu"):
+        super().__init__(device=device)
+        self.parameter = checks.real("alpha", alpha)
+
+    def config(self):
+        return {"alpha": self.parameter}
+
+
+class SELU(Activation):
+    """``g(z) = s z`` above 0, ``s α (e^z - 1)`` elsewhere, ``s = 1.0507…``, ``α = 1.6732…``.
+
+    Klambauer et al., "Self-normalizing neural networks", 2017.
+    """
+
+    name = "selu"
+
+
+class GELU(Activation):
+    """``g(z) = z Φ(z)``, Φ the normal distribution function (Hendrycks & Gimpel, 2016).
+
+    Parameters
+    ----------
+    approximate : str
+        ``"none"``, or ``"tanh"`` for ``g(z) = z (1 + tanh(√(2/π) (z + 0.044715 z³))) / 2``.
+    device : str
+
+    Raises
+    ------
+    ValueError
+        ``approximate`` is another word.
+    """
+
+    names = {"none": "gelu", "tanh": "gelu_tanh"}  # noqa: RUF012 - a constant
+
+    def __init__(self, approximate="none", *, device="cpu"):
+        super().__init__(device=device)
+        self.approximate = checks.choice("approximate", approximate, self.names)
+        self.name = self.names[approximate]
+
+    def config(self):
+        return {"approximate": self.approximate}
+
+
+class SiLU(Activation):
+    """``g(z) = z / (1 + e^-z)``, also called swish."""
+
+    name = "silu"
+
+
+class Softplus(Activation):
+    """``g(z) = ln(1 + e^z)``, ``g' = 1 / (1 + e^-z)``."""
+
+    name = "softplus"
+
+
 class Tanh(Activation):
     """``g(z) = tanh z``, ``g' = 1 - g²``."""
 
@@ -275,7 +380,7 @@ class Sigmoid(Activation):
     name = "sigmoid"
 
 
-_IDENTITY = Identity.code, Identity.parameter
+IDENTITY = table.ACTIVATIONS.index("identity"), 0.0  # code and parameter
 _SGD = table.OPTIMIZERS.index("sgd")
 
-LAYERS = {cls.__name__: cls for cls in (Linear, Identity, ReLU, Tanh, Sigmoid)}
+LAYERS = {cls.__name__: cls for cls in (Linear, *Activation.__subclasses__())}

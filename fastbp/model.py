@@ -12,7 +12,7 @@ import numpy as np
 from . import backend, checks, files, training
 from .kernels import table as network_table
 from .kernels.reference import splitmix64
-from .layers import LAYERS, Activation, Identity, Linear
+from .layers import IDENTITY, LAYERS, Activation, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
 from .parameters import Parameters, assign
@@ -189,7 +189,7 @@ class Sequential:
             trace.append((x, saved))
             x = out
         self._trace = trace
-        if trace[-1][1] is out and self._activations[-1][0] != Identity.code:
+        if trace[-1][1] is out and self._activations[-1][0] != IDENTITY[0]:
             return out.copy()  # what is saved must survive what the caller does to the output
         return out
 
@@ -219,7 +219,7 @@ class Sequential:
             x = trace[i][0]
             weight = self._parameters.views[i][0]
             # The input of the first row has no activation before it.
-            saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, (Identity.code, 0.0))
+            saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, IDENTITY)
             grad_z_prev = np.empty_like(x)
             if weight is None:
                 kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)

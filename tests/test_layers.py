@@ -157,6 +157,49 @@ def test_activation_alone(device, rng, activation, dtype):
     np.testing.assert_allclose(layer.backward(grad), grad * derivative(z), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda: fastbp.LeakyReLU(), "LeakyReLU(negative_slope=0.01)"),
+        (lambda: fastbp.LeakyReLU(0), "LeakyReLU(negative_slope=0.0)"),
+        (lambda: fastbp.ELU(), "ELU(alpha=1.0)"),
+        (lambda: fastbp.GELU(), "GELU(approximate='none')"),
+        (lambda: fastbp.GELU(approximate="tanh"), "GELU(approximate='tanh')"),
+        (lambda: fastbp.SELU(), "SELU()"),
+    ],
+)
+def test_arguments_of_activations_are_kept(make, code):
+    layer = make()
+    assert repr(layer) == code
+    assert repr(layers.LAYERS[type(layer).__name__](**layer.config())) == code
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: fastbp.LeakyReLU(-0.1), ValueError, "negative_slope must be at least 0"),
+        (lambda: fastbp.LeakyReLU(np.nan), ValueError, "negative_slope must be"),
+        (lambda: fastbp.LeakyReLU("0.1"), TypeError, "negative_slope must be a real number"),
+        (lambda: fastbp.ELU(-1), ValueError, "alpha must be at least 0"),
+        (lambda: fastbp.GELU("erf"), ValueError, "approximate must be one of 'none', 'tanh'"),
+    ],
+)
+def test_bad_arguments_of_activations(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_parameter_of_an_activation_reaches_the_kernels_of_a_model(device):
+    linear = fastbp.Linear(1, 1, bias=False)
+    linear.weight = [[1]]
+    model = fastbp.Sequential(linear, fastbp.LeakyReLU(0.25), fastbp.ELU(2.0), dtype="float64", device=device)
+    x = np.array([[-4.0], [0.5]])
+    expected = [[2 * np.expm1(-1)], [0.5]]
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-15)
+    np.testing.assert_allclose(model(x), expected, rtol=1e-15)
+    np.testing.assert_allclose(model.backward(np.ones((2, 1))), [[2 * np.exp(-1) * 0.25], [1]], rtol=1e-15)
+
+
 def test_relu_has_derivative_0_at_0(device):
     layer = fastbp.ReLU(device=device)
     layer(np.zeros((1, 3)))
@@ -224,5 +267,5 @@ def test_copies_are_independent(linear, duplicate):
 def test_every_activation_of_the_contract_has_a_class():
     from fastbp.kernels import table
 
-    names = {cls.name for cls in layers.LAYERS.values() if issubclass(cls, layers.Activation)}
-    assert names == set(table.ACTIVATIONS)
+    classes = [cls for cls in layers.LAYERS.values() if issubclass(cls, layers.Activation)]
+    assert {cls().name for cls in classes} | {fastbp.GELU("tanh").name} == set(table.ACTIVATIONS)

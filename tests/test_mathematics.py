@@ -5,16 +5,62 @@ of the notes. A batch has one example a row. Everything goes through the public 
 the expected side is written out by hand.
 """
 
+import math
+
 import numpy as np
 import pytest
 
 import fastbp
 
+
+def sigma(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def cdf(z):
+    """The normal distribution function."""
+    return np.vectorize(math.erfc, otypes=[float])(-z / math.sqrt(2)) / 2
+
+
+def tanh_argument(z):
+    return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+
+
 ACTIVATIONS = {
     "identity": (fastbp.Identity, lambda z: z, np.ones_like),
     "relu": (fastbp.ReLU, lambda z: np.maximum(0, z), lambda z: (z > 0) * 1.0),
     "tanh": (fastbp.Tanh, np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    "sigmoid": (fastbp.Sigmoid, lambda z: 1 / (1 + np.exp(-z)), lambda z: np.exp(-z) / (1 + np.exp(-z)) ** 2),
+    "sigmoid": (fastbp.Sigmoid, sigma, lambda z: np.exp(-z) / (1 + np.exp(-z)) ** 2),
+    "leaky_relu": (
+        lambda **device: fastbp.LeakyReLU(0.2, **device),
+        lambda z: np.where(z > 0, z, 0.2 * z),
+        lambda z: np.where(z > 0, 1, 0.2),
+    ),
+    "elu": (
+        lambda **device: fastbp.ELU(1.5, **device),
+        lambda z: np.where(z > 0, z, 1.5 * np.expm1(z)),
+        lambda z: np.where(z > 0, 1, 1.5 * np.exp(z)),
+    ),
+    "selu": (
+        fastbp.SELU,
+        lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(z)),
+        lambda z: 1.0507009873554805 * np.where(z > 0, 1, 1.6732632423543772 * np.exp(z)),
+    ),
+    "gelu": (
+        fastbp.GELU,
+        lambda z: z * cdf(z),
+        lambda z: cdf(z) + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi),
+    ),
+    "gelu_tanh": (
+        lambda **device: fastbp.GELU("tanh", **device),
+        lambda z: z / 2 * (1 + np.tanh(tanh_argument(z))),
+        lambda z: (
+            (1 + np.tanh(tanh_argument(z))) / 2
+            + z / 2 * (1 - np.tanh(tanh_argument(z)) ** 2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+        ),
+    ),
+    "silu": (fastbp.SiLU, lambda z: z * sigma(z), lambda z: sigma(z) + z * sigma(z) * sigma(-z)),
+    "softplus": (fastbp.Softplus, lambda z: np.log(1 + np.exp(z)), sigma),
 }
 LOSSES = {
     "half_squared_error": fastbp.HalfSquaredErrorLoss,
@@ -22,10 +68,6 @@ LOSSES = {
     "cross_entropy": fastbp.CrossEntropyLoss,
 }
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
-
-
-def sigma(z):
-    return 1 / (1 + np.exp(-z))
 
 
 def close(actual, expected):
@@ -124,7 +166,7 @@ def test_2_activation_and_derivative(device, name):
     cls, value, derivative = ACTIVATIONS[name]
     layer, z = cls(device=device), np.linspace(-6, 6, 77).reshape(7, 11)
     grad = rng().standard_normal(z.shape)
-    np.testing.assert_allclose(layer.forward(z), value(z), rtol=1e-14, atol=1e-300)
+    close(layer.forward(z), value(z))
     close(layer.backward(grad), grad * derivative(z))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import backend, checks, files, training
 from .kernels import table as network_table
-from .kernels.reference import splitmix64
+from .kernels.splitmix import splitmix64
 from .layers import IDENTITY, LAYERS, Activation, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS

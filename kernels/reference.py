@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from . import splitmix as _splitmix
 from . import table as _table
 
 name = "reference"
@@ -263,27 +264,6 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
 
 
 # -------------------------------------------------------------------------------------- dropout
-# Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014: SplitMix64.
-SPLITMIX_GAMMA, SPLITMIX_1, SPLITMIX_2 = (
-    np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-
-
-def splitmix64(counter):
-    """The SplitMix64 output for the state ``counter`` (uint64, any shape)."""
-    with np.errstate(over="ignore"):
-        z = counter + SPLITMIX_GAMMA
-        z = (z ^ (z >> np.uint64(30))) * SPLITMIX_1
-        z = (z ^ (z >> np.uint64(27))) * SPLITMIX_2
-        return z ^ (z >> np.uint64(31))
-
-
-def layer_key(step_key, row):
-    """The key of a dropout row of the table in a step."""
-    with np.errstate(over="ignore"):
-        return splitmix64(np.uint64(step_key) + np.uint64(row))
-
-
 def dropout(x, rows, key, probability, out):
     """``out = x / (1 - p)`` where a unit is kept, else 0; forward and, with the gradient as ``x``, backward.
 
@@ -303,9 +283,9 @@ def dropout(x, rows, key, probability, out):
         May be ``x`` itself.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        row_keys = splitmix64(np.int64(key).view(np.uint64) + rows.view(np.uint64))
-        bits = splitmix64(row_keys[:, None] + np.arange(x.shape[1], dtype=np.uint64))
-        kept = bits >= dropout_threshold(probability)
+        row_keys = _splitmix.splitmix64(np.int64(key).view(np.uint64) + rows.view(np.uint64))
+        bits = _splitmix.splitmix64(row_keys[:, None] + np.arange(x.shape[1], dtype=np.uint64))
+        kept = bits >= _splitmix.threshold(probability)
         out[...] = np.where(kept, x * x.dtype.type(1 / (1 - probability)), 0)
 
 
@@ -323,15 +303,10 @@ def shuffle(rows, key):
         64 random bits, as an int64.
     """
     with np.errstate(over="ignore"):
-        bits = splitmix64(np.int64(key).view(np.uint64) + np.arange(len(rows), dtype=np.uint64))
+        bits = _splitmix.splitmix64(np.int64(key).view(np.uint64) + np.arange(len(rows), dtype=np.uint64))
     for i in range(len(rows) - 1, 0, -1):
         j = (int(bits[i]) >> 32) * (i + 1) >> 32
         rows[i], rows[j] = rows[j], rows[i]
-
-
-def dropout_threshold(probability):
-    """``p * 2**64`` as uint64."""
-    return np.uint64(min(int(probability * 2.0**64), 2**64 - 1))
 
 
 # --------------------------------------------------------------------------------------- losses
@@ -558,7 +533,7 @@ def _forward(table, parameters, x, rows=None, step_key=0):
         elif rows is None:
             out[...] = x
         else:
-            dropout(x, rows, layer_key(step_key, r).view(np.int64), activation[1], out)
+            dropout(x, rows, _splitmix.layer_key(step_key, r).view(np.int64), activation[1], out)
         trace.append((out, saved))
         x = out
     return trace
@@ -650,7 +625,7 @@ def network_train_steps(
                     linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous)
                 else:
                     if kind == "dropout":
-                        key = layer_key(keys[step], i).view(np.int64)
+                        key = _splitmix.layer_key(keys[step], i).view(np.int64)
                         dropout(delta, batch, key, _table.activation_of(table[i])[1], delta)
                     activation_backward(delta, previous[1], *activation, grad_previous)
                 delta = grad_previous

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from .. import jit, reference
+from .. import jit, splitmix
 from .. import table as _table
 from . import blocking, context, network, team
 
@@ -55,7 +55,7 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
 
 
 def dropout(x, rows, key, probability, out):
-    threshold = int(reference.dropout_threshold(probability).view(np.int64))
+    threshold = int(splitmix.threshold(probability).view(np.int64))
     _call(
         context.dropout(x.dtype), context.DROPOUT, *x.shape, x.ctypes.data, _ld(x), out.ctypes.data, _ld(out),
         rows.ctypes.data, key, threshold, 1 / (1 - probability),

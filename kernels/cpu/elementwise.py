@@ -6,7 +6,7 @@ dimensions. An element's result does not depend on where in a vector it falls.
 
 import numpy as np
 
-from .. import activations
+from .. import activations, splitmix
 from ..jit import inline
 from . import simd
 from .simd import element, lanes, load, load_converted, load_row, store, zeros
@@ -73,17 +73,8 @@ def column_sum(rows, columns, z, ldz, beta, out):
         store(total, out + j, 0, tail)
 
 
-GAMMA, MULTIPLIER_1, MULTIPLIER_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
-
-
-@inline
-def splitmix64(counter):
-    """`reference.splitmix64` of one number."""
-    z = counter + GAMMA
-    z = (z ^ (z >> SHIFT_30)) * MULTIPLIER_1
-    z = (z ^ (z >> SHIFT_27)) * MULTIPLIER_2
-    return z ^ (z >> SHIFT_31)
+splitmix64 = inline(splitmix.mixed)
+UPPER_HALF = np.uint64(32)
 
 
 def dropout_rows(rows, columns, x, ldx, out, ldo, index, key, threshold, scale):
@@ -101,7 +92,7 @@ def shuffle_rows(count, rows, key):
     """`reference.shuffle`."""
     for back in range(count - 1):
         i = count - 1 - back
-        j = np.int64(((splitmix64(np.uint64(key) + np.uint64(i)) >> SHIFT_32) * np.uint64(i + 1)) >> SHIFT_32)
+        j = np.int64(((splitmix64(np.uint64(key) + np.uint64(i)) >> UPPER_HALF) * np.uint64(i + 1)) >> UPPER_HALF)
         rows[i], rows[j] = rows[j], rows[i]
 
 

@@ -352,21 +352,24 @@ def binary_cross_entropy(prediction, target, parameter):
 def binary_cross_entropy_with_logits(prediction, target, parameter):
     """``ln(1 + e^s) - y s``; the mean over outputs."""
     columns = prediction.dtype.type(prediction.shape[1])
-    value = softplus(prediction, 0.0) - target * prediction
+    linear = np.maximum(prediction, 0) - target * prediction  # exact for y of 0 or 1, so that small losses stay
+    value = linear + np.log1p(np.exp(-np.abs(prediction)))
     return value.mean(axis=1), (sigmoid(prediction, 0.0) - target) / columns
 
 
 def soft_cross_entropy(prediction, target, parameter):
-    """``-sum_k y_k log softmax(s)_k`` for a distribution y, smoothed to ``(1 - parameter) y + parameter / out``."""
+    """``-sum_k y_k log softmax(s)_k`` for a distribution y, smoothed to ``(1 - parameter) y + parameter / out``.
+
+    A class with ``y_k = 0`` adds nothing, even where its logit is -inf.
+    """
     smoothing = prediction.dtype.type(parameter)
-    target = (1 - smoothing) * target + smoothing / prediction.dtype.type(prediction.shape[1]) * target.sum(
-        axis=1, keepdims=True
-    )
+    target = (1 - smoothing) * target + smoothing / prediction.dtype.type(prediction.shape[1])
     shifted = prediction - prediction.max(axis=1, keepdims=True)
     exponential = np.exp(shifted)
     total = exponential.sum(axis=1, keepdims=True)
     mass = target.sum(axis=1, keepdims=True)
-    return (np.log(total) * mass)[:, 0] - (target * shifted).sum(axis=1), mass * exponential / total - target
+    of_target = np.where(target == 0, 0, target * shifted).sum(axis=1)
+    return (np.log(total) * mass)[:, 0] - of_target, mass * exponential / total - target
 
 
 def cross_entropy(prediction, target, parameter):

@@ -63,8 +63,8 @@ GRADIENT_MOST = 32768
 GRADIENT_LEAST = 4096
 GRADIENT_UNIT = 64
 GRADIENT_COLUMNS = 4096
-# Scratch for one block of gradient: the largest, or MR rows of GRADIENT_COLUMNS, with a vector of padding a row.
-GRADIENT_SCRATCH = max(GRADIENT_MOST * 2, MR * (GRADIENT_COLUMNS + 2 * VECTOR_BYTES))
+# Scratch for one block of gradient: the largest, or MR rows of GRADIENT_COLUMNS and two registers of padding.
+GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2))
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).
 SERIAL_WORK = 2_000_000
 # A matrix B of more than FAR registers is not in L2: its lines are asked for one panel ahead (S8's products 6.7 ->

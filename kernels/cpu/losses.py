@@ -33,7 +33,6 @@ exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]
 log1p_of_unit = FORMULAS["log1p_of_unit"]
 sigmoid = FORMULAS["sigmoid"]
-softplus = FORMULAS["softplus"]
 MINUS_INFINITY, NAN = float("-inf"), float("nan")
 
 
@@ -70,14 +69,16 @@ def huber(s, y, delta):
 
 
 # PyTorch's limits, which keep the loss of a certain and wrong probability finite.
-LEAST_LOGARITHM, LEAST_VARIANCE, SMALLEST_NORMAL = -100.0, 1e-12, 1.1754943508222875e-38
+LEAST_LOGARITHM, LEAST_VARIANCE = -100.0, 1e-12
+SMALLEST_NORMAL, TWO_64, LOG_TWO_64 = 1.1754943508222875e-38, 18446744073709551616.0, 44.3614195558365
 
 
 @inline
 def limited_logarithm(p):
-    value = log_of_normal(select(p < SMALLEST_NORMAL, 1.0, p))
-    value = select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value)
-    return select(p < 0.0, NAN, select(p < SMALLEST_NORMAL, LEAST_LOGARITHM, value))
+    """``max(ln p, -100)``; what is no normal number even when multiplied by 2^64 is below the limit."""
+    tiny = p < SMALLEST_NORMAL
+    value = log_of_normal(select(tiny, p * TWO_64, p)) - select(tiny, LOG_TWO_64, p * 0.0)
+    return select(p < 0.0, NAN, select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value))
 
 
 @inline
@@ -91,7 +92,8 @@ def binary_cross_entropy(p, y, parameter):
 
 @inline
 def binary_cross_entropy_with_logits(s, y, parameter):
-    return softplus(s, parameter) - y * s, sigmoid(s, parameter) - y
+    linear = select(s > 0.0, s, s * 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
+    return linear + log1p_of_unit(exp_of_nonpositive(absolute(s) * -1.0)), sigmoid(s, parameter) - y
 
 
 SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean
@@ -254,26 +256,26 @@ def soft_cross_entropy(
     rows, columns, smoothing, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
 ):
     """Softmax cross-entropy of distributions."""
-    width = lanes(grad)
+    width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, y = prediction + i * ldp, grad + i * ldg, target + i * ldt
         shift = largest_of(columns, logits)
         mass, of_target = zeros(grad, 1, 1), zeros(grad, 1, 1)
         for j in range(0, columns, width):
             mass += load(mass, y + j, 0, columns - j)
-        total_mass = sum_lanes(mass)
-        each = element(grad, smoothing / columns * total_mass)
+        total_mass = (1.0 - smoothing) * sum_lanes(mass) + smoothing
         for j in range(0, columns, width):
             tail = columns - j
             smoothed = load(mass, y + j, 0, tail) * (1.0 - smoothing) + each
             shifted = load(mass, logits + j, 0, tail) - shift
-            of_target += select(first_lanes(mass, tail), smoothed * shifted, 0.0)
+            of_class = select(smoothed == 0.0, 0.0, smoothed * shifted)  # not NaN where the logit is -inf
+            of_target += select(first_lanes(mass, tail), of_class, 0.0)
         row_loss[i] = -sum_lanes(of_target)
         normaliser = exponentials(columns, logits, shift, slope)
         row_loss[i] = row_loss[i] + total_mass * logarithm_of(grad, normaliser)
         row_hit[i] = 0
         scale = element(grad, row_weight[i])
-        share = total_mass / normaliser
+        share = element(grad, total_mass) / normaliser
         for j in range(0, columns, width):
             tail = columns - j
             smoothed = load(mass, y + j, 0, tail) * (1.0 - smoothing) + each

@@ -252,11 +252,12 @@ def weights_region(record, step, n, thread, scratch):
             width = min(fan_out, blocking.GRADIENT_COLUMNS)
             fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
             width = min(width, max(fitting, blocking.GRADIENT_UNIT))
-            height = max(round_up((fan_in + 15) // 16, blocking.MR), blocking.GRADIENT_LEAST // width)
-            height = min(height, max(blocking.GRADIENT_MOST // width // blocking.MR, 1) * blocking.MR)
             ld_scratch = width
             if ld != fan_out or width != fan_out:
                 ld_scratch = round_up(width, record[LANES]) + record[LANES]
+            most = max(blocking.GRADIENT_MOST // ld_scratch // blocking.MR, 1) * blocking.MR
+            height = max(round_up((fan_in + 15) // 16, blocking.MR), blocking.GRADIENT_LEAST // width)
+            height = min(height, most)
             for j in range(0, fan_out, width):
                 columns = min(width, fan_out - j)
                 for i in range(0, fan_in, height):

@@ -77,7 +77,7 @@ SMALLEST_NORMAL, TWO_64, LOG_TWO_64 = 1.1754943508222875e-38, 184467440737095516
 def limited_logarithm(p):
     """``max(ln p, -100)``; what is no normal number even when multiplied by 2^64 is below the limit."""
     tiny = p < SMALLEST_NORMAL
-    value = log_of_normal(select(tiny, p * TWO_64, p)) - select(tiny, LOG_TWO_64, p * 0.0)
+    value = log_of_normal(select(tiny, p * TWO_64, p)) - select(tiny, LOG_TWO_64, 0.0)
     return select(p < 0.0, NAN, select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value))
 
 
@@ -92,7 +92,7 @@ def binary_cross_entropy(p, y, parameter):
 
 @inline
 def binary_cross_entropy_with_logits(s, y, parameter):
-    linear = select(s > 0.0, s, s * 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
+    linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
     return linear + log1p_of_unit(exp_of_nonpositive(absolute(s) * -1.0)), sigmoid(s, parameter) - y
 
 

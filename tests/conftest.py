@@ -29,11 +29,11 @@ def backend(device):
 def fresh():
     """Call a function of a test module in a process of its own: ``fresh(function, *literals, **environment)``.
 
-    None takes a variable out of the environment. A process that fails, is killed or hangs fails the test, with the
-    stacks of its threads; the finished one is returned.
+    None takes a variable out of the environment; packages are imported from ``cwd`` first. A process that fails, is
+    killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
     """
 
-    def call(function, *arguments, **environment):
+    def call(function, *arguments, cwd=ROOT, **environment):
         code = (
             f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"
             f"from {function.__module__} import {function.__name__} as function\n"
@@ -42,7 +42,7 @@ def fresh():
         variables = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
         process = subprocess.run(
             [sys.executable, "-X", "faulthandler", "-c", code],
-            cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE + 30,
+            cwd=cwd, env=variables, capture_output=True, text=True, timeout=PATIENCE + 30,
         )  # fmt: skip
         assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr[-6000:]}"
         return process

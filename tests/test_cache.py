@@ -1,0 +1,403 @@
+"""The cache of compiled kernels: it saves time and can change nothing else.
+
+Every process has a cache directory of the test's own.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastbp
+
+from .conftest import ROOT
+
+
+def train(*widths, batch_size=16, threads=1):
+    """Bits of a small training and its predictions."""
+    fastbp.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((70, widths[0])).astype(np.float32), rng.integers(0, widths[-1], 70)
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (fastbp.Linear(*pair), fastbp.ReLU())][:-1]
+    model = fastbp.Sequential(*layers, seed=0)
+    model.fit(x, y, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.SGD(), batch_size=batch_size, verbose=False)
+    return model.flat_parameters.tobytes() + model.predict(x).tobytes()
+
+
+def elementwise():
+    """Bits made by a few kernels that compile quickly: relu there and back, a sigmoid, a copy."""
+    from fastbp.kernels import cpu, table
+
+    z, saved = np.random.default_rng(0).standard_normal((2, 9, 21)).astype(np.float32)
+    out = []
+    for name in ("relu", "sigmoid"):
+        out.append(np.empty_like(z))
+        cpu.activation_forward(z, table.ACTIVATIONS.index(name), 0.0, out[-1])
+    out.append(np.empty_like(z))
+    cpu.activation_backward(z, saved, table.ACTIVATIONS.index("relu"), 0.0, out[-1])
+    return b"".join(array.tobytes() for array in out)
+
+
+def report(*trainings):
+    """Print what these trainings gave, or else `elementwise`, and what was compiled."""
+    from fastbp.kernels import jit
+
+    bits = [train(*widths, **arguments) for widths, arguments in trainings] or [elementwise()]
+    directory = jit.cache_directory()
+    answer = {
+        "results": [hashlib.sha256(one).hexdigest() for one in bits],
+        "compiled": sorted(name for name, _ in jit.compiled),
+        "directory": directory and str(directory),
+        "package": fastbp.__file__,
+    }
+    print(json.dumps(answer))
+
+
+@pytest.fixture(scope="module")
+def cached(fresh):
+    """`report` in a process with this cache directory."""
+
+    def call(directory, *trainings, **environment):
+        environment = {"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": str(directory)} | environment
+        return json.loads(fresh(report, *trainings, **environment).stdout)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def filled(cached, tmp_path_factory):
+    """(A cache directory with the kernels of `elementwise`, the report of the process that filled it)."""
+    directory = tmp_path_factory.mktemp("filled")
+    first = cached(directory)
+    assert first["compiled"] == ["identity_forward", "relu_backward", "relu_forward", "sigmoid_forward"]
+    return directory, first
+
+
+@pytest.fixture
+def copy(filled, tmp_path):
+    """A copy of that directory to be spoilt, and the result that is right."""
+    shutil.copytree(filled[0], tmp_path / "cache")
+    return tmp_path / "cache", filled[1]["results"]
+
+
+def kernels(directory):
+    """The files of a cache by the name of their kernel."""
+    return {path.name.partition("-")[0]: path for path in sorted(directory.rglob("*.kernel"))}
+
+
+# ------------------------------------------------------------------------------------- it is used
+def test_warm_cache_compiles_nothing(cached, filled):
+    directory, first = filled
+    second = cached(directory)
+    assert second["compiled"] == []
+    assert second["results"] == first["results"]
+
+
+def test_warm_cache_trains_without_the_compiler(cached, warm_cache):
+    """Nor does another architecture, batch size or number of threads need it."""
+    trainings = [
+        ((5, 8, 3), {}),
+        ((30, 100, 40, 20, 2), {"batch_size": 7}),
+        ((64, 3), {"batch_size": 70, "threads": 2}),
+        ((600, 9), {"threads": 3}),
+    ]
+    report = cached(warm_cache, *trainings)
+    assert report["compiled"] == []
+    assert len(set(report["results"])) == 4
+
+
+def predict_alone():
+    """Loads kernels before anything else of Numba was used; a symbol that is missing would abort here."""
+    from fastbp.kernels import jit
+
+    fastbp.Sequential(fastbp.Linear(5, 3), seed=0).predict(np.ones((2, 5), np.float32))
+    assert jit.compiled == []
+
+
+def load_alone(name):
+    from fastbp.kernels import jit
+
+    assert jit._load(Path(name)).address
+
+
+def test_first_thing_a_process_does_is_to_load(fresh, warm_cache):
+    fresh(predict_alone, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(warm_cache))
+
+
+@pytest.mark.parametrize("name", ["forward", "train_steps", "gemm"])  # those with symbols of the runtime
+def test_every_kernel_can_be_the_first(fresh, warm_cache, name):
+    fresh(load_alone, str(kernels(warm_cache)[name]))
+
+
+# ------------------------------------------------------------------------------------- damaged files
+def flipped(content, every):
+    content = bytearray(content)
+    for i in range(0, len(content), every):
+        content[i] ^= 1 << i % 8
+    return bytes(content)
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "short": lambda content: content[:20],
+    "without its last byte": lambda content: content[:-1],
+    "half": lambda content: content[: len(content) // 2],
+    "longer": lambda content: content + b"\0",
+    "one bit": lambda content: content[:-99] + bytes([content[-99] ^ 4]) + content[-98:],
+    "many bits": lambda content: flipped(content, 97),
+    "garbage": lambda content: np.random.default_rng(0).bytes(len(content)),
+    "text": lambda content: b"not a kernel\n" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_compiled_again(cached, copy, damage):
+    directory, right = copy
+    for path in kernels(directory).values():
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    report = cached(directory)
+    assert report["compiled"] == sorted(kernels(directory))
+    assert report["results"] == right
+    assert cached(directory)["compiled"] == []  # and mended
+
+
+def test_every_byte_counts(filled):
+    """A file with any byte changed is refused before any of it is used."""
+    from fastbp.kernels import jit
+
+    content = kernels(filled[0])["relu_forward"].read_bytes()
+    name, symbol, object_code, bitcode = jit._unpacked(content)
+    assert jit._packed(name, symbol, object_code, bitcode) == content
+    for i in range(len(content)):
+        changed = bytearray(content)
+        changed[i] ^= 1 << i % 8
+        with pytest.raises(ValueError, match="checksum"):
+            jit._unpacked(bytes(changed))
+
+
+def test_entry_that_is_no_file(cached, copy):
+    directory, right = copy
+    paths = kernels(directory)
+    paths["relu_forward"].unlink()
+    paths["relu_forward"].mkdir()
+    report = cached(directory)
+    assert report["compiled"] == ["relu_forward"]
+    assert report["results"] == right
+
+
+# -------------------------------------------------------------------------------- unusable directories
+def test_cache_can_be_switched_off(cached, copy):
+    directory, right = copy
+    report = cached(directory, FASTBP_CACHE="0")
+    assert report["directory"] is None
+    assert report["compiled"]
+    assert report["results"] == right
+
+
+def limit_files_and_report():
+    """As on a full disk: every write to a file fails."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    from fastbp.kernels import jit
+
+    try:
+        result = elementwise()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(json.dumps({"results": [hashlib.sha256(result).hexdigest()], "compiled": len(jit.compiled)}))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+def test_full_disk(fresh, filled, tmp_path):
+    process = fresh(limit_files_and_report, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path))
+    report = json.loads(process.stdout)
+    assert report["results"] == filled[1]["results"]
+    assert report["compiled"] == len(filled[1]["compiled"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def where_is_the_cache():
+    from fastbp.kernels import jit
+
+    print(json.dumps(jit.cache_directory() and str(jit.cache_directory())))
+
+
+@pytest.fixture
+def directory_with(fresh):
+    """(Cache directory, what was warned of) in a process with this environment."""
+
+    def call(**environment):
+        process = fresh(where_is_the_cache, **{"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": None} | environment)
+        return json.loads(process.stdout), process.stderr
+
+    return call
+
+
+def test_place_of_the_cache(directory_with, tmp_path):
+    stamp = r"[0-9a-f]{16}"
+    for environment, place in (
+        ({"HOME": str(tmp_path), "XDG_CACHE_HOME": None}, tmp_path / ".cache/fastbp"),
+        ({"XDG_CACHE_HOME": str(tmp_path / "x")}, tmp_path / "x/fastbp"),
+        ({"XDG_CACHE_HOME": str(tmp_path / "x"), "FASTBP_CACHE_DIR": str(tmp_path / "y")}, tmp_path / "y"),
+    ):
+        directory, stderr = directory_with(**environment)
+        assert re.fullmatch(f"{re.escape(str(place))}/{stamp}", directory)
+        assert os.stat(directory).st_mode & 0o777 == 0o700
+        assert stderr == ""
+
+
+def test_no_place_for_a_cache(directory_with, tmp_path):
+    (tmp_path / "file").write_text("")
+    for environment in (
+        {"FASTBP_CACHE_DIR": str(tmp_path / "file")},
+        {"FASTBP_CACHE_DIR": str(tmp_path / "file" / "below")},
+        {"FASTBP_CACHE_DIR": "/proc/fastbp"},
+        {"HOME": "/dev/null", "XDG_CACHE_HOME": None},
+        {"FASTBP_CACHE_DIR": "a\0b"} if sys.platform == "win32" else {"FASTBP_CACHE_DIR": "x" * 5000},
+    ):
+        assert directory_with(**environment) == (None, "")
+
+
+def no_home():
+    """No HOME, and no entry for the user in the system's list."""
+    import pwd
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    pwd.getpwuid = nobody
+    where_is_the_cache()
+
+
+def test_no_home(fresh):
+    process = fresh(no_home, FASTBP_CACHE=None, FASTBP_CACHE_DIR=None, XDG_CACHE_HOME=None, HOME=None)
+    assert json.loads(process.stdout) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs owners of files")
+def test_directories_of_others_are_refused(directory_with, tmp_path):
+    def ask():
+        return directory_with(FASTBP_CACHE_DIR=str(tmp_path / "cache"))
+
+    directory = Path(ask()[0])
+    changes = [(directory, 0o777, None), (directory, 0o770, None), (directory.parent, 0o777, None)]
+    if os.getuid() == 0:
+        changes += [(directory, 0o700, 12345), (directory.parent, 0o755, 12345), (directory.parent, 0o1777, 12345)]
+    for path, mode, owner in changes:
+        path.chmod(mode)
+        if owner is not None:
+            os.chown(path, owner, -1)
+        place, warned = ask()
+        assert place is None
+        assert f"{path} is not private to this user; kernels are not cached" in warned
+        path.chmod(0o700)
+        os.chown(path, os.getuid(), -1)
+    directory.parent.chmod(0o1777)  # as /tmp
+    assert ask() == (str(directory), "")
+
+
+def test_refused_directory_is_not_read(cached, copy):
+    directory, right = copy
+    (stamped,) = directory.iterdir()
+    stamped.chmod(0o777)
+    before = {path: path.stat().st_mtime_ns for path in stamped.iterdir()}
+    report = cached(directory)
+    assert report["compiled"]
+    assert report["results"] == right
+    assert {path: path.stat().st_mtime_ns for path in stamped.iterdir()} == before
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may write everywhere")
+def test_directory_that_cannot_be_written(directory_with, tmp_path):
+    tmp_path.chmod(0o500)
+    assert directory_with(FASTBP_CACHE_DIR=str(tmp_path / "cache")) == (None, "")
+
+
+# ------------------------------------------------------------------------------------------ stale code
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package and its tests; a process that starts there imports it."""
+    ignore = shutil.ignore_patterns("__pycache__", "kernels")
+    shutil.copytree(ROOT / "fastbp", tmp_path / "copy/fastbp", ignore=ignore)
+    shutil.copytree(Path(fastbp.kernels.__file__).parent, tmp_path / "copy/fastbp/kernels")
+    shutil.copytree(ROOT / "tests", tmp_path / "copy/tests", ignore=ignore)
+    return tmp_path / "copy"
+
+
+def test_changed_callee_in_another_file_is_compiled_anew(fresh, package, tmp_path):
+    def run():
+        process = fresh(report, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path), cwd=package)
+        return json.loads(process.stdout)
+
+    first = run()
+    assert first["package"].startswith(str(package))
+    assert run()["compiled"] == []
+    formulas = package / "fastbp/kernels/activations.py"
+    text = formulas.read_text()
+    old = "return select(z <= 0.0, 0.0, z)"
+    assert text.count(old) == 1
+    formulas.write_text(text.replace(old, "return select(z <= 0.0, 0.0, z + z)"))
+    changed = run()
+    assert changed["directory"] != first["directory"]
+    assert changed["compiled"] == first["compiled"]
+    assert changed["results"] != first["results"]
+    formulas.write_text(text)
+    again = run()
+    assert (again["results"], again["compiled"]) == (first["results"], [])
+
+
+@functools.cache
+def stamp_here():
+    from fastbp.kernels import jit
+
+    return jit._stamp()
+
+
+def print_stamp(flags):
+    from fastbp.kernels import jit
+
+    jit.FLAGS.update(flags)
+    print(jit._stamp())
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [
+        ({"fastmath": True}, {}),
+        ({"boundscheck": True}, {}),
+        ({}, {"NUMBA_OPT": "1"}),
+        ({}, {"NUMBA_LOOP_VECTORIZE": "0"}),
+        ({}, {"NUMBA_CPU_NAME": "generic"}),
+        ({}, {"NUMBA_CPU_FEATURES": ""}),
+    ],
+    ids=str,
+)
+def test_flags_and_features_belong_to_the_stamp(fresh, flags, environment):
+    assert fresh(print_stamp, flags, **environment).stdout.strip() != stamp_here()
+
+
+def test_stamp_is_the_same_in_every_process(fresh):
+    for seed in ("0", "1"):
+        assert fresh(print_stamp, {}, PYTHONHASHSEED=seed).stdout.strip() == stamp_here()
+
+
+# ------------------------------------------------------------------------------------------- races
+def test_processes_that_fill_one_cache_at_once(cached, filled, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: cached(tmp_path), range(4)))
+    assert all(report["results"] == filled[1]["results"] for report in reports)
+    assert cached(tmp_path)["compiled"] == []
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".kernel"}
+    assert set(kernels(tmp_path)) == set(kernels(filled[0]))

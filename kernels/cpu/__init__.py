@@ -134,6 +134,7 @@ class _Workspace:
         self.address = self.record.ctypes.data
         self.arrays = []
         self.pointed = {}  # field -> array
+        self.pace, self.paced = team.Pace(), False
         self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
         self.fan_in, self.fan_out = int(table[0, _table.FAN_IN]), int(table[-1, _table.FAN_OUT])
         # Multiply-adds of the forward pass of one row: what decides whether a team pays.
@@ -180,14 +181,28 @@ class _Workspace:
             self.pointed[field] = array
             self.record[field] = 0 if array is None else array.ctypes.data
 
-    def run(self, threads):
-        """Run the walk on the team."""
+    def threads_for(self, multiply_adds):
+        """Workers for regions of so much work each."""
+        if getattr(_calling, "serial", False):
+            return 1
+        if _threads is not None:
+            return _threads
+        if multiply_adds <= blocking.SERIAL_WORK or (cores := team.available_cores()) == 1:
+            return 1
+        self.paced = True
+        return self.pace.choose(cores)
+
+    def run(self, threads, units):
+        """Run the walk on the team; ``units`` is how much work that is."""
+        start = time.perf_counter() if self.paced else 0.0
         self.barrier[0] = 0
         self.record[network.THREADS] = threads
         if threads == 1:
             self.walk(self.address, 0)
         else:
             team.run(self._member, threads)
+        if self.paced:
+            self.pace.record(threads, (time.perf_counter() - start) / units)
 
     def _member(self, thread, threads):
         if thread == 0 and threads == 1:  # the team is busy: alone, then
@@ -252,32 +267,23 @@ class TrainingWorkspace(_Workspace):
             self.members = threads
 
 
-def _threads_for(multiply_adds):
-    """Workers for a piece of work that ends in a barrier."""
-    if getattr(_calling, "serial", False):
-        return 1
-    if _threads is not None:
-        return _threads
-    return team.available_cores() if multiply_adds > blocking.SERIAL_WORK else 1
-
-
 def network_forward(workspace, parameters, x, out):
     count, record = len(x), workspace.record
-    threads = _threads_for(count * workspace.work)
+    threads = workspace.threads_for(count * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
     workspace.point(network.PARAMETERS, parameters)
     record[network.X], record[network.LDX], record[network.X_ITEMSIZE] = _address(x), workspace.fan_in, x.itemsize
     record[network.COUNT], record[network.OUT], record[network.LD_OUT] = count, _address(out), workspace.fan_out
     record[network.GATHER_X] = 0 if x.dtype == workspace.dtype else workspace.gather(x.dtype)
-    workspace.run(threads)
+    workspace.run(threads, max(count, 1))
 
 
 def network_train_steps(
     workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
 ):
     count, record = len(rows), workspace.record
-    threads = _threads_for(3 * min(batch_size, count) * workspace.work)
+    threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
     state_1, state_2, *_ = *state, None, None
@@ -295,7 +301,7 @@ def network_train_steps(
     record[network.ROWS], record[network.COUNT], record[network.BATCH] = _address(rows), count, batch_size
     record[network.STEP_LOSS], record[network.STEP_HITS] = _address(step_loss), _address(step_hits)
     record[network.STEPS_DONE] = 0
-    workspace.run(threads)
+    workspace.run(threads, max(count, 1))
     return int(record[network.STEPS_DONE])
 
 

@@ -6,23 +6,56 @@ makes its own), and while it is busy another caller runs alone, with the same bi
 """
 
 import ctypes
+import math
 import os
 import queue
 import sys
 import threading
+from functools import cache
 
 
 def available_cores() -> int:
     """Cores this process may use: CPU affinity, bounded by the cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _quota())
+
+
+@cache
+def _quota() -> float:
+    """Whole cores the cgroup grants."""
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
+        return math.inf if quota == "max" else max(1, int(quota) // int(period))
     except (OSError, ValueError):
-        pass
-    return cores
+        return math.inf
+
+
+class Pace:
+    """Whether a whole team or one thread is faster at some work, by the time that calls took a unit of it.
+
+    Both are tried, the faster is kept, and both are tried again after CALLS calls: other cores come and go.
+    """
+
+    CALLS = 64
+
+    def __init__(self):
+        self.calls = 0
+        self.seconds = {}  # threads -> best time of a unit
+
+    def choose(self, threads: int) -> int:
+        """How many threads the next call should have."""
+        self.calls += 1
+        if self.calls % self.CALLS == 0:
+            self.seconds.clear()
+        for candidate in (threads, 1):
+            if candidate not in self.seconds:
+                return candidate
+        return min(self.seconds, key=self.seconds.get)
+
+    def record(self, threads: int, seconds: float):
+        """What a unit of work took."""
+        self.seconds[threads] = min(seconds, self.seconds.get(threads, math.inf))
 
 
 def yield_address() -> int:

@@ -1,0 +1,113 @@
+"""What the benchmarks share: parameters, guards, random buffers, and ratios of times measured in turn.
+
+asv takes an increase for a regression, so of every figure here less is better, and microseconds, which change with
+the machine and its mood, are avoided: a figure is the time of ours as a multiple of another time measured beside it
+in the same process. A *clock* is a function that measures, or derives from a measurement, how many seconds something
+takes at this moment; `ratio` reads two clocks in turn.
+"""
+
+import importlib
+import os
+import statistics
+import timeit
+
+import numpy as np
+
+LARGE = os.environ.get("FASTBP_BENCH") == "large"
+ROUNDS = 7  # pairs of readings behind a ratio
+WINDOW = 0.02  # seconds of a reading, about
+SAMPLE = 1e-3  # seconds of one of its samples: far above the cost of the timer
+
+OF_LIMIT = "times the time at the limit"
+
+
+def grid(regular, large):
+    """Values of a parameter: the few that mean something, with FASTBP_BENCH=large the others too.
+
+    They are written out in each benchmark: asv refers to them by position, from one version to the next.
+    """
+    return [*regular, *large] if LARGE else [*regular]
+
+
+DTYPES = grid(["float32"], ["float64"])
+
+
+def require(module, name=None):
+    """A module, or a name in it; where this version or this environment has none, the benchmark is skipped."""
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, name) if name else found
+    except (ImportError, AttributeError) as error:
+        raise NotImplementedError(str(error)) from None
+
+
+def code(kind, name):
+    """The code of a name in one of the tuples of the network table: ``code("LOSSES", "huber")``."""
+    names = require("fastbp.kernels.table", kind)
+    if name not in names:
+        raise NotImplementedError(f"{name} is not among {kind}")
+    return names.index(name)
+
+
+class Benchmark:
+    """One worker, and the modules that most benchmarks need."""
+
+    timeout = 300
+
+    def setup(self, *_):
+        self.fastbp, self.compare = require("fastbp"), require("fastbp.compare")
+        self.kernels = require("fastbp.kernels.cpu")
+        self.fastbp.set_num_threads(1)
+
+    def shape(self, text):
+        """Widths, activation and batch of ``S1`` to ``S9`` or of ``784-256-10@128``."""
+        widths, activation, batch, _ = self.compare.parse_shapes(text)[text]
+        return widths, activation, batch
+
+    def network(self, text, batches, dtype, device="cpu"):
+        """A classifier of that shape and its trainer, with random data for some batches."""
+        widths, activation, batch = self.shape(text)
+        rng = np.random.default_rng(0)
+        x = rng.random((batches * batch, widths[0]), dtype)
+        task = require("fastbp.peers", "Task")(widths, activation, 1e-3, x, rng.integers(0, widths[-1], len(x)))
+        return self.compare.Ours(task, batch, dtype, device)
+
+
+def buffer(rng, shape, dtype):
+    """Random numbers in (0, 1), laid out as the library lays out its own: aligned, rows padded."""
+    table = require("fastbp.kernels.table")
+    *rows, columns = shape
+    ld = table.leading_dimension(columns, np.dtype(dtype).itemsize) if rows else columns
+    array = table.aligned_zeros((*rows, ld), dtype)[..., :columns]
+    array[...] = rng.random(shape)
+    return array
+
+
+# --------------------------------------------------------------------------------------- clocks
+def clock(call):
+    """The time of a call: the least of the samples of a window. The first call, which may compile, is not timed."""
+    call()
+    timer = timeit.Timer(call)
+    once = timer.timeit(1)
+    number = max(1, int(SAMPLE / once))
+    repeat = max(1, int(WINDOW / (number * once)))
+    return lambda: min(timer.repeat(repeat, number)) / number
+
+
+def at_fma_limit(flops, dtype):
+    """The time of so many floating-point operations at the limit of multiply-adds on registers, one thread."""
+    limit = require("fastbp.compare", "fma_limit")
+    return lambda: flops / (limit(dtype, "cpu") * 1e9)
+
+
+def at_memory_speed(traffic, footprint):
+    """The time in which NumPy's ``a += b``, on arrays of this many bytes together, moves ``traffic`` bytes."""
+    a, b = np.ones((2, footprint // 8), np.float32)
+    addition = clock(lambda: np.add(a, b, out=a))
+    return lambda: addition() * traffic / (3 * a.nbytes)
+
+
+def ratio(ours, other):
+    """Median over rounds of one clock's reading divided by the other's, read just before."""
+    rounds = [(other(), ours()) for _ in range(ROUNDS)]
+    return statistics.median(our_seconds / other_seconds for other_seconds, our_seconds in rounds)

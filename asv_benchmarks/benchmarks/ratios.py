@@ -1,0 +1,52 @@
+"""Paired ratios: other libraries timed in turn with ours, in one process on one core, by `fastbp.compare`."""
+
+import numpy as np
+
+from .common import ROUNDS, WINDOW, Benchmark, grid, require
+
+
+class NumPy:
+    """The reference as a peer: every step in NumPy."""
+
+    name, how, version = "numpy", "the reference", np.__version__
+
+    def __init__(self, task, weights, rows, threads):
+        self.trainer = require("fastbp.compare").Ours(task, rows.shape[1], task.x.dtype.name, "reference")
+        self.rows = rows
+        for layer, (weight, bias) in zip(self.trainer.model.layers[::2], weights, strict=True):
+            layer.weight, layer.bias = weight, bias
+
+    def train(self):
+        for batch in self.rows:
+            self.trainer.step(self.trainer.task.x[batch], self.trainer.task.y[batch])
+
+    def weights(self):
+        return self.trainer.weights()
+
+
+class TrainStep(Benchmark):
+    """A step of ours by a step of theirs: an epoch of ``fit`` against the peer at its best, the same mathematics."""
+
+    params = (
+        ["numpy", "torch", "jax", "sklearn"],
+        grid(["S1", "S2", "S3"], ["S4", "S5", "S6", "S7", "S8", "S9", "513-257-129-11@77"]),
+    )
+    param_names = ("peer", "shape")
+    unit = "ours / theirs"
+
+    def setup(self, peer, shape):
+        super().setup()
+        self.compare.pin(1)
+        found = [NumPy] if peer == "numpy" else self.compare.find_peers(peer)[0]
+        if not found:
+            raise NotImplementedError(f"{peer} is not installed")
+        self.peer = found[0]
+
+    def track_ratio(self, peer, shape):
+        result = self.compare.compare_shape(
+            shape, self.compare.parse_shapes(shape)[shape], [self.peer],
+            dtype="float32", device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
+        )  # fmt: skip
+        if result["left_out"]:  # the peer cannot train this network
+            return float("nan")
+        return 1 / result["peers"][peer]["ratio"]

@@ -1,0 +1,45 @@
+"""Train steps: an epoch of ``fit`` divided by its batches, everything included, and the memory that it takes."""
+
+from .common import DTYPES, OF_LIMIT, ROUNDS, WINDOW, Benchmark, grid, require
+
+
+class Step(Benchmark):
+    """A step with Adam, as a multiple of the time its products take at the limit, one thread."""
+
+    params = (grid(["S1", "S2", "S3", "S4"], ["S5", "S6", "S7", "S8", "S9", "513-257-129-11@77"]), DTYPES)
+    param_names = ("shape", "dtype")
+    unit = OF_LIMIT
+
+    def measured(self, shape, dtype):
+        return self.compare.compare_shape(
+            shape, self.compare.parse_shapes(shape)[shape], [],
+            dtype=dtype, device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
+        )  # fmt: skip
+
+    def track_fit(self, shape, dtype):
+        return 1 / self.measured(shape, dtype)["fraction_of_limit"]
+
+    def track_train_step(self, shape, dtype):
+        """The same, one call from Python a step."""
+        result = self.measured(shape, dtype)
+        return result["train_step_us"] / result["floor_us"]
+
+
+class Memory(Benchmark):
+    """The largest resident size of a process that trains, interpreter, data and kernels included."""
+
+    params = grid(["S2", "S4"], ["S6", "S8"])
+    param_names = ("shape",)
+
+    def setup_cache(self):
+        """Compile in another process: the compiler's memory is not training's."""
+        require("fastbp").warmup(
+            "float32", activations=["identity", "relu"], losses=["cross_entropy"], optimizers=["adam"]
+        )
+
+    def setup(self, shape):
+        super().setup()
+        self.trainer = self.network(shape, 16, "float32")
+
+    def peakmem_fit(self, shape):
+        self.trainer.train()

@@ -7,7 +7,7 @@
 """
 
 from .backend import get_num_threads, set_num_threads, show_config, warmup
-from .layers import ELU, GELU, SELU, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from .layers import ELU, GELU, SELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import CrossEntropyLoss, HalfSquaredErrorLoss, MSELoss
 from .model import Sequential, load
 from .optimizers import SGD, Adam
@@ -20,6 +20,7 @@ __all__ = [
     "SGD",
     "Adam",
     "CrossEntropyLoss",
+    "Dropout",
     "EarlyStopping",
     "HalfSquaredErrorLoss",
     "History",

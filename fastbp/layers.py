@@ -383,4 +383,64 @@ class Sigmoid(Activation):
 IDENTITY = table.ACTIVATIONS.index("identity"), 0.0  # code and parameter
 _SGD = table.OPTIMIZERS.index("sgd")
 
-LAYERS = {cls.__name__: cls for cls in (Linear, *Activation.__subclasses__())}
+
+class Dropout(Layer):
+    """``y = x m / (1 - p)``, with ``m`` 0 with probability ``p`` and 1 otherwise; ``y = x`` when not training.
+
+    Srivastava et al., "Dropout", 2014. In a model which units are dropped depends on the seed, the training step,
+    the row of the data and the unit, not on threads or the place in a batch; `Sequential.eval`, ``predict`` and
+    validation drop nothing.
+
+    Parameters
+    ----------
+    p : float
+        Probability of dropping a unit, in [0, 1).
+    seed : int, optional
+        For the layer alone; in a `Sequential` the generator of the model draws.
+    device : str
+        For the layer alone; in a `Sequential` that of the model holds.
+
+    Attributes
+    ----------
+    training : bool
+        For the layer alone: whether `forward` drops.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``p`` is no number in [0, 1).
+    """
+
+    def __init__(self, p=0.5, *, seed=None, device="cpu"):
+        self.p = checks.real("p", p, below=1.0)
+        self.device = checks.choice("device", device, backend.MODULES)
+        self.generator = checks.generator("seed", seed)
+        self.training = True
+        self._saved = None  # the shape, dtype and key of the last forward
+
+    def _dropped(self, x, key):
+        out = np.empty_like(x)
+        if key is None:
+            out[...] = x
+        else:
+            backend.load(self.device).dropout(x, np.arange(len(x)), key, self.p, out)
+        return out
+
+    def forward(self, x):
+        """``x m / (1 - p)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
+        x = checks.matrix("x", x)
+        x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
+        key = int(self.generator.integers(-(2**63), 2**63)) if self.training else None
+        self._saved = x.shape, x.dtype, key
+        return self._dropped(x, key)
+
+    def backward(self, grad_output, accumulate=False):
+        """``grad_output m / (1 - p)`` with the ``m`` of the last `forward`; there is nothing to accumulate."""
+        (rows, features), dtype, key = self._last_saved()
+        return self._dropped(checks.batch("grad_output", grad_output, features, dtype, rows), key)
+
+    def config(self):
+        return {"p": self.p}
+
+
+LAYERS = {cls.__name__: cls for cls in (Linear, Dropout, *Activation.__subclasses__())}

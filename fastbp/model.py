@@ -11,8 +11,8 @@ import numpy as np
 
 from . import backend, checks, files, training
 from .kernels import table as network_table
-from .kernels.splitmix import splitmix64
-from .layers import IDENTITY, LAYERS, Activation, Linear
+from .kernels.splitmix import layer_key
+from .layers import IDENTITY, LAYERS, Activation, Dropout, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
 from .parameters import Parameters, assign
@@ -22,6 +22,7 @@ from .parameters import Parameters, assign
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 64 << 20
 
+_DROPOUT = network_table.KINDS.index("dropout")
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -30,7 +31,7 @@ class Sequential:
 
     Parameters
     ----------
-    *layers : Linear or activation
+    *layers : Linear, activation or Dropout
         At least one `Linear`. The layers become part of the model: their arrays are views into its buffer, and
         values set before are kept.
     dtype : str
@@ -57,7 +58,6 @@ class Sequential:
         self._parameters = Parameters(rows, prefixes, self.dtype, device)
         self.layers = layers
         self.generator = checks.generator("seed", seed)
-        self._dropout_seed = int(self.generator.integers(2**63))
         self.training = True
         self.history = self.optimizer = None
         self.metadata = {}
@@ -74,7 +74,7 @@ class Sequential:
         table = self._parameters.table
         self._kernels = self._parameters.backend
         self._values = self._parameters.values
-        self._drops = bool((table[:, network_table.KIND] == network_table.KINDS.index("dropout")).any())
+        self._drops = bool((table[:, network_table.KIND] == _DROPOUT).any())
         self._no_keys = np.zeros(1, np.uint64)
         self._activations = [network_table.activation_of(row) for row in table]
         self.in_features = int(table[0, network_table.FAN_IN])
@@ -82,13 +82,14 @@ class Sequential:
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
         self._training_workspaces = {}  # (loss code and parameter, optimizer code) -> (capacity, workspace)
         self._step = None  # what the last train_step made ready
+        self._drop_key = None  # random bits of the last forward pass, when it was in training mode
         self._trace = None  # (input, saved) of every row of the last forward
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
         self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, BLOCK_BYTES // row_bytes))
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        names = "dtype layers generator training history optimizer metadata _loss _dropout_seed _parameters"
+        names = "dtype layers generator training history optimizer metadata _loss _parameters"
         return {name: getattr(self, name) for name in names.split()}
 
     def __setstate__(self, state):
@@ -176,11 +177,15 @@ class Sequential:
         """
         x = checks.batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
+        self._drop_key = self.step_keys(1)[0] if self.training else None
         rows = zip(self._parameters.table, self._parameters.views, self._activations, strict=True)
-        for row, (weight, bias), activation in rows:
+        for i, (row, (weight, bias), activation) in enumerate(rows):
             out = np.empty((len(x), row[network_table.FAN_OUT]), self.dtype)
             output_is_enough = row[network_table.SAVED] == row[network_table.OUTPUT]
-            if weight is None:
+            if row[network_table.KIND] == _DROPOUT:
+                self._drop(i, x, out)
+                saved = out
+            elif weight is None:
                 kernels.activation_forward(x, *activation, out)
                 saved = out if output_is_enough else x
             else:
@@ -222,12 +227,22 @@ class Sequential:
             saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, IDENTITY)
             grad_z_prev = np.empty_like(x)
             if weight is None:
+                if self._parameters.table[i, network_table.KIND] == _DROPOUT:
+                    self._drop(i, grad_z, grad_z)
                 kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
             else:
                 kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
                 kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev)
             grad_z = grad_z_prev
         return grad_z
+
+    def _drop(self, row, x, out):
+        """Dropout of a row of the table, by the key of the last forward pass; none when that was in eval mode."""
+        if self._drop_key is None:
+            out[...] = x
+        else:
+            key = int(layer_key(self._drop_key, row).view(np.int64))
+            self._kernels.dropout(x, np.arange(len(x)), key, self._activations[row][1], out)
 
     @contextmanager
     def exclusive(self):
@@ -267,11 +282,11 @@ class Sequential:
         finally:
             self._lock.release()
 
-    def step_keys(self, first_step, steps):
-        """Random bits of the training steps ``first_step …``, uint64 (steps,), for dropout."""
-        if not self._drops:
-            return self._no_keys if steps == 1 else np.zeros(steps, np.uint64)
-        return splitmix64(np.uint64(self._dropout_seed) + np.arange(first_step, first_step + steps, dtype=np.uint64))
+    def step_keys(self, steps):
+        """Random bits of the next training steps, uint64 (steps,), for dropout."""
+        if self._drops:
+            return self.generator.integers(2**64, size=steps, dtype=np.uint64)
+        return self._no_keys if steps == 1 else np.zeros(steps, np.uint64)
 
     def remember_loss(self, loss):
         """Training starts with this loss: what an earlier `train_step` made ready is not valid any more."""
@@ -466,7 +481,7 @@ def _lowered(layers):
     """Rows for `kernels.table.lower` and the prefix of the names of each; an activation joins the linear before it."""
     width = None
     for i, layer in enumerate(layers):
-        if not isinstance(layer, Linear | Activation):
+        if not isinstance(layer, Linear | Activation | Dropout):
             raise TypeError(f"layer {i} must be a layer of fastbp, got {layer!r} of type {type(layer).__name__}")
         if isinstance(layer, Linear):
             if any(layer is earlier for earlier in layers[:i]) or layer.adopted:
@@ -485,6 +500,9 @@ def _lowered(layers):
             width = layer.out_features
             rows.append(layer.row)
             prefixes.append(f"{i}.")
+        elif isinstance(layer, Dropout):
+            rows.append(("dropout", width, width, False, "identity", layer.p))
+            prefixes.append("")
         elif i and isinstance(layers[i - 1], Linear):
             rows[-1] = (*rows[-1][:4], layer.name, layer.parameter)
         else:

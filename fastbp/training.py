@@ -122,7 +122,7 @@ class _FusedStep:
             self.capacity, self.all_rows = n, np.arange(n)
             self.workspace = self.model.training_workspace(self.loss, self.optimizer, n)
         coefficients = self.optimizer.next_coefficients()
-        keys = self.model.step_keys(self.optimizer.step_count, 1)
+        keys = self.model.step_keys(1)
         self.network.discard_gradients()
         self.optimizer.step_count += self.steps(
             self.workspace,
@@ -344,7 +344,7 @@ class _FusedSteps:
         """Make ready for an epoch."""
         self.first = self.optimizer.step_count
         self.coefficients = self.optimizer.coefficients(self.first, steps)
-        self.keys = self.step_keys(self.first, steps)
+        self.keys = self.step_keys(steps)
 
     def __call__(self, rows, step_loss, step_hits):
         """Steps done with these rows; fewer than there are batches when a loss is not finite."""

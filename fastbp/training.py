@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from . import checks
+from . import backend, checks
 from .losses import Loss
 from .optimizers import Optimizer
 
@@ -26,14 +26,22 @@ SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a ful
 
 
 # -------------------------------------------------------------------------------------- order
-def epoch_rows(generator, rows, shuffle, by_blocks):
+def epoch_rows(kernels, generator, rows, shuffle, by_blocks):
     """The rows (int64) in the order of one epoch."""
     if not shuffle:
         return rows
     if not by_blocks:
-        return generator.permutation(rows)
+        return _shuffled(kernels, generator, rows)
     blocks = [rows[start : start + SHUFFLE_BLOCK] for start in range(0, len(rows), SHUFFLE_BLOCK)]
-    return np.concatenate([generator.permutation(blocks[i]) for i in generator.permutation(len(blocks))])
+    order = _shuffled(kernels, generator, np.arange(len(blocks)))
+    return np.concatenate([_shuffled(kernels, generator, blocks[i]) for i in order])
+
+
+def _shuffled(kernels, generator, rows):
+    """A permuted copy."""
+    rows = rows.copy()
+    kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
+    return rows
 
 
 def is_memory_map(array):
@@ -78,7 +86,8 @@ def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
     shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
     steps = count_steps(len(X), batch_size, drop_last)
-    rows = epoch_rows(checks.generator("seed", seed), np.arange(len(X)), shuffle, is_memory_map(X))
+    rows = np.arange(len(X))
+    rows = epoch_rows(backend.load("cpu"), checks.generator("seed", seed), rows, shuffle, is_memory_map(X))
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 
@@ -532,7 +541,7 @@ def fit(
             start = time.perf_counter()
             if snapshots:
                 snapshots.take()
-            order = epoch_rows(model.generator, rows, shuffle, by_blocks)[: steps * batch_size]
+            order = epoch_rows(model._kernels, model.generator, rows, shuffle, by_blocks)[: steps * batch_size]
             step_loss, step_hits = slices.epoch(order, steps, epoch, snapshots)
             record = dict.fromkeys(("epoch", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds"))
             record["epoch"] = epoch

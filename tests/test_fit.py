@@ -11,6 +11,7 @@ import pytest
 
 import fastbp
 from fastbp import backend, training
+from fastbp.kernels import reference
 
 
 def make(device, dtype="float64", seed=0):
@@ -217,7 +218,7 @@ def test_memory_map(device, tmp_path):
 
 def test_memory_maps_are_shuffled_by_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SHUFFLE_BLOCK", 8)
-    rows = training.epoch_rows(np.random.default_rng(0), np.arange(30), True, True)
+    rows = training.epoch_rows(reference, np.random.default_rng(0), np.arange(30), True, True)
     assert sorted(rows) == list(range(30))
     changes = np.count_nonzero(np.diff(rows // 8))
     assert changes == 3  # one block after the other

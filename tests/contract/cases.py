@@ -9,10 +9,14 @@ The error measure is the one BLAS testers use, ``|C - C64| <= (16 + sqrt(k)) eps
 element, and none at all for small integers, whose products are exact in any order of summation.
 """
 
+import contextlib
 import inspect
+import math
+import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,11 +161,11 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES):
     CASES.append(Case(function, label, check, quick, arguments, dtypes))
 
 
-def behaviour(function, quick=True):
+def behaviour(function, quick=True, dtypes=DTYPES):
     """Add a promise of a function, checked by the decorated ``(backend, dtype)``."""
 
     def add(check):
-        CASES.append(Case(function, check.__name__, check, quick))
+        CASES.append(Case(function, check.__name__, check, quick, dtypes=dtypes))
         return check
 
     return add
@@ -453,11 +457,14 @@ def activation_calls(activation):
         if exact:
             return [0.0]
         dtype = np.float32 if eps == np.finfo(np.float32).eps else np.float64
-        size = np.nan_to_num(np.abs(after[3]).astype(dtype))
         # What a rounding of z, or of an argument inside, does to the value: z act'(z).
         z = np.nan_to_num(before[0], posinf=0, neginf=0)
-        moved = np.abs(np.nan_to_num(z * reference.ACTIVATIONS[activation][1](saved_values(activation, z), PARAMETER)))
-        roundings = np.spacing(size).astype(np.float64) + eps * moved * (activation in table.SAVES_PRE_ACTIVATION)
+        with np.errstate(over="ignore", invalid="ignore"):
+            size = np.nan_to_num(np.abs(after[3]).astype(dtype))
+            slope = reference.ACTIVATIONS[activation][1](saved_values(activation, z), PARAMETER)
+            moved = np.abs(np.nan_to_num(z * slope))
+            spacing = np.spacing(size).astype(np.float64)
+        roundings = spacing + eps * moved * (activation in table.SAVES_PRE_ACTIVATION)
         return [ULPS[size.itemsize] * roundings + (1 + np.abs(z)) * np.finfo(dtype).tiny]
 
     def backward_bounds(eps, before, after):
@@ -469,7 +476,11 @@ def activation_calls(activation):
 
             def forward(rng, dtype, rows=rows, columns=columns, alias=alias):
                 z = matrix(rng, (rows, columns), dtype, False)
-                return (updated(z), code, PARAMETER, Same(0)) if alias else (given(z), code, PARAMETER, output(z.shape, dtype))
+                return (
+                    (updated(z), code, PARAMETER, Same(0))
+                    if alias
+                    else (given(z), code, PARAMETER, output(z.shape, dtype))
+                )
 
             def backward(rng, dtype, rows=rows, columns=columns, alias=alias):
                 grad = matrix(rng, (rows, columns), dtype, False)
@@ -511,26 +522,164 @@ def forward_is_the_same_wherever_the_value_stands(backend, dtype):
         np.testing.assert_array_equal(row[0], column[:, 0])
 
 
+# ---------------------------------------------------------------------------------- random numbers
+def dropout_calls():
+    for n, features in ((0, 3), (1, 1), (3, 7), (8, 16), (17, 33), (5, 513)):
+        for probability in (0.0, 0.1, 0.5, 0.999):
+            for alias in (False, True):
+
+                def arguments(rng, dtype, n=n, features=features, probability=probability, alias=alias):
+                    x, rows = matrix(rng, (n, features), dtype, False), given(rng.integers(0, 2**40, n))
+                    x[n // 2 :, features // 2] = np.nan  # stays where it is kept, and only there
+                    key = int(rng.integers(-(2**63), 2**63))
+                    if alias:
+                        return updated(x), rows, key, probability, Same(0)
+                    return given(x), rows, key, probability, output(x.shape, dtype)
+
+                def bounds(eps, before, after):
+                    return [2 * eps * np.nan_to_num(np.abs(after[4]))]
+
+                label = f"{n}x{features}-{probability:g}{'-in_place' if alias else ''}"
+                call("dropout", label, arguments, bounds, quick=True)
+
+
+dropout_calls()
+
+
+@behaviour("dropout")
+def units_are_kept_as_often_as_asked(backend, dtype):
+    ones = np.ones((300, 100), dtype)
+    for probability in (0.1, 0.5, 0.9):
+        backend.dropout(ones, np.arange(300), 12345, probability, kept := np.empty_like(ones))
+        expected, deviation = 1 - probability, math.sqrt(probability * (1 - probability))
+        for axis, count in ((None, ones.size), (0, 300), (1, 100)):
+            share = np.count_nonzero(kept, axis=axis) / count
+            assert np.abs(share - expected).max() < 5 * deviation / math.sqrt(count)
+    backend.dropout(ones, np.arange(300), 12345, 0.0, kept)
+    assert_same_bits(kept, ones)
+
+
+@behaviour("dropout")
+def units_are_kept_by_key_and_number_of_the_row(backend, dtype):
+    x, rows = np.ones((40, 33), dtype), GENERATOR(50).permutation(40)
+    in_order, permuted, other_key = (np.empty_like(x) for _ in range(3))
+    backend.dropout(x, np.arange(40), 7, 0.5, in_order)
+    backend.dropout(x, rows, 7, 0.5, permuted)
+    backend.dropout(x, np.arange(40), 2**60, 0.5, other_key)
+    assert_same_bits(permuted, in_order[rows])
+    assert len(np.unique(np.concatenate([in_order, other_key]), axis=0)) == 80
+
+
+def shuffle_calls():
+    for n in (0, 1, 2, 3, 17, 1000):
+
+        def arguments(rng, dtype, n=n):
+            return updated(rng.integers(-5, 2**40, n)), int(rng.integers(-(2**63), 2**63))
+
+        call("shuffle", f"{n}", arguments, lambda eps, before, after: [0.0], quick=True, dtypes=DTYPES[:1])
+
+
+shuffle_calls()
+
+
+@behaviour("shuffle", dtypes=DTYPES[:1])
+def permutations_are_equally_likely(backend, dtype):
+    seen = Counter()
+    for key in range(4800):
+        backend.shuffle(rows := np.arange(4), key)
+        seen[tuple(rows.tolist())] += 1
+    assert len(seen) == 24
+    statistic = sum((count - 200) ** 2 / 200 for count in seen.values())
+    assert statistic < 50  # chi-square of 23 degrees of freedom: once in a thousand
+
+
 # ------------------------------------------------------------------------------------------ losses
+LOSS_PARAMETERS = {
+    "cross_entropy": (0.0, 0.1, 0.7),
+    "soft_cross_entropy": (0.0, 0.1, 0.7),
+    "huber": (0.5, 1.0, 3.0),
+}
+SOFTMAX_LOSSES = frozenset({"cross_entropy", "soft_cross_entropy"})
+BINARY_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
+PROBABILITY_LOSSES = frozenset({"binary_cross_entropy"})  # their predictions are in [0, 1]
+
+
+def loss_parameters(loss):
+    """Parameters to try; a loss that has none must not read it."""
+    return LOSS_PARAMETERS.get(loss, (np.nan,))
+
+
+PARAMETRIZED_LOSSES = [(loss, parameter) for loss in table.LOSSES for parameter in loss_parameters(loss)]
+
+
+def titled(loss, parameter):
+    return loss if np.isnan(parameter) else f"{loss}_{parameter:g}"
+
+
+def fractions(rng, shape, dtype):
+    """Numbers in [0, 1], a quarter of them at the ends."""
+    return np.clip(rng.random(shape) * 4 / 3 - 1 / 6, 0, 1).astype(dtype)
+
+
 def targets(rng, loss, n, out, dtype):
-    return rng.integers(0, out, n) if loss in table.LABEL_LOSSES else matrix(rng, (n, out), dtype, False)
+    if loss in table.LABEL_LOSSES:
+        return rng.integers(0, out, n)
+    if loss in BINARY_LOSSES:
+        return fractions(rng, (n, out), dtype)
+    if loss in SOFTMAX_LOSSES:  # distributions; every third row has another sum, every fifth is one class
+        target = rng.random((n, out)) + 0.01
+        target /= target.sum(axis=1, keepdims=True)
+        target[::3] *= 2 * rng.random((len(target[::3]), 1))
+        target[::5] = np.eye(out)[rng.integers(0, out, len(target[::5]))]
+        return target.astype(dtype)
+    return matrix(rng, (n, out), dtype, False)
 
 
-def loss_call(loss, label, arguments, quick=True):
+def predictions(rng, loss, n, out, dtype, scale=3):
+    return (
+        fractions(rng, (n, out), dtype) if loss in PROBABILITY_LOSSES else scale * matrix(rng, (n, out), dtype, False)
+    )
+
+
+def softmax_gauge(eps, smoothing, prediction, target):
+    """Of losses and gradients: the roundings of the sums, of ``s - max``, and of the logarithm."""
+    out = prediction.shape[1]
+    target = (1 - smoothing) * target + smoothing / out
+    gauge, mass = (16 + np.sqrt(out)) * eps, target.sum(axis=1, keepdims=True)
+    spread = prediction.max(axis=1, keepdims=True) - prediction
+    weighted = np.where(target == 0, 0, target * spread)
+    exponential = np.exp(-spread)
+    share = (gauge + eps * np.minimum(spread, 1e4)) * mass * exponential / exponential.sum(axis=1, keepdims=True)
+    return gauge * (mass[:, 0] * (1 + np.log(out)) + weighted.sum(axis=1)), share + 4 * eps * target
+
+
+def loss_gauge(eps, loss, parameter, prediction, target):
+    """The largest errors of the losses of rows and of their gradients."""
+    if loss in table.LABEL_LOSSES:
+        target = np.eye(prediction.shape[1])[target]
+    if loss in SOFTMAX_LOSSES:
+        return softmax_gauge(eps, parameter, prediction, target)
+    out = prediction.shape[1]
+    value, slope = reference.LOSSES[loss](prediction, target, parameter)
+    value, slope = (16 + np.sqrt(out)) * eps * value, 8 * eps * np.abs(slope)
+    if loss == "binary_cross_entropy_with_logits":  # y s is rounded where y is neither 0 nor 1; s(z) - y cancels
+        between = (target > 0) & (target < 1)
+        value = value + eps * np.where(between, np.abs(target * prediction), 0).mean(axis=1)
+        slope = slope + 4 * eps * np.abs(target) / out
+    return value, slope
+
+
+def loss_call(loss, parameter, label, arguments, quick=True):
     """``arguments(rng, dtype) -> (prediction, target, row_weight)``; the gradient apart or in place."""
     code = table.LOSSES.index(loss)
 
     def bounds(eps, before, after):
-        _, prediction, target, row_weight = before[:4]
-        out = prediction.shape[1]
-        gauge = (16 + np.sqrt(out)) * eps
-        weight = np.abs(row_weight)[:, None]
-        with np.errstate(invalid="ignore", over="ignore"):
-            if loss in table.LABEL_LOSSES:
-                spread = prediction.max(axis=1) - prediction[np.arange(len(prediction)), target]
-                return gauge * (1 + np.nan_to_num(spread)), 0, gauge * weight
-            size, derivative = reference.LOSSES[loss](prediction, target)
-            return gauge * size, 0, 4 * eps * np.abs(derivative) * weight
+        _, _, prediction, target, row_weight = before[:5]
+        with np.errstate(all="ignore"):
+            limits = loss_gauge(eps, loss, parameter, prediction, target)
+            value, slope = (np.nan_to_num(limit, posinf=0) for limit in limits)
+        smallest = np.finfo(np.float32).tiny  # below, an exponential is 0
+        return value + smallest, 0, (slope + smallest) * np.abs(row_weight)[:, None]
 
     for in_place in (False, True):
 
@@ -538,170 +687,373 @@ def loss_call(loss, label, arguments, quick=True):
             prediction, target, row_weight = arguments(rng, dtype)
             n = len(prediction)
             rows = output(n, dtype), output(n, np.int64)
-            grad = Same(1) if in_place else output(prediction.shape, dtype)
+            grad = Same(2) if in_place else output(prediction.shape, dtype)
             make = updated if in_place else given
-            return code, make(prediction), given(target), given(row_weight), *rows, grad
+            return code, parameter, make(prediction), given(target), given(row_weight), *rows, grad
 
         def in_order(eps, before, after, in_place=in_place):
             row_loss, row_hit, grad = bounds(eps, before, after)
             return (grad, row_loss, row_hit) if in_place else (row_loss, row_hit, grad)
 
-        call("loss_forward_backward", f"{loss}-{label}{'-in_place' if in_place else ''}", build, in_order, quick=quick)
+        title = f"{titled(loss, parameter)}-{label}{'-in_place' if in_place else ''}"
+        call("loss_forward_backward", title, build, in_order, quick=quick)
 
 
-def loss_calls(loss):
+def loss_calls(loss, parameter):
     for n, out in ((0, 3), (1, 1), (2, 1), (3, 2), (5, 7), (8, 10), (17, 16), (9, 33), (33, 100), (4, 513), (300, 10)):
 
         def random(rng, dtype, n=n, out=out):
             weight = rng.random(n)
-            return 3 * matrix(rng, (n, out), dtype, False), targets(rng, loss, n, out, dtype), weight / weight.sum()
+            return predictions(rng, loss, n, out, dtype), targets(rng, loss, n, out, dtype), weight / weight.sum()
 
-        loss_call(loss, f"{n}x{out}", random)
+        loss_call(loss, parameter, f"{n}x{out}", random)
 
-    for scale in (0.0, 1e-30, 50.0, 1e4, 3e38 if loss in table.LABEL_LOSSES else 1e38):
+    # Largest: sums over a row of the largest differences, times delta or smoothed, are numbers.
+    for scale in (0.0, 1e-30, 50.0, 1e4, 1e36, *([3e38] if loss in table.LABEL_LOSSES and parameter == 0 else [])):
 
         def extreme(rng, dtype, scale=scale):
             prediction = (rng.choice([-1.0, 0.0, 1.0], (41, 11)) * scale).astype(dtype)
+            if loss in PROBABILITY_LOSSES:  # close to 0 and to 1
+                ends = (prediction > 0).astype(dtype)
+                prediction = np.abs(ends - dtype(1e-3) * np.minimum(np.abs(prediction), dtype(100)))
             return prediction, targets(rng, loss, 41, 11, dtype), np.full(41, 1 / 41)
 
-        loss_call(loss, f"logits_of_size_{scale:g}", extreme)
+        loss_call(loss, parameter, f"logits_of_size_{scale:g}", extreme)
 
     def ties(rng, dtype):
-        return rng.integers(0, 3, (200, 9)).astype(dtype), targets(rng, loss, 200, 9, dtype), np.full(200, 1 / 200)
+        """Logits that are equal, errors of 0 and of delta, probabilities of 0 and 1."""
+        if loss in SOFTMAX_LOSSES | BINARY_LOSSES:
+            prediction = rng.integers(0, 2 if loss in PROBABILITY_LOSSES else 3, (200, 9))
+            target = targets(rng, loss, 200, 9, dtype)
+        else:
+            prediction, target = rng.integers(-3, 4, (200, 9)) * np.nan_to_num(parameter, nan=1), np.zeros((200, 9))
+        target = target if loss in table.LABEL_LOSSES else target.astype(dtype)
+        return prediction.astype(dtype), target, np.full(200, 1 / 200)
 
     def not_finite(rng, dtype):
-        prediction = matrix(rng, (16, 21), dtype, False)
+        prediction, target = predictions(rng, loss, 16, 21, dtype), targets(rng, loss, 16, 21, dtype)
         prediction[2, 3] = prediction[4, 20] = prediction[5, 0] = np.nan
         prediction[7, 4], prediction[8, 20], prediction[9], prediction[10, 6] = np.inf, np.inf, -np.inf, -np.inf
-        prediction[13, :2], target = np.inf, targets(rng, loss, 16, 21, dtype)
+        prediction[13, :2] = np.inf
+        prediction[14, ::2] = -np.inf  # masked, where the target is another class
         if loss in table.LABEL_LOSSES:
-            target[4], target[7], target[10] = 20, 4, 6
+            target[[4, 7, 10, 14]] = 20, 4, 6, 3
+        else:
+            target[14] = np.arange(21) == 3
+            target[12, 5] = np.nan
         return prediction, target, np.full(16, 1 / 16)
 
     def weightless(rng, dtype):
         weight = rng.integers(0, 2, 50).astype(np.float64)
-        return matrix(rng, (50, 6), dtype, False), targets(rng, loss, 50, 6, dtype), weight / weight.sum()
+        return predictions(rng, loss, 50, 6, dtype), targets(rng, loss, 50, 6, dtype), weight / weight.sum()
 
-    loss_call(loss, "ties", ties)
-    loss_call(loss, "not_finite", not_finite)
-    loss_call(loss, "rows_of_weight_0", weightless)
-
-
-for _loss in table.LOSSES:
-    loss_calls(_loss)
+    loss_call(loss, parameter, "ties", ties)
+    loss_call(loss, parameter, "not_finite", not_finite)
+    loss_call(loss, parameter, "rows_of_weight_0", weightless)
 
 
-def evaluate(backend, loss, prediction, target, row_weight=None):
+for _loss, _parameter in PARAMETRIZED_LOSSES:
+    loss_calls(_loss, _parameter)
+
+
+def evaluate(backend, loss, parameter, prediction, target, row_weight=None):
     n = len(prediction)
     row_loss, row_hit, grad = np.empty(n, prediction.dtype), np.empty(n, np.int64), np.empty_like(prediction)
     weight = np.full(n, 1 / n) if row_weight is None else row_weight
-    backend.loss_forward_backward(table.LOSSES.index(loss), prediction, target, weight, row_loss, row_hit, grad)
+    code = table.LOSSES.index(loss)
+    backend.loss_forward_backward(code, parameter, prediction, target, weight, row_loss, row_hit, grad)
     return row_loss, row_hit, grad
+
+
+@behaviour("loss_forward_backward", dtypes=(np.float64,))
+def gradient_is_the_slope_of_the_loss(backend, dtype):
+    """Central differences of every row's loss; away from the kinks of l1 and huber and from the ends of [0, 1]."""
+    step = 1e-5
+    for loss, parameter in PARAMETRIZED_LOSSES:
+        for n, out in ((30, 5), (30, 19)):
+            rng = GENERATOR(13)
+            prediction, target = predictions(rng, loss, n, out, dtype, scale=1), targets(rng, loss, n, out, dtype)
+            if loss in PROBABILITY_LOSSES:
+                prediction = 0.1 + 0.8 * prediction
+            elif loss not in SOFTMAX_LOSSES | BINARY_LOSSES:
+                error = prediction - target
+                for kink in (0.0, parameter, -parameter):
+                    prediction = np.where(np.abs(error - kink) < 0.01, target + error + 0.05, prediction)
+            grad = evaluate(backend, loss, parameter, prediction, target, np.ones(n))[2]
+            for j in range(out):
+                shift = step * (np.arange(out) == j)
+                above, below = (evaluate(backend, loss, parameter, prediction + s, target)[0] for s in (shift, -shift))
+                np.testing.assert_allclose(grad[:, j], (above - below) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@behaviour("loss_forward_backward")
+def soft_cross_entropy_of_one_class_is_cross_entropy(backend, dtype):
+    rng = GENERATOR(14)
+    for smoothing in LOSS_PARAMETERS["cross_entropy"]:
+        for out in (3, 40):
+            prediction, labels = 5 * matrix(rng, (60, out), dtype, False), rng.integers(0, out, 60)
+            hard = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(60))
+            onehot = np.eye(out, dtype=dtype)[labels]
+            soft = evaluate(backend, "soft_cross_entropy", smoothing, prediction, onehot, np.ones(60))
+            limits = softmax_gauge(np.finfo(dtype).eps, smoothing, prediction.astype(np.float64), np.eye(out)[labels])
+            for a, b, limit in zip(hard[::2], soft[::2], limits, strict=True):
+                assert (np.abs(a - b) <= limit).all()
+
+
+@behaviour("loss_forward_backward", dtypes=(np.float64,))
+def logits_are_probabilities_through_a_sigmoid(backend, dtype):
+    rng = GENERATOR(15)
+    logits, target = np.linspace(-12, 12, 600).reshape(60, 10), fractions(rng, (60, 10), dtype)
+    backend.activation_forward(logits, table.ACTIVATIONS.index("sigmoid"), 0.0, probability := np.empty_like(logits))
+    of_logits, _, slope = evaluate(backend, "binary_cross_entropy_with_logits", np.nan, logits, target)
+    of_probability, _, other = evaluate(backend, "binary_cross_entropy", np.nan, probability, target)
+    np.testing.assert_allclose(of_logits, of_probability, rtol=1e-9)
+    np.testing.assert_allclose(slope, other * probability * (1 - probability), rtol=1e-9, atol=1e-12)
+
+
+@behaviour("loss_forward_backward")
+def small_losses_of_logits_keep_their_digits(backend, dtype):
+    logits, target = np.array([[30.0], [-30.0]], dtype), np.array([[1.0], [0.0]], dtype)
+    row_loss = evaluate(backend, "binary_cross_entropy_with_logits", np.nan, logits, target)[0]
+    np.testing.assert_allclose(row_loss, math.log1p(math.exp(-30)), rtol=8 * np.finfo(dtype).eps)
+
+
+@behaviour("loss_forward_backward")
+def certain_probabilities_have_finite_losses(backend, dtype):
+    prediction, target = np.array([[0], [1], [0], [1]], dtype), np.array([[1], [0], [0], [1]], dtype)
+    row_loss, _, grad = evaluate(backend, "binary_cross_entropy", np.nan, prediction, target, np.ones(4))
+    assert row_loss.tolist() == [100, 100, 0, 0]
+    np.testing.assert_allclose(grad[:, 0], [-1e12, 1e12, 0, 0], rtol=4 * np.finfo(dtype).eps)
+
+
+@behaviour("loss_forward_backward")
+def kinks_have_the_slopes_the_contract_names(backend, dtype):
+    error, target = np.array([[-3, -0.5, 0, 0.5, 3]], dtype), np.zeros((1, 5), dtype)
+    slope = evaluate(backend, "l1", np.nan, error, target, np.full(1, 5.0))[2]
+    np.testing.assert_allclose(slope, np.sign(error), rtol=2 * np.finfo(dtype).eps)
+    assert slope[0, 2] == 0
+    error, target = np.array([[-3, 3]], dtype), np.zeros((1, 2), dtype)
+    for delta in (0.5, 3.0):
+        row_loss, _, slope = evaluate(backend, "huber", delta, error, target, np.full(1, 2.0))
+        assert row_loss.tolist() == [delta * (3 - delta / 2)]
+        assert slope.tolist() == [[-delta, delta]]
 
 
 @behaviour("loss_forward_backward")
 def rows_of_softmax_gradient_sum_to_zero(backend, dtype):
     rng = GENERATOR(10)
-    prediction, labels = 5 * matrix(rng, (60, 23), dtype, False), rng.integers(0, 23, 60)
-    _, _, grad = evaluate(backend, "cross_entropy", prediction, labels, np.ones(60))
-    assert np.abs(grad.astype(np.float64).sum(axis=1)).max() < 16 * np.finfo(dtype).eps
+    for loss in sorted(SOFTMAX_LOSSES):
+        for smoothing in loss_parameters(loss):
+            prediction, target = 5 * matrix(rng, (60, 23), dtype, False), targets(rng, loss, 60, 23, dtype)
+            grad = evaluate(backend, loss, smoothing, prediction, target, np.ones(60))[2]
+            assert np.abs(grad.astype(np.float64).sum(axis=1)).max() < 16 * np.finfo(dtype).eps
 
 
 @behaviour("loss_forward_backward")
 def softmax_does_not_see_a_shift(backend, dtype):
     rng = GENERATOR(11)
-    prediction, labels = rng.integers(-8, 9, (60, 23)).astype(dtype), rng.integers(0, 23, 60)
-    plain, shifted = (evaluate(backend, "cross_entropy", p, labels) for p in (prediction, prediction + dtype(4096)))
-    for a, b in zip(plain, shifted, strict=True):
-        assert_same_bits(a, b)
+    for loss in sorted(SOFTMAX_LOSSES):
+        for smoothing in loss_parameters(loss):
+            prediction, target = rng.integers(-8, 9, (60, 23)).astype(dtype), targets(rng, loss, 60, 23, dtype)
+            shifted = evaluate(backend, loss, smoothing, prediction + dtype(4096), target)
+            for a, b in zip(evaluate(backend, loss, smoothing, prediction, target), shifted, strict=True):
+                assert_same_bits(a, b)
 
 
 @behaviour("loss_forward_backward")
 def first_of_the_largest_outputs_is_the_guess(backend, dtype):
     prediction = np.array([[1, 3, 3], [3, 3, 1], [2, 2, 2], [np.nan, 1, 0], [0, 1, np.nan]], dtype)
-    for label, hits in enumerate(([0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0])):
-        assert evaluate(backend, "cross_entropy", prediction, np.full(5, label))[1].tolist() == hits
+    wide = np.full((5, 40), -7, dtype)  # one row at a time, where few classes are a row a lane
+    wide[:, 20:23] = prediction
+    for smoothing in LOSS_PARAMETERS["cross_entropy"]:
+        for label, hits in enumerate(([0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0])):
+            for rows, shift in ((prediction, 0), (wide, 20)):
+                guessed = evaluate(backend, "cross_entropy", smoothing, rows, np.full(5, label + shift))[1]
+                assert guessed.tolist() == hits
 
 
 @behaviour("loss_forward_backward")
 def slice_is_slice_of_loss(backend, dtype):
     rng = GENERATOR(12)
-    for loss in table.LOSSES:
-        prediction, target, weight = matrix(rng, (50, 19), dtype, False), None, rng.random(50)
-        target = targets(rng, loss, 50, 19, dtype)
-        whole = evaluate(backend, loss, prediction, target, weight)
+    for loss, parameter in PARAMETRIZED_LOSSES:
+        prediction, target = predictions(rng, loss, 50, 19, dtype), targets(rng, loss, 50, 19, dtype)
+        weight = rng.random(50)
+        whole = evaluate(backend, loss, parameter, prediction, target, weight)
         for i, j in ((0, 1), (3, 20), (49, 50)):
-            for a, b in zip(evaluate(backend, loss, prediction[i:j], target[i:j], weight[i:j]), whole, strict=True):
+            part = evaluate(backend, loss, parameter, prediction[i:j], target[i:j], weight[i:j])
+            for a, b in zip(part, whole, strict=True):
                 assert_same_bits(a, b[i:j])
 
 
 # -------------------------------------------------------------------------------------- optimizers
-def adam_coefficients(t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
-    root = np.sqrt(1 - beta2**t)
-    return [lr * root / (1 - beta1**t), beta1, 1 - beta1, beta2, 1 - beta2, eps * root]
+def adam_coefficients(t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, l2=0.0, decay=0.0):
+    root = math.sqrt(1 - beta2**t)
+    return [lr * root / (1 - beta1**t), beta1, 1 - beta1, beta2, 1 - beta2, eps * root, l2, lr * decay]
 
 
-COEFFICIENTS = {"sgd": lambda t, **kw: [kw.get("lr", 0.1)], "adam": adam_coefficients}
+# The scalars of a step t = 1, 2, ... from the hyperparameters of textbooks.
+COEFFICIENTS = {
+    "sgd": lambda t, lr=0.1, l2=0.0: [lr, l2],
+    "momentum": lambda t, lr=0.1, l2=0.0, mu=0.9, gain=1.0: [lr, l2, mu, gain],
+    "nesterov": lambda t, lr=0.1, l2=0.0, mu=0.9: [lr, l2, mu],
+    "rmsprop": lambda t, lr=0.01, l2=0.0, b=0.99, inside=0.0, outside=1e-8: [lr, l2, b, 1 - b, inside, outside],
+    "adam": adam_coefficients,
+}
+HYPERPARAMETERS = {
+    "sgd": ({}, {"l2": 0.1}),
+    "momentum": ({}, {"mu": 0.75, "gain": 0.25}, {"l2": 0.1}),
+    "nesterov": ({}, {"mu": 0.5, "l2": 0.1}),
+    "rmsprop": ({}, {"inside": 1e-6, "outside": 0.0}, {"b": 0.9, "l2": 0.1}),
+    "adam": ({}, {"l2": 0.1}, {"decay": 0.1, "beta2": 0.99}),
+}
 
 
 def coefficients(optimizer, t, **hyperparameters):
     values = np.full(table.COEFFICIENTS, np.nan)  # what the optimizer does not name, it must not read
-    given_ = COEFFICIENTS[optimizer](t, **hyperparameters)
-    values[: len(given_)] = given_
+    named = COEFFICIENTS[optimizer](t, **hyperparameters)
+    values[: len(named)] = named
     return values
 
 
-def optimizer_calls(optimizer):
+def plain_bounds(eps, values, grad, before, after, lr, l2, mu=0.0, gain=1.0):
+    """Of gradient descent and of both momenta: the errors of the values and of the velocity."""
+    size = np.abs(grad) + np.abs(l2 * values)
+    velocity = [4 * eps * (np.abs(mu * old) + gain * size) for old in before]
+    step = 4 * eps * (size + sum(np.abs(new) for new in after)) + sum(velocity)
+    return [4 * eps * np.abs(values) + lr * step, *velocity]
+
+
+def square_bounds(eps, values, grad, square_avg, after, l2, b, c):
+    """Of ``g + l2 W`` and of the average of its squares."""
+    error = 2 * eps * (np.abs(grad) + np.abs(l2 * values))
+    grad = grad + l2 * values
+    square = 4 * eps * (np.abs(b * square_avg) + c * grad * grad) + 2 * c * np.abs(grad) * error
+    return error, square, square / np.maximum(after, np.finfo(np.float32).tiny)
+
+
+def rmsprop_bounds(eps, values, grad, before, after, lr, l2, b, c, inside, outside):
+    error, square, relative = square_bounds(eps, values, grad, before[0], after[0] + inside, l2, b, c)
+    size = lr / (np.sqrt(after[0] + inside) + outside)
+    grad = np.abs(grad + l2 * values)
+    return [4 * eps * np.abs(values) + size * (error + grad * (6 * eps + relative)), square]
+
+
+def adam_bounds(eps, values, grad, before, after, a, b1, c1, b2, c2, e, l2, decay):
+    error, square, relative = square_bounds(eps, values, grad, before[1], after[1], l2, b2, c2)
+    first = 4 * eps * (np.abs(b1 * before[0]) + np.abs(c1 * (grad + l2 * values))) + c1 * error
+    size = a / (np.sqrt(after[1]) + e)
+    return [4 * eps * np.abs(values) + size * (first + np.abs(after[0]) * (6 * eps + relative)), first, square]
+
+
+STEP_BOUNDS = {
+    "sgd": plain_bounds,
+    "momentum": plain_bounds,
+    "nesterov": plain_bounds,
+    "rmsprop": rmsprop_bounds,
+    "adam": adam_bounds,
+}
+
+
+def optimizer_calls(optimizer, variant, hyperparameters):
     code = table.OPTIMIZERS.index(optimizer)
 
     def bounds(eps, before, after):
         _, scalars, values, grad, state = before
-        if optimizer == "sgd":
-            return [2 * eps * (np.abs(values) + np.abs(scalars[0] * grad))]
-        a, b1, c1, b2, c2, e = scalars[:6]
-        exp_avg, exp_avg_sq = after[4]
-        first = 4 * eps * (np.abs(b1 * state[0]) + np.abs(c1 * grad))
-        second = 4 * eps * (np.abs(b2 * state[1]) + np.abs(c2 * grad * grad))
-        size = a / (np.sqrt(exp_avg_sq) + e)
-        return [4 * eps * np.abs(values) + size * (first + 8 * eps * np.abs(exp_avg)), first, second]
+        named = scalars[: len(COEFFICIENTS[optimizer](1))]
+        return STEP_BOUNDS[optimizer](eps, values, grad, state, after[4], *named)
 
     for size in (0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 4099):
         for t in (1, 2, 1000):
 
             def arguments(rng, dtype, size=size, t=t):
                 values, grad, m = (matrix(rng, size, dtype, False) for _ in range(3))
-                state = (updated(m * dtype(t > 1)), updated(np.square(matrix(rng, size, dtype, False)) * dtype(t > 1)))
-                states = state[: table.OPTIMIZER_STATES[optimizer]]
-                return code, given(coefficients(optimizer, t)), updated(values), given(grad), states
+                grad[::7] = 0
+                # The first state is a velocity or an average of gradients, but that of rmsprop is one of squares.
+                state = [m, np.square(matrix(rng, size, dtype, False))][optimizer == "rmsprop" :]
+                state = state[: table.OPTIMIZER_STATES[optimizer]]
+                states = tuple(updated(buffer * dtype(t > 1)) for buffer in state)
+                scalars = given(coefficients(optimizer, t, **hyperparameters))
+                return code, scalars, updated(values), given(grad), states
 
-            call("optimizer_step", f"{optimizer}-{size}-step_{t}", arguments, bounds, quick=True)
+            call("optimizer_step", f"{optimizer}_{variant}-{size}-step_{t}", arguments, bounds, quick=True)
 
 
 for _optimizer in table.OPTIMIZERS:
-    optimizer_calls(_optimizer)
+    for _variant, _hyperparameters in enumerate(HYPERPARAMETERS[_optimizer]):
+        optimizer_calls(_optimizer, _variant, _hyperparameters)
 
 
 def zero_state(optimizer, shape, dtype):
     return tuple(np.zeros(shape, dtype) for _ in range(table.OPTIMIZER_STATES[optimizer]))
 
 
+# The algorithms as books have them, on Python floats: (t, w, g, state, hyperparameters) -> w; state is a list.
+def textbook_sgd(t, w, g, state, lr, l2=0.0):
+    return w - lr * (g + l2 * w)
+
+
+def textbook_momentum(t, w, g, state, lr, mu, gain=1.0, l2=0.0):
+    """Polyak, 1964; with ``gain = 1 - mu`` the step is along an average of the gradients."""
+    state[0] = mu * state[0] + gain * (g + l2 * w)
+    return w - lr * state[0]
+
+
+def textbook_nesterov(t, w, g, state, lr, mu, l2=0.0):
+    """Sutskever et al., 2013, in the variable at which PyTorch takes the gradient."""
+    g += l2 * w
+    state[0] = mu * state[0] + g
+    return w - lr * (g + mu * state[0])
+
+
+def textbook_rmsprop(t, w, g, state, lr, b, inside=0.0, outside=0.0, l2=0.0):
+    """Hinton's lecture 6e, 2012; epsilon inside the root as in Graves, 2013, or outside as in PyTorch."""
+    g += l2 * w
+    state[0] = b * state[0] + (1 - b) * g**2
+    return w - lr * g / (math.sqrt(state[0] + inside) + outside)
+
+
+def textbook_adam(t, w, g, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, l2=0.0, decay=0.0):
+    """Kingma & Ba, 2015, algorithm 1; Loshchilov & Hutter, 2019, algorithm 2, for l2 and decay."""
+    g += l2 * w
+    state[0] = beta1 * state[0] + (1 - beta1) * g
+    state[1] = beta2 * state[1] + (1 - beta2) * g**2
+    first, second = state[0] / (1 - beta1**t), state[1] / (1 - beta2**t)
+    return w - lr * first / (math.sqrt(second) + eps) - lr * decay * w
+
+
+TEXTBOOKS = (
+    (textbook_sgd, "sgd", {"lr": 0.05}),
+    (textbook_sgd, "sgd", {"lr": 0.05, "l2": 0.3}),
+    (textbook_momentum, "momentum", {"lr": 0.02, "mu": 0.9}),
+    (textbook_momentum, "momentum", {"lr": 0.05, "mu": 0.9, "gain": 1 - 0.9}),
+    (textbook_momentum, "momentum", {"lr": 0.02, "mu": 0.9, "l2": 0.3}),
+    (textbook_nesterov, "nesterov", {"lr": 0.02, "mu": 0.9}),
+    (textbook_nesterov, "nesterov", {"lr": 0.02, "mu": 0.9, "l2": 0.3}),
+    (textbook_rmsprop, "rmsprop", {"lr": 0.01, "b": 0.99, "outside": 1e-8}),
+    (textbook_rmsprop, "rmsprop", {"lr": 0.01, "b": 0.9, "inside": 1e-2, "outside": 0.0}),
+    (textbook_rmsprop, "rmsprop", {"lr": 0.01, "b": 0.9, "outside": 1e-2, "l2": 0.3}),
+    (textbook_adam, "adam", {"lr": 0.01}),
+    (textbook_adam, "adam", {"lr": 0.01, "eps": 1e-2, "l2": 0.3}),
+    (textbook_adam, "adam", {"lr": 0.01, "decay": 0.3}),
+)
+
+
 @behaviour("optimizer_step")
-def adam_is_the_textbook(backend, dtype):
-    """Kingma & Ba's algorithm 1, in Python floats, for 50 steps."""
-    rng = GENERATOR(20)
-    lr, beta1, beta2, eps = 0.01, 0.9, 0.999, 1e-8
-    w, m, v = [0.5, -1.5, 2.0], [0.0] * 3, [0.0] * 3
-    values, state = np.array(w, dtype), zero_state("adam", 3, dtype)
-    for t in range(1, 51):
-        grad = rng.standard_normal(3).astype(dtype)
-        backend.optimizer_step(
-            table.OPTIMIZERS.index("adam"), coefficients("adam", t, lr=lr, eps=eps), values, grad, state
-        )
-        for i, g in enumerate(grad.tolist()):
-            m[i] = beta1 * m[i] + (1 - beta1) * g
-            v[i] = beta2 * v[i] + (1 - beta2) * g * g
-            w[i] -= lr * (m[i] / (1 - beta1**t)) / ((v[i] / (1 - beta2**t)) ** 0.5 + eps)
-    np.testing.assert_allclose(values, w, rtol=100 * np.finfo(dtype).eps)
+def optimizers_are_the_textbooks(backend, dtype):
+    """50 steps; errors of the state add up over ``1 / (1 - mu)`` steps."""
+    for textbook, optimizer, hyperparameters in TEXTBOOKS:
+        rng = GENERATOR(20)
+        exact, exact_state = [0.5, -1.5, 2.0], [[0.0, 0.0] for _ in range(3)]
+        values, state = np.array(exact, dtype), zero_state(optimizer, 3, dtype)
+        for t in range(1, 51):
+            grad = rng.standard_normal(3).astype(dtype)
+            scalars = coefficients(optimizer, t, **hyperparameters)
+            backend.optimizer_step(table.OPTIMIZERS.index(optimizer), scalars, values, grad, state)
+            exact = [
+                textbook(t, w, g, own, **hyperparameters)
+                for w, g, own in zip(exact, grad.tolist(), exact_state, strict=True)
+            ]
+        np.testing.assert_allclose(values, exact, rtol=0, atol=100 * np.finfo(dtype).eps, err_msg=textbook.__name__)
 
 
 @behaviour("optimizer_step")
@@ -744,22 +1096,37 @@ def nan_gradient_stays_in_its_element(backend, dtype):
 
 # ----------------------------------------------------------------------------------------- network
 class Network(NamedTuple):
-    """Widths, and an activation a layer; ``separate`` gives each activation a row of its own."""
+    """Widths, and an activation a layer.
+
+    ``separate`` gives each activation a row of its own; ``dropout`` stands before every layer.
+    """
 
     widths: tuple
     activations: tuple
     bias: bool = True
     separate: bool = False
+    dropout: float = 0.0
 
     def __str__(self):
-        names = "_".join(self.activations)
-        flags = "" if self.bias else "-no_bias"
-        return "_".join(map(str, self.widths)) + f"-{names}{flags}{'-separate' if self.separate else ''}"
+        flags = (
+            "-no_bias" * (not self.bias) + "-separate" * self.separate + f"-dropout_{self.dropout}" * bool(self.dropout)
+        )
+        return f"{'_'.join(map(str, self.widths))}-{'_'.join(self.activations)}{flags}"
+
+    def suited(self, loss):
+        """This network, its outputs in [0, 1] where the loss takes probabilities."""
+        if loss not in PROBABILITY_LOSSES:
+            return self
+        return self._replace(activations=(*self.activations[:-1], "sigmoid"))
 
     def lower(self, dtype):
         layers = []
         for fan_in, fan_out, activation in zip(self.widths, self.widths[1:], self.activations, strict=False):
-            layers.append(("linear", fan_in, fan_out, self.bias, "identity" if self.separate else activation, PARAMETER))
+            if self.dropout:
+                layers.append(("dropout", fan_in, fan_in, False, "identity", self.dropout))
+            layers.append(
+                ("linear", fan_in, fan_out, self.bias, "identity" if self.separate else activation, PARAMETER)
+            )
             if self.separate:
                 layers.append(("activation", fan_out, fan_out, False, activation, PARAMETER))
         return table.lower(layers, np.dtype(dtype).itemsize)
@@ -805,6 +1172,9 @@ NETWORKS = [
     *(Network((5, 17, 4), (a, "identity"), separate=separate) for a in table.ACTIVATIONS for separate in (False, True)),
     *(Network((13, 33, 8, 3), (a, a, a), bias=False) for a in table.ACTIVATIONS),
     *(Network((4, 16, 7, 12, 2), (a, b, a, "identity")) for a, b in pairwise(table.ACTIVATIONS)),
+    Network((9, 3), ("identity",), dropout=0.5),
+    Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), dropout=0.25),
+    Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), separate=True, dropout=0.25),
     Network((1, 1), ("identity",)),
     Network((1, 2, 2, 1), ("relu", "relu", "identity")),
     Network((64, 128, 10), ("relu", "identity")),
@@ -850,47 +1220,69 @@ class Training(NamedTuple):
     batch_size: int
     weights: bool = False
     x_dtype: type = np.float32
+    parameter: float = 0.0  # of the loss
 
     def __str__(self):
-        weights = "-weights" if self.weights else ""
-        return f"{self.loss}-{self.optimizer}-{self.used}@{self.batch_size}-{np.dtype(self.x_dtype).name}{weights}"
+        rest = f"{self.used}@{self.batch_size}-{np.dtype(self.x_dtype).name}{'-weights' * self.weights}"
+        return f"{titled(self.loss, self.parameter)}-{self.optimizer}-{rest}"
+
+    def codes(self):
+        """What a workspace takes after the batch size."""
+        return table.LOSSES.index(self.loss), self.parameter, table.OPTIMIZERS.index(self.optimizer)
+
+
+# Position of an argument of network_train_steps.
+AT = {name: i for i, name in enumerate(inspect.signature(reference.network_train_steps).parameters)}
+# Those that divide by the size of the gradient have an eps far above its rounding, which keeps that smooth.
+TRAINING_HYPERPARAMETERS = {
+    "sgd": {"lr": 2.0**-4},
+    "momentum": {"lr": 2.0**-5, "mu": 0.5, "l2": 1e-3},
+    "nesterov": {"lr": 2.0**-5, "mu": 0.5, "l2": 1e-3},
+    "rmsprop": {"lr": 1e-2, "b": 0.9, "outside": 1e-2, "l2": 1e-3},
+    "adam": {"lr": 1e-2, "eps": 1e-2, "decay": 0.1},
+}
 
 
 # An error of the parameters, as a multiple of eps and of the largest parameter or change, after three steps.
 TRAINING_GAUGE = 100
 
 
+def training_targets(rng, training, out, integers):
+    """Targets of a dtype that is gathered: exact in each, and ones that the loss takes."""
+    shape, kind = (training.examples, out), np.dtype(training.x_dtype).kind
+    if training.loss in table.LABEL_LOSSES:
+        return rng.integers(0, out, training.examples)
+    if integers:
+        return rng.integers(-2, 3, shape).astype(training.x_dtype)
+    if training.loss in SOFTMAX_LOSSES | BINARY_LOSSES:
+        return (rng.integers(0, 5, shape) / 4 if kind == "f" else rng.integers(0, 2, shape)).astype(training.x_dtype)
+    return batch(rng, shape, training.x_dtype)
+
+
 def training_arguments(network, training, rng, dtype, integers=False, padding=np.nan):
+    network = network.suited(training.loss)
     rows, parameters = network.parameters(rng, dtype, integers, padding)
-    examples, out = training.examples, network.widths[-1]
     steps = -(-training.used // training.batch_size)
     if integers:
-        x, target = rng.integers(-1, 3, (examples, network.widths[0])), rng.integers(-2, 3, (examples, out))
-        x, target = x.astype(training.x_dtype), target.astype(training.x_dtype)
+        x = rng.integers(-1, 3, (training.examples, network.widths[0])).astype(training.x_dtype)
     else:
-        x = batch(rng, (examples, network.widths[0]), training.x_dtype)
-        target = batch(rng, (examples, out), training.x_dtype)
-    if training.loss in table.LABEL_LOSSES:
-        target = rng.integers(0, out, examples)
-    # Adam divides by the size of the gradient: an eps far above the rounding of gradients keeps that smooth.
-    hyperparameters = {"lr": 2.0**-4} if training.optimizer == "sgd" else {"lr": 1e-2, "eps": 1e-2}
+        x = batch(rng, (training.examples, network.widths[0]), training.x_dtype)
+    target = training_targets(rng, training, network.widths[-1], integers)
     state = []
     for _ in range(table.OPTIMIZER_STATES[training.optimizer]):
         state.append(np.where(network.real(dtype), 0, padding).astype(dtype))
+    hyperparameters = TRAINING_HYPERPARAMETERS[training.optimizer]
     scalars = np.array([coefficients(training.optimizer, t + 1, **hyperparameters) for t in range(steps)])
     return (
-        Workspace(
-            "TrainingWorkspace",
-            rows,
-            (training.batch_size, table.LOSSES.index(training.loss), table.OPTIMIZERS.index(training.optimizer)),
-        ),
+        Workspace("TrainingWorkspace", rows, (training.batch_size, *training.codes())),
         updated(parameters, aligned=True),
         tuple(updated(s, aligned=True) for s in state),
-        given(scalars, strided=False),
+        given(scalars.reshape(steps, table.COEFFICIENTS), strided=False),
+        given(rng.integers(0, 2**64, steps, dtype=np.uint64)),
         given(x, strided=False),
         given(target, strided=False),
-        given(rng.random(examples) + 0.5) if training.weights else None,
-        given(rng.permutation(examples)[: training.used]),
+        given(rng.random(training.examples) + 0.5) if training.weights else None,
+        given(rng.permutation(training.examples)[: training.used]),
         training.batch_size,
         output(steps, np.float64),
         output(steps, np.int64),
@@ -909,7 +1301,7 @@ def training_call(network, training, quick, integers=False, dtypes=DTYPES):
             change = np.abs(new[real] - old[real]).max(initial=0)
             limit[real] = 0.0 if integers else TRAINING_GAUGE * eps * max(change, np.abs(new[real]).max(initial=0))
             limits.append(limit)
-        return [*limits, 0.0 if integers else TRAINING_GAUGE * eps * np.abs(after[9]), 0]
+        return [*limits, 0.0 if integers else TRAINING_GAUGE * eps * np.abs(after[AT["step_loss"]]), 0]
 
     label = f"{network}-{training}{'-integers' if integers else ''}"
     call("network_train_steps", label, arguments, bounds, quick, dtypes)
@@ -920,20 +1312,20 @@ def add_network_cases():
         for j, n in enumerate((1, 2, 13, 77, 300)):
             forward_call(network, n, INPUT_DTYPES[(i + j) % len(INPUT_DTYPES)], quick=(i + j) % 4 == 0)
         for j, loss in enumerate(table.LOSSES):
-            if network.widths[-1] == 1 and loss in table.LABEL_LOSSES:
+            if network.widths[-1] == 1 and loss in SOFTMAX_LOSSES:
                 continue  # one class is certain: the gradient is nothing but rounding
-            for k, optimizer in enumerate(table.OPTIMIZERS):
-                size = (77, 16, 1, 30)[(i + j + k) % 4] if network is not BIG else 77
-                training = Training(
-                    loss,
-                    optimizer,
-                    examples=3 * size + 5,
-                    used=3 * size - size // 3,  # the last batch is short
-                    batch_size=size,
-                    weights=(i + j + k) % 2 == 0,
-                    x_dtype=INPUT_DTYPES[(i + j + k) % len(INPUT_DTYPES)] if j == 0 or k else np.float32,
-                )
-                training_call(network, training, quick=(i + j + k) % 3 == 0)
+            size = (77, 16, 1, 30)[(i + j) % 4] if network is not BIG else 77
+            training = Training(
+                loss,
+                table.OPTIMIZERS[(i + j) % len(table.OPTIMIZERS)],
+                examples=3 * size + 5,
+                used=3 * size - size // 3,  # the last batch is short
+                batch_size=size,
+                weights=(i + j) % 3 == 0,
+                x_dtype=INPUT_DTYPES[(i // 2 + j) % len(INPUT_DTYPES)],
+                parameter=loss_parameters(loss)[i % len(loss_parameters(loss))],
+            )
+            training_call(network, training, quick=(i + 2 * j) % 3 == 0)
     relu = Network(BIG.widths, ("relu", "relu", "identity"))
     # One step on integers is exact: no unit of a wide ReLU network can fall to the other side of zero by rounding.
     for network in (
@@ -972,11 +1364,20 @@ def train(backend, network, training, dtype, padding=np.nan, prepare=lambda argu
     arguments[1] = aligned
     done = backend.network_train_steps(*arguments)
     real = network.real(dtype)
-    return [arguments[1][real], *(s[real] for s in arguments[2]), arguments[9], arguments[10]], done
+    return [arguments[1][real], *(s[real] for s in arguments[2]), *arguments[-2:]], done
 
 
-BEHAVIOUR_NETWORKS = [NETWORKS[0], NETWORKS[5], Network((33, 64, 10), ("relu", "identity")), BIG]
-BEHAVIOUR_TRAININGS = [Training(loss, optimizer, 90, 80, 33) for loss in table.LOSSES for optimizer in table.OPTIMIZERS]
+BEHAVIOUR_NETWORKS = [
+    Network((7, 3), ("identity",)),
+    Network((5, 17, 4), ("gelu", "identity"), separate=True),
+    Network((33, 64, 10), ("relu", "identity")),
+    Network((12, 33, 7), ("silu", "identity"), dropout=0.5),
+    BIG,
+]
+BEHAVIOUR_TRAININGS = [
+    Training(loss, optimizer, 90, 80, 33, parameter=parameter)
+    for (loss, parameter), optimizer in zip(PARAMETRIZED_LOSSES, cycle(table.OPTIMIZERS), strict=False)
+]
 
 
 @behaviour("network_forward")
@@ -1021,11 +1422,12 @@ def loss_that_is_not_finite_stops_before_its_update(backend, dtype):
             network = BEHAVIOUR_NETWORKS[2]
 
             def spoil(arguments, bad=bad):
-                arguments[4][arguments[7][40]] = bad  # a row of the second batch
+                arguments[AT["x"]][arguments[AT["rows"]][40]] = bad  # a row of the second batch
 
             def stop_after_one(arguments):
-                arguments[7], arguments[9], arguments[10] = arguments[7][:33], arguments[9][:1], arguments[10][:1]
-                arguments[3] = arguments[3][:1]
+                arguments[AT["rows"]] = arguments[AT["rows"]][:33]
+                for name in ("coefficients", "keys", "step_loss", "step_hits"):
+                    arguments[AT[name]] = arguments[AT[name]][:1]
 
             (one, _) = train(backend, network, training, dtype, prepare=stop_after_one)
             stopped, done = train(backend, network, training, dtype, prepare=spoil)
@@ -1038,17 +1440,16 @@ def loss_that_is_not_finite_stops_before_its_update(backend, dtype):
 
 @behaviour("network_train_steps")
 def many_steps_are_single_steps(backend, dtype):
-    for training in BEHAVIOUR_TRAININGS:
-        network = BEHAVIOUR_NETWORKS[2]
+    for network, training in zip(cycle(BEHAVIOUR_NETWORKS[1:4]), BEHAVIOUR_TRAININGS, strict=False):
         together, _ = train(backend, network, training, dtype)
         arguments = training_arguments(network, training, GENERATOR(31), dtype)
         arguments = each(arguments, lambda operand: operand.value, backend, dtype)
-        workspace, parameters, state, scalars, x, target, weight, rows, size, step_loss, step_hits = arguments
+        workspace, parameters, state, scalars, keys, x, target, weight, rows, size, step_loss, step_hits = arguments
         for step in range(len(step_loss)):
             part = slice(step, step + 1)
             batch_rows = rows[step * size : (step + 1) * size]
             backend.network_train_steps(
-                workspace, parameters, state, scalars[part], x, target, weight, batch_rows, size,
+                workspace, parameters, state, scalars[part], keys[part], x, target, weight, batch_rows, size,
                 step_loss[part], step_hits[part],
             )  # fmt: skip
         real = network.real(dtype)
@@ -1059,11 +1460,11 @@ def many_steps_are_single_steps(backend, dtype):
 @behaviour("network_train_steps")
 def equal_weights_are_no_weights(backend, dtype):
     """Power-of-two batches, so that 1/n and w/sum(w) are the same number."""
-    for loss in table.LOSSES:
-        training = Training(loss, "sgd", 70, 64, 32)
+    for loss, parameter in PARAMETRIZED_LOSSES:
+        training = Training(loss, "sgd", 70, 64, 32, parameter=parameter)
 
         def weigh(arguments):
-            arguments[6] = np.full(70, 0.5)
+            arguments[AT["row_weight"]] = np.full(70, 0.5)
 
         plain, weighted = (
             train(backend, BEHAVIOUR_NETWORKS[2], training, dtype, prepare=prepare)[0]
@@ -1102,8 +1503,7 @@ def training_workspace_serves_smaller_batches(backend, dtype):
     for training in BEHAVIOUR_TRAININGS:
 
         def widen(arguments, training=training):
-            codes = table.LOSSES.index(training.loss), table.OPTIMIZERS.index(training.optimizer)
-            arguments[0] = backend.TrainingWorkspace(network.lower(dtype)[0], dtype, 200, *codes)
+            arguments[0] = backend.TrainingWorkspace(arguments[0].table, dtype, 200, *training.codes())
 
         exact_size, _ = train(backend, network, training, dtype)
         larger, _ = train(backend, network, training, dtype, prepare=widen)
@@ -1129,7 +1529,7 @@ def threads_do_not_change_bits(backend, dtype):
     for network in BEHAVIOUR_NETWORKS:
         x = batch(GENERATOR(36), (700, network.widths[0]), np.float32)
         bits_under_threads(backend, lambda network=network, x=x: [infer(backend, network, x, dtype)])
-        for training in BEHAVIOUR_TRAININGS:
+        for training in BEHAVIOUR_TRAININGS[:: 1 if network is not BIG else 5]:
             bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
 
 
@@ -1144,6 +1544,34 @@ def threads_are_at_least_one_and_at_most_those_asked_for(backend, dtype):
     finally:
         backend.set_num_threads(before)
     assert backend.get_num_threads() == before
+
+
+@behaviour("serial")
+def serial_work_has_the_bits_of_the_team(backend, dtype):
+    """On the calling thread, nested, after an error, and in several threads side by side."""
+    network, results = BEHAVIOUR_NETWORKS[2], [None] * 3
+
+    def trained():
+        return train(backend, network, BEHAVIOUR_TRAININGS[0], dtype)[0]
+
+    def trained_alone(i):
+        with backend.serial():
+            results[i] = trained()
+
+    expected = trained()
+    with backend.serial(), backend.serial():
+        results.append(trained())
+    with contextlib.suppress(ZeroDivisionError), backend.serial():
+        raise ZeroDivisionError
+    results.append(trained())
+    threads = [threading.Thread(target=trained_alone, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        for a, b in zip(result, expected, strict=True):
+            assert_same_bits(a, b)
 
 
 # ----------------------------------------------------------------------------------------- buffers

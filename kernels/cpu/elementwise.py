@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import activations, splitmix
 from ..jit import inline
+from .blocking import ROWS_AHEAD
 from . import simd
-from .simd import element, lanes, load, load_converted, load_row, store, zeros
+from .simd import element, lanes, load, load_converted, load_row, prefetch, store, zeros
 
 FORMULAS = activations.bind(
     {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline
@@ -104,6 +105,8 @@ def gather_rows(rows, columns, index, x, ldx, out, ldo):
         row = i
         if indexed:
             row = index[i]
+            if i + ROWS_AHEAD < rows:
+                prefetch(x + index[i + ROWS_AHEAD] * ldx)
         source, target = x + row * ldx, out + i * ldo
         whole = columns - columns % width
         for j in range(0, whole, width):

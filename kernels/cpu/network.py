@@ -17,7 +17,7 @@ from ..jit import inline
 from . import blocking
 from .elementwise import splitmix64
 from .linear import linear_backward_input, linear_backward_params, linear_forward
-from .simd import as_floats, atomic_add, atomic_load, call, pointer
+from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements.
 (
@@ -164,6 +164,8 @@ def gather(record, start, first, rows, scale):
     if record[TARGET_IS_LABEL]:
         labels, batch = pointer(record[TARGET], np.int64), pointer(record[TARGET_BATCH], np.int64)
         for i in range(rows):
+            if i + blocking.ROWS_AHEAD < rows:
+                prefetch(labels + index[i + blocking.ROWS_AHEAD])
             batch[first + i] = labels[index[i]]
     else:
         ldt = record[LD_TARGET_BATCH]

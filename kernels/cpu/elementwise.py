@@ -8,8 +8,8 @@ import numpy as np
 
 from .. import activations, splitmix
 from ..jit import inline
-from .blocking import ROWS_AHEAD
 from . import simd
+from .blocking import ROWS_AHEAD
 from .simd import element, lanes, load, load_converted, load_row, prefetch, store, zeros
 
 FORMULAS = activations.bind(

@@ -6,13 +6,24 @@ that OpenBLAS itself chooses for the processor (told to be a Haswell, it is half
 """
 
 import os
+import sys
 from pathlib import Path
 
 _environment = Path(os.environ.get("ASV_ENV_DIR") or Path(__file__).parents[1] / "env" / "existing")
 _commit = os.environ.get("ASV_COMMIT", "working-tree")[:12]
 os.environ.setdefault("FASTBP_CACHE_DIR", str(_environment / "fastbp-kernels" / _commit))
 
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-    os.environ.pop(_variable, None)
+_settings = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"),
+    **dict.fromkeys(("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")),  # None: not set
+}
+# Where asv itself is installed, it may load NumPy before us; then what OpenBLAS reads had to be right from the start.
+TOO_LATE = [
+    name
+    for name, value in _settings.items()
+    if name.startswith("OPENBLAS") and "numpy" in sys.modules and os.environ.get(name) != value
+]
+for _name, _value in _settings.items():
+    os.environ.pop(_name, None)
+    if _value is not None:
+        os.environ[_name] = _value

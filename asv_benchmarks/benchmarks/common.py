@@ -9,15 +9,19 @@ takes at this moment; `ratio` reads two clocks in turn.
 import importlib
 import os
 import statistics
+import sys
 import timeit
 
 import numpy as np
+
+from . import TOO_LATE
 
 LARGE = os.environ.get("FASTBP_BENCH") == "large"
 ROUNDS = 7  # pairs of readings behind a ratio
 WINDOW = 0.02  # seconds of a reading, about
 SAMPLE = 1e-3  # seconds of one of its samples: far above the cost of the timer
 
+WHY_NOT_NUMPY = f"NumPy was loaded with other values of {', '.join(TOO_LATE)} than README.md says"
 OF_LIMIT = "times the time at the limit"
 
 
@@ -100,7 +104,7 @@ def at_fma_limit(flops, dtype):
     return lambda: flops / (limit(dtype, "cpu") * 1e9)
 
 
-def at_memory_speed(traffic, footprint):
+def at_memory(traffic, footprint):
     """The time in which NumPy's ``a += b``, on arrays of this many bytes together, moves ``traffic`` bytes."""
     a, b = np.ones((2, footprint // 8), np.float32)
     addition = clock(lambda: np.add(a, b, out=a))
@@ -111,3 +115,11 @@ def ratio(ours, other):
     """Median over rounds of one clock's reading divided by the other's, read just before."""
     rounds = [(other(), ours()) for _ in range(ROUNDS)]
     return statistics.median(our_seconds / other_seconds for other_seconds, our_seconds in rounds)
+
+
+def numpy_ratio(ours, call):
+    """`ratio` to a call of NumPy that makes products; not a number where OpenBLAS was set up by somebody else."""
+    if TOO_LATE:
+        print(WHY_NOT_NUMPY, file=sys.stderr)
+        return float("nan")
+    return ratio(ours, clock(call))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, at_memory_speed, buffer, clock, code, grid, ratio
+from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, at_memory, buffer, clock, code, grid, ratio, numpy_ratio
 
 PRODUCTS = ["forward (NN)", "backward_input (NT)", "backward_params (TN)"]
 OTHER_LOSSES = [
@@ -60,7 +60,7 @@ class Product(Benchmark):
 
     def track_ratio_numpy(self, product, epilogue, layer, dtype):
         """Against NumPy's product alone, without an epilogue."""
-        return ratio(self.ours, clock(self.numpy))
+        return numpy_ratio(self.ours, self.numpy)
 
     track_ratio_numpy.unit = "ours / NumPy"
 
@@ -152,4 +152,4 @@ class Adam(Benchmark):
         coefficients = np.array([1e-3, 0.9, 0.1, 0.999, 0.001, 1e-8, 0, 0])
         size, state = self.values.nbytes, tuple(self.state)
         step = clock(lambda: self.kernels.optimizer_step(adam, coefficients, self.values, self.grad, state))
-        return ratio(step, at_memory_speed(traffic=7 * size, footprint=4 * size))
+        return ratio(step, at_memory(traffic=7 * size, footprint=4 * size))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, ratio
+from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, ratio, numpy_ratio
 
 
 class Predict(Benchmark):
@@ -33,6 +33,6 @@ class Predict(Benchmark):
                 x = np.matmul(x, weight, out=out)
                 x += bias
 
-        return ratio(self.predict, clock(numpy_predict))
+        return numpy_ratio(self.predict, numpy_predict)
 
     track_ratio_numpy.unit = "ours / NumPy"

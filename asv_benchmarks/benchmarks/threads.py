@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .common import OF_LIMIT, ROUNDS, WINDOW, Benchmark, clock, grid
 
-SECOND_CORE = 1.8  # times one thread's limit that two must reach: else another process has the second core
+UNDISTURBED = 0.9  # of a core for every thread, in time and in speed: with less, another process had it
 
 
 class Threads(Benchmark):
@@ -27,18 +27,23 @@ class Threads(Benchmark):
         self.pool = ThreadPoolExecutor(threads)
 
     def limit(self, threads):
-        """GFLOP/s of multiply-adds of this many threads at once, less the time in which they had no core."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        total = sum(self.pool.map(self.kernels.fma_limit, ["float32"] * threads, [WINDOW] * threads))
-        cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        return total * min(1, cores / threads)
+        """GFLOP/s of multiply-adds of this many threads at once."""
+        return sum(self.pool.map(self.kernels.fma_limit, ["float32"] * threads, [WINDOW] * threads))
 
     def track_fit(self, shape, threads):
         """The median of the rounds in which every thread had a core; not a number where there was none."""
         multiples = []
         for _ in range(ROUNDS):
-            one, together = self.limit(1), self.limit(threads)
-            seconds = self.epoch()
-            if threads == 1 or together >= SECOND_CORE * one:
-                multiples.append(seconds * together * 1e9 / self.flops)
+            one = self.limit(1)
+            limit, cores = with_cores(lambda: self.limit(threads))
+            seconds, epoch_cores = with_cores(self.epoch)
+            if min(limit / one, cores) >= UNDISTURBED * threads and epoch_cores >= UNDISTURBED:
+                multiples.append(seconds * limit * 1e9 / self.flops)
         return statistics.median(multiples) if multiples else float("nan")
+
+
+def with_cores(work):
+    """What the work returns, and how many cores it kept busy."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, (time.process_time() - cpu) / (time.perf_counter() - wall)

@@ -7,11 +7,22 @@
 """
 
 from .backend import get_num_threads, set_num_threads, show_config, warmup
+from .callbacks import EarlyStopping
+from .data import batches
 from .layers import ELU, GELU, SELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
-from .losses import CrossEntropyLoss, HalfSquaredErrorLoss, MSELoss
+from .losses import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HalfSquaredErrorLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+)
 from .model import Sequential, load
-from .optimizers import SGD, Adam
-from .training import EarlyStopping, History, batches
+from .optimizers import SGD, Adam, AdamW, Momentum, RMSProp
+from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
+from .training import History
 
 __all__ = [
     "ELU",
@@ -19,21 +30,32 @@ __all__ = [
     "SELU",
     "SGD",
     "Adam",
+    "AdamW",
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CosineSchedule",
     "CrossEntropyLoss",
     "Dropout",
     "EarlyStopping",
     "HalfSquaredErrorLoss",
     "History",
+    "HuberLoss",
     "Identity",
+    "L1Loss",
     "LeakyReLU",
     "Linear",
     "MSELoss",
+    "Momentum",
+    "OneCycleSchedule",
+    "RMSProp",
     "ReLU",
     "Sequential",
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "StepSchedule",
     "Tanh",
+    "WarmupSchedule",
     "batches",
     "get_num_threads",
     "load",

@@ -59,6 +59,13 @@ def real(argument, value, minimum=0.0, below=math.inf):
     return float(value)
 
 
+def positive(argument, value):
+    """``value`` as a finite float above 0."""
+    if real(argument, value) == 0:
+        raise ValueError(f"{argument} must be above 0, got {value}")
+    return float(value)
+
+
 def dtype(argument, value):
     """``value`` as the float32 or float64 dtype."""
     try:
@@ -146,6 +153,8 @@ def labels(argument, value, rows, classes):
         )
     if array.shape != (rows,):
         remedy = f"; pass {argument}.ravel()" if array.shape == (rows, 1) else ""
+        if array.shape == (rows, classes):
+            remedy = f"; probabilities go as floating-point numbers: pass {argument}.astype(float)"
         raise ValueError(f"{argument} must have shape ({rows},), one label a row, got {array.shape}{remedy}")
     if rows and not (array.min() >= 0 and array.max() < classes):
         first = int(np.argmax((array < 0) | (array >= classes)))
@@ -156,11 +165,11 @@ def labels(argument, value, rows, classes):
     return converted(array, np.int64)
 
 
-def weights(argument, value, rows):
+def weights(argument, value, rows, each="row"):
     """``value`` as float64 weights, one a row: finite, not negative, not all zero."""
     array = numeric(argument, value)
     if array.shape != (rows,):
-        raise ValueError(f"{argument} must have shape ({rows},), one weight a row, got {array.shape}")
+        raise ValueError(f"{argument} must have shape ({rows},), one weight a {each}, got {array.shape}")
     finite(argument, array, np.float64)
     array = converted(array, np.float64)
     if rows and array.min() < 0:
@@ -171,17 +180,47 @@ def weights(argument, value, rows):
     return array
 
 
+def rows(argument, value, count):
+    """``value`` as int64 numbers of rows, ``0 … count - 1``, at least one."""
+    array = numeric(argument, value)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
+        raise ValueError(
+            f"{argument} must be a one-dimensional array of row numbers, got dtype {array.dtype} and shape "
+            f"{array.shape}; of a mask take numpy.flatnonzero"
+        )
+    if array.min() < 0 or array.max() >= count:
+        raise ValueError(f"{argument} must hold row numbers from 0 to {count - 1}, got {array.min()} to {array.max()}")
+    return converted(array, np.int64)
+
+
+def blocks(array):
+    """Slices of rows that together are the array, each of about BLOCK_BYTES."""
+    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+def within(argument, array, least, largest):
+    """Refuse numbers outside ``[least, largest]``; NaN passes."""
+    for part in blocks(array):
+        block = array[part]
+        if block.min() < least or block.max() > largest:
+            bad = np.argwhere((block < least) | (block > largest))[0]
+            index = ", ".join(map(str, (bad[0] + part.start, *bad[1:])))
+            raise ValueError(
+                f"{argument} must hold numbers from {least} to {largest}, got {argument}[{index}] = {block[tuple(bad)]}"
+            )
+
+
 def finite(argument, array, dtype):
     """Refuse NaN, infinity and what becomes infinite in ``dtype``; the array is read a block at a time."""
     if array.dtype.kind != "f" or array.size == 0:
         return
     limit = array.dtype.type(min(np.finfo(dtype).max, np.finfo(array.dtype).max))
-    rows = max(1, BLOCK_BYTES * len(array) // array.nbytes)
-    for start in range(0, len(array), rows):
-        block = array[start : start + rows]
+    for part in blocks(array):
+        block = array[part]
         if not (block.min() >= -limit and block.max() <= limit):  # false for NaN
             bad = np.argwhere(~(np.abs(block) <= limit))[0]
-            index = ", ".join(map(str, (bad[0] + start, *bad[1:])))
+            index = ", ".join(map(str, (bad[0] + part.start, *bad[1:])))
             value = block[tuple(bad)]
             what = f"which {np.dtype(dtype).name} cannot hold" if np.isfinite(value) else "which is not finite"
             raise ValueError(

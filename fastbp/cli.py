@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from . import backend, compare, layers, losses, metrics, model, optimizers, runs, tabular, terminal, training
+from . import backend, callbacks, compare, layers, losses, metrics, model, optimizers, runs, tabular, terminal
 
 ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
 OPTIMIZERS = {"adam": optimizers.Adam, "sgd": optimizers.SGD}
@@ -204,7 +204,7 @@ class _Job:
         else:
             self._begin()
         loss = LOSSES[self.preprocessing.task]
-        self.loss, self.stopping = loss(), training.EarlyStopping(options.patience)
+        self.loss, self.stopping = loss(), callbacks.EarlyStopping(options.patience)
         self.optimizer = self.network.optimizer
         if not isinstance(self.optimizer, OPTIMIZERS[options.optimizer]):
             self.optimizer = OPTIMIZERS[options.optimizer]()

@@ -1,4 +1,8 @@
-"""Losses: the mean over rows, and the gradient of exactly that number."""
+"""Losses: the mean over rows, and the gradient of exactly that number.
+
+Which kernel computes a loss can depend on the target, so a loss hands out the name of the kernel for a target:
+labels and probabilities are two kernels of one cross-entropy.
+"""
 
 import numpy as np
 
@@ -20,25 +24,17 @@ class Loss:
     Attributes
     ----------
     name : str
-        Its name in ``fastbp.kernels.table``, which gives its ``code``.
+        Its name in ``fastbp.kernels.table``.
     parameter : float
         The number its kernel takes, where it takes one.
-    labels : bool
-        Whether a target is one integer label a row.
     """
 
     name = None
     parameter = 0.0
+    target_range = None  # (least, largest) of a target, where it is bounded
 
     def __init__(self, *, device="cpu"):
-        self.device = device
-
-    @property
-    def labels(self):
-        return self.name in table.LABEL_LOSSES
-
-    def __init_subclass__(cls):
-        cls.code = table.LOSSES.index(cls.name)
+        self.device = checks.choice("device", device, backend.MODULES)
 
     def __call__(self, prediction, target, sample_weight=None):
         """Value and gradient.
@@ -55,37 +51,73 @@ class Loss:
         value : float
         gradient : array (n, out)
             Of the value, with respect to ``prediction``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Shapes or values are not as they must be; all weights are 0.
         """
         prediction = checks.matrix("prediction", prediction)
         checks.not_empty("prediction", prediction)
         dtype = np.dtype(np.float64 if prediction.dtype == np.float64 else np.float32)
         prediction = checks.converted(prediction, dtype)
-        rows, outputs = prediction.shape
-        target = self.prepared_target("target", target, rows, outputs, dtype)
-        weight = np.ones(rows) if sample_weight is None else checks.weights("sample_weight", sample_weight, rows)
-        weight = weight / weight.sum()
-        gradient = np.empty_like(prediction)
-        row_loss, _ = self.rows(backend.load(self.device), prediction, target, weight, gradient)
-        return float((row_loss * weight).sum()), gradient
+        target = self.checked_target("target", target, *prediction.shape)
+        if sample_weight is not None:
+            sample_weight = checks.weights("sample_weight", sample_weight, len(prediction))
+        weight = self.row_weight(target, sample_weight)
+        value, gradient, _ = self.of_batch(backend.load(self.device), prediction, target, weight)
+        return value, gradient
+
+    # ----------------------------------------------------------------------------- for training
+    def kernel(self, target):
+        """Name in ``fastbp.kernels.table`` of the kernel for this target, an array."""
+        return self.name
+
+    def takes_labels(self, target):
+        """Whether this target, an array, is one integer label a row."""
+        return self.kernel(target) in table.LABEL_LOSSES
 
     def checked_target(self, argument, target, rows, outputs):
         """The target as labels or as a matrix, not yet converted."""
-        check = checks.labels if self.labels else checks.targets
-        return check(argument, target, rows, outputs)
+        target = checks.numeric(argument, target)
+        if self.takes_labels(target):
+            return checks.labels(argument, target, rows, outputs)
+        target = checks.targets(argument, target, rows, outputs)
+        if self.target_range is not None:
+            checks.within(argument, target, *self.target_range)
+        return target
 
-    def prepared_target(self, argument, target, rows, outputs, dtype):
-        """The target as a kernel takes it."""
-        target = self.checked_target(argument, target, rows, outputs)
-        return target if self.labels else checks.converted(target, dtype)
+    def row_weight(self, target, sample_weight):
+        """What the rows count, float64 (n,) or None, from their checked targets and sample weights."""
+        return sample_weight
 
-    def rows(self, kernels, prediction, target, weight, gradient):
-        """Loss and hit of every row; ``gradient``, which may be ``prediction``, is written."""
+    def of_rows(self, kernels, prediction, target, weight, gradient):
+        """Loss and hit of every row; ``gradient``, which may be ``prediction``, is written.
+
+        Parameters
+        ----------
+        kernels : module
+        prediction : array (n, out)
+        target : array (n,) or (n, out), checked
+        weight : float64 array (n,)
+            Weights with a sum of 1, by which the gradient is multiplied.
+        gradient : array (n, out)
+        """
         row_loss, row_hit = np.empty(len(prediction), prediction.dtype), np.empty(len(prediction), np.int64)
-        kernels.loss_forward_backward(
-            self.code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient
-        )
+        code = table.LOSSES.index(self.kernel(target))
+        target = checks.converted(target, np.int64 if self.takes_labels(target) else prediction.dtype)
+        kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
         return row_loss, row_hit
 
+    def of_batch(self, kernels, prediction, target, weight):
+        """Value, gradient and number of hits of a batch; ``weight`` float64 (n,) with any sum above 0, or None."""
+        weight = np.ones(len(prediction)) if weight is None else weight
+        weight = weight / weight.sum()
+        gradient = np.empty_like(prediction)
+        row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
+        return float((row_loss * weight).sum()), gradient, int(row_hit.sum())
+
+    # ----------------------------------------------------------------------------------- files
     def config(self):
         """Arguments that make this loss again."""
         return {}
@@ -106,13 +138,131 @@ class MSELoss(Loss):
     name = "mean_squared_error"
 
 
-class CrossEntropyLoss(Loss):
-    """``-log softmax(s)_y``, mean over rows; gradient ``(softmax(s) - onehot(y)) / n``.
+class L1Loss(Loss):
+    """``|ŷ - y|``, mean over all elements; gradient ``sign(ŷ - y) / (n·out)``, 0 at 0."""
 
-    The prediction ``s`` is logits, the target one integer label a row.
+    name = "l1"
+
+
+class HuberLoss(Loss):
+    """``e²/2`` where ``|e| ≤ delta``, else ``delta (|e| - delta/2)``, with ``e = ŷ - y``; mean over all elements.
+
+    Gradient ``e / (n·out)``, clipped to ``±delta / (n·out)`` (Huber, 1964).
+
+    Parameters
+    ----------
+    delta : float
+        Above 0.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``delta`` is no number, or not above 0 and finite.
+    """
+
+    name = "huber"
+
+    def __init__(self, delta=1.0, *, device="cpu"):
+        super().__init__(device=device)
+        self.parameter = checks.positive("delta", delta)
+
+    def config(self):
+        return {"delta": self.parameter}
+
+
+class BCELoss(Loss):
+    """``-(y ln p + (1 - y) ln(1 - p))`` of probabilities p, mean over all elements.
+
+    Logarithms are not below -100, so that the value is finite at p = 0 and 1; the gradient
+    ``(p - y) / (p (1 - p)) / (n·out)`` divides by no less than 1e-12. Targets are in [0, 1]. Where there are logits,
+    `BCEWithLogitsLoss` is more exact.
+    """
+
+    name = "binary_cross_entropy"
+    target_range = 0, 1
+
+    @staticmethod
+    def probabilities(prediction):
+        """The prediction itself."""
+        return prediction
+
+
+class BCEWithLogitsLoss(Loss):
+    """``ln(1 + e^s) - y s`` of logits s, mean over all elements; gradient ``(σ(s) - y) / (n·out)``.
+
+    The same as `BCELoss` of ``σ(s)``, without its overflow. Targets are in [0, 1].
+    """
+
+    name = "binary_cross_entropy_with_logits"
+    target_range = 0, 1
+
+    @staticmethod
+    def probabilities(prediction):
+        """``σ(s)`` of every element."""
+        exponential = np.exp(-np.abs(prediction))  # never overflows
+        return np.where(prediction >= 0, 1, exponential) / (1 + exponential)
+
+
+class CrossEntropyLoss(Loss):
+    """``-Σ_k y_k log softmax(s)_k``, mean over rows; gradient ``(softmax(s) Σ_k y_k - y) / n``.
+
+    The prediction ``s`` is logits (n, out). The target is one integer label a row (n,), of which y is the one-hot
+    row, or floating-point probabilities (n, out).
+
+    Parameters
+    ----------
+    label_smoothing : float
+        In [0, 1): y becomes ``(1 - label_smoothing) y + label_smoothing / out``.
+    class_weight : array (out,), optional
+        Not negative. The weight of a row is ``class_weight[label]``, or ``Σ_k y_k class_weight_k``, times its sample
+        weight; the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as it must be.
     """
 
     name = "cross_entropy"
+    target_range = 0, 1
+
+    def __init__(self, label_smoothing=0.0, class_weight=None, *, device="cpu"):
+        super().__init__(device=device)
+        self.parameter = checks.real("label_smoothing", label_smoothing, below=1.0)
+        if class_weight is not None:
+            class_weight = checks.numeric("class_weight", class_weight)
+            class_weight = checks.weights("class_weight", class_weight, class_weight.size, each="class").copy()
+        self.class_weight = class_weight
+
+    def kernel(self, target):
+        """By labels, or by probabilities where the target is a matrix of floating-point numbers."""
+        return "soft_cross_entropy" if target.ndim == 2 and target.dtype.kind == "f" else self.name
+
+    def checked_target(self, argument, target, rows, outputs):
+        """The target as labels or as probabilities, not yet converted."""
+        if self.class_weight is not None and len(self.class_weight) != outputs:
+            raise ValueError(
+                f"class_weight must have one weight for each of the {outputs} outputs, got {len(self.class_weight)}"
+            )
+        return super().checked_target(argument, target, rows, outputs)
+
+    def row_weight(self, target, sample_weight):
+        """Sample weights times class weights."""
+        if self.class_weight is None:
+            return sample_weight
+        if self.takes_labels(target):
+            weight = self.class_weight[target]
+        else:
+            weight = np.empty(len(target))
+            for part in checks.blocks(target):
+                weight[part] = (target[part] * self.class_weight).sum(axis=1)
+        if sample_weight is not None:
+            weight *= sample_weight
+        if not weight.any():
+            raise ValueError("class_weight gives every row a weight of 0: there is nothing to average")
+        return weight
 
     @staticmethod
     def probabilities(prediction):
@@ -120,5 +270,9 @@ class CrossEntropyLoss(Loss):
         exponential = np.exp(prediction - prediction.max(axis=1, keepdims=True))
         return exponential / exponential.sum(axis=1, keepdims=True)
 
+    def config(self):
+        weight = None if self.class_weight is None else self.class_weight.tolist()
+        return {"label_smoothing": self.parameter, "class_weight": weight}
 
-LOSSES = {cls.__name__: cls for cls in (HalfSquaredErrorLoss, MSELoss, CrossEntropyLoss)}
+
+LOSSES = {cls.__name__: cls for cls in Loss.__subclasses__()}

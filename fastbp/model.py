@@ -9,13 +9,14 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from . import backend, checks, files, training
+from . import backend, checks, files, schedules, training
 from .kernels import table as network_table
 from .kernels.splitmix import layer_key
 from .layers import IDENTITY, LAYERS, Activation, Dropout, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
 from .parameters import Parameters, assign
+from .steps import single_step
 
 # Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
 # and what has to be converted takes no more memory.
@@ -175,9 +176,13 @@ class Sequential:
         -------
         array (n, out)
         """
+        return self.forward_in_mode(x, self.training)
+
+    def forward_in_mode(self, x, training):
+        """`forward` in training or in evaluation mode, whatever the mode of the model."""
         x = checks.batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
-        self._drop_key = self.step_keys(1)[0] if self.training else None
+        self._drop_key = self.step_keys(1)[0] if training else None
         rows = zip(self._parameters.table, self._parameters.views, self._activations, strict=True)
         for i, (row, (weight, bias), activation) in enumerate(rows):
             out = np.empty((len(x), row[network_table.FAN_OUT]), self.dtype)
@@ -265,6 +270,8 @@ class Sequential:
         x : array (n, in)
         y : array (n, out), or integer labels (n,)
         loss : loss
+            With a function of the user's, and with ``clip_norm`` of the optimizer, the step is made of calls of its
+            own, with the same numbers.
         optimizer : Optimizer
 
         Returns
@@ -274,7 +281,7 @@ class Sequential:
         """
         step = self._step
         if step is None or step.loss is not loss or step.optimizer is not optimizer:
-            self._step = step = training.single_step(self, loss, optimizer)
+            self._step = step = single_step(self, loss, optimizer)
         if not self._lock.acquire(False):
             raise RuntimeError(_BUSY)
         try:
@@ -293,9 +300,9 @@ class Sequential:
         self._step = None
         self._loss = loss if isinstance(loss, Loss) else None
 
-    def training_workspace(self, loss, optimizer, batch_size):
-        """A workspace of the kernels for batches of up to ``batch_size``."""
-        key = loss.code, loss.parameter, optimizer.code
+    def training_workspace(self, loss, kernel, optimizer, batch_size):
+        """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
+        key = network_table.LOSSES.index(kernel), loss.parameter, optimizer.code
         capacity, workspace = self._training_workspaces.get(key, (0, None))
         if capacity < batch_size:
             workspace = self._kernels.TrainingWorkspace(self._parameters.table, self.dtype, batch_size, *key)
@@ -339,24 +346,29 @@ class Sequential:
         return out
 
     def predict_proba(self, X, loss=None):
-        """Class probabilities: the softmax that belongs to the loss.
+        """Probabilities, as the loss has them: softmax, sigmoid, or the outputs themselves.
 
         Parameters
         ----------
         X : array (n, in)
         loss : loss, optional
             A classification loss; by default the last one that `fit` or `train_step` used, which is kept in the
-            file.
+            file. The softmax for `CrossEntropyLoss`, the sigmoid for `BCEWithLogitsLoss`, the outputs for `BCELoss`.
 
         Returns
         -------
         array (n, out)
+
+        Raises
+        ------
+        ValueError
+            The loss is none of these.
         """
         loss = self._loss if loss is None else loss
         if not hasattr(loss, "probabilities"):
             raise ValueError(
                 f"predict_proba needs a classification loss, got {loss!r}; "
-                f"pass loss=fastbp.CrossEntropyLoss() if the outputs are logits"
+                f"pass loss=fastbp.CrossEntropyLoss() if the outputs are logits of classes"
             )
         return loss.probabilities(self.predict(X))
 
@@ -404,7 +416,7 @@ class Sequential:
             Ends in ``.npz``. An older file there stays until the new one is complete.
         optimizer : Optimizer, optional
             The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
-            that is a function is not kept.
+            that is a function other than a schedule of fastbp is not kept.
         """
         arrays = self.state_dict()
         config = {
@@ -420,9 +432,7 @@ class Sequential:
             checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
             optimizer.bind(self._parameters)
             state = optimizer.state_dict()
-            arguments = optimizer.config()
-            if callable(optimizer.lr):
-                del arguments["lr"]
+            arguments = optimizer.config() | {"lr": schedules.to_json(optimizer.lr)}
             config["optimizer"] = [type(optimizer).__name__, arguments, state.pop("step_count")]
             arrays |= {f"optimizer.{name}": array for name, array in state.items()}
         files.write(path, config, arrays)
@@ -464,7 +474,9 @@ def load(path, *, device="cpu"):
             model._loss = LOSSES[name](**arguments)
         if config["optimizer"] is not None:
             name, arguments, step_count = config["optimizer"]
-            model.optimizer = OPTIMIZERS[name](model.parameters(), **({"lr": _forgotten_rate} | arguments))
+            rate = schedules.from_json(arguments["lr"])
+            rate = _forgotten_rate if rate is None else rate
+            model.optimizer = OPTIMIZERS[name](model.parameters(), **(arguments | {"lr": rate}))
             prefix = "optimizer."
             state = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
             model.optimizer.load_state_dict({"step_count": step_count} | state)

@@ -4,6 +4,7 @@ import numpy as np
 
 from . import checks
 from .kernels import table
+from .schedules import rate
 
 AHEAD = 256  # steps whose scalars are computed at once for single steps: the cost of one is that of a slice
 
@@ -25,14 +26,14 @@ class _Hyperparameter:
         optimizer._ahead_first, optimizer._ahead = 0, np.empty((0, table.COEFFICIENTS))
 
 
-def _learning_rate(argument, value):
-    return value if callable(value) else checks.real(argument, value)
+def _below_1(argument, value):
+    return checks.real(argument, value, below=1.0)
 
 
 def _betas(argument, value):
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"{argument} must be a pair of numbers, got {value!r}")
-    return tuple(checks.real(f"{argument}[{i}]", beta, below=1.0) for i, beta in enumerate(value))
+    return tuple(_below_1(f"{argument}[{i}]", beta) for i, beta in enumerate(value))
 
 
 class Optimizer:
@@ -46,7 +47,13 @@ class Optimizer:
         All parameters of one model, as ``model.parameters()`` gives them. ``fit`` and ``train_step`` need none.
     lr : float or callable
         Learning rate, or a function of the number of updates done (0 before the first) that returns it. Can be
-        set at any time.
+        set at any time, like the other numbers unless they say otherwise.
+    weight_decay : float
+        ``weight_decay W`` is added to the gradient: an L2 penalty of ``½ weight_decay ‖W‖²``, biases included.
+    clip_norm : float, optional
+        Largest Euclidean norm of all gradients together, above 0: where it is larger, the stored gradients are
+        multiplied by ``clip_norm / norm``. Needs stored gradients, so that ``fit`` and ``train_step`` run forward,
+        backward and update as calls of their own. Fixed when the optimizer is made.
 
     Attributes
     ----------
@@ -58,18 +65,26 @@ class Optimizer:
 
     name = None
     state_names = ()  # of the buffers, in the order of the kernel
-    lr = _Hyperparameter(_learning_rate)
+    lr = _Hyperparameter(rate)
+    weight_decay = _Hyperparameter(checks.real)
 
-    def __init__(self, parameters=None, *, lr):
-        self.lr = lr
+    def __init__(self, parameters=None, *, lr, weight_decay=0.0, clip_norm=None):
+        self.lr, self.weight_decay = lr, weight_decay
+        self._clip_norm = None if clip_norm is None else checks.positive("clip_norm", clip_norm)
         self.step_count = 0
         self.state = ()
         self.network = None
         if parameters is not None:
             self.bind(self._network_of(parameters))
 
-    def __init_subclass__(cls):
-        cls.code = table.OPTIMIZERS.index(cls.name)
+    @property
+    def code(self):
+        """Code of its kernel."""
+        return table.OPTIMIZERS.index(self.name)
+
+    @property
+    def clip_norm(self):
+        return self._clip_norm
 
     @staticmethod
     def _network_of(parameters):
@@ -92,15 +107,24 @@ class Optimizer:
 
     def bind(self, network):
         """Make this the optimizer of a network's `Parameters`; an error when it is another's."""
-        if self.network is network:
-            return
-        if self.network is not None:
+        self.require_free_for(network)
+        if self.network is None:
+            self.state = network.like(table.OPTIMIZER_STATES[self.name])
+            self.network = network
+
+    def require_free_for(self, network):
+        """Refuse a network when this is the optimizer of another."""
+        if self.network is not None and self.network is not network:
             raise ValueError(
                 f"optimizer {self!r} has been used with another model, and its state is of that model; "
                 f"make a new {type(self).__name__}"
             )
-        self.state = network.like(table.OPTIMIZER_STATES[self.name])
-        self.network = network
+
+    def reset(self):
+        """Begin anew: the state is zero and no update has been done."""
+        for buffer in self.state:
+            buffer.fill(0)
+        self.step_count = 0
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -120,6 +144,13 @@ class Optimizer:
 
     def coefficients(self, first_step, steps):
         """The scalars the kernel reads, float64 (steps, table.COEFFICIENTS)."""
+        result = np.zeros((steps, table.COEFFICIENTS))
+        t = np.arange(first_step + 1, first_step + steps + 1, dtype=np.float64)
+        self._fill(result.T, self.learning_rates(first_step, steps), t)
+        return result
+
+    def _fill(self, columns, lr, t):
+        """Write the slots that the kernel's ``*_step`` in kernels/reference.py lists, for updates ``t = 1, 2, …``."""
         raise NotImplementedError
 
     def next_coefficients(self):
@@ -131,12 +162,16 @@ class Optimizer:
         return self._ahead[i : i + 1]
 
     def step(self):
-        """Update the parameters by the stored gradients."""
+        """Update the parameters by the stored gradients, which are clipped first where ``clip_norm`` says so."""
         if self.network is None:
             raise RuntimeError(
                 f"the optimizer has no parameters: make it with {type(self).__name__}(model.parameters(), …)"
             )
         network, coefficients = self.network, self.next_coefficients()[0]
+        if self._clip_norm is not None:
+            norm = network.gradient_norm()
+            if not norm <= self._clip_norm:  # NaN stays NaN
+                network.scale_gradients(self._clip_norm / norm)
         network.backend.optimizer_step(self.code, coefficients, network.values, network.gradients, self.state)
         self.step_count += 1
 
@@ -166,7 +201,7 @@ class Optimizer:
 
     def config(self):
         """Arguments that make this optimizer again."""
-        return {"lr": self.lr}
+        return {"lr": self.lr, "weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
 
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
@@ -175,21 +210,117 @@ class Optimizer:
 class SGD(Optimizer):
     """``W ← W - lr g``: stochastic, mini-batch or full-batch gradient descent, as the batches are.
 
+    With momentum the field's classical form, ``V ← μ V + g`` and ``W ← W - lr V``; with Nesterov's
+    ``W ← W - lr (g + μ V)`` (Polyak, 1964; Sutskever et al., 2013, as PyTorch writes them).
+
     Parameters
     ----------
     parameters : iterable of Parameter, optional
     lr : float or callable
+    momentum : float
+        μ, in [0, 1). Fixed when the optimizer is made.
+    nesterov : bool
+        Needs a momentum above 0. Fixed when the optimizer is made.
+    weight_decay, clip_norm
+        As in every optimizer, see `Optimizer`.
     """
 
-    name = "sgd"
+    def __init__(self, parameters=None, *, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None):
+        self._momentum = _below_1("momentum", momentum)
+        self._nesterov = checks.boolean("nesterov", nesterov)
+        if nesterov and not momentum:
+            raise ValueError("nesterov=True needs a momentum above 0, for example momentum=0.9")
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
-    def __init__(self, parameters=None, *, lr=0.01):
-        super().__init__(parameters, lr=lr)
+    @property
+    def name(self):
+        if self._nesterov:
+            return "nesterov"
+        return "momentum" if self._momentum else "sgd"
 
-    def coefficients(self, first_step, steps):
-        result = np.zeros((steps, table.COEFFICIENTS))
-        result[:, 0] = self.learning_rates(first_step, steps)
-        return result
+    @property
+    def state_names(self):
+        return ("velocity",) if self._momentum else ()
+
+    @property
+    def momentum(self):
+        return self._momentum
+
+    @property
+    def nesterov(self):
+        return self._nesterov
+
+    def _fill(self, columns, lr, t):
+        columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.momentum, 1.0
+
+    def config(self):
+        return super().config() | {"momentum": self.momentum, "nesterov": self.nesterov}
+
+
+class Momentum(Optimizer):
+    """``V ← β V + (1-β) g`` from zero, ``W ← W - lr V``: an exponentially weighted average of the gradients.
+
+    `SGD` with momentum β is the same with ``lr (1-β)`` for lr.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, optional
+    lr : float or callable
+    beta : float
+        β, in [0, 1).
+    weight_decay, clip_norm
+        As in every optimizer, see `Optimizer`.
+    """
+
+    name = "momentum"
+    state_names = ("velocity",)
+    beta = _Hyperparameter(_below_1)
+
+    def __init__(self, parameters=None, *, lr=0.01, beta=0.9, weight_decay=0.0, clip_norm=None):
+        self.beta = beta
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
+
+    def _fill(self, columns, lr, t):
+        columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.beta, 1 - self.beta
+
+    def config(self):
+        return super().config() | {"beta": self.beta}
+
+
+class RMSProp(Optimizer):
+    """``S ← β S + (1-β) g²``, ``W ← W - lr g / √(S + eps)`` or ``W ← W - lr g / (√S + eps)``.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, optional
+    lr : float or callable
+    beta : float
+        β, in [0, 1).
+    eps : float
+    eps_inside_sqrt : bool
+        Where eps stands; PyTorch has it outside.
+    weight_decay, clip_norm
+        As in every optimizer, see `Optimizer`.
+    """
+
+    name = "rmsprop"
+    state_names = ("square_avg",)
+    beta = _Hyperparameter(_below_1)
+    eps = _Hyperparameter(checks.real)
+    eps_inside_sqrt = _Hyperparameter(checks.boolean)
+
+    def __init__(
+        self, parameters=None, *, lr=1e-3, beta=0.9, eps=1e-8, eps_inside_sqrt=True, weight_decay=0.0, clip_norm=None
+    ):
+        self.beta, self.eps, self.eps_inside_sqrt = beta, eps, eps_inside_sqrt
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
+
+    def _fill(self, columns, lr, t):
+        columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.beta, 1 - self.beta
+        columns[4 if self.eps_inside_sqrt else 5] = self.eps
+
+    def config(self):
+        return super().config() | {"beta": self.beta, "eps": self.eps, "eps_inside_sqrt": self.eps_inside_sqrt}
 
 
 class Adam(Optimizer):
@@ -204,6 +335,8 @@ class Adam(Optimizer):
     betas : pair of floats
         β₁ and β₂, in [0, 1).
     eps : float
+    weight_decay, clip_norm
+        As in every optimizer, see `Optimizer`.
     """
 
     name = "adam"
@@ -211,22 +344,46 @@ class Adam(Optimizer):
     betas = _Hyperparameter(_betas)
     eps = _Hyperparameter(checks.real)
 
-    def __init__(self, parameters=None, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    def __init__(self, parameters=None, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip_norm=None):
         self.betas, self.eps = betas, eps
-        super().__init__(parameters, lr=lr)
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
-    def coefficients(self, first_step, steps):
+    def _fill(self, columns, lr, t):
         beta1, beta2 = self.betas
-        t = np.arange(first_step + 1, first_step + steps + 1, dtype=np.float64)
-        correction1, root2 = 1 - beta1**t, np.sqrt(1 - beta2**t)
-        result = np.zeros((steps, table.COEFFICIENTS))
-        result[:, 0] = self.learning_rates(first_step, steps) * root2 / correction1
-        result[:, 1:5] = beta1, 1 - beta1, beta2, 1 - beta2
-        result[:, 5] = self.eps * root2
-        return result
+        root2 = np.sqrt(1 - beta2**t)
+        columns[0] = lr * root2 / (1 - beta1**t)
+        columns[1], columns[2], columns[3], columns[4] = beta1, 1 - beta1, beta2, 1 - beta2
+        columns[5] = self.eps * root2
+        columns[6] = self.weight_decay
 
     def config(self):
-        return {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        return super().config() | {"betas": self.betas, "eps": self.eps}
 
 
-OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Adam)}
+class AdamW(Adam):
+    """`Adam` with decay apart from the gradient: ``W ← (1 - lr weight_decay) W - lr m̂ / (√v̂ + eps)``.
+
+    Loshchilov & Hutter, "Decoupled weight decay regularization", 2019.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, optional
+    lr : float or callable
+    betas : pair of floats
+        β₁ and β₂, in [0, 1).
+    eps : float
+    weight_decay : float
+        Biases decay as well.
+    clip_norm
+        As in every optimizer, see `Optimizer`.
+    """
+
+    def __init__(self, parameters=None, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=None):
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
+
+    def _fill(self, columns, lr, t):
+        super()._fill(columns, lr, t)
+        columns[6], columns[7] = 0, lr * self.weight_decay
+
+
+OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Momentum, RMSProp, Adam, AdamW)}

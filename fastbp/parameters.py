@@ -4,6 +4,8 @@ The table (``kernels/table.py``) says where a weight or a bias lies. What users 
 ``(in, out)`` and ``(out,)`` and packed copies; what padding holds means nothing.
 """
 
+import math
+
 import numpy as np
 
 from . import backend, checks
@@ -88,6 +90,23 @@ class Parameters:
         if self._gradients_stored:
             self._gradients.fill(0)
 
+    def gradient_norm(self):
+        """Euclidean norm of all stored gradients, in float64; padding does not count."""
+        rows = (np.einsum("...i,...i->...", view, view, dtype=np.float64) for view in real(self.gradient_views))
+        return math.sqrt(sum(float(row.sum()) for row in rows))
+
+    def scale_gradients(self, factor):
+        """Multiply the stored gradients."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.multiply(self.gradients, self.dtype.type(factor), out=self._gradients)
+
+    def finite(self):
+        """Whether all values are finite; so large that their sum is not counts as not."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(np.add.reduce(self.values)):  # of padding as well, which may hold anything
+                return True
+            return all(math.isfinite(np.add.reduce(view, axis=None)) for view in real(self.views))
+
     # ----------------------------------------------------------------------------------- views
     def named(self):
         """A `Parameter` for every weight and bias, in the order of the layers."""
@@ -111,13 +130,16 @@ class Parameters:
     # ------------------------------------------------------------------------- packed copies
     def pack(self, views):
         """One-dimensional copy without padding: layer by layer the weight row by row, then the bias."""
-        parts = [view.ravel() for pair in views for view in pair if view is not None]
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+        flat, start = np.empty(self.count, self.dtype), 0
+        for view in real(views):
+            flat[start : start + view.size].reshape(view.shape)[...] = view
+            start += view.size
+        return flat
 
     def unpack(self, flat, views):
         """Write a packed array into the views."""
         start = 0
-        for view in (view for pair in views for view in pair if view is not None):
+        for view in real(views):
             view[...] = flat[start : start + view.size].reshape(view.shape)
             start += view.size
 
@@ -128,13 +150,18 @@ class Parameters:
     @property
     def count(self):
         """Number of real parameters."""
-        return sum(view.size for pair in self.views for view in pair if view is not None)
+        return sum(view.size for view in real(self.views))
 
     def checked_flat(self, argument, value):
         """``value`` as a packed array of all parameters."""
         array = checks.numeric(argument, value)
         checks.shape(argument, array, (self.count,))
         return array
+
+
+def real(views):
+    """The arrays among (weight, bias) views, in order."""
+    return [view for pair in views for view in pair if view is not None]
 
 
 class Parameter:

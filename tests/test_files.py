@@ -82,6 +82,30 @@ def test_function_as_rate_has_to_be_given_again(device, trained, tmp_path):
     loaded.train_step(*data(), fastbp.CrossEntropyLoss(), loaded.optimizer)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: fastbp.SGD(lr=0.01, momentum=0.5, nesterov=True, clip_norm=1.0),
+        lambda: fastbp.Momentum(lr=fastbp.CosineSchedule(0.01, 100), weight_decay=1e-3),
+        lambda: fastbp.RMSProp(lr=fastbp.WarmupSchedule(fastbp.StepSchedule(0.01, 3), 4)),
+        lambda: fastbp.AdamW(lr=fastbp.OneCycleSchedule(0.01, 100)),
+    ],
+)
+def test_optimizers_and_losses_come_back_whole(device, tmp_path, optimizer):
+    arguments = {"loss": fastbp.CrossEntropyLoss(0.1, [1.0, 2.0, 3.0]), "batch_size": 8, "verbose": False}
+    layers = fastbp.Linear(4, 8), fastbp.LeakyReLU(0.1), fastbp.Linear(8, 4), fastbp.GELU("tanh"), fastbp.Linear(4, 3)
+    model, optimizer = fastbp.Sequential(*layers, device=device, seed=0), optimizer()
+    model.fit(*data(), optimizer=optimizer, **arguments)
+    model.save(tmp_path / "model.npz", optimizer)
+    loaded = fastbp.load(tmp_path / "model.npz", device=device)
+    assert repr(loaded) == repr(model)
+    assert repr(loaded.optimizer) == repr(optimizer)
+    assert repr(loaded._loss) == repr(arguments["loss"])
+    loaded.fit(*data(), optimizer=loaded.optimizer, **arguments)
+    model.fit(*data(), optimizer=optimizer, **arguments)
+    np.testing.assert_array_equal(loaded.flat_parameters, model.flat_parameters)
+
+
 def test_numpy_reads_the_arrays(trained, tmp_path):
     model, _ = trained
     model.save(tmp_path / "model.npz")

@@ -1,16 +1,17 @@
 """Losses and the gradients of exactly them; optimizers against their equations."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
 import pytest
 
 import fastbp
-from fastbp import losses, optimizers
+from fastbp import losses, optimizers, schedules
 from fastbp.kernels import table
 
-LOSSES = [fastbp.HalfSquaredErrorLoss, fastbp.MSELoss, fastbp.CrossEntropyLoss]
+LOSSES = list(losses.LOSSES.values())
 
 
 @pytest.fixture
@@ -18,8 +19,16 @@ def rng():
     return np.random.default_rng(0)
 
 
+def prediction_for(loss, rng, rows, outputs):
+    """Probabilities where the loss takes them, else any numbers."""
+    shape = rows, outputs
+    return rng.uniform(0.1, 0.9, shape) if isinstance(loss, fastbp.BCELoss) else rng.normal(size=shape)
+
+
 def target_for(loss, rng, rows, outputs):
-    return rng.integers(0, outputs, rows) if loss.labels else rng.normal(size=(rows, outputs))
+    if isinstance(loss, fastbp.CrossEntropyLoss):
+        return rng.integers(0, outputs, rows)
+    return rng.uniform(size=(rows, outputs)) if loss.target_range else rng.normal(size=(rows, outputs))
 
 
 # --------------------------------------------------------------------------------------- losses
@@ -62,8 +71,7 @@ def test_cross_entropy_does_not_overflow(device):
 @pytest.mark.parametrize("make", LOSSES)
 def test_gradient_is_that_of_the_value(device, rng, make, weighted):
     loss = make(device=device)
-    s = rng.normal(size=(5, 3))
-    y = target_for(loss, rng, 5, 3)
+    s, y = prediction_for(loss, rng, 5, 3), target_for(loss, rng, 5, 3)
     weight = rng.uniform(0, 2, 5) if weighted else None
     gradient = loss(s, y, weight)[1]
     numeric = np.empty_like(s)
@@ -78,7 +86,7 @@ def test_gradient_is_that_of_the_value(device, rng, make, weighted):
 @pytest.mark.parametrize("make", LOSSES)
 def test_weights(device, rng, make):
     loss = make(device=device)
-    s, y = rng.normal(size=(5, 3)), target_for(loss, rng, 5, 3)
+    s, y = prediction_for(loss, rng, 5, 3), target_for(loss, rng, 5, 3)
     plain, weighted = loss(s, y), loss(s, y, [2, 2, 2, 2, 2])
     np.testing.assert_allclose(plain[0], weighted[0], rtol=1e-15)
     np.testing.assert_allclose(plain[1], weighted[1], rtol=1e-14)
@@ -92,7 +100,7 @@ def test_weights(device, rng, make):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_and_arguments_are_kept(device, rng, make, dtype):
     loss = make(device=device)
-    s, y = rng.normal(size=(5, 3)).astype(dtype), target_for(loss, rng, 5, 3)
+    s, y = prediction_for(loss, rng, 5, 3).astype(dtype), target_for(loss, rng, 5, 3)
     before = s.copy(), y.copy()
     value, gradient = loss(s, y)
     assert isinstance(value, float)
@@ -105,7 +113,7 @@ def test_dtype_and_arguments_are_kept(device, rng, make, dtype):
 def test_nan_propagates(device, make):
     loss = make(device=device)
     s = np.array([[np.nan, 1.0], [0.0, 1.0]])
-    assert np.isnan(loss(s, [0, 1] if loss.labels else np.zeros((2, 2)))[0])
+    assert np.isnan(loss(s, [0, 1] if make is fastbp.CrossEntropyLoss else np.zeros((2, 2)))[0])
 
 
 @pytest.mark.parametrize(
@@ -131,11 +139,105 @@ def test_bad_arguments_of_losses(device, make, arguments, error, match):
         make(device=device)(*arguments)
 
 
+# ------------------------------------------------------------------ labels, probabilities, weights
+def test_huber_and_l1(device):
+    s, y = np.array([[0.5, -3.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [1.0, 4.0]])
+    value, gradient = fastbp.HuberLoss(delta=2.0, device=device)(s, y)
+    np.testing.assert_allclose(value, (0.125 + 2 * (3 - 1) + 0 + 2 * (4 - 1)) / 4)
+    np.testing.assert_allclose(gradient, np.array([[0.5, -2], [0, -2]]) / 4)
+    value, gradient = fastbp.L1Loss(device=device)(s, y)
+    np.testing.assert_allclose(value, 7.5 / 4)
+    np.testing.assert_allclose(gradient, np.array([[1, -1], [0, -1]]) / 4)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_labels_are_the_probabilities_of_a_one_hot_row(device, rng, smoothing):
+    s, y = rng.normal(size=(6, 4)), np.array([0, 3, 1, 1, 2, 0])
+    loss = fastbp.CrossEntropyLoss(label_smoothing=smoothing, device=device)
+    for weight in (None, rng.uniform(1, 2, 6)):
+        by_labels, by_rows = loss(s, y, weight), loss(s, np.eye(4)[y], weight)
+        np.testing.assert_allclose(by_labels[0], by_rows[0], rtol=1e-14)
+        np.testing.assert_allclose(by_labels[1], by_rows[1], rtol=1e-13, atol=1e-16)
+    smoothed = (1 - smoothing) * np.eye(4)[y] + smoothing / 4
+    log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(loss(s, y)[0], -(smoothed * log_p).sum(axis=1).mean())
+    np.testing.assert_allclose(loss(s, y)[1], (np.exp(log_p) - smoothed) / 6, rtol=1e-12, atol=1e-15)
+
+
+def test_class_weights_and_sample_weights_multiply(device, rng):
+    s, y, w, c = rng.normal(size=(5, 3)), np.array([0, 2, 1, 1, 0]), rng.uniform(0, 2, 5), [0.5, 2.0, 0.0]
+    plain = fastbp.CrossEntropyLoss(device=device)
+    weighted = fastbp.CrossEntropyLoss(class_weight=c, device=device)
+    for sample_weight, row_weight in ((None, np.array(c)[y]), (w, w * np.array(c)[y])):
+        value, gradient = weighted(s, y, sample_weight)
+        expected = plain(s, y, row_weight)
+        assert value == expected[0]
+        np.testing.assert_array_equal(gradient, expected[1])
+    p = rng.dirichlet(np.ones(3), 5)
+    np.testing.assert_allclose(weighted(s, p, w)[0], plain(s, p, w * (p @ c))[0], rtol=1e-14)
+
+
+def test_classes_of_weight_0_alone_are_an_error(device):
+    loss = fastbp.CrossEntropyLoss(class_weight=[0, 1], device=device)
+    with pytest.raises(ValueError, match="every row a weight of 0"):
+        loss(np.ones((2, 2)), [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: fastbp.HuberLoss(0), ValueError, "delta must be above 0, got 0"),
+        (lambda: fastbp.HuberLoss(-1), ValueError, "delta must be at least 0"),
+        (lambda: fastbp.CrossEntropyLoss(1.0), ValueError, "label_smoothing must be at least 0 and below 1"),
+        (lambda: fastbp.CrossEntropyLoss(class_weight=[1, -1]), ValueError, r"class_weight\[1\] = -1"),
+        (lambda: fastbp.CrossEntropyLoss(class_weight=[0, 0]), ValueError, "sum above 0"),
+        (lambda: fastbp.CrossEntropyLoss(class_weight=[[1, 2]]), ValueError, "one weight a class"),
+        (
+            lambda: fastbp.CrossEntropyLoss(class_weight=[1, 2])(np.ones((1, 3)), [0]),
+            ValueError,
+            "each of the 3 outputs",
+        ),
+        (lambda: fastbp.CrossEntropyLoss()(np.ones((1, 2)), [[0, 1]]), ValueError, r"target.astype\(float\)"),
+        (
+            lambda: fastbp.CrossEntropyLoss()(np.ones((1, 2)), [[-0.5, 1.5]]),
+            ValueError,
+            r"0 to 1.*\[0, 0\] = -0.5",
+        ),
+        (lambda: fastbp.BCELoss()(np.ones((1, 2)), [[0, 2]]), ValueError, r"from 0 to 1, got target\[0, 1\] = 2"),
+        (lambda: fastbp.BCEWithLogitsLoss()(np.ones((2, 1)), [0, -1]), ValueError, r"target\[1, 0\] = -1"),
+        (lambda: fastbp.MSELoss(device="tpu"), ValueError, "device must be one of"),
+    ],
+)
+def test_bad_arguments_of_losses_with_arguments(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    "loss", [fastbp.HuberLoss(0.5), fastbp.CrossEntropyLoss(0.1, [1, 2.5]), fastbp.BCELoss(), fastbp.CrossEntropyLoss()]
+)
+def test_config_makes_the_same_loss(loss):
+    other = losses.LOSSES[type(loss).__name__](**loss.config())
+    assert repr(other) == repr(loss)
+    assert json.loads(json.dumps(loss.config())) == loss.config()
+
+
+def test_probabilities(rng):
+    s = rng.normal(size=(4, 3)) * 1000
+    p = fastbp.BCEWithLogitsLoss.probabilities(s)
+    assert np.isfinite(p).all()
+    np.testing.assert_allclose(fastbp.BCEWithLogitsLoss.probabilities(s / 1000), 1 / (1 + np.exp(-s / 1000)))
+    assert fastbp.BCELoss.probabilities(s) is s
+
+
 def test_every_loss_and_optimizer_of_the_contract_has_a_class():
-    assert {cls.name for cls in losses.LOSSES.values()} == set(table.LOSSES)
-    assert {cls.name for cls in optimizers.OPTIMIZERS.values()} == set(table.OPTIMIZERS)
-    for cls in optimizers.OPTIMIZERS.values():
-        assert len(cls.state_names) == table.OPTIMIZER_STATES[cls.name]
+    labels, matrix = np.zeros(2, np.int64), np.zeros((2, 2))
+    assert {cls().kernel(target) for cls in losses.LOSSES.values() for target in (labels, matrix)} == set(table.LOSSES)
+    made = [cls() for cls in optimizers.OPTIMIZERS.values()]
+    made += [fastbp.SGD(momentum=0.9), fastbp.SGD(momentum=0.9, nesterov=True)]
+    assert {optimizer.name for optimizer in made} == set(table.OPTIMIZERS)
+    for optimizer in made:
+        assert len(optimizer.state_names) == table.OPTIMIZER_STATES[optimizer.name]
 
 
 # ----------------------------------------------------------------------------------- optimizers
@@ -179,6 +281,209 @@ def test_adam_of_the_paper(device):
     state = optimizer.state_dict()
     np.testing.assert_allclose(state["exp_avg"], m, rtol=1e-12)  # not the divided moments
     np.testing.assert_allclose(state["exp_avg_sq"], v, rtol=1e-12)
+
+
+def trajectory(device, optimizer, update, steps=5):
+    """Steps of an optimizer beside those of ``update(weights, gradient, t)``."""
+    model, gradient = quadratic(device)
+    optimizer.bind(model._parameters)
+    weights = model.flat_parameters
+    for t in range(1, steps + 1):
+        weights = update(weights, gradient(), t)
+        optimizer.step()
+        np.testing.assert_allclose(model.flat_parameters, weights, rtol=1e-11, atol=1e-14)
+
+
+class Update:
+    """Steps written out, with an L2 penalty; what stands between steps is kept as attributes."""
+
+    def __init__(self, l2=0.0):
+        self.l2, self.v = l2, 0.0
+
+    def sgd(self, w, g, t):
+        return w - 0.1 * (g + self.l2 * w)
+
+    def classical(self, w, g, t):
+        self.v = 0.8 * self.v + (g + self.l2 * w)
+        return w - 0.1 * self.v
+
+    def nesterov(self, w, g, t):
+        g = g + self.l2 * w
+        self.v = 0.8 * self.v + g
+        return w - 0.1 * (g + 0.8 * self.v)
+
+    def average(self, w, g, t):
+        self.v = 0.8 * self.v + 0.2 * (g + self.l2 * w)
+        return w - 0.1 * self.v
+
+    def rmsprop(self, w, g, t):
+        g = g + self.l2 * w
+        self.v = 0.8 * self.v + 0.2 * g**2
+        return w - 0.1 * g / np.sqrt(self.v + 1e-3)
+
+    def rmsprop_outside(self, w, g, t):
+        g = g + self.l2 * w
+        self.v = 0.8 * self.v + 0.2 * g**2
+        return w - 0.1 * g / (np.sqrt(self.v) + 1e-3)
+
+    def adam(self, w, g, t, decay=0.0):
+        g = g + self.l2 * w
+        m, v = self.v if self.v else (0.0, 0.0)
+        self.v = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        return (1 - 0.1 * decay) * w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+    def adamw(self, w, g, t):
+        return self.adam(w, g, t, decay=0.3)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("cls", "arguments", "update"),
+    [
+        (fastbp.SGD, {}, Update.sgd),
+        (fastbp.SGD, {"momentum": 0.8}, Update.classical),
+        (fastbp.SGD, {"momentum": 0.8, "nesterov": True}, Update.nesterov),
+        (fastbp.Momentum, {"beta": 0.8}, Update.average),
+        (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3}, Update.rmsprop),
+        (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3, "eps_inside_sqrt": False}, Update.rmsprop_outside),
+        (fastbp.Adam, {}, Update.adam),
+    ],
+)
+def test_optimizers_with_and_without_l2(device, cls, arguments, update, l2):
+    step = Update(l2)
+    trajectory(device, cls(lr=0.1, weight_decay=l2, **arguments), lambda w, g, t: update(step, w, g, t))
+
+
+def test_decay_of_adamw_is_apart_from_the_gradient(device):
+    trajectory(device, fastbp.AdamW(lr=0.1, weight_decay=0.3), Update().adamw)
+    assert fastbp.AdamW().weight_decay == 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clip_norm_is_that_of_all_real_parameters(device, dtype):
+    model = fastbp.Sequential(fastbp.Linear(3, 20), fastbp.Linear(20, 2), dtype=dtype, device=device, seed=0)
+    optimizer = fastbp.SGD(model.parameters(), lr=1.0, clip_norm=0.5)
+    before = model.flat_parameters
+    model.flat_gradients = np.zeros_like(before)
+    model._parameters.gradients.fill(np.nan)  # what padding holds
+    gradient = np.linspace(-1, 1, before.size).astype(dtype)
+    model.flat_gradients = gradient
+    optimizer.step()
+    moved = before - model.flat_parameters
+    np.testing.assert_allclose(moved, 0.5 * gradient / np.linalg.norm(gradient), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(model.flat_gradients), 0.5, rtol=1e-6)
+    before = model.flat_parameters
+    model.flat_gradients = np.full(before.size, 0.5 / before.size)  # a smaller norm is left alone
+    optimizer.step()
+    np.testing.assert_allclose(model.flat_parameters, before - model.flat_gradients, atol=1e-7)
+
+
+def test_clipped_steps_are_the_same_in_every_loop(device):
+    x, y = np.random.default_rng(1).normal(size=(2, 12, 3))
+    y = y[:, :2]
+    results = []
+    for how in ("own loop", "train_step", "fit"):
+        model, _ = quadratic(device)
+        loss, optimizer = fastbp.MSELoss(device=device), fastbp.Adam(model.parameters(), lr=0.1, clip_norm=0.01)
+        if how == "fit":
+            model.fit(x, y, loss=loss, optimizer=optimizer, batch_size=4, shuffle=False, verbose=False)
+        for start in range(0, 12, 4) if how != "fit" else ():
+            xb, yb = x[start : start + 4], y[start : start + 4]
+            if how == "train_step":
+                model.train_step(xb, yb, loss, optimizer)
+            else:
+                model.backward(loss(model(xb), yb)[1])
+                optimizer.step()
+        results.append(model.flat_parameters)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_reset_begins_anew(device):
+    model, gradient = quadratic(device)
+    optimizer = fastbp.Adam(model.parameters(), lr=0.1)
+    gradient()
+    optimizer.step()
+    optimizer.reset()
+    assert optimizer.step_count == 0
+    assert not optimizer.state_dict()["exp_avg"].any()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        fastbp.SGD(momentum=0.5, nesterov=True, clip_norm=1),
+        fastbp.Momentum(beta=0.5),
+        fastbp.RMSProp(eps_inside_sqrt=False, weight_decay=0.5),
+        fastbp.AdamW(betas=(0.5, 0.6)),
+    ],
+)
+def test_config_makes_the_same_optimizer(optimizer):
+    assert repr(type(optimizer)(**optimizer.config())) == repr(optimizer)
+
+
+def test_what_decides_the_kernel_is_fixed():
+    optimizer = fastbp.SGD()
+    for name in ("momentum", "nesterov", "clip_norm"):
+        with pytest.raises(AttributeError):
+            setattr(optimizer, name, 0.9)
+
+
+# ------------------------------------------------------------------------------------- schedules
+SCHEDULES = [
+    fastbp.CosineSchedule(0.1, 10, 0.01),
+    fastbp.OneCycleSchedule(0.1, 10),
+    fastbp.StepSchedule(0.1, 4, 0.5),
+    fastbp.WarmupSchedule(0.1, 5),
+    fastbp.WarmupSchedule(fastbp.CosineSchedule(0.1, 10), 5),
+]
+
+
+def test_schedules():
+    cosine = fastbp.CosineSchedule(0.1, 10, final_lr=0.02)
+    np.testing.assert_allclose([cosine(0), cosine(5), cosine(10), cosine(99)], [0.1, 0.06, 0.02, 0.02])
+    np.testing.assert_allclose([fastbp.StepSchedule(0.1, 3)(i) for i in (0, 2, 3, 6)], [0.1, 0.1, 0.01, 0.001])
+    warmup = fastbp.WarmupSchedule(fastbp.StepSchedule(0.8, 1, 0.5), 4)
+    np.testing.assert_allclose([warmup(i) for i in range(7)], [0.2, 0.4, 0.6, 0.8, 0.8, 0.4, 0.2])
+    assert fastbp.WarmupSchedule(0.8, 4)(100) == 0.8
+    cycle = fastbp.OneCycleSchedule(1.0, 20, rise=0.3)
+    np.testing.assert_allclose([cycle(0), cycle(5), cycle(19), cycle(50)], [0.04, 1.0, 4e-6, 4e-6])
+    rates = [cycle(i) for i in range(20)]
+    assert np.argmax(rates) == 5
+    np.testing.assert_allclose(rates[12], 4e-6 + (1 - 4e-6) * (1 + np.cos(np.pi * 7 / 14)) / 2)
+    assert [fastbp.OneCycleSchedule(1.0, 1)(i) for i in range(2)] == [4e-6, 4e-6]
+    assert all(0 <= fastbp.OneCycleSchedule(1.0, 3, rise=0.3)(i) <= 1 for i in range(5))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_schedules_can_be_kept(schedule):
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    assert len({schedule, copy.deepcopy(schedule)}) == 1
+    assert schedules.from_json(json.loads(json.dumps(schedules.to_json(schedule)))) == schedule
+    assert eval(repr(schedule), vars(fastbp)) == schedule
+
+
+def test_functions_cannot_be_kept():
+    assert schedules.to_json(lambda step: 0.1) is None
+    assert schedules.to_json(fastbp.WarmupSchedule(lambda step: 0.1, 5)) is None
+    assert schedules.from_json(0.1) == schedules.to_json(0.1) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: fastbp.CosineSchedule(-1, 10), ValueError, "lr must be at least 0"),
+        (lambda: fastbp.CosineSchedule(0.1, 0), ValueError, "steps must be at least 1"),
+        (lambda: fastbp.OneCycleSchedule(0.1, 10, rise=0), ValueError, "rise must be above 0"),
+        (lambda: fastbp.OneCycleSchedule(0.1, 10, rise=1.0), ValueError, "rise must be at least 0 and below 1"),
+        (lambda: fastbp.OneCycleSchedule(0.1, 10, start_factor=0), ValueError, "start_factor must be above 0"),
+        (lambda: fastbp.StepSchedule(0.1, 2.5), TypeError, "every must be an integer"),
+        (lambda: fastbp.WarmupSchedule("0.1", 5), TypeError, "lr must be a real number"),
+    ],
+)
+def test_bad_arguments_of_schedules(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
 
 
 def test_rate_from_a_function_of_the_step(device):
@@ -240,6 +545,12 @@ def test_second_model_is_refused(device):
         (lambda: fastbp.Adam(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be at least 0 and below 1"),
         (lambda: fastbp.Adam(betas=0.9), ValueError, "pair"),
         (lambda: fastbp.Adam(eps=-1), ValueError, "eps must be"),
+        (lambda: fastbp.Adam(weight_decay=-1), ValueError, "weight_decay must be at least 0"),
+        (lambda: fastbp.Adam(clip_norm=0), ValueError, "clip_norm must be above 0"),
+        (lambda: fastbp.SGD(momentum=1), ValueError, "momentum must be at least 0 and below 1"),
+        (lambda: fastbp.SGD(nesterov=True), ValueError, "nesterov=True needs a momentum above 0"),
+        (lambda: fastbp.Momentum(beta=1), ValueError, "beta must be at least 0 and below 1"),
+        (lambda: fastbp.RMSProp(eps_inside_sqrt=1), TypeError, "eps_inside_sqrt must be True or False"),
         (lambda: fastbp.SGD().step(), RuntimeError, "has no parameters"),
     ],
 )

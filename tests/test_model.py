@@ -445,6 +445,33 @@ def test_predict_proba(device, rng):
     np.testing.assert_allclose(expected.sum(axis=1), 1)
 
 
+def test_predict_proba_of_binary_losses(device, rng):
+    model = small(device)
+    x = rng.normal(size=(4, 3))
+    for loss, expected in (
+        (fastbp.BCEWithLogitsLoss(), 1 / (1 + np.exp(-model.predict(x)))),
+        (fastbp.BCELoss(), model.predict(x)),
+    ):
+        np.testing.assert_allclose(model.predict_proba(x, loss), expected, rtol=1e-14)
+    with pytest.raises(ValueError, match="needs a classification loss"):
+        model.predict_proba(x, fastbp.MSELoss())
+
+
+def test_train_step_takes_labels_and_probabilities_in_turn(device, rng):
+    x, labels = rng.normal(size=(4, 3)), np.array([0, 1, 0, 1])
+    loss, soft = fastbp.CrossEntropyLoss(class_weight=[1, 3], device=device), np.eye(2)[labels]
+    model, own = small(device), small(device)
+    optimizer, own_optimizer = fastbp.SGD(lr=0.1), fastbp.SGD(own.parameters(), lr=0.1)
+    for y in (labels, soft, labels, labels.astype(np.int8), soft.astype(np.float32)):
+        value, gradient = loss(own(x), y)
+        own.backward(gradient)
+        own_optimizer.step()
+        assert model.train_step(x, y, loss, optimizer) == pytest.approx(value, rel=1e-12)
+        np.testing.assert_allclose(model.flat_parameters, own.flat_parameters, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"y\[1, 0\] = 7"):
+        model.train_step(x, soft + np.array([[0, 0], [7, 0], [0, 0], [0, 0]]), loss, optimizer)
+
+
 # ---------------------------------------------------------------------------------- the object
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_are_whole_and_independent(device, rng, duplicate):

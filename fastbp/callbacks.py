@@ -1,0 +1,94 @@
+"""Watching and stopping `Sequential.fit`: objects with some of the methods in ``METHODS``."""
+
+import math
+
+import numpy as np
+
+from . import checks
+
+METHODS = {
+    "on_fit_begin": "on_fit_begin(model, run)",
+    "on_batch_end": "on_batch_end(model, record)",
+    "on_epoch_end": "on_epoch_end(model, record)",
+    "on_fit_end": "on_fit_end(model, history)",
+}
+
+
+class EarlyStopping:
+    """Stop when the loss has not become lower for some epochs, and put the best weights back.
+
+    Watches ``val_loss``; without validation data the training loss, and says so.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement after which training stops.
+    min_delta : float
+        By how much the loss has to become lower to count.
+    restore_best : bool
+        Give the model the weights of the best epoch at the end, whether it came early or not. The state of the
+        optimizer stays.
+
+    Attributes
+    ----------
+    best : float
+    best_epoch : int or None
+    """
+
+    def __init__(self, patience=5, min_delta=0.0, restore_best=True):
+        self.patience = checks.integer("patience", patience, minimum=1)
+        self.min_delta = checks.real("min_delta", min_delta)
+        self.restore_best = checks.boolean("restore_best", restore_best)
+
+    def on_fit_begin(self, model, run):
+        self.best, self.best_epoch, self._weights = math.inf, None, None
+        self._watched = "val_loss" if run["validation_rows"] else "loss"
+        if run["verbose"] and not run["validation_rows"]:
+            print("early stopping watches the training loss: there is no validation data")
+
+    def on_epoch_end(self, model, record):
+        if record[self._watched] < self.best - self.min_delta:
+            self.best, self.best_epoch = record[self._watched], record["epoch"]
+            if self.restore_best:
+                values = model._parameters.values
+                self._weights = np.empty_like(values) if self._weights is None else self._weights
+                np.copyto(self._weights, values)
+        return record["epoch"] - (self.best_epoch or 0) >= self.patience
+
+    def on_fit_end(self, model, history):
+        if self._weights is not None:
+            np.copyto(model._parameters.values, self._weights)
+            self._weights = None
+
+
+class Printer:
+    """One plain line an epoch."""
+
+    def on_fit_begin(self, model, run):
+        self._epochs = run["epochs"]
+
+    def on_epoch_end(self, model, record):
+        parts = [f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"]
+        parts += [
+            f"{key} {record[key]:.4f}"
+            for key in ("loss", "val_loss", "accuracy", "val_accuracy")
+            if record[key] is not None
+        ]
+        print("  ".join([*parts, f"lr {record['lr']:.3g}", f"{record['seconds']:.2f} s"]), flush=True)
+
+
+def checked(callbacks):
+    """The callbacks as a list; refuses what has none of the methods that are called."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list, got {callbacks!r}; pass callbacks=[…]")
+    for callback in callbacks:
+        if not any(hasattr(callback, name) for name in METHODS):
+            *most, last = METHODS.values()
+            raise TypeError(f"a callback must have {', '.join(most)} or {last}; got {callback!r}")
+    return list(callbacks)
+
+
+def call(callbacks, name, *arguments):
+    """Call the method of every callback that has it; whether any returned true."""
+    answers = [getattr(callback, name)(*arguments) for callback in callbacks if hasattr(callback, name)]
+    return any(answers)  # after every callback was called

@@ -1,0 +1,188 @@
+"""Data to train on: what is accepted, checked and in which order it is used.
+
+Arrays and memory maps are one chunk of rows, used every epoch; an iterable gives chunks as they come. Nothing is
+converted or copied here but labels and weights.
+"""
+
+import copy
+import mmap
+
+import numpy as np
+
+from . import backend, checks
+from .losses import Loss
+
+SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
+
+
+# -------------------------------------------------------------------------------------- order
+def epoch_rows(kernels, generator, rows, shuffle, by_blocks):
+    """The rows (int64) in the order of one epoch."""
+    if not shuffle:
+        return rows
+    if not by_blocks:
+        return _shuffled(kernels, generator, rows)
+    blocks = [rows[start : start + SHUFFLE_BLOCK] for start in range(0, len(rows), SHUFFLE_BLOCK)]
+    order = _shuffled(kernels, generator, np.arange(len(blocks)))
+    return np.concatenate([_shuffled(kernels, generator, blocks[i]) for i in order])
+
+
+def _shuffled(kernels, generator, rows):
+    """A permuted copy."""
+    rows = rows.copy()
+    kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
+    return rows
+
+
+def is_memory_map(array):
+    """Whether the array lies in a file that is mapped into memory."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
+
+
+def count_steps(rows, batch_size, drop_last):
+    """Batches in an epoch."""
+    if drop_last and rows < batch_size:
+        raise ValueError(
+            f"drop_last=True leaves nothing to train on: batch_size is {batch_size} and there are {rows} rows; "
+            f"use a smaller batch_size or drop_last=False"
+        )
+    return rows // batch_size if drop_last else -(-rows // batch_size)
+
+
+def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
+    """Batches of one epoch, for loops of one's own.
+
+    Parameters
+    ----------
+    X : array (n, …)
+    y : array (n, …)
+    batch_size : int
+    shuffle : bool
+        Arrays by a full permutation, memory maps by blocks of ``data.SHUFFLE_BLOCK`` rows.
+    seed : int, optional
+    drop_last : bool
+        Leave out a last batch that is short.
+
+    Returns
+    -------
+    iterator of (xb, yb)
+    """
+    X, y = checks.numeric("X", X), checks.numeric("y", y)
+    if X.ndim == 0 or y.ndim == 0 or len(X) != len(y):
+        raise ValueError(f"X and y must have the same number of rows, got shapes {X.shape} and {y.shape}")
+    checks.not_empty("X", X)
+    batch_size = checks.integer("batch_size", batch_size, minimum=1)
+    shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+    steps = count_steps(len(X), batch_size, drop_last)
+    rows = np.arange(len(X))
+    rows = epoch_rows(backend.load("cpu"), checks.generator("seed", seed), rows, shuffle, is_memory_map(X))
+    chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
+    return ((X[part], y[part]) for part in chosen)
+
+
+# -------------------------------------------------------------------------------------- checked
+def checked_pair(model, loss, X, y, names):
+    """X and y as arrays that can be trained on, whose values are all finite; nothing is copied but labels."""
+    X = checks.matrix(names[0], X, model.in_features)
+    checks.not_empty(names[0], X)
+    if isinstance(loss, Loss):
+        y = loss.checked_target(names[1], y, len(X), model.out_features)
+    else:
+        y = checks.numeric(names[1], y)
+        if y.ndim == 0 or len(y) != len(X):
+            raise ValueError(f"{names[1]} must have {len(X)} rows as {names[0]} has, got shape {y.shape}")
+    checks.finite(names[0], X, model.dtype)
+    checks.finite(names[1], y, model.dtype)
+    return X, y
+
+
+class Chunk:
+    """Rows that have been checked for a model and a loss.
+
+    Attributes
+    ----------
+    X, y : arrays
+    weight : float64 array (n,) or None
+        What every row counts: its sample weight times its class weight.
+    rows : int64 array
+        The rows to train on: those whose weight is not 0.
+    """
+
+    def __init__(self, model, loss, X, y, sample_weight=None, names=("X", "y", "sample_weight")):
+        self.by_blocks = is_memory_map(X)
+        self.X, self.y = checked_pair(model, loss, X, y, names)
+        if sample_weight is not None:
+            sample_weight = checks.weights(names[2], sample_weight, len(self.X))
+        self.weight = loss.row_weight(self.y, sample_weight) if isinstance(loss, Loss) else sample_weight
+        self.rows = np.arange(len(self.X)) if self.weight is None else np.flatnonzero(self.weight)
+
+    def of_rows(self, argument, rows):
+        """The same data, of which only these rows are trained on."""
+        rows = checks.rows(argument, rows, len(self.X))
+        chunk = copy.copy(self)
+        chunk.rows = rows if self.weight is None else rows[self.weight[rows] > 0]
+        if not len(chunk.rows):
+            raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
+        return chunk
+
+    def order(self, model, shuffle):
+        """The rows in the order of one epoch, by the generator of the model."""
+        return epoch_rows(model._kernels, model.generator, self.rows, shuffle, self.by_blocks)
+
+    def epoch(self):
+        """The chunks of an epoch: this one."""
+        return (self,)
+
+
+class Chunks:
+    """Chunks that an iterable gives, each checked before it is used."""
+
+    def __init__(self, model, loss, X, epochs):
+        self.model, self.loss, self.X = model, loss, X
+        self.called = callable(X) and not hasattr(X, "__iter__")
+        if not self.called:
+            first = _iterator("X", X)
+            if first is X and epochs > 1:
+                raise ValueError(
+                    f"X is an iterator, which gives its chunks once, and epochs is {epochs}: pass a function that "
+                    f"returns a new iterator for every epoch, or a list of chunks"
+                )
+
+    def epoch(self):
+        """The chunks of an epoch."""
+        chunks = _iterator("what the function X returns", self.X()) if self.called else iter(self.X)
+        count = 0
+        for count, chunk in enumerate(chunks, 1):
+            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
+                raise TypeError(
+                    f"X must give chunks (X, y) or (X, y, sample_weight), got "
+                    f"{type(chunk).__name__} as chunks[{count - 1}]; "
+                    f"arrays go in as X and y"
+                )
+            names = [f"chunks[{count - 1}][{i}]" for i in range(3)]
+            yield Chunk(self.model, self.loss, *chunk, names=names)
+        if not count:
+            raise ValueError("X must give at least one chunk (X, y) an epoch, got none")
+
+
+def _iterator(argument, value):
+    try:
+        if isinstance(value, np.ndarray | str | bytes):
+            raise TypeError
+        return iter(value)
+    except TypeError:
+        raise TypeError(
+            f"{argument} must be an iterable of chunks (X, y) when there is no y, got {type(value).__name__}; "
+            f"an array X needs its y"
+        ) from None
+
+
+def source(model, loss, X, y, sample_weight, epochs):
+    """What has ``epoch()``: the data as chunks."""
+    if y is not None:
+        return Chunk(model, loss, X, y, sample_weight)
+    if sample_weight is not None:
+        raise ValueError("sample_weight must be None when X gives chunks: pass chunks (X, y, sample_weight)")
+    return Chunks(model, loss, X, epochs)

@@ -1,0 +1,169 @@
+"""Schedules of the learning rate: functions ``step -> lr`` of the number of updates done, 0 before the first.
+
+An optimizer takes one as its ``lr``. They can be pickled, compared and kept in model files.
+"""
+
+import math
+
+from . import checks
+
+
+class Schedule:
+    """What the schedules share: their arguments, by which they are compared, shown and kept."""
+
+    def __init__(self, **arguments):
+        self.__dict__.update(arguments)
+
+    def __call__(self, step):
+        """Learning rate of the update after ``step`` updates."""
+        raise NotImplementedError
+
+    def config(self):
+        """Arguments that make this schedule again."""
+        return dict(self.__dict__)
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.config() == other.config()
+
+    def __hash__(self):
+        return hash((type(self), *self.config().items()))
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
+
+
+class CosineSchedule(Schedule):
+    """``final_lr + (lr - final_lr) (1 + cos(π t)) / 2`` with ``t = min(step / steps, 1)``.
+
+    Loshchilov & Hutter, 2017, one cycle.
+
+    Parameters
+    ----------
+    lr : float
+        At the first update.
+    steps : int
+        Updates until ``final_lr``, which holds from then on.
+    final_lr : float
+    """
+
+    def __init__(self, lr, steps, final_lr=0.0):
+        super().__init__(
+            lr=checks.real("lr", lr),
+            steps=checks.integer("steps", steps, minimum=1),
+            final_lr=checks.real("final_lr", final_lr),
+        )
+
+    def __call__(self, step):
+        return _cosine(self.lr, self.final_lr, min(step / self.steps, 1.0))
+
+
+class OneCycleSchedule(Schedule):
+    """From ``max_lr / start_factor`` up to ``max_lr`` and down to ``max_lr / (start_factor final_factor)``.
+
+    Half a cosine each way: with ``up = rise steps - 1``, the rate is ``cosine(start, max, step / up)`` until ``up``,
+    then ``cosine(max, end, (step - up) / (steps - 1 - up))``, where
+    ``cosine(a, b, t) = b + (a - b) (1 + cos(π t)) / 2`` (Smith & Topin, 2019; the numbers are those of PyTorch's
+    ``OneCycleLR``).
+
+    Parameters
+    ----------
+    max_lr : float
+    steps : int
+        Updates of the whole cycle; the last rate holds after it.
+    rise : float
+        Share of the steps before the peak, in (0, 1).
+    start_factor, final_factor : float
+        Above 0.
+    """
+
+    def __init__(self, max_lr, steps, rise=0.3, start_factor=25.0, final_factor=1e4):
+        super().__init__(
+            max_lr=checks.real("max_lr", max_lr),
+            steps=checks.integer("steps", steps, minimum=1),
+            rise=checks.real("rise", checks.positive("rise", rise), below=1.0),
+            start_factor=checks.positive("start_factor", start_factor),
+            final_factor=checks.positive("final_factor", final_factor),
+        )
+
+    def __call__(self, step):
+        start = self.max_lr / self.start_factor
+        end, peak, last = start / self.final_factor, self.rise * self.steps - 1, self.steps - 1
+        if step < peak:
+            return _cosine(start, self.max_lr, step / peak)
+        return _cosine(self.max_lr, end, min((step - peak) / (last - peak), 1.0))
+
+
+class StepSchedule(Schedule):
+    """``lr factor^⌊step / every⌋``.
+
+    Parameters
+    ----------
+    lr : float
+    every : int
+        Updates between changes.
+    factor : float
+    """
+
+    def __init__(self, lr, every, factor=0.1):
+        super().__init__(
+            lr=checks.real("lr", lr),
+            every=checks.integer("every", every, minimum=1),
+            factor=checks.real("factor", factor),
+        )
+
+    def __call__(self, step):
+        return self.lr * self.factor ** (step // self.every)
+
+
+class WarmupSchedule(Schedule):
+    """``(step + 1) / steps`` of the first rate for the first ``steps`` updates, then ``lr`` from its beginning.
+
+    Parameters
+    ----------
+    lr : float or schedule
+        What comes after: a rate, or a function that is called with ``step - steps``.
+    steps : int
+        Updates of the linear rise.
+    """
+
+    def __init__(self, lr, steps):
+        super().__init__(lr=rate("lr", lr), steps=checks.integer("steps", steps, minimum=1))
+
+    def __call__(self, step):
+        if step < self.steps:
+            return self._after(0) * (step + 1) / self.steps
+        return self._after(step - self.steps)
+
+    def _after(self, step):
+        return self.lr(step) if callable(self.lr) else self.lr
+
+
+def _cosine(first, last, t):
+    return last + (first - last) * (1 + math.cos(math.pi * t)) / 2
+
+
+def rate(argument, value):
+    """``value``, a learning rate or a function that returns one."""
+    return value if callable(value) else checks.real(argument, value)
+
+
+SCHEDULES = {cls.__name__: cls for cls in Schedule.__subclasses__()}
+
+
+# ----------------------------------------------------------------------------------------- files
+def to_json(value):
+    """A rate or a schedule as JSON; None for a function that JSON cannot hold."""
+    if not callable(value):
+        return value
+    if type(value) not in SCHEDULES.values():
+        return None
+    arguments = {key: to_json(argument) for key, argument in value.config().items()}
+    return None if None in arguments.values() else [type(value).__name__, arguments]
+
+
+def from_json(value):
+    """The rate or schedule that `to_json` gave."""
+    if not isinstance(value, list):
+        return value
+    name, arguments = value
+    return SCHEDULES[name](**{key: from_json(argument) for key, argument in arguments.items()})

@@ -1,0 +1,339 @@
+"""Steps of training: inside the kernels, many a call, or through stored gradients, one after the other.
+
+A loss of `losses` and an optimizer of `optimizers` train inside the kernels. Through stored gradients go a loss that
+is a function of the user's, ``(prediction, target) -> (value, gradient)``, an optimizer with ``clip_norm``, and
+``accumulate``.
+"""
+
+import math
+import signal
+import threading
+import time
+
+import numpy as np
+
+from . import checks
+from .kernels import table
+from .losses import Loss
+from .optimizers import Optimizer
+
+SLICE_SECONDS = 0.1  # training steps one call of the kernels is given: Ctrl-C is answered between calls
+SLOW = 1e9  # operations a second that the first slice counts on,
+FIRST_STEPS = 256  # and the most steps it may have, whatever they cost
+SLICE_GROWTH = 16  # how much longer a slice may be than the one before, whose time is all that is known
+STAGING_BYTES = 64 << 20  # converted rows that are held at once, where the kernels cannot read the data directly
+
+
+# --------------------------------------------------------------------------------- single steps
+def check_pair(loss, optimizer):
+    """Refuse what cannot train."""
+    if not callable(loss):
+        raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
+    checks.instance("optimizer", optimizer, Optimizer)
+
+
+def fused(loss, optimizer):
+    """Whether steps with these run inside the kernels."""
+    return isinstance(loss, Loss) and optimizer.clip_norm is None
+
+
+def single_step(model, loss, optimizer):
+    """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
+    check_pair(loss, optimizer)
+    optimizer.bind(model._parameters)
+    model.remember_loss(loss)
+    return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)
+
+
+class FusedStep:
+    """One step as one compiled call, with everything that does not change made ready."""
+
+    def __init__(self, model, loss, optimizer):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.dtype, self.outputs = model.dtype, model.out_features
+        self.steps = model._kernels.network_train_steps
+        self.network = model._parameters
+        self.values, self.state = self.network.values, optimizer.state
+        self.capacity = self.dimensions = 0
+        self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
+        self.labels, self.bounded = loss.name in table.LABEL_LOSSES, loss.target_range is not None
+
+    def __call__(self, x, y):
+        simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
+        if not simple or x.shape[1] != self.model.in_features:
+            x = checks.batch("x", x, self.model.in_features, self.dtype)
+        n = len(x)
+        y = self.target(y, n)
+        if n > self.capacity or y.ndim != self.dimensions or n == 0:
+            self.make_ready(x, y)
+        weight = self.loss.row_weight(y, None)
+        coefficients = self.optimizer.next_coefficients()
+        keys = self.model.step_keys(1)
+        self.network.discard_gradients()
+        self.optimizer.step_count += self.steps(
+            self.workspace,
+            self.values,
+            self.state,
+            coefficients,
+            keys,
+            x,
+            y,
+            weight,
+            self.all_rows[:n],
+            n,
+            self.step_loss,
+            self.step_hits,
+        )
+        return self.step_loss.item()
+
+    def make_ready(self, x, y):
+        """A workspace for such a batch: for so many rows, and for labels or a matrix of targets."""
+        checks.not_empty("x", x)
+        self.capacity, self.dimensions, self.all_rows = len(x), y.ndim, np.arange(len(x))
+        self.workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
+
+    def target(self, y, rows):
+        """The target as a kernel reads it."""
+        if type(y) is np.ndarray and checks.readable(y):
+            if self.labels and y.dtype == np.int64 and y.shape == (rows,):
+                # As unsigned numbers negative labels are large: one pass finds both faults.
+                if np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
+                    return self.loss.checked_target("y", y, rows, self.outputs) if self.dimensions == 0 else y
+            elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
+                return y
+        y = self.loss.checked_target("y", y, rows, self.outputs)
+        return checks.converted(y, np.int64 if self.loss.takes_labels(y) else self.dtype)
+
+
+def checked_result(result, shape):
+    """(value, gradient) of a user's loss."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"loss must return (value, gradient), got {type(result).__name__}")
+    value, gradient = float(result[0]), checks.numeric("the gradient that loss returns", result[1])
+    checks.shape("the gradient that loss returns", gradient, shape)
+    return value, gradient
+
+
+class EagerStep:
+    """Forward, loss and backward of batches whose gradients are averaged by what they count, then one update."""
+
+    def __init__(self, model, loss, optimizer):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.network = model._parameters
+        self.count = 0.0  # what the batches since the last update count together, as multiples of the first
+
+    def __call__(self, x, y):
+        """One batch, one update; returns the loss before it."""
+        weight = None
+        if isinstance(self.loss, Loss):
+            x = checks.batch("x", x, self.model.in_features, self.model.dtype)
+            checks.not_empty("x", x)
+            y = self.loss.checked_target("y", y, len(x), self.model.out_features)
+            weight = self.loss.row_weight(y, None)
+        self.count = 0.0
+        value, _ = self.add(x, y, weight)
+        self.update()
+        return value
+
+    def add(self, x, y, weight):
+        """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
+        prediction = self.model.forward_in_mode(x, training=True)
+        checks.not_empty("x", prediction)
+        value, gradient, hits = self.evaluate(prediction, y, weight)
+        if math.isfinite(value):
+            rows = len(prediction) if weight is None else float(weight.sum())
+            self.first = rows if self.count == 0 else self.first
+            share = rows / self.first
+            self.model.backward(gradient if share == 1 else gradient * gradient.dtype.type(share), self.count > 0)
+            self.count += share
+        return value, hits
+
+    def evaluate(self, prediction, y, weight):
+        """Value, gradient and hits of a batch."""
+        if isinstance(self.loss, Loss):
+            return self.loss.of_batch(self.model._kernels, prediction, y, weight)
+        arguments = (prediction, y) if weight is None else (prediction, y, weight)
+        return *checked_result(self.loss(*arguments), prediction.shape), 0
+
+    def update(self):
+        """Update by the mean of the gradients since the last update, where there are some."""
+        if self.count:
+            if self.count != 1:
+                self.network.scale_gradients(1 / self.count)
+            self.count = 0.0
+            self.optimizer.step()
+        self.network.discard_gradients()
+
+
+# --------------------------------------------------------------------------------- steps of an epoch
+class FusedSteps:
+    """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows."""
+
+    def __init__(self, model, loss, optimizer, chunk, batch_size):
+        kernels = model._kernels
+        self.run, self.step_keys = kernels.network_train_steps, model.step_keys
+        self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
+        self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
+        self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
+        self.labels = loss.takes_labels(chunk.y)
+        self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
+        step_bytes = batch_size * (model.in_features + model.out_features) * self.dtype.itemsize
+        self.most = len(self.X) if self.direct else max(1, STAGING_BYTES // step_bytes)
+
+    def start(self, steps):
+        """Make ready for so many steps."""
+        self.first = self.optimizer.step_count
+        self.coefficients = self.optimizer.coefficients(self.first, steps)
+        self.keys = self.step_keys(steps)
+
+    def __call__(self, rows, step_loss, step_hits):
+        """Steps done with these rows; fewer than there are batches when a loss is not finite."""
+        X, y, weight = self.X, self.y, self.weight
+        if not self.direct:
+            X = checks.converted(X[rows], self.dtype)
+            y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
+            weight = None if weight is None else weight[rows]
+            rows = np.arange(len(rows))
+        begin = self.optimizer.step_count - self.first
+        done = self.run(
+            self.workspace,
+            self.values,
+            self.optimizer.state,
+            self.coefficients[begin : begin + len(step_loss)],
+            self.keys[begin : begin + len(step_loss)],
+            X,
+            y,
+            weight,
+            rows,
+            self.batch_size,
+            step_loss,
+            step_hits,
+        )
+        self.optimizer.step_count += done
+        return done
+
+
+class EagerSteps:
+    """Runs batches through stored gradients, one a call, with an update after every ``accumulate`` of them."""
+
+    most = 1
+
+    def __init__(self, model, loss, optimizer, chunk, batch_size, accumulate):
+        self.step = EagerStep(model, loss, optimizer)
+        self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
+
+    def start(self, steps):
+        """Make ready for so many batches, of which the last ones may be a shorter group."""
+        self.batch, self.batches = 0, steps
+        self.step.count = 0.0
+
+    def __call__(self, rows, step_loss, step_hits):
+        chunk = self.chunk
+        weight = None if chunk.weight is None else chunk.weight[rows]
+        step_loss[0], step_hits[0] = self.step.add(chunk.X[rows], chunk.y[rows], weight)
+        self.batch += 1
+        if self.batch % self.accumulate == 0 or self.batch == self.batches:
+            self.step.update()
+        return int(math.isfinite(step_loss[0]))
+
+
+# --------------------------------------------------------------------------------- interruptions
+class Interrupts:
+    """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count belong together.
+
+    Setting ``came`` from another thread does what Ctrl-C does.
+    """
+
+    def __init__(self):
+        self.deferred = self.came = False
+
+    def __enter__(self):
+        self._active = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._active:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number, frame):
+        if not self.deferred:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def raise_deferred(self):
+        """End of a slice."""
+        self.deferred = False
+        if self.came:
+            raise KeyboardInterrupt
+
+    def __exit__(self, kind, error, traceback):
+        if self._active:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Slices:
+    """Cuts epochs into calls short enough for Ctrl-C, by the time that the steps before took.
+
+    Parameters
+    ----------
+    row_operations : float
+        Of a step, for the first slice.
+    interrupts : Interrupts
+    most : int or None
+        The most steps a slice may have.
+    """
+
+    def __init__(self, row_operations, interrupts, most=None):
+        self.row_operations, self.interrupts, self.most = row_operations, interrupts, most
+        self.steps = None
+
+    def __call__(self, run_steps, order, step_loss, step_hits):
+        """Run the batches of ``order``; yields (first, end, failed) after every slice.
+
+        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out.
+        """
+        batch_size, steps = run_steps.batch_size, len(step_loss)
+        most = run_steps.most if self.most is None else self.most
+        if self.steps is None:
+            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * self.row_operations)), FIRST_STEPS)
+        run_steps.start(steps)
+        done = 0
+        while done < steps:
+            self.steps = max(1, min(self.steps, most))
+            stop = min(done + self.steps, steps)
+            rows = order[done * batch_size : stop * batch_size]
+            begin = time.perf_counter()
+            self.interrupts.deferred = True
+            finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            self.interrupts.raise_deferred()
+            seconds = time.perf_counter() - begin
+            if finished:
+                self.steps = min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps)
+            end = done + finished
+            yield done, end, end < stop
+            done = end + (end < stop)
+
+
+class Snapshot:
+    """The weights at the start of the last epoch that began with finite ones."""
+
+    def __init__(self, network, optimizer):
+        self._network, self._optimizer = network, optimizer
+        self._before = optimizer.step_count
+        self._values = np.empty_like(network.values)
+        self._epoch = None
+
+    def take(self, epoch):
+        """Keep the weights, unless some are not finite."""
+        if self._network.finite():
+            np.copyto(self._values, self._network.values)
+            self._epoch = epoch
+
+    def restore(self):
+        """Put the weights back and let the optimizer begin anew, where there were updates; returns what was done."""
+        if self._optimizer.step_count == self._before or self._epoch is None:
+            return "nothing has been changed"
+        np.copyto(self._network.values, self._values)
+        self._optimizer.reset()
+        return f"weights are back at those epoch {self._epoch} began with, and the optimizer at its beginning"

@@ -17,11 +17,11 @@ _settings = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"),
     **dict.fromkeys(("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")),  # None: not set
 }
-# Where asv itself is installed, it may load NumPy before us; then what OpenBLAS reads had to be right from the start.
+# asv may load NumPy before us; then what OpenBLAS reads had to be right from the start.
 TOO_LATE = [
     name
     for name, value in _settings.items()
-    if name.startswith("OPENBLAS") and "numpy" in sys.modules and os.environ.get(name) != value
+    if name.startswith("OPENBLAS") and "numpy" in sys.modules and (os.environ.get(name) or None) != value
 ]
 for _name, _value in _settings.items():
     os.environ.pop(_name, None)

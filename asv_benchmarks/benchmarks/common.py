@@ -76,6 +76,14 @@ class Benchmark:
         task = require("fastbp.peers", "Task")(widths, activation, 1e-3, x, rng.integers(0, widths[-1], len(x)))
         return self.compare.Ours(task, batch, dtype, device)
 
+    def compared(self, shape, dtype, *peers):
+        """What `fastbp.compare` finds for a shape; None where other processes disturbed every round."""
+        result = self.compare.compare_shape(
+            shape, self.compare.parse_shapes(shape)[shape], peers,
+            dtype=dtype, device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
+        )  # fmt: skip
+        return result if result["rounds_used"] else None
+
 
 def buffer(rng, shape, dtype):
     """Random numbers in (0, 1), laid out as the library lays out its own: aligned, rows padded."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, at_memory, buffer, clock, code, grid, ratio, numpy_ratio
+from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, at_memory, buffer, clock, code, grid, numpy_ratio, ratio
 
 PRODUCTS = ["forward (NN)", "backward_input (NT)", "backward_params (TN)"]
 OTHER_LOSSES = [

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, ratio, numpy_ratio
+from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, numpy_ratio, ratio
 
 
 class Predict(Benchmark):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import TOO_LATE
-from .common import ROUNDS, WHY_NOT_NUMPY, WINDOW, Benchmark, grid, require
+from .common import WHY_NOT_NUMPY, Benchmark, grid, require
 
 
 class NumPy:
@@ -46,10 +46,7 @@ class TrainStep(Benchmark):
         self.peer = found[0]
 
     def track_ratio(self, peer, shape):
-        result = self.compare.compare_shape(
-            shape, self.compare.parse_shapes(shape)[shape], [self.peer],
-            dtype="float32", device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
-        )  # fmt: skip
-        if result["left_out"]:  # the peer cannot train this network
+        result = self.compared(shape, "float32", self.peer)
+        if result is None or result["left_out"]:  # disturbed, or a network that the peer cannot train
             return float("nan")
         return 1 / result["peers"][peer]["ratio"]

@@ -1,6 +1,6 @@
 """Train steps: an epoch of ``fit`` divided by its batches, everything included, and the memory that it takes."""
 
-from .common import DTYPES, OF_LIMIT, ROUNDS, WINDOW, Benchmark, grid, require
+from .common import DTYPES, OF_LIMIT, Benchmark, grid, require
 
 
 class Step(Benchmark):
@@ -10,19 +10,14 @@ class Step(Benchmark):
     param_names = ("shape", "dtype")
     unit = OF_LIMIT
 
-    def measured(self, shape, dtype):
-        return self.compare.compare_shape(
-            shape, self.compare.parse_shapes(shape)[shape], [],
-            dtype=dtype, device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
-        )  # fmt: skip
-
     def track_fit(self, shape, dtype):
-        return 1 / self.measured(shape, dtype)["fraction_of_limit"]
+        result = self.compared(shape, dtype)
+        return 1 / result["fraction_of_limit"] if result else float("nan")
 
     def track_train_step(self, shape, dtype):
         """The same, one call from Python a step."""
-        result = self.measured(shape, dtype)
-        return result["train_step_us"] / result["floor_us"]
+        result = self.compared(shape, dtype)
+        return result["train_step_us"] / result["floor_us"] if result else float("nan")
 
 
 class Memory(Benchmark):

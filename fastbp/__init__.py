@@ -9,6 +9,7 @@
 from .backend import get_num_threads, set_num_threads, show_config, warmup
 from .callbacks import EarlyStopping
 from .data import batches
+from .differences import gradcheck
 from .layers import ELU, GELU, SELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import (
     BCELoss,
@@ -19,6 +20,7 @@ from .losses import (
     L1Loss,
     MSELoss,
 )
+from .many import fit_many
 from .model import Sequential, load
 from .optimizers import SGD, Adam, AdamW, Momentum, RMSProp
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
@@ -57,7 +59,9 @@ __all__ = [
     "Tanh",
     "WarmupSchedule",
     "batches",
+    "fit_many",
     "get_num_threads",
+    "gradcheck",
     "load",
     "set_num_threads",
     "show_config",

@@ -1,8 +1,8 @@
-"""Model files: JSON and arrays in an uncompressed ``.npz``, written whole or not at all, read without trust.
+"""Model files: JSON and arrays in an uncompressed ``.npz`` or in ``.safetensors``, written whole or not at all.
 
-A file is a zip archive of ``config.json`` and one ``NAME.npy`` an array, so ``numpy.load`` and ``unzip`` read it
-too. The config holds a SHA-256 of everything else. Reading allocates no more than the file has bytes, and never
-unpickles.
+An ``.npz`` is a zip archive of ``config.json`` and one ``NAME.npy`` an array, so ``numpy.load`` and ``unzip`` read it
+too; ``.safetensors`` has the JSON as ``config`` in its metadata. The config holds a SHA-256 of everything else.
+Reading trusts nothing: it allocates no more than the file has bytes, and never unpickles.
 """
 
 import hashlib
@@ -18,13 +18,27 @@ import numpy as np
 
 FORMAT, VERSION = "fastbp model", 1
 CONFIG = "config.json"
+SAFETENSORS = ".safetensors"
 
 
 def _checked_path(path):
     path = os.fspath(path)
-    if not path.endswith(".npz"):
-        raise ValueError(f'the path of a model must end in ".npz", got {path!r}')
+    if not path.endswith((".npz", SAFETENSORS)):
+        raise ValueError(f'the path of a model must end in ".npz" or "{SAFETENSORS}", got {path!r}')
+    if path.endswith(SAFETENSORS):
+        _safetensors()
     return path
+
+
+def _safetensors():
+    """The package that reads and writes ``.safetensors``."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            f'files that end in {SAFETENSORS} need the package safetensors: pip install "fastbp[safetensors]"'
+        ) from None
+    return safetensors
 
 
 def _digest(config, arrays):
@@ -51,7 +65,7 @@ def write(path, config, arrays):
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
-            _write_archive(file, config, arrays)
+            (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -65,6 +79,11 @@ def write(path, config, arrays):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write_safetensors(file, config, arrays):
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    file.write(_safetensors().numpy.save(arrays, metadata={"config": json.dumps(config)}))
 
 
 def _write_archive(file, config, arrays):
@@ -110,23 +129,41 @@ def read(path):
         It cannot be opened or read.
     """
     path = _checked_path(path)
-    with open(path, "rb") as file, refusing(path), zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        _check_sizes(entries, os.fstat(file.fileno()).st_size)
-        config = json.loads(archive.read(CONFIG))
+    with open(path, "rb") as file, refusing(path):
+        config, arrays = (_read_safetensors if path.endswith(SAFETENSORS) else _read_archive)(file)
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise ValueError("its config does not name the format")
         if config.get("version") != VERSION:
             raise ValueError(f"it has version {config.get('version')!r}, this fastbp reads version {VERSION}")
+        checksum = config.pop("sha256")
+        if checksum != _digest(config, arrays):
+            raise ValueError("the checksum does not match the content")
+        return config, arrays
+
+
+def _read_safetensors(file):
+    package = _safetensors()
+    try:
+        with package.safe_open(file.name, framework="numpy") as content:
+            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
+            metadata = content.metadata()
+    except package.SafetensorError as error:
+        raise ValueError(error) from None
+    if any(array.dtype.kind != "f" for array in arrays.values()):
+        raise ValueError("it has arrays that are not of floating-point numbers")
+    return json.loads(metadata["config"]), arrays
+
+
+def _read_archive(file):
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        _check_sizes(entries, os.fstat(file.fileno()).st_size)
         arrays = {
             entry.filename.removesuffix(".npy"): _read_array(archive.read(entry))
             for entry in entries
             if entry.filename != CONFIG
         }
-        checksum = config.pop("sha256")
-        if checksum != _digest(config, arrays):
-            raise ValueError("the checksum does not match the content")
-        return config, arrays
+        return json.loads(archive.read(CONFIG)), arrays
 
 
 def _check_sizes(entries, file_size):

@@ -406,14 +406,15 @@ class Sequential:
 
     # ------------------------------------------------------------------------------------ files
     def save(self, path, optimizer=None):
-        """Write the model to an ``.npz`` file, wholly or not at all.
+        """Write the model to a file, wholly or not at all.
 
         The file keeps layers, parameters, dtype, generator, the last loss and `metadata`.
 
         Parameters
         ----------
         path : str or path
-            Ends in ``.npz``. An older file there stays until the new one is complete.
+            Ends in ``.npz``, or in ``.safetensors``, which needs the extra of that name. An older file there stays
+            until the new one is complete.
         optimizer : Optimizer, optional
             The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
             that is a function other than a schedule of fastbp is not kept.

@@ -1,5 +1,6 @@
 """Training: epochs of steps, validation, history, and what happens when something goes wrong."""
 
+import copy
 import math
 import time
 
@@ -252,6 +253,12 @@ class Validation:
         self.model, self.loss = model, loss
         self.X, self.y = data.checked_pair(model, loss, *pair, ("validation_data[0]", "validation_data[1]"))
         self.weight = loss.row_weight(self.y, None) if isinstance(loss, Loss) else None
+
+    def of(self, model):
+        """The same for another model of this shape and dtype."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def __call__(self):
         """(loss, accuracy or None)."""

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import pathlib
+import sys
 import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import fastbp
 from fastbp import files
@@ -190,6 +192,49 @@ def test_bad_arguments(trained, tmp_path, call, error, match):
 
 def other():
     return fastbp.Sequential(fastbp.Linear(1, 1), device="reference")
+
+
+# ---------------------------------------------------------------------------------- safetensors
+def test_safetensors_keep_the_same(device, trained, tmp_path):
+    model, optimizer = trained
+    model.metadata = {"classes": ["a", "ç"]}
+    for name in ("model.npz", "model.safetensors", "again.safetensors"):
+        model.save(tmp_path / name, optimizer)
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    first, second = (fastbp.load(tmp_path / f"model.{kind}", device=device) for kind in ("npz", "safetensors"))
+    assert repr(first) == repr(second)
+    assert first.metadata == second.metadata == model.metadata
+    for name, array in first.state_dict().items():
+        np.testing.assert_array_equal(second.state_dict()[name], array)
+    for name, array in first.optimizer.state_dict().items():
+        np.testing.assert_array_equal(second.optimizer.state_dict()[name], array)
+    arrays = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(arrays["1.weight"], model[1].weight)
+
+
+def test_damaged_safetensors_are_refused(tmp_path):
+    model = fastbp.Sequential(fastbp.Linear(3, 4), device="reference", seed=0)
+    path = tmp_path / "x.safetensors"
+    model.save(path)
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[-1] ^= 1  # a bit of an array
+    for damaged in (b"", b"{}", content[:-1], content[: len(content) // 2], bytes(changed)):
+        path.write_bytes(damaged)
+        refused(path)
+    safetensors.numpy.save_file({"0.weight": np.ones((3, 4))}, path)
+    refused(path)
+    safetensors.numpy.save_file({"0.weight": np.ones((3, 4))}, path, metadata={"config": "5"})
+    refused(path, "does not name the format")
+
+
+def test_safetensors_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    model = fastbp.Sequential(fastbp.Linear(3, 4), device="reference")
+    for call in (lambda: model.save(tmp_path / "x.safetensors"), lambda: fastbp.load(tmp_path / "x.safetensors")):
+        with pytest.raises(ImportError, match=r"pip install \"fastbp\[safetensors\]\""):
+            call()
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------------------------- reading

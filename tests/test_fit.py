@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -284,7 +285,174 @@ def test_loss_of_the_users(device):
         np.testing.assert_allclose(first.column("val_loss"), second.column("val_loss"), rtol=1e-10)
 
 
+def test_probabilities_as_targets(device):
+    x, y = data()
+    soft = np.eye(3)[y]
+    model, other = make(device), make(device)
+    history = fit(model, x, y, validation_data=(x, y))
+    by_rows = fit(other, x, soft, validation_data=(x, soft))
+    np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(history.column("val_loss"), by_rows.column("val_loss"), rtol=1e-12)
+    assert by_rows.column("accuracy") == by_rows.column("val_accuracy") == [None, None]
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_class_weights_are_row_weights(device, as_rows):
+    x, y = data()
+    weight = np.array([0.0, 2.0, 0.5])
+    target = np.eye(3)[y] if as_rows else y
+    model, other = make(device), make(device)
+    loss = fastbp.CrossEntropyLoss(class_weight=weight, device=device)
+    sample_weight = np.linspace(1, 2, 50)
+    history = fit(model, x, target, loss=loss, sample_weight=sample_weight, validation_data=(x, target))
+    fit(other, x, target, sample_weight=sample_weight * weight[y])
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    assert history[-1]["val_loss"] == pytest.approx(loss(model.predict(x), target)[0], rel=1e-12)
+
+
+# ------------------------------------------------------------------------------- accumulated gradients
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_accumulated_batches_are_one_large_batch(device, weighted, own_loss):
+    x, y = data()
+    loss = fastbp.CrossEntropyLoss(device=device)
+    arguments = {"loss": (lambda *given: loss(*given)) if own_loss else loss, "shuffle": False}
+    arguments["sample_weight"] = np.linspace(0, 2, 50) if weighted else None
+    model, other = make(device), make(device)
+    small, large = fastbp.Adam(lr=0.01), fastbp.Adam(lr=0.01)
+    history = fit(model, x, y, optimizer=small, batch_size=8, accumulate=3, **arguments)  # groups 3, 3, 1 of 50 rows
+    expected = fit(other, x, y, optimizer=large, batch_size=24, **arguments)
+    assert small.step_count == large.step_count == 6
+    np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-9)
+
+
+def test_eager_steps_are_the_compiled_steps(device):
+    x, y = data()
+    model, other = make(device, "float32"), make(device, "float32")
+    history = fit(model, x, y, optimizer=fastbp.Adam(clip_norm=1e9), validation_data=(x, y))
+    expected = fit(other, x, y, optimizer=fastbp.Adam(), validation_data=(x, y))
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    for key in ("val_loss", "accuracy", "val_accuracy"):
+        assert history.column(key) == expected.column(key)
+    np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-6)
+
+
+def test_batch_left_out_of_a_group(device):
+    x, y = data()
+    x[16:24] *= 1e300  # the last batch of the first group; finite, but its outputs are not
+    kept = np.r_[0:16, 24:50]
+    model, other = make(device), make(device)
+    for m in (model, other):
+        m[2].weight = m[2].weight * 1e10
+    fit(model, x, y, shuffle=False, on_nonfinite="continue", accumulate=3, epochs=1, optimizer=fastbp.SGD())
+    optimizer, loss = fastbp.SGD(other.parameters()), fastbp.CrossEntropyLoss(device=device)
+    for part in (kept[:16], kept[16:40], kept[40:]):
+        other.backward(loss(other(x[part]), y[part])[1])
+        optimizer.step()
+    np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9)
+
+
+# --------------------------------------------------------------------------------------- chunks
+def chunks(rows=50, size=20, weight=None):
+    x, y = data(rows)
+    parts = (slice(start, start + size) for start in range(0, rows, size))
+    return [(x[part], y[part]) if weight is None else (x[part], y[part], weight[part]) for part in parts]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_chunks_train_as_their_rows(device, weighted):
+    weight = np.linspace(1, 2, 60) if weighted else None
+    given, arguments = chunks(60, 20, weight), {"batch_size": 10, "shuffle": False}
+    model = make(device)
+    expected = fit(model, *data(60), sample_weight=weight, **arguments)
+    for X in (given, lambda: iter(given), tuple(given)):
+        other = make(device)
+        history = fit(other, X, None, **arguments)
+        np.testing.assert_array_equal(other.flat_parameters, model.flat_parameters)
+        np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-12)
+        assert history.column("accuracy") == expected.column("accuracy")
+    fit(other, iter(given), None, epochs=1, **arguments)
+
+
+def test_chunks_are_shuffled_within(device):
+    seen = []
+
+    def loss(prediction, target):
+        seen.extend(target)
+        return 0.0, np.zeros_like(prediction)
+
+    fit(make(device), [(np.ones((20, 4)), np.arange(20)), (np.ones((5, 4)), np.arange(20, 25))], None, loss=loss)
+    first, second = seen[:25], seen[25:]
+    for epoch in (first, second):
+        assert sorted(epoch[:20]) == list(range(20))
+        assert sorted(epoch[20:]) == list(range(20, 25))
+    assert first != second
+    assert first[:20] != list(range(20))
+
+
+def test_short_batches_of_chunks_can_be_dropped(device):
+    model, optimizer = make(device), fastbp.Adam()
+    fit(model, [*chunks(50, 20), *chunks(5, 5)], None, batch_size=8, drop_last=True, epochs=1, optimizer=optimizer)
+    assert optimizer.step_count == 2 + 2 + 1
+    with pytest.raises(ValueError, match="no chunk has batch_size=100 rows"):
+        fit(model, chunks(), None, batch_size=100, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "match"),
+    [
+        (lambda: iter(chunks()), ValueError, "X is an iterator, which gives its chunks once, and epochs is 2"),
+        (lambda: np.ones((5, 4)), TypeError, "an array X needs its y"),
+        (lambda: 5, TypeError, "X must be an iterable of chunks"),
+        (list, ValueError, "at least one chunk"),
+        (lambda: [5], TypeError, r"X must give chunks \(X, y\).*int as chunks\[0\]"),
+        (lambda: lambda: 5, TypeError, "what the function X returns must be an iterable"),
+    ],
+)
+def test_bad_chunks(device, X, error, match):
+    model = make(device)
+    before = model.flat_parameters
+    with pytest.raises(error, match=match):
+        fit(model, X(), None)
+    np.testing.assert_array_equal(model.flat_parameters, before)
+
+
+def test_chunks_are_checked_before_they_are_used(device):
+    good, bad = chunks()[:2]
+    model, optimizer, expected = make(device), fastbp.Adam(), make(device)
+    bad[0][3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"chunks\[1\]\[0\]\[3, 2\] = nan"):
+        fit(model, [good, bad], None, optimizer=optimizer, shuffle=False)
+    fit(expected, *good, epochs=1, shuffle=False)
+    np.testing.assert_array_equal(model.flat_parameters, expected.flat_parameters)
+    assert optimizer.step_count == 3
+    with pytest.raises(ValueError, match=r"pass chunks \(X, y, sample_weight\)"):
+        fit(model, chunks(), None, sample_weight=np.ones(50))
+
+
 # ----------------------------------------------------------------------- watching and stopping
+def test_callbacks_of_batches(device):
+    x, y = data()
+    seen = []
+
+    class Watch:
+        def on_batch_end(self, model, record):
+            seen.append((record, model.flat_parameters))
+
+    model, other = make(device), make(device)
+    history = fit(model, x, y, callbacks=[Watch()])
+    expected = fit(other, x, y)
+    assert [(record["epoch"], record["batch"]) for record, _ in seen] == [(e, b) for e in (1, 2) for b in range(1, 8)]
+    sizes = np.array([8] * 6 + [2])
+    losses = np.array([record["loss"] for record, _ in seen[:7]])
+    assert (losses * sizes).sum() / 50 == pytest.approx(history[0]["loss"], rel=1e-12)
+    assert history.column("loss") == expected.column("loss")
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    np.testing.assert_array_equal(seen[-1][1], model.flat_parameters)
+    assert len({weights.tobytes() for _, weights in seen}) == 14
+
+
 class Recorder:
     def __init__(self):
         self.calls = []
@@ -413,6 +581,23 @@ def test_nonfinite_first_loss_changes_nothing(device):
     assert optimizer.step_count == 0
 
 
+@pytest.mark.parametrize("stopping", [False, True])
+def test_fit_holds_four_buffers_of_the_parameters(device, stopping):
+    """Weights, two moments of Adam and the snapshot; with early stopping the best weights as well."""
+    model = fastbp.Sequential(fastbp.Linear(64, 4096), fastbp.ReLU(), fastbp.Linear(4096, 64), device=device, seed=0)
+    x, optimizer = np.random.default_rng(0).normal(size=(4, 64)), fastbp.Adam()
+    arguments = {"loss": fastbp.MSELoss(), "optimizer": optimizer, "batch_size": 2, "epochs": 3}
+    arguments["callbacks"] = [fastbp.EarlyStopping(patience=100)] * stopping
+    size = model._parameters.values.nbytes
+    if device == "cpu":  # the reference makes arrays as it goes
+        fit(model, x, x, **(arguments | {"optimizer": fastbp.Adam()}))  # compiles
+        tracemalloc.start()
+        fit(model, x, x, **arguments)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < (3 + stopping + 0.5) * size  # besides the weights, which were there before
+
+
 def test_continue_leaves_the_batch_out(device):
     x, y = data()
     x[8:16] *= 1e300  # finite, but their outputs are not
@@ -469,6 +654,17 @@ BAD = {
     "validation X": (lambda x, y: {"validation_data": (x[:, :2], y)}, ValueError, r"validation_data\[0\] must have"),
     "validation y": (lambda x, y: {"validation_data": (x, y + 1)}, ValueError, r"validation_data\[1\]\[\d+\] = 3"),
     "validation NaN": (lambda x, y: {"validation_data": (spoilt(x, np.nan), y)}, ValueError, r"\[0\]\[33, 2\] = nan"),
+    "accumulate": (lambda x, y: {"accumulate": 0}, ValueError, "accumulate must be at least 1"),
+    "class weights": (
+        lambda x, y: {"loss": fastbp.CrossEntropyLoss(class_weight=[1, 2])},
+        ValueError,
+        "class_weight must have one weight for each of the 3 outputs, got 2",
+    ),
+    "target of 0 and 1": (
+        lambda x, y: {"y": x[:, :3], "loss": fastbp.BCEWithLogitsLoss()},
+        ValueError,
+        "y must hold numbers from 0 to 1",
+    ),
     "callbacks": (lambda x, y: {"callbacks": fastbp.EarlyStopping()}, TypeError, "callbacks must be a list"),
     "callback": (lambda x, y: {"callbacks": [print]}, TypeError, "a callback must have"),
 }

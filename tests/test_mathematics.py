@@ -62,10 +62,17 @@ ACTIVATIONS = {
     "silu": (fastbp.SiLU, lambda z: z * sigma(z), lambda z: sigma(z) + z * sigma(z) * sigma(-z)),
     "softplus": (fastbp.Softplus, lambda z: np.log(1 + np.exp(z)), sigma),
 }
-LOSSES = {
-    "half_squared_error": fastbp.HalfSquaredErrorLoss,
-    "mean_squared_error": fastbp.MSELoss,
-    "cross_entropy": fastbp.CrossEntropyLoss,
+LOSSES = {  # and what a target is
+    "half_squared_error": (fastbp.HalfSquaredErrorLoss, "real"),
+    "mean_squared_error": (fastbp.MSELoss, "real"),
+    "l1": (fastbp.L1Loss, "real"),
+    "huber": (lambda **device: fastbp.HuberLoss(0.7, **device), "real"),
+    "cross_entropy": (fastbp.CrossEntropyLoss, "labels"),
+    "soft_cross_entropy": (fastbp.CrossEntropyLoss, "distributions"),
+    "smooth_cross_entropy": (lambda **device: fastbp.CrossEntropyLoss(0.2, **device), "labels"),
+    "weighted_cross_entropy": (lambda **device: fastbp.CrossEntropyLoss(0, [1, 2, 0.5], **device), "distributions"),
+    "binary_cross_entropy": (fastbp.BCELoss, "probabilities"),
+    "binary_cross_entropy_with_logits": (fastbp.BCEWithLogitsLoss, "probabilities"),
 }
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -92,6 +99,15 @@ def linear(weight, bias=None, **where):
 def where(device):
     """Where and in what a layer or a model computes."""
     return {"device": device, "dtype": "float64"}
+
+
+def target_for(kind, rows):
+    """A target of three columns, or labels of three classes."""
+    if kind == "labels":
+        return np.array([0, 2, 1, 1, 0])[:rows]
+    if kind == "distributions":
+        return rng().dirichlet(np.ones(3), rows)
+    return rng().uniform(size=(rows, 3)) if kind == "probabilities" else rng().standard_normal((rows, 3))
 
 
 def onehot(labels, classes):
@@ -223,25 +239,68 @@ def test_3_softmax_cross_entropy(device):
     close(grad, (p - onehot(labels, 4)) / 6)
 
 
+def test_3_softmax_cross_entropy_of_probabilities(device):
+    """``-(1/n) sum_i sum_k y_ik log p_ik``; ``(p_ik - y_ik)/n`` where the y of a row have a sum of 1."""
+    s, y = rng().standard_normal((6, 4)), rng().dirichlet(np.ones(4), 6)
+    p = softmax(s)
+    value, grad = fastbp.CrossEntropyLoss(device=device)(s, y)
+    close(value, -np.sum(y * np.log(p)) / 6)
+    close(grad, (p - y) / 6)
+
+
+def test_3_logistic_regression_on_logits(device):
+    """``-(y s - log(1 + e^s))``, ``dL/ds = -(y - p)``; finite for any s."""
+    s, y = rng().standard_normal((6, 1)), np.array([[0], [1], [1], [0], [1], [0.25]])
+    value, grad = fastbp.BCEWithLogitsLoss(device=device)(s, y)
+    close(value, np.mean(-(y * s - np.log(1 + np.exp(s)))))
+    close(grad, -(y - sigma(s)) / 6)
+    s, y = np.array([[1e3], [1e3], [-1e3], [-1e3]]), np.array([[1], [0], [1], [0]])
+    value, grad = fastbp.BCEWithLogitsLoss(device=device)(s, y)
+    close(value, (0 + 1e3 + 1e3 + 0) / 4)
+    close(grad, np.array([[0], [1], [-1], [0]]) / 4)
+
+
+def test_3_logistic_regression_on_probabilities(device):
+    """``-(y ln p + (1-y) ln(1-p))``, ``-(y/p - (1-y)/(1-p))/N``."""
+    p, y = rng().uniform(0.05, 0.95, (3, 2)), np.array([[0, 1], [1, 0], [0.25, 1]])
+    value, grad = fastbp.BCELoss(device=device)(p, y)
+    close(value, -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
+    close(grad, -(y / p - (1 - y) / (1 - p)) / 6)
+
+
+@pytest.mark.parametrize(("p", "y", "expected"), [(0, 0, 0), (1, 1, 0), (0, 1, 100), (1, 0, 100)])
+def test_3_log_loss_is_finite_at_0_and_1(device, p, y, expected):
+    """Logarithms are not below -100; the gradient divides by no less than 1e-12: what PyTorch gives."""
+    value, grad = fastbp.BCELoss(device=device)(np.array([[float(p)]]), np.array([[y]]))
+    close(value, expected)
+    close(grad, [[(p - y) / 1e-12]])
+
+
+def test_3_both_forms_of_the_log_loss_agree(device):
+    s, y = rng().standard_normal((5, 2)), rng().uniform(size=(5, 2))
+    on_logits, on_probabilities = fastbp.BCEWithLogitsLoss(device=device), fastbp.BCELoss(device=device)
+    close(on_logits(s, y)[0], on_probabilities(sigma(s), y)[0])
+    close(on_logits(s, y)[1], on_probabilities(sigma(s), y)[1] * sigma(s) * sigma(-s))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_3_weighted_mean(device, name):
     """With weights every mean over rows is ``sum w_i l_i / sum w_i``, and so is its gradient."""
-    s, y, w = rng().standard_normal((5, 3)), rng().standard_normal((5, 3)), np.array([1.0, 0.5, 0.0, 2.0, 3.0])
-    if name == "cross_entropy":
-        y = np.array([0, 2, 1, 1, 0])
-    loss = LOSSES[name](device=device)
+    make, kind = LOSSES[name]
+    s, y, w = rng().uniform(0.1, 0.9, (5, 3)), target_for(kind, 5), np.array([1.0, 0.5, 0.0, 2.0, 3.0])
+    loss = make(device=device)
     value, grad = loss(s, y, sample_weight=w)
     rows = [loss(s[i : i + 1], y[i : i + 1]) for i in range(5)]
+    if name == "weighted_cross_entropy":
+        w = w * (y @ [1, 2, 0.5])
     close(value, sum(w[i] * rows[i][0] for i in range(5)) / w.sum())
     close(grad, np.concatenate([w[i] * rows[i][1] for i in range(5)]) / w.sum())
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_3_gradient_is_of_exactly_that_value(device, name):
-    s, y = rng().standard_normal((5, 3)), rng().standard_normal((5, 3))
-    if name == "cross_entropy":
-        y = np.array([0, 2, 1, 1, 0])
-    loss = LOSSES[name](device=device)
+    make, kind = LOSSES[name]
+    loss, s, y = make(device=device), rng().uniform(0.1, 0.9, (5, 3)), target_for(kind, 5)
     np.testing.assert_allclose(loss(s, y)[1], central_differences(lambda: loss(s, y)[0], s), rtol=1e-6, atol=1e-9)
 
 
@@ -346,15 +405,15 @@ def test_4_layers_alone_make_the_same_chain(where):
 @pytest.mark.parametrize("bias", [True, False])
 def test_4_finite_differences(where, activation, loss_name, bias):
     """Every parameter and every input, central differences with a step of 1e-6."""
-    hidden, last = ACTIVATIONS[activation][0], ACTIVATIONS[activation][0]
+    make, kind = LOSSES[loss_name]
+    hidden = ACTIVATIONS[activation][0]
+    last = fastbp.Sigmoid if loss_name == "binary_cross_entropy" else hidden
     model = fastbp.Sequential(
-        fastbp.Linear(3, 5, bias=bias), hidden(), fastbp.Linear(5, 4, bias=bias), last(), fastbp.Linear(4, 3),
+        fastbp.Linear(3, 5, bias=bias), hidden(), fastbp.Linear(5, 4, bias=bias), hidden(), fastbp.Linear(4, 3),
         last(), seed=8, **where,
     )  # fmt: skip
-    x, y = rng().standard_normal((4, 3)), rng().standard_normal((4, 3))
-    if loss_name == "cross_entropy":
-        y = np.array([0, 2, 1, 1])
-    loss = LOSSES[loss_name](device=where["device"])
+    x, y = rng().standard_normal((4, 3)), target_for(kind, 4)
+    loss = make(device=where["device"])
     flat = model.flat_parameters
 
     def value():
@@ -523,7 +582,7 @@ def test_5d_relu_network(where, loss_name, n):
     else:
         y = generator.integers(0, 3, n)
         deltas = [lambda o, i=i: (softmax(o[None])[0] - onehot(y[i], 3)) / n for i in range(n)]
-    _, grad = LOSSES[loss_name](device=where["device"])(model(X), y)
+    _, grad = LOSSES[loss_name][0](device=where["device"])(model(X), y)
     grad_x = model.backward(grad)
 
     examples = [by_hand_5d(values, X[i], deltas[i]) for i in range(n)]
@@ -565,6 +624,27 @@ def gradient_by_hand(model, x, y):
     delta2 = (a @ W2 + b2 - y) / len(x)
     delta1 = delta2 @ W2.T * (1 - a**2)
     return np.concatenate([g.ravel() for g in (x.T @ delta1, delta1.sum(0), a.T @ delta2, delta2.sum(0))])
+
+
+def descend(model, x, y, optimizer, compiled):
+    """One step of an optimizer on the half squared error."""
+    optimizer.bind(model._parameters)
+    loss = fastbp.HalfSquaredErrorLoss(device=model.device)
+    if compiled:
+        model.train_step(x, y, loss, optimizer)
+    else:
+        model.backward(loss(model(x), y)[1])
+        optimizer.step()
+
+
+def follows(where, optimizer, compiled, update, steps=6):
+    """The steps of an optimizer are those of ``update(w, g)``, a function that keeps its state itself."""
+    model, x, y = regression(where)
+    w = model.flat_parameters
+    for _ in range(steps):
+        w = update(w, gradient_by_hand(model, x, y))
+        descend(model, x, y, optimizer, compiled)
+        np.testing.assert_allclose(model.flat_parameters, w, rtol=1e-9, atol=1e-12)
 
 
 def textbook_adam(steps, gradient, w, lr, beta1=0.9, beta2=0.999, eps=1e-8):
@@ -628,6 +708,90 @@ def test_6_eps_of_adam_counts_from_the_first_step(where):
     close(layer.weight, [[1 - 0.1 * 0.5 / (0.5 + 0.3)]])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_6_momentum_as_an_average(where, compiled):
+    """``V <- bV + (1-b)g`` from zero, ``W <- W - aV``."""
+    V = 0.0
+
+    def update(w, g):
+        nonlocal V
+        V = 0.8 * V + (1 - 0.8) * g
+        return w - 0.3 * V
+
+    follows(where, fastbp.Momentum(lr=0.3, beta=0.8), compiled, update)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_6_classical_momentum_and_nesterov(where, compiled, nesterov):
+    """``V <- mV + g``, ``W <- W - aV``, or ``W <- W - a(g + mV)``."""
+    V = 0.0
+
+    def update(w, g):
+        nonlocal V
+        V = 0.8 * V + g
+        return w - 0.05 * (g + 0.8 * V if nesterov else V)
+
+    follows(where, fastbp.SGD(lr=0.05, momentum=0.8, nesterov=nesterov), compiled, update)
+
+
+def test_6_the_two_momenta_differ_by_a_factor_of_the_rate(where):
+    average, classical = (regression(where) for _ in range(2))
+    first, second = fastbp.Momentum(lr=0.1, beta=0.75), fastbp.SGD(lr=0.025, momentum=0.75)
+    third = fastbp.SGD(lr=0.1, momentum=0.75)
+    other = regression(where)
+    for _ in range(5):
+        descend(*average, first, compiled=True)
+        descend(*classical, second, compiled=True)
+        descend(*other, third, compiled=True)
+    close(average[0].flat_parameters, classical[0].flat_parameters)
+    differs(average[0].flat_parameters, other[0].flat_parameters)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_6_rmsprop(where, compiled, inside):
+    """``S <- bS + (1-b)g^2``, ``W <- W - a g / sqrt(S + eps)``, or ``/ (sqrt(S) + eps)``."""
+    S = 0.0
+
+    def update(w, g):
+        nonlocal S
+        S = 0.9 * S + (1 - 0.9) * g**2
+        return w - 0.05 * g / (np.sqrt(S + 0.01) if inside else np.sqrt(S) + 0.01)
+
+    follows(where, fastbp.RMSProp(lr=0.05, beta=0.9, eps=0.01, eps_inside_sqrt=inside), compiled, update)
+
+
+def test_6_eps_of_rmsprop_is_inside_the_root_unless_told(where):
+    """The first step for g = 0.5: ``S = 0.1 g^2``."""
+    for inside, root in ((True, np.sqrt(0.025 + 0.3)), (False, np.sqrt(0.025) + 0.3)):
+        layer = linear([[1.0]], **where)
+        model = fastbp.Sequential(layer, **where)
+        model(np.array([[1.0]]))
+        model.backward(np.array([[0.5]]))
+        arguments = {} if inside else {"eps_inside_sqrt": False}
+        fastbp.RMSProp(model.parameters(), lr=0.1, eps=0.3, **arguments).step()
+        close(layer.weight, [[1 - 0.1 * 0.5 / root]])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_6_adamw(where, compiled):
+    """Adam's step from ``(1 - a d) W``: the decay does not go through the moments."""
+    m = v = 0.0
+    t = 0
+
+    def update(w, g):
+        nonlocal m, v, t
+        m, v, t = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2, t + 1
+        return (1 - 0.02 * 0.5) * w - 0.02 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+    follows(where, fastbp.AdamW(lr=0.02, weight_decay=0.5), compiled, update)
+    adamw, adam = regression(where), regression(where)
+    descend(*adamw, fastbp.AdamW(lr=0.02, weight_decay=0.5), compiled)
+    descend(*adam, fastbp.Adam(lr=0.02, weight_decay=0.5), compiled)
+    differs(adamw[0].flat_parameters, adam[0].flat_parameters)
+
+
 # ======================================================================================= 8. Slips
 def differs(value, slip):
     """The slip gives another number here, so the test before it would fail under it."""
@@ -677,6 +841,19 @@ def test_8_log_loss_has_a_minus(device):
     likelihood = np.mean(np.log(softmax(s)[[0, 1], labels]))
     value, _ = fastbp.CrossEntropyLoss(device=device)(s, labels)
     close(value, -likelihood)
+    differs(value, likelihood)
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits"])
+def test_8_binary_log_loss_has_a_minus(device, name):
+    """``-(y ln p + (1-y) ln(1-p))``, which is not negative, and its gradient points away from y."""
+    s, y = np.array([[0.3], [-1.2], [2.0]]), np.array([[1.0], [0.0], [0.0]])
+    p = sigma(s)
+    likelihood = np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    value, grad = LOSSES[name][0](device=device)(p if name == "binary_cross_entropy" else s, y)
+    close(value, -likelihood)
+    assert value > 0
+    np.testing.assert_array_equal(np.sign(grad), np.sign(p - y))
     differs(value, likelihood)
 
 

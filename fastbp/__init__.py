@@ -23,6 +23,7 @@ from .losses import (
 from .many import fit_many
 from .model import Sequential, load
 from .optimizers import SGD, Adam, AdamW, Momentum, RMSProp
+from .plot import plot_history
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
@@ -63,6 +64,7 @@ __all__ = [
     "get_num_threads",
     "gradcheck",
     "load",
+    "plot_history",
     "set_num_threads",
     "show_config",
     "warmup",

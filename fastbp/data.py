@@ -104,6 +104,8 @@ class Chunk:
     Attributes
     ----------
     X, y : arrays
+    labels : bool
+        Whether y is one integer label a row.
     weight : float64 array (n,) or None
         What every row counts: its sample weight times its class weight.
     rows : int64 array
@@ -115,7 +117,9 @@ class Chunk:
         self.X, self.y = checked_pair(model, loss, X, y, names)
         if sample_weight is not None:
             sample_weight = checks.weights(names[2], sample_weight, len(self.X))
-        self.weight = loss.row_weight(self.y, sample_weight) if isinstance(loss, Loss) else sample_weight
+        known = isinstance(loss, Loss)
+        self.labels = known and loss.takes_labels(self.y)
+        self.weight = loss.row_weight(self.y, sample_weight) if known else sample_weight
         self.rows = np.arange(len(self.X)) if self.weight is None else np.flatnonzero(self.weight)
 
     def of_rows(self, argument, rows):

@@ -216,7 +216,8 @@ class CrossEntropyLoss(Loss):
         In [0, 1): y becomes ``(1 - label_smoothing) y + label_smoothing / out``.
     class_weight : array (out,), optional
         Not negative. The weight of a row is ``class_weight[label]``, or ``Σ_k y_k class_weight_k``, times its sample
-        weight; the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``.
+        weight; the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``. With label smoothing as well the whole smoothed loss of a
+        row has this weight; PyTorch weights the terms of the smoothing one by one.
     device : str
 
     Raises

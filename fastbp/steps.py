@@ -175,7 +175,7 @@ class FusedSteps:
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels = loss.takes_labels(chunk.y)
+        self.labels = chunk.labels
         self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         step_bytes = batch_size * (model.in_features + model.out_features) * self.dtype.itemsize
         self.most = len(self.X) if self.direct else max(1, STAGING_BYTES // step_bytes)

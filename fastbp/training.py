@@ -201,27 +201,30 @@ class Training:
         """(loss, accuracy or None) of an epoch."""
         if self.snapshot:
             self.snapshot.take(epoch)
-        losses, weights, hits, labelled, steps_before = 0.0, 0.0, 0, 0, 0
+        losses, weights, hits, labelled, steps = 0.0, 0.0, 0, 0, 0
         for chunk in self.source.epoch():
             run_steps = self._steps_of(chunk)
-            batch_size = run_steps.batch_size
             order = chunk.order(self.model, self.settings.shuffle)
             if self.settings.drop_last:
                 order = order[: len(order) - len(order) % self.settings.batch_size]
             if not len(order):
                 continue
-            step_loss, step_hits = self._run(run_steps, order, epoch, steps_before)
-            steps_before += len(step_loss)
-            trained = np.isfinite(step_loss)  # all, unless on_nonfinite="continue" left some out
-            starts = np.arange(0, len(order), batch_size)
-            sizes = np.minimum(batch_size, len(order) - starts)
-            shares = sizes if chunk.weight is None else np.add.reduceat(chunk.weight[order], starts)
-            losses += float((step_loss[trained] * shares[trained]).sum())
-            weights += float(shares[trained].sum())
-            if isinstance(self.loss, Loss) and self.loss.takes_labels(chunk.y):
-                hits += int(step_hits[trained].sum())
-                labelled += int(sizes[trained].sum())
-        if not steps_before:
+            step_loss, step_hits = self._run(run_steps, order, epoch, steps)
+            steps += len(step_loss)
+            sizes = np.full(len(step_loss), run_steps.batch_size)
+            sizes[-1] = len(order) - (len(sizes) - 1) * run_steps.batch_size
+            shares = sizes
+            if chunk.weight is not None:
+                shares = np.add.reduceat(chunk.weight[order], np.arange(0, len(order), run_steps.batch_size))
+            if self.snapshot is None:  # on_nonfinite="continue" may have left some out
+                trained = np.isfinite(step_loss)
+                step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
+            losses += float((step_loss * shares).sum())
+            weights += float(shares.sum())
+            if chunk.labels:
+                hits += int(step_hits.sum())
+                labelled += int(sizes.sum())
+        if not steps:
             raise ValueError(
                 f"drop_last=True leaves nothing to train on: no chunk has batch_size={self.settings.batch_size} rows; "
                 f"use a smaller batch_size or drop_last=False"

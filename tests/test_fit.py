@@ -581,6 +581,19 @@ def test_nonfinite_first_loss_changes_nothing(device):
     assert optimizer.step_count == 0
 
 
+def test_finite_weights_are_told_from_others(device):
+    model = fastbp.Sequential(fastbp.Linear(3, 20), device=device, seed=0)
+    flat = model.flat_parameters
+    model._parameters.values.fill(np.nan)  # what padding holds
+    model.flat_parameters = flat
+    assert model._parameters.finite()
+    for bad in (np.nan, np.inf, -np.inf):
+        model.flat_parameters = np.where(np.arange(flat.size) == 37, bad, flat)
+        assert not model._parameters.finite()
+    model.flat_parameters = np.full(flat.size, 3e38)  # so large that their sum is not finite
+    assert not model._parameters.finite()
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 def test_fit_holds_four_buffers_of_the_parameters(device, stopping):
     """Weights, two moments of Adam and the snapshot; with early stopping the best weights as well."""

@@ -24,6 +24,7 @@ from .many import fit_many
 from .model import Sequential, load
 from .optimizers import SGD, Adam, AdamW, Momentum, RMSProp
 from .plot import plot_history
+from .pytorch import from_torch
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
@@ -61,6 +62,7 @@ __all__ = [
     "WarmupSchedule",
     "batches",
     "fit_many",
+    "from_torch",
     "get_num_threads",
     "gradcheck",
     "load",

@@ -149,6 +149,14 @@ class Sequential:
         for parameter, array in zip(parameters, arrays, strict=True):
             assign(parameter.name, parameter.data, array)
 
+    def to_torch_state_dict(self):
+        """`state_dict` in PyTorch's layout: ``"0.weight"`` is (out, in); its keys are those of an ``nn.Sequential``.
+
+        PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
+        model.to_torch_state_dict().items()})``. `fastbp.from_torch` is the way back.
+        """
+        return {parameter.name: parameter.data.T.copy() for parameter in self.parameters()}
+
     # ------------------------------------------------------------------------------------ modes
     def train(self):
         """Set the mode that ``model(x)`` obeys to training; returns the model."""

@@ -1,0 +1,128 @@
+"""Networks from PyTorch and back: the layout, by square matrices that are not symmetric, and the same outputs."""
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.layers import LAYERS
+from fastbp.pytorch import FIXED
+
+SQUARE = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 10.0]])  # (out, in), as PyTorch has it
+BIAS = np.array([0.5, -0.25, 1.0])
+
+
+def fake(name, *parts, **attributes):
+    """A stand-in for a module of ``torch.nn`` of this name."""
+    module = type(name, (list,), {"training": True})(parts)
+    module.__dict__.update(attributes)
+    return module
+
+
+def fake_linear(weight, bias=None):
+    return fake("Linear", in_features=weight.shape[1], out_features=weight.shape[0], weight=weight, bias=bias)
+
+
+def test_a_square_matrix_is_transposed():
+    model = fastbp.from_torch(fake("Sequential", fake_linear(SQUARE, BIAS)))
+    np.testing.assert_array_equal(model[0].weight, SQUARE.T)
+    x = np.array([[1.0, -2.0, 0.5]])
+    np.testing.assert_array_equal(model.predict(x), x @ SQUARE.T + BIAS)
+    state = model.to_torch_state_dict()
+    assert list(state) == ["0.weight", "0.bias"]
+    np.testing.assert_array_equal(state["0.weight"], SQUARE)
+    np.testing.assert_array_equal(state["0.bias"], BIAS)
+    assert all(array.flags.c_contiguous and array.flags.owndata for array in state.values())
+
+
+def test_parameters_are_copies():
+    weight = SQUARE.copy()
+    model = fastbp.from_torch(fake("Sequential", fake_linear(weight)))
+    model.to_torch_state_dict()["0.weight"][:] = 0
+    weight[:] = 0
+    np.testing.assert_array_equal(model[0].weight, SQUARE.T)
+
+
+def test_layers_keep_their_arguments_and_places():
+    inner = fake("Sequential", fake("GELU", approximate="tanh"), fake_linear(SQUARE[:2], BIAS[:2]))
+    parts = fake("LeakyReLU", negative_slope=0.2), fake_linear(SQUARE), fake("ELU", alpha=0.5), fake("Dropout", p=0.25)
+    model = fastbp.from_torch(fake("Sequential", *parts, inner), seed=3)
+    assert [repr(layer) for layer in model.layers] == [
+        "LeakyReLU(negative_slope=0.2)",
+        "Linear(in_features=3, out_features=3, bias=False)",
+        "ELU(alpha=0.5)",
+        "Dropout(p=0.25)",
+        "GELU(approximate='tanh')",
+        "Linear(in_features=3, out_features=2, bias=True)",
+    ]
+    assert list(model.to_torch_state_dict()) == ["1.weight", "5.weight", "5.bias"]
+
+
+@pytest.mark.parametrize(("given", "dtype"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32")])
+def test_dtype_and_mode(given, dtype):
+    module = fake("Sequential", fake_linear(SQUARE.astype(given)), training=False)
+    model = fastbp.from_torch(module)
+    assert model.dtype == dtype
+    assert not model.training
+    assert fastbp.from_torch(module, dtype="float64", device="reference").dtype == "float64"
+
+
+def linear():
+    return fake_linear(SQUARE)
+
+
+SHARED = linear()
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (linear(), TypeError, "must be a torch.nn.Sequential, got Linear"),
+        (fake("Sequential", linear(), fake("BatchNorm1d")), TypeError, "has a BatchNorm1d, known are Dropout"),
+        (fake("Sequential", linear(), fake("Softmax")), TypeError, "leave it out: CrossEntropyLoss"),
+        (fake("Sequential", fake("Flatten"), linear()), TypeError, "leave it out, and pass rows that are flat"),
+        (fake("Sequential", linear(), fake("Softplus", beta=2)), ValueError, "Softplus must have beta=1, got 2"),
+        (fake("Sequential", SHARED, fake("ReLU"), SHARED), ValueError, "the same Linear, or the same weight, twice"),
+        (fake("Sequential"), ValueError, "at least one Linear"),
+    ],
+)
+def test_refused(module, error, message):
+    with pytest.raises(error, match=message):
+        fastbp.from_torch(module)
+
+
+# ------------------------------------------------------------------------------ the real one
+def torch_sequential(torch, name):
+    torch.manual_seed(0)
+    nn = torch.nn
+    activation = getattr(nn, name)()
+    layers = nn.Linear(4, 4), activation, nn.Dropout(0.5), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"Linear", "Dropout"}))
+def test_outputs_are_those_of_pytorch(name):
+    torch = pytest.importorskip("torch")
+    module = torch_sequential(torch, name).eval()
+    x = np.random.default_rng(0).normal(scale=3, size=(20, 4))
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    model = fastbp.from_torch(module)
+    # PyTorch's Softplus is the identity above 20, where the two differ by less than 3e-9
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-12, atol=1e-8 if name in FIXED else 1e-12)
+
+
+def test_state_goes_back_into_pytorch():
+    torch = pytest.importorskip("torch")
+    module = torch_sequential(torch, "ReLU")
+    model = fastbp.from_torch(module)
+    model.fit(np.eye(4), np.arange(4) % 3, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.SGD(lr=0.1), verbose=False)
+    state = {name: torch.from_numpy(array) for name, array in model.to_torch_state_dict().items()}
+    assert module.load_state_dict(state, strict=True)
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    outputs = module.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(model.predict(x), outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_bfloat16_that_numpy_has_not():
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3)).bfloat16()
+    np.testing.assert_array_equal(fastbp.from_torch(module)[0].weight, module[0].weight.detach().float().numpy().T)

@@ -91,6 +91,8 @@ def pin(threads: int) -> list[int]:
     """
     for variable in ONE_THREAD:
         os.environ[variable] = str(threads)
+    for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # a peer gets its own processor's kernels
+        os.environ.pop(variable, None)
     os.environ["XLA_FLAGS"] = (
         f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'} intra_op_parallelism_threads={threads}"
     )

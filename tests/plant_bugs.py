@@ -1,0 +1,314 @@
+"""Plants bugs in a copy of the package, one at a time, and sees which tests notice: ``python tests/plant_bugs.py``.
+
+The tests are worth what they catch. Every row of BUGS is a mistake that somebody could make; some test of those
+named must fail with it, and all must pass without it. A text that is no longer in its file is an error: then the
+row is to be brought up to date. Not part of the test suite. Arguments are parts of the titles of rows to run.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+CONTRACT = "tests/contract/test_contract.py"
+
+
+class Bug(NamedTuple):
+    title: str
+    file: str
+    old: str
+    new: str
+    tests: str  # a file, and what -k selects in it
+    chance: bool = False  # caught only when threads meet at the wrong moment
+
+    def plant(self, package):
+        """Replace the old text by the new one, in a copy of the package."""
+        path = package / "fastbp" / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise SystemExit(f"{self.title}: this is {text.count(self.old)} times in {self.file}:\n{self.old}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
+LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
+LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
+
+BUGS = [
+    # ------------------------------------------------------------------------------------ products
+    Bug(
+        "the tail of k is lost, as by a loop unrolled by 4",
+        GEMM, "terms = min(KC, k - start)", "terms = min(KC, k - start) // 4 * 4",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "padding of the rows of A is relied on: k rounded up",
+        GEMM, "terms = min(KC, k - start)", "terms = min(KC, (k - start + 3) // 4 * 4)",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the mask of the last columns is one too wide",
+        SIMD, 'b.icmp_signed("<", ir.Constant(index, list(', 'b.icmp_signed("<=", ir.Constant(index, list(',
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the mask of the last columns is one too narrow",
+        SIMD, "list(range(j * ty.lanes, (j + 1) * ty.lanes))), limit)",
+        "list(range(1 + j * ty.lanes, 1 + (j + 1) * ty.lanes))), limit)",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the last row is lost",
+        MICROKERNEL, "elif m > 0:", "elif m > 1:",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "blocks of k do not continue what is in C",
+        GEMM, "origin if start == 0 else FROM_OUTPUT", "origin",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the transposed panel has no tail",
+        GEMM, "for i in range(0, k, block):", "for i in range(0, k - block + 1, block):",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "the activation is applied after every block of k",
+        GEMM, "if last and finish:", "if finish:",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the epilogue takes what was saved from the first block of rows",
+        GEMM, "other + i * ld_other + j", "other + j",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "an output with beta = 0 is read",
+        LINEAR, "grad_z, ldg, 0, beta, 0, grad_weight", "grad_z, ldg, 0, 1, 0, grad_weight",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "a sum of columns with beta = 0 reads its output",
+        ELEMENTWISE, "        if beta:\n            total = load_row(total, out + j, tail)",
+        "        total = load_row(total, out + j, tail)",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the sum of columns misses the last row",
+        ELEMENTWISE, "for i in range(rows):\n            total += load_row",
+        "for i in range(rows - 1):\n            total += load_row",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "a register tile larger than the registers",
+        "kernels/cpu/blocking.py", '"avx2", 32, 6, 2, 2, "fma"', '"avx2", 32, 8, 2, 2, "fma"',
+        "tests/test_assembly.py -k 'product and AVX2'",
+    ),
+    # -------------------------------------------------------------------------- activations and losses
+    Bug(
+        "the fifth digit of a coefficient of exp, float32",
+        FORMULAS, "0.16666576266288757", "0.16667576266288757",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "the fifth digit of a coefficient of exp, float64",
+        FORMULAS, "T13 = T[2:]", "T13 = T[2:]\nT5 *= 1.00001",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "ReLU makes 0 of NaN",
+        FORMULAS, "return select(z <= 0.0, 0.0, z)", "return select(z > 0.0, z, 0.0)",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "a hit is a label as large as the largest, not the first of them",
+        LOSSES, "hit = of_label == 0.0 and first_largest(label, logits, shift)", "hit = of_label == 0.0",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
+        "the last of the largest outputs is the guess, few classes",
+        LOSSES, "guess = select(z > largest, c, guess)", "guess = select(z >= largest, c, guess)",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
+        "lanes beyond the columns count in a loss",
+        LOSSES, "total += select(first_lanes(total, tail), value, 0.0)", "total += value",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    # ---------------------------------------------------------------------------------------- the walk
+    Bug(
+        "the derivative gets the output instead of what was saved",
+        NETWORK, "saved = record[OUTPUTS] + item * (row[layout.SAVED] * capacity",
+        "saved = record[OUTPUTS] + item * (row[layout.OUTPUT] * capacity",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "weights of the rows are ignored",
+        NETWORK, "weight[i] = given[index[i]] * scale", "weight[i] = scale",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "hits of the last row are not counted",
+        NETWORK, "for i in range(n):\n                total += row_hit[i]",
+        "for i in range(n - 1):\n                total += row_hit[i]",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "inputs are taken in order, not by their index",
+        ELEMENTWISE, "row = index[i]", "row = i",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "labels are taken in order, not by their index",
+        NETWORK, "batch[first + i] = labels[index[i]]", "batch[first + i] = labels[first + i]",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "every step has the coefficients of the first",
+        NETWORK, "8 * layout.COEFFICIENTS * step", "8 * layout.COEFFICIENTS * 0",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "a loss that is not finite does not stop",
+        NETWORK, "        if not finite:\n            break\n", "",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "dropout on the way back has the key of another layer",
+        NETWORK, "drop(record, r + 1, rows", "drop(record, r, rows",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "Adam counts its updates from 0",
+        "optimizers.py", "np.arange(first_step + 1, first_step + steps + 1", "np.arange(first_step, first_step + steps",
+        "tests/test_losses_optimizers.py tests/test_mathematics.py -k adam",
+    ),
+    # --------------------------------------------------------------------------------- threads, processes
+    Bug(
+        "rows that the threads do not share evenly are lost",
+        NETWORK, "    if thread == threads - 1:\n        last = count\n", "",
+        f"{CONTRACT} -k 'cpu and threads_do_not_change_bits'",
+    ),
+    Bug(
+        "the barrier lets everybody through",
+        NETWORK, "while atomic_load(counter) < phase * threads:", "while atomic_load(counter) < 0:",
+        "tests/test_processes.py -k number_of_workers",
+        chance=True,
+    ),
+    Bug(
+        "members are not waited for when an exception comes",
+        TEAM, "while len(self.finished) < members:", "if len(self.finished) < members:",
+        "tests/test_processes.py -k exceptions_of_signals",
+    ),
+    Bug(
+        "a forked child goes on with the team of its parent",
+        TEAM, "    os.register_at_fork(after_in_child=_found)", "    pass",
+        "tests/test_processes.py -k fork_after_use",
+    ),
+    Bug(
+        "locks around a fork in the wrong order",
+        JIT, "for lock in (global_compiler_lock, _lock):", "for lock in (_lock, global_compiler_lock):",
+        "tests/test_processes.py -k fork_while_another_thread_compiles",
+    ),
+    # ------------------------------------------------------------------------------------------- the cache
+    Bug(
+        "the checksum is not looked at",
+        JIT, "if hashlib.sha256(raw[32:]).digest() != raw[:32]:", "if len(raw) < 32:",
+        "tests/test_cache.py -k every_byte",
+    ),
+    Bug(
+        "the sources do not belong to the stamp",
+        JIT, "digest.update(source.read_bytes())", "pass",
+        "tests/test_cache.py -k changed_callee",
+    ),
+    Bug(
+        "the processor does not belong to the stamp",
+        JIT, "        target.magic_tuple(),\n", "",
+        "tests/test_cache.py -k flags_and_features",
+    ),
+    Bug(
+        "a directory of somebody else is used",
+        JIT, "return info.st_uid == os.getuid() and not", "return not",
+        "tests/test_cache.py -k directories_of_others",
+    ),
+]  # fmt: skip
+
+
+def copy_package(directory):
+    """The package with its kernels inside, and the tests: what a process that starts there imports."""
+    for folder, name in (("fastbp", "fastbp"), ("kernels", "fastbp/kernels"), ("tests", "tests")):
+        shutil.copytree(
+            ROOT / folder, directory / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        )
+    shutil.copy(ROOT / "pyproject.toml", directory)
+
+
+def pytest(directory, tests):
+    """(Exit code, output) of tests against the package in this directory."""
+    environment = os.environ | {"PYTHONPATH": str(directory), "FASTBP_CACHE_DIR": str(directory / "cache")}
+    where = "import fastbp.kernels as kernels; print(kernels.__file__)"
+    process = subprocess.run(
+        [sys.executable, "-c", where], cwd=directory, env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.startswith(str(directory)), process.stdout
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --color=no {tests}"
+    process = subprocess.run(command, shell=True, cwd=directory, env=environment, capture_output=True, text=True)
+    return process.returncode, process.stdout + process.stderr
+
+
+def verdict(bug):
+    """What became of a bug, in words, and whether that is well."""
+    with tempfile.TemporaryDirectory(prefix="fastbp-bug-") as directory:
+        copy_package(Path(directory))
+        bug.plant(Path(directory))
+        code, output = pytest(Path(directory), bug.tests)
+    failed = re.search(r"^(?:FAILED|ERROR) (.*)", output, re.MULTILINE)
+    if code == 0:
+        return ("missed, by chance" if bug.chance else "SURVIVED"), bug.chance
+    if code != 1 or failed is None or "numba.core.errors" in output:
+        return f"NO TEST RAN\n{output[-3000:]}", False
+    return f"caught by {failed[1].partition(' - ')[0]}", True
+
+
+def passing(bugs):
+    """Those of the tests named that pass without a bug."""
+    good = set()
+    with tempfile.TemporaryDirectory(prefix="fastbp-bugs-") as directory:
+        copy_package(Path(directory))
+        for tests in dict.fromkeys(bug.tests for bug in bugs):
+            code, output = pytest(Path(directory), tests)
+            if code == 0:
+                good.add(tests)
+            else:
+                print(f"{tests} fails without a bug:\n{output[-1500:]}", flush=True)
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("titles", nargs="*")
+    titles = parser.parse_args().titles
+    bugs = [bug for bug in BUGS if not titles or any(part in bug.title for part in titles)]
+    with tempfile.TemporaryDirectory(prefix="fastbp-bugs-") as directory:
+        for bug in bugs:  # every text is where it is looked for, before anything takes time
+            copy_package(Path(directory))
+            bug.plant(Path(directory))
+    trusted = passing(bugs)
+    good = len(trusted) == len({bug.tests for bug in bugs})
+    for bug in bugs:
+        start = time.perf_counter()
+        words, well = verdict(bug) if bug.tests in trusted else ("CANNOT TELL", False)
+        good &= well
+        print(f"{bug.title}: {words} ({time.perf_counter() - start:.0f} s)", flush=True)
+    raise SystemExit(0 if good else "not every bug was caught")
+
+
+if __name__ == "__main__":
+    main()

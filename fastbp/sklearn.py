@@ -161,6 +161,8 @@ class _Perceptron(BaseEstimator):
             X, X_val, y, y_val = X[rows], X[rows_val], y[rows], y[rows_val]
             if weight is not None:
                 weight, weight_val = weight[rows], weight[rows_val]
+        if begin:  # after the weights and the split, for which scikit-learn draws the same
+            model.generator = np.random.default_rng(random.randint(2**31 - 1))
         if self.class_weight is not None:
             weight = compute_sample_weight(self.class_weight, y) * (1 if weight is None else weight)
             weight = checks.weights("sample_weight times class_weight", weight, len(X))
@@ -240,7 +242,7 @@ class _Perceptron(BaseEstimator):
             if self.dropout:
                 chain.append(layers.Dropout(self.dropout))
         chain = chain[: chain.index(linear) + 1]  # no activation of the last one
-        return Sequential(*chain, dtype=self.dtype, device=self.device, seed=int(random.randint(2**31 - 1)))
+        return Sequential(*chain, dtype=self.dtype, device=self.device)
 
     def _new_optimizer(self):
         if self.solver == "adam":
@@ -308,7 +310,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     early_stopping : bool
         Stop by the score on validation data, and put the best weights back, instead of by the training loss.
     validation_fraction : float
-        Part of the rows, stratified by class, that ``early_stopping`` holds out when `fit` is given no ``X_val``.
+        Part of the rows, stratified by class (in scikit-learn only where there are two), that ``early_stopping`` holds
+        out when `fit` is given no ``X_val``.
     beta_1, beta_2, epsilon : float
         Of ``"adam"``.
     n_iter_no_change : int or inf

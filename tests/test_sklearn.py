@@ -114,6 +114,26 @@ def test_steps_are_those_of_scikit_learn(kind, arguments):
 
 
 @unconverged
+@pytest.mark.skipif(
+    "sample_weight" not in inspect.signature(neural_network.MLPRegressor.fit).parameters,
+    reason="scikit-learn's networks take weights since 1.7",
+)
+@pytest.mark.parametrize("kind", ["binary", "target"])
+def test_early_stopping_is_that_of_scikit_learn(kind):
+    """The same rows are held out, with their weights, and the same epoch is the best."""
+    X, y = task(kind)
+    weight = np.random.default_rng(1).uniform(0.1, 3, len(y))
+    settings = {"solver": "sgd", "alpha": 0.0, "shuffle": False, "learning_rate_init": 0.1, "batch_size": 63}
+    settings |= {"early_stopping": True, "validation_fraction": 0.3, "n_iter_no_change": 4}
+    ours = estimator(kind, dtype="float64", **settings).fit(X, y, weight)
+    theirs = getattr(neural_network, type(ours).__name__)(random_state=0, **settings).fit(X, y, weight)
+    assert ours.n_iter_ == theirs.n_iter_ < 200
+    np.testing.assert_allclose(ours.validation_scores_, theirs.validation_scores_, rtol=1e-9)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
+    np.testing.assert_allclose(ours.coefs_[1], theirs.coefs_[1], rtol=1e-9)
+
+
+@unconverged
 @pytest.mark.parametrize(
     ("weight", "decay"), [(None, 0.5 / 30), (np.full(90, 2.0), 0.5 / 60), (np.arange(90) % 2, 0.5 / 30)]
 )

@@ -194,36 +194,44 @@ def normal_distribution(z):
 
 # ----------------------------------------------------------------------------------- activations
 def identity(z, parameter):
+    """``z``."""
     return z
 
 
 def identity_derivative(saved, parameter):
+    """1."""
     return select(saved == saved, 1.0, 1.0)
 
 
 def relu(z, parameter):
+    """``max(0, z)``; 0 at 0."""
     return select(z <= 0.0, 0.0, z)
 
 
 def relu_derivative(saved, parameter):
+    """1 above 0, else 0; from the output."""
     return select(saved <= 0.0, 0.0, 1.0)
 
 
 def tanh(z, parameter):
+    """``-m / (m + 2)`` with ``m = e^(-2 |z|) - 1``, signed as z."""
     minus = expm1_of_nonpositive(absolute(z) * -2.0)
     return select(z < 0.0, minus, 0.0 - minus) / (minus + 2.0)
 
 
 def tanh_derivative(saved, parameter):
+    """``1 - y^2`` from the output."""
     return fma(saved, saved * -1.0, 1.0)
 
 
 def sigmoid(z, parameter):
+    """``1 / (1 + e^-z)`` through ``e^-|z|``, which cannot overflow."""
     e = exp_of_nonpositive(absolute(z) * -1.0)
     return select(z < 0.0, e, 1.0) / (e + 1.0)
 
 
 def sigmoid_derivative(saved, parameter):
+    """``y (1 - y)`` from the output."""
     return saved * (1.0 - saved)
 
 
@@ -234,18 +242,22 @@ def sigmoid_slope(z):
 
 
 def leaky_relu(z, parameter):
+    """``z`` above 0, ``parameter z`` elsewhere."""
     return select(z <= 0.0, z * parameter, z)
 
 
 def leaky_relu_derivative(saved, parameter):
+    """1 above 0, else the slope; from the output."""
     return select(saved <= 0.0, parameter, 1.0)
 
 
 def elu(z, parameter):
+    """``z`` above 0, ``parameter (e^z - 1)`` elsewhere."""
     return select(z > 0.0, z, parameter * expm1_of_nonpositive(select(z > 0.0, 0.0, z)))
 
 
 def elu_derivative(saved, parameter):
+    """1 above 0, else ``y + alpha``; from the output."""
     return select(saved > 0.0, 1.0, saved + parameter)
 
 
@@ -254,10 +266,12 @@ SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
 def selu(z, parameter):
+    """ELU with the alpha and scale that keep a mean of 0 and a variance of 1."""
     return SELU_SCALE * select(z > 0.0, z, SELU_ALPHA * expm1_of_nonpositive(select(z > 0.0, 0.0, z)))
 
 
 def selu_derivative(saved, parameter):
+    """The scale above 0, else ``y + scale alpha``; from the output."""
     return select(saved > 0.0, SELU_SCALE, saved + SELU_SCALE * SELU_ALPHA)
 
 
@@ -267,10 +281,12 @@ def weighted(weight, x):
 
 
 def gelu(z, parameter):
+    """``z Phi(z)``."""
     return weighted(normal_distribution(z), z)
 
 
 def gelu_derivative(saved, parameter):
+    """``Phi(z) + z phi(z)``; from z."""
     return weighted(gaussian_of(saved), saved * INVERSE_ROOT_2PI) + normal_distribution(saved)
 
 
@@ -279,10 +295,12 @@ GELU_SLOPE, GELU_CUBE = 1.5957691216057308, 0.044715
 
 
 def gelu_tanh(z, parameter):
+    """``z sigmoid(2 u)``, which is ``z (1 + tanh u) / 2``."""
     return weighted(sigmoid(z * fma(z * z, GELU_SLOPE * GELU_CUBE, GELU_SLOPE), parameter), z)
 
 
 def gelu_tanh_derivative(saved, parameter):
+    """``s + z s' u'`` with ``s = sigmoid(2 u)``; from z."""
     square = saved * saved
     u = saved * fma(square, GELU_SLOPE * GELU_CUBE, GELU_SLOPE)
     slope = saved * fma(square, 3.0 * GELU_SLOPE * GELU_CUBE, GELU_SLOPE)
@@ -290,18 +308,22 @@ def gelu_tanh_derivative(saved, parameter):
 
 
 def silu(z, parameter):
+    """``z sigmoid(z)``."""
     return weighted(sigmoid(z, parameter), z)
 
 
 def silu_derivative(saved, parameter):
+    """``s + z s'``; from z."""
     return weighted(sigmoid_slope(saved), saved) + sigmoid(saved, parameter)
 
 
 def softplus(z, parameter):
+    """``ln(1 + e^z)`` as ``max(z, 0) + ln(1 + e^-|z|)``."""
     return select(z > 0.0, z, select(z <= 0.0, 0.0, z)) + log1p_of_unit(exp_of_nonpositive(absolute(z) * -1.0))
 
 
 def softplus_derivative(saved, parameter):
+    """``1 - e^-y`` from the output."""
     return 0.0 - expm1_of_nonpositive(saved * -1.0)
 
 

@@ -45,16 +45,19 @@ def _elementwise(kernel, c, other, parameter):
 
 
 def activation_forward(z, activation, activation_parameter, out):
+    """On the calling thread; in place or not."""
     _elementwise(context.activation_forward(z.dtype, _name(activation)), z, out, activation_parameter)
 
 
 def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
+    """Copies the gradient unless in place, then multiplies."""
     if grad_z.ctypes.data != grad_out.ctypes.data:
         _elementwise(context.activation_forward(grad_out.dtype, "identity"), grad_out, grad_z, 0.0)
     _elementwise(context.activation_backward(grad_z.dtype, _name(activation)), grad_z, saved, activation_parameter)
 
 
 def dropout(x, rows, key, probability, out):
+    """On the calling thread."""
     threshold = int(splitmix.threshold(probability).view(np.int64))
     _call(
         context.dropout(x.dtype), context.DROPOUT, *x.shape, x.ctypes.data, _ld(x), out.ctypes.data, _ld(out),
@@ -63,6 +66,7 @@ def dropout(x, rows, key, probability, out):
 
 
 def shuffle(rows, key):
+    """On the calling thread."""
     context.shuffle()(len(rows), rows.ctypes.data, int(key))
 
 
@@ -72,6 +76,7 @@ def _panel(dtype):
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+    """On the calling thread: gemm from the bias, activation on every finished panel."""
     activate = 0
     if _name(activation) != "identity" or saved.ctypes.data != out.ctypes.data:
         activate = context.activation_forward(x.dtype, _name(activation)).address
@@ -83,6 +88,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
 
 
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+    """On the calling thread: gemm with transposed panels of the weight, derivative on every finished panel."""
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
@@ -95,6 +101,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+    """On the calling thread: gemm with x read along its columns."""
     context.linear_function("linear_backward_params")(
         context.product(x.dtype).address, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
         x.ctypes.data, _ld(x), grad_z.ctypes.data, _ld(grad_z), beta,
@@ -103,6 +110,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
 
 
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
+    """On the calling thread."""
     kernel = context.loss(prediction.dtype, _table.LOSSES[loss])
     scratch = np.empty(max(len(prediction), blocking.SQUARE), prediction.dtype)
     ldt = _ld(target) if target.ndim == 2 else 0
@@ -115,6 +123,7 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
+    """On the calling thread, as one run of memory."""
     kernel = context.optimizer(values.dtype, _table.OPTIMIZERS[optimizer])
     states = [array.ctypes.data for array in state] + [0, 0]
     _call(
@@ -211,6 +220,8 @@ class _Workspace:
 
 
 class InferenceWorkspace(_Workspace):
+    """Activations of ``blocking.ROWS`` rows for every thread."""
+
     def __init__(self, table, dtype):
         super().__init__(table, dtype, blocking.ROWS)
         self.members = 0
@@ -231,6 +242,8 @@ class InferenceWorkspace(_Workspace):
 
 
 class TrainingWorkspace(_Workspace):
+    """Activations and gradients of a batch, scratch for every thread."""
+
     def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
         super().__init__(table, dtype, batch_size)
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
@@ -268,6 +281,7 @@ class TrainingWorkspace(_Workspace):
 
 
 def network_forward(workspace, parameters, x, out):
+    """On the team, in blocks of rows."""
     count, record = len(x), workspace.record
     threads = workspace.threads_for(count * workspace.work)
     if threads > workspace.members:
@@ -282,6 +296,7 @@ def network_forward(workspace, parameters, x, out):
 def network_train_steps(
     workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
 ):
+    """On the team; the walk calls the same kernels as the single layers."""
     count, record = len(rows), workspace.record
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
@@ -307,23 +322,28 @@ def network_train_steps(
 
 # ---------------------------------------------------------------------------------------------- buffers
 def gathers(dtype) -> bool:
+    """Native float32, float64, integers and bool."""
     dtype = np.dtype(dtype)
     return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float32, np.float64))
 
 
 def empty(shape, dtype):
+    """On a cache line."""
     return _table.aligned_empty(shape, dtype)
 
 
 def zeros(shape, dtype):
+    """On a cache line."""
     return _table.aligned_zeros(shape, dtype)
 
 
 def to_device(array):
+    """The array itself."""
     return array
 
 
 def to_host(array):
+    """The array itself."""
     return array
 
 
@@ -333,16 +353,19 @@ def synchronize():
 
 # ---------------------------------------------------------------------------------------------- process
 def set_num_threads(threads):
+    """None: as many as there are cores, fewer where timing says so."""
     global _threads
     _threads = threads
 
 
 def get_num_threads():
+    """Those set, or the cores there are."""
     return team.available_cores() if _threads is None else _threads
 
 
 @contextlib.contextmanager
 def serial():
+    """For the calling thread alone."""
     before = getattr(_calling, "serial", False)
     _calling.serial = True
     try:
@@ -352,6 +375,7 @@ def serial():
 
 
 def warmup(dtype, activations, losses, optimizers):
+    """Every kernel that training and predicting with these parts calls."""
     dtype = np.dtype(dtype)
     context.product(dtype)
     context.column_sum(dtype)
@@ -371,6 +395,7 @@ def warmup(dtype, activations, losses, optimizers):
 
 
 def config():
+    """Instruction set, tile, threads and cache in force."""
     isa = blocking.ISA
     directory = jit.cache_directory()
     return {

@@ -290,12 +290,15 @@ class Sequential:
         step = self._step
         if step is None or step.loss is not loss or step.optimizer is not optimizer:
             self._step = step = single_step(self, loss, optimizer)
-        if not self._lock.acquire(False):
-            raise RuntimeError(_BUSY)
+        taken = []
         try:
+            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
+            if not taken[0]:
+                raise RuntimeError(_BUSY)
             return step(x, y)
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
     def step_keys(self, steps):
         """Random bits of the next training steps, uint64 (steps,), for dropout."""

@@ -204,7 +204,7 @@ BUGS = [
     ),
     Bug(
         "members are not waited for when an exception comes",
-        TEAM, "while len(self.finished) < members:", "if len(self.finished) < members:",
+        TEAM, "while len(job.finished) < threads - 1:", "if len(job.finished) < threads - 1:",
         "tests/test_processes.py -k exceptions_of_signals",
     ),
     Bug(

@@ -3,6 +3,7 @@
 A scenario runs in a process of its own, on a team of workers whatever the size of its model.
 """
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -335,6 +336,34 @@ def exceptions_of_signals_do_not_spoil_later_predictions():
             caught += 1
         assert [model.predict(x).tobytes() for x in (second, first)] == bits[::-1]
     assert caught
+
+
+@scenario()
+def a_step_is_done_wholly_or_not_at_all():
+    """Whenever a handler raises: between two steps, while the team is sent off, while it is at work."""
+
+    class Late(Exception):
+        pass
+
+    def raise_late(number, frame):
+        raise Late
+
+    signal.signal(signal.SIGALRM, raise_late)
+    x, y, loss = X[:40], Y[:40], fastbp.CrossEntropyLoss()
+    (model, optimizer), (twin, same) = ((make(*WIDTHS), fastbp.SGD()) for _ in range(2))
+    model.train_step(x, y, loss, optimizer)
+    for i in range(200):
+        with contextlib.suppress(Late):
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + 7 * i % 500))
+            for _ in range(100):
+                model.train_step(x, y, loss, optimizer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for _ in range(101):
+            if np.array_equal(model.flat_parameters, twin.flat_parameters):
+                break
+            twin.train_step(x, y, loss, same)
+        else:
+            raise AssertionError(f"half a step, after {i} exceptions")
 
 
 # ------------------------------------------------------------------------------------- neighbours

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import threading
 import time
+from functools import partial
 
 import numpy as np
 
@@ -206,17 +207,11 @@ class _Workspace:
         start = time.perf_counter() if self.paced else 0.0
         self.barrier[0] = 0
         self.record[network.THREADS] = threads
-        if threads == 1:
+        if threads == 1 or not team.run(partial(self.walk, self.address), threads):
+            self.record[network.THREADS] = 1
             self.walk(self.address, 0)
-        else:
-            team.run(self._member, threads)
         if self.paced:
             self.pace.record(threads, (time.perf_counter() - start) / units)
-
-    def _member(self, thread, threads):
-        if thread == 0 and threads == 1:  # the team is busy: alone, then
-            self.record[network.THREADS] = 1
-        self.walk(self.address, thread)
 
 
 class InferenceWorkspace(_Workspace):

@@ -7,11 +7,12 @@ makes its own), and while it is busy another caller runs alone, with the same bi
 
 import ctypes
 import math
+import operator
 import os
 import queue
 import sys
 import threading
-from functools import cache
+from functools import cache, partial
 
 
 def available_cores() -> int:
@@ -66,25 +67,11 @@ def yield_address() -> int:
 
 
 class _Job:
-    """One function for the whole team, and who has finished with it."""
+    """What the members are to do, and who has done it."""
 
-    def __init__(self, function, threads):
-        self.function, self.threads = function, threads
+    def __init__(self, part):
+        self.part = part
         self.finished, self.news = [], queue.SimpleQueue()
-
-    def wait(self, members):
-        """Until so many members have finished, whatever comes: they work on memory of the caller.
-
-        An interrupt is raised at the end.
-        """
-        interrupt = None
-        while len(self.finished) < members:
-            try:
-                self.news.get()
-            except BaseException as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
 
 
 class _Member(threading.Thread):
@@ -98,10 +85,10 @@ class _Member(threading.Thread):
     def run(self):
         while True:
             job = self.work.get()
-            job.function(self.number, job.threads)
+            job.part(self.number)
             job.finished.append(self.number)
             job.news.put(None)
-            del job  # what the function holds on to is free while this thread waits
+            del job  # what the part holds on to is free while this thread waits
 
 
 def _found():
@@ -125,27 +112,35 @@ def _enough_members(threads: int) -> bool:
     return True
 
 
-def run(function, threads: int) -> int:
-    """Call ``function(thread, threads)`` on ``threads`` threads, this one included; returns how many there were.
+def run(part, threads: int) -> bool:
+    """Call ``part(thread)`` on so many threads, this one included.
 
-    One only, when the team is at work for another caller or threads are not to be had.
+    Returns False, and has called nothing, when the team is at work for another caller or threads are not to be had.
+    ``part`` must be C from end to end, as a `functools.partial` of a compiled function is: sending the members off
+    and this thread's own part are one call then, which no handler of a signal can cut in two, and every part is
+    done before what a handler raises is seen: the members work on memory of the caller.
     """
-    busy = _busy
-    if threads == 1 or not busy.acquire(blocking=False):
-        function(0, 1)
-        return 1
+    busy, taken = _busy, []
     try:
-        if not _enough_members(threads):
-            function(0, 1)
-            return 1
-        job, told = _Job(function, threads), 0
-        try:
-            for member in _members[: threads - 1]:
-                member.work.put(job)
-                told += 1
-            function(0, threads)
-        finally:
-            job.wait(told)
+        taken.extend(map(busy.acquire, (False,)))
+        if not taken[0] or not _enough_members(threads):
+            return False
+        job, done, interrupt = _Job(part), [], None
+        calls = [*(partial(member.work.put, job) for member in _members[: threads - 1]), partial(part, 0)]
+        while True:
+            try:
+                if not done:
+                    done.extend(map(operator.call, calls))
+                while len(job.finished) < threads - 1:
+                    job.news.get()
+                break
+            except BaseException as error:
+                interrupt = error
+                if not done:
+                    break
+        if interrupt is not None:
+            raise interrupt
+        return True
     finally:
-        busy.release()
-    return threads
+        if taken == [True]:
+            busy.release()

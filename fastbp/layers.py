@@ -388,8 +388,9 @@ class Dropout(Layer):
     """``y = x m / (1 - p)``, with ``m`` 0 with probability ``p`` and 1 otherwise; ``y = x`` when not training.
 
     Srivastava et al., "Dropout", 2014. In a model which units are dropped depends on the seed, the training step,
-    the row of the data and the unit, not on threads or the place in a batch; `Sequential.eval`, ``predict`` and
-    validation drop nothing.
+    the row of the data and the unit, not on threads or the place in a batch. Rows that have to be converted before
+    the kernels can read them, and steps through stored gradients (own loops, ``clip_norm``, ``accumulate``), go by
+    the place instead. `Sequential.eval`, ``predict`` and validation drop nothing.
 
     Parameters
     ----------

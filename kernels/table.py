@@ -53,7 +53,7 @@ def leading_dimension(columns: int, itemsize: int) -> int:
 
     Below one cache line rows are packed (padding would multiply the traffic); from there rows start
     on cache lines, and from 1 KiB up they stay off multiples of 512 bytes, so that the rows of one
-    column panel do not fall into the same few cache sets (S6 ran at 27 instead of 47 ms).
+    column panel do not fall into the same few cache sets.
     """
     line = ALIGNMENT // itemsize
     if columns < line:

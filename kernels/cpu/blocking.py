@@ -68,7 +68,7 @@ GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).
 SERIAL_WORK = 2_000_000
 # A matrix B of more than FAR registers is not in L2: its lines are asked for one panel ahead (S8's products 6.7 ->
-# 4.7 ms), or AHEAD elements ahead where it is transposed. Asking for lines that are in L2 costs 9 % (S4).
+# 4.7 ms), or AHEAD elements ahead where it is transposed. Asking for lines that are in L2 costs up to 4 %.
 FAR = 1024 * 1024 // VECTOR_BYTES
 AHEAD = 128
 # Rows that a gather asks memory for before it reads them: nothing foresees shuffled rows (S9 650 -> 570 us).

@@ -1,7 +1,7 @@
 """The linear layer: three products with their epilogues. What `reference.linear_*` define, on addresses.
 
 ``gemm`` and ``finish`` are addresses of compiled kernels; arrays are addresses with a leading dimension. The
-functions are inlined into the walk (network.py) and, through `contract.py`, are what the tests call.
+functions are inlined into the walk (network.py) and, through `cpu.__init__`, are what the tests call.
 """
 
 from ..jit import inline

@@ -1,0 +1,213 @@
+"""The one door to numba.cuda: its options, its errors, device memory as flat arrays, and compiling without a GPU.
+
+Nothing else in the library imports numba.cuda, so that a successor of numba-cuda is a change to this file. With
+NUMBA_ENABLE_CUDASIM=1 every kernel runs in Numba's simulator, a thread of Python a thread of the GPU: `simulated`
+tells the few places where a twin stands in for what the simulator lacks (libdevice, graphs, intrinsics).
+"""
+
+import os
+from functools import cache
+
+import numpy as np
+
+try:
+    from numba_cuda import __version__  # Numba itself has an older numba.cuda, without what these kernels use
+except ImportError as error:
+    raise ImportError(
+        'device "cuda" needs the package numba-cuda, which is not installed: pip install "fastbp[cuda]" for CUDA 13, '
+        'pip install "fastbp[cuda12]" for CUDA 12'
+    ) from error
+
+from numba import cuda, types
+from numba.cuda.core import config
+
+config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
+simulated = bool(config.ENABLE_CUDASIM)
+
+_process = None  # which process opened the driver
+
+
+# ------------------------------------------------------------------------------------------- compiling
+def device_function(function):
+    """A function that kernels call; compiled into them."""
+    return cuda.jit(function, device=True) if simulated else cuda.jit(function, device=True, forceinline=True)
+
+
+def kernel(function=None, *, threads=None, blocks=None):
+    """A kernel. ``threads``: the most a block will have; ``blocks``: the fewest that must fit a multiprocessor.
+
+    No fast-math: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
+    The compiler may contract ``x * y + z``, here as everywhere on a GPU.
+    """
+    if function is None:
+        return lambda function: kernel(function, threads=threads, blocks=blocks)
+    if simulated:
+        return cuda.jit(function)
+    bounds = threads if blocks is None else (threads, blocks)
+    return cuda.jit(function, launch_bounds=bounds)
+
+
+def vector(dtype):
+    """The type of a flat device array: what a kernel's signature names."""
+    return types.Array(_type_of(dtype), 1, "C")
+
+
+def _type_of(dtype):
+    return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
+
+
+def ptx(dispatcher, signature, capability) -> str:
+    """The PTX of a kernel for a compute capability such as ``(9, 0)``; needs no GPU."""
+    options = dispatcher.targetoptions
+    text, _ = cuda.compile(
+        dispatcher.py_func, signature, device=False, abi="numba", cc=capability,
+        fastmath=bool(options.get("fastmath")), launch_bounds=options.get("launch_bounds"),
+    )  # fmt: skip
+    return text
+
+
+def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
+    """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    architecture = "sm_" + "".join(map(str, capability))
+    source = ObjectCode.from_ptx(ptx(dispatcher, signature, capability).encode())
+    linker = Linker(source, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    code, log = linker.link("cubin").code, linker.get_info_log()
+    return code, log.decode() if isinstance(log, bytes) else log
+
+
+# --------------------------------------------------------------------------------------------- device
+def require():
+    """Raise unless this process can use a GPU, with what to do about it."""
+    global _process
+    if _process == os.getpid():
+        return
+    if _process is not None:
+        raise RuntimeError(
+            "CUDA was used before this process was forked, and does not survive that: start processes with "
+            'multiprocessing.get_context("spawn"), or use the GPU in one process only'
+        )
+    if not cuda.is_available():
+        raise RuntimeError(
+            f'device "cuda" needs an NVIDIA GPU and its driver, and none answers here ({cuda.cuda_error() or "no GPU"})'
+            ': install the driver and check with nvidia-smi, or use device="cpu"'
+        )
+    _process = os.getpid()
+
+
+@cache
+def stream():
+    """The stream of all launches; it waits for the default stream of other libraries, and they for it."""
+    return 0 if simulated else cuda.stream()
+
+
+def synchronize():
+    """Wait until all launches have finished."""
+    require()
+    cuda.synchronize()
+
+
+@cache
+def multiprocessors() -> int:
+    """Multiprocessors of the GPU; the simulator counts as one of two."""
+    return 2 if simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+def describe() -> dict[str, str]:
+    """The GPU in use, as short strings."""
+    lines = {"numba-cuda": __version__}
+    if simulated:
+        return lines | {"GPU": "simulator"}
+    require()
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    free, total = cuda.current_context().get_memory_info()
+    return lines | {
+        "GPU": name,
+        "compute capability": ".".join(map(str, device.compute_capability)),
+        "multiprocessors": str(multiprocessors()),
+        "memory": f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+    }
+
+
+# --------------------------------------------------------------------------------------------- memory
+def empty(shape, dtype):
+    """An uninitialised device array; rows of C order, the first element on a cache line."""
+    require()
+    dtype = np.dtype(dtype)
+    try:
+        return cuda.device_array(shape, dtype)
+    except Exception as error:
+        if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
+            raise
+        free, total = cuda.current_context().get_memory_info()
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raise MemoryError(
+            f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {size / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
+        ) from error
+
+
+def to_device(array, to=None):
+    """A copy on the device; of a device array, the array itself."""
+    require()
+    if is_on_device(array) and to is None:
+        return as_device_array(array)
+    if to is None:
+        to = empty(array.shape, array.dtype)
+    if array.size:
+        to.copy_to_device(array, stream=stream())
+    return to
+
+
+def to_host(array, to=None):
+    """A copy on the host, when all launches before have finished."""
+    require()
+    array = as_device_array(array)
+    if array.size == 0:
+        return np.empty(array.shape, array.dtype) if to is None else to
+    result = array.copy_to_host(to, stream=stream())
+    cuda.synchronize()
+    return result
+
+
+def is_on_device(array) -> bool:
+    """Whether kernels can read an array where it is."""
+    return hasattr(array, "__cuda_ndarray__") or hasattr(array, "__cuda_array_interface__")
+
+
+def as_device_array(array):
+    """A device array of Numba's, over the same memory; raises TypeError for an array of the host."""
+    if hasattr(array, "__cuda_ndarray__"):
+        return array
+    if hasattr(array, "__cuda_array_interface__"):
+        return cuda.as_cuda_array(array)
+    raise TypeError(
+        f"expected an array on the GPU; got {type(array).__name__} in the memory of the host; use "
+        'to_device(array), or model.to("cuda")'
+    )
+
+
+def flat(array):
+    """One-dimensional memory from an array's first element to its last: what kernels take, with a `leading` dimension.
+
+    Rows of a two-dimensional array may lie any distance apart; elements of a row must touch.
+    """
+    array = as_device_array(array)
+    if array.ndim == 1 and array.strides[0] == array.dtype.itemsize:
+        return array
+    if array.size == 0:
+        return empty(1, array.dtype)
+    last = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
+    count, strides = last // array.dtype.itemsize + 1, (array.dtype.itemsize,)
+    if simulated:
+        return type(array)(np.lib.stride_tricks.as_strided(array._ary, (count,), strides))
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+    return DeviceNDArray((count,), strides, array.dtype, stream=array.stream, gpu_data=array.gpu_data)
+
+
+def leading(array) -> int:
+    """Elements from one row of an array to the next."""
+    return array.strides[0] // array.dtype.itemsize

@@ -78,7 +78,7 @@ def compile_kernel(function, signature) -> Kernel:
 
 @cache
 def _stamp() -> str:
-    """A hash of all that any kernel depends on."""
+    """A hash of all that any kernel of the CPU depends on."""
     digest = hashlib.sha256()
     target = registry.cpu_target.target_context.codegen()
     for part in (
@@ -90,7 +90,8 @@ def _stamp() -> str:
         {name: getattr(numba.config, name) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")},
     ):
         digest.update(repr(part).encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    folder = Path(__file__).parent
+    for source in sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

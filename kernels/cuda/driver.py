@@ -6,7 +6,9 @@ tells the few places where a twin stands in for what the simulator lacks (libdev
 """
 
 import os
+from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -59,11 +61,25 @@ def _type_of(dtype):
 def ptx(dispatcher, signature, capability) -> str:
     """The PTX of a kernel for a compute capability such as ``(9, 0)``; needs no GPU."""
     options = dispatcher.targetoptions
-    text, _ = cuda.compile(
-        dispatcher.py_func, signature, device=False, abi="numba", cc=capability,
-        fastmath=bool(options.get("fastmath")), launch_bounds=options.get("launch_bounds"),
-    )  # fmt: skip
+    with _as_if_on(capability):
+        text, _ = cuda.compile(
+            dispatcher.py_func, signature, device=False, abi="numba", cc=capability,
+            fastmath=bool(options.get("fastmath")), launch_bounds=options.get("launch_bounds"),
+        )  # fmt: skip
     return text
+
+
+@contextmanager
+def _as_if_on(capability):
+    """Within it, what a kernel calls compiles without asking a driver for its GPU, of which only this is read."""
+    from numba.cuda import dispatcher
+
+    ask = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = ask
 
 
 def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
@@ -89,8 +105,9 @@ def require():
             'multiprocessing.get_context("spawn"), or use the GPU in one process only'
         )
     if not cuda.is_available():
+        reason = " ".join(str(cuda.cuda_error() or "there is no GPU").split())
         raise RuntimeError(
-            f'device "cuda" needs an NVIDIA GPU and its driver, and none answers here ({cuda.cuda_error() or "no GPU"})'
+            f'device "cuda" needs an NVIDIA GPU and its driver, and none answers here ({reason})'
             ': install the driver and check with nvidia-smi, or use device="cpu"'
         )
     _process = os.getpid()

@@ -25,6 +25,20 @@ from numba.cuda.core import config
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
 simulated = bool(config.ENABLE_CUDASIM)
+libdevice = None
+if simulated:
+    from numba.cuda.simulator.kernel import _get_kernel_context
+
+    class _Simulator:
+        """Numba's cuda, and within a kernel what stands for it there: the simulator itself renames one module only."""
+
+        def __getattr__(self, name, module=cuda):
+            context = _get_kernel_context()
+            return getattr(context if hasattr(context, name) else module, name)
+
+    cuda = _Simulator()
+else:
+    from numba.cuda import libdevice as libdevice
 
 _process = None  # which process opened the driver
 
@@ -32,7 +46,7 @@ _process = None  # which process opened the driver
 # ------------------------------------------------------------------------------------------- compiling
 def device_function(function):
     """A function that kernels call; compiled into them."""
-    return cuda.jit(function, device=True) if simulated else cuda.jit(function, device=True, forceinline=True)
+    return function if simulated else cuda.jit(function, device=True, forceinline=True)
 
 
 def kernel(function=None, *, threads=None, blocks=None):

@@ -1,0 +1,111 @@
+"""The formulas of `activations` on the GPU: its primitives for one number, and constants of the dtype in use.
+
+A Python float in a kernel is a float64 and would make float64 arithmetic of all it meets. `typed` gives a function
+whose float constants have another dtype.
+"""
+
+from functools import cache
+from types import FunctionType
+
+import numpy as np
+
+from .. import activations
+from .driver import cuda, device_function, libdevice, simulated
+
+SINGLE = np.dtype(np.float32)
+
+
+def typed_constant(value, dtype):
+    """A float, or a tuple of floats, as numbers of a dtype; anything else as it is."""
+    if isinstance(value, float):
+        return dtype.type(value)
+    if isinstance(value, tuple) and value and all(isinstance(v, float) for v in value):
+        return tuple(dtype.type(v) for v in value)
+    return value
+
+
+def typed(function, dtype, names=None):
+    """The function with the floats of its code, and of the ``names`` it finds, of a dtype."""
+    code = function.__code__
+    code = code.replace(co_consts=tuple(typed_constant(value, dtype) for value in code.co_consts))
+    namespace = function.__globals__
+    if names is not None:
+        namespace = {name: typed_constant(value, dtype) for name, value in namespace.items()} | names
+    return FunctionType(code, namespace, function.__name__, closure=function.__closure__)
+
+
+# ----------------------------------------------------------------------------------------- primitives
+def fma(x, y, z):
+    return cuda.fma(x, y, z)
+
+
+def select(condition, x, y):
+    return x if condition else y
+
+
+def absolute(x):
+    return abs(x)
+
+
+def single(x):
+    return True
+
+
+def double(x):
+    return False
+
+
+def round_single(x):
+    return libdevice.rintf(x)
+
+
+def round_double(x):
+    return libdevice.rint(x)
+
+
+def power_single(n):
+    return libdevice.int_as_float(np.int32((libdevice.float2int_rn(n) + 127) << 23))
+
+
+def power_double(n):
+    return libdevice.hiloint2double(np.int32((libdevice.double2int_rn(n) + 1023) << 20), np.int32(0))
+
+
+ROOT_2 = 1.4142135623730951
+
+
+def parts_single(x):
+    bits = libdevice.float_as_int(x)
+    e = np.int32((bits >> 23) - 127)
+    m = libdevice.int_as_float(np.int32((bits & 0x7FFFFF) | 0x3F800000))
+    high = m >= np.float32(ROOT_2)
+    return np.float32(e + 1) if high else np.float32(e), m * np.float32(0.5) if high else m
+
+
+def parts_double(x):
+    bits = libdevice.double2hiint(x)
+    e = np.int32((bits >> 20) - 1023)
+    m = libdevice.hiloint2double(np.int32((bits & 0xFFFFF) | 0x3FF00000), libdevice.double2loint(x))
+    high = m >= ROOT_2
+    return np.float64(e + 1) if high else np.float64(e), m * 0.5 if high else m
+
+
+@cache
+def formulas(dtype) -> dict:
+    """Name -> device function: the activations and their parts, and the primitives."""
+    is_single = dtype == SINGLE
+    by_dtype = {
+        "round_to_integer": round_single if is_single else round_double,
+        "power_of_two": power_single if is_single else power_double,
+        "exponent_and_mantissa": parts_single if is_single else parts_double,
+    }
+    if simulated:  # no libdevice: NumPy
+        by_dtype = {name: getattr(activations, name) for name in by_dtype}
+    primitives = {"fma": fma, "select": select, "absolute": absolute, "is_single": single if is_single else double}
+    primitives |= by_dtype
+    constants = {name: typed_constant(value, dtype) for name, value in vars(activations).items()}
+    constants = {name: value for name, value in constants.items() if isinstance(value, np.floating | tuple)}
+    return activations.bind(
+        constants | {name: device_function(function) for name, function in primitives.items()},
+        lambda formula: device_function(typed(formula, dtype)),
+    )

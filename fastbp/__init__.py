@@ -6,10 +6,12 @@
 >>> model.predict(X)
 """
 
+from . import autograd
 from .backend import get_num_threads, set_num_threads, show_config, warmup
 from .callbacks import EarlyStopping
 from .data import batches
-from .differences import gradcheck
+from .differences import gradcheck, input_gradient, jacobian
+from .graph import Function, Variable
 from .layers import ELU, GELU, SELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import (
     BCELoss,
@@ -41,6 +43,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "EarlyStopping",
+    "Function",
     "HalfSquaredErrorLoss",
     "History",
     "HuberLoss",
@@ -59,12 +62,16 @@ __all__ = [
     "Softplus",
     "StepSchedule",
     "Tanh",
+    "Variable",
     "WarmupSchedule",
+    "autograd",
     "batches",
     "fit_many",
     "from_torch",
     "get_num_threads",
     "gradcheck",
+    "input_gradient",
+    "jacobian",
     "load",
     "plot_history",
     "set_num_threads",

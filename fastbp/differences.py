@@ -1,22 +1,123 @@
-"""Gradients beside central differences, for layers, models and losses of one's own."""
+"""Derivatives: of networks and of any function of variables, and all of them beside central differences."""
+
+import functools
+import inspect
 
 import numpy as np
 
 from . import checks
-from .layers import Layer, Linear
+from .graph import Variable, grad, own_value
+from .layers import Call, Layer, Linear
 from .model import Sequential
 
 
-def gradcheck(network, x, y=None, *, loss=None, eps=1e-6):
-    """Compare ``backward`` with ``(f(v + eps) - f(v - eps)) / (2 eps)``, for every input and parameter v.
+def input_gradient(model, X, y=None, *, loss=None):
+    """Gradient with respect to the input: of the sum of the outputs, or of a loss.
 
-    Computed in float64, on a copy with the same values; Dropout drops nothing.
+    In evaluation mode; mode, stored gradients and saved values of the model stay as they are.
 
     Parameters
     ----------
-    network : Sequential or layer
-        Left as it is.
-    x : array (n, in)
+    model : Sequential, layer, or function of a Variable
+    X : array (n, in)
+    y : array, optional
+        Target for the loss.
+    loss : loss, optional
+        A loss of fastbp, a function ``(prediction, target) -> (value, gradient)``, or without ``y`` a function of the
+        prediction, a Variable, that returns a Variable.
+
+    Returns
+    -------
+    array of X's shape
+        float32 and float64 are kept. Without a loss, and as rows are independent, a row is the gradient of the sum of
+        its own outputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as it must be.
+    """
+    if loss is None and y is not None:
+        raise ValueError("y is the target of a loss: pass loss=… with it")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a loss or a function, got {loss!r}")
+    x = Variable(X, requires_grad=True)
+    out = _function(model)(x)
+    if loss is None:
+        return grad(out, x, np.ones(out.shape))
+    if y is None:
+        return grad(loss(out), x)
+    return grad(out, x, loss(out.data, y)[1])
+
+
+def jacobian(function, X):
+    """All derivatives of all outputs with respect to all inputs, one backpropagation an output.
+
+    Parameters
+    ----------
+    function : Sequential, layer, or function of a Variable that returns one
+    X : array
+
+    Returns
+    -------
+    array
+        Of a network or layer, whose rows are independent, ``(n, out, in)``: element ``[i, k, j]`` is
+        ``∂output[i, k] / ∂X[i, j]``. Of any other function the shape of its value and then that of X.
+
+    Raises
+    ------
+    TypeError
+        ``function`` is not callable, or returns no Variable.
+    """
+    x = Variable(X, requires_grad=True)
+    out = _function(function)(x)
+    if isinstance(function, Sequential | Layer):
+        rows, outputs = out.shape
+        result = np.empty((rows, outputs, x.shape[1]), x.dtype)
+        for k in range(outputs):
+            seed = np.zeros(out.shape)
+            seed[:, k] = 1
+            result[:, k] = grad(out, x, seed, retain_graph=True)
+        return result
+    result = np.zeros(out.shape + x.shape, x.dtype)
+    for place in np.ndindex(out.shape) if out.requires_grad else ():
+        seed = np.zeros(out.shape)
+        seed[place] = 1
+        result[place] = grad(out, x, seed, retain_graph=True)
+    return result
+
+
+def _function(model):
+    """A model, layer or function as a function of a variable that returns one, in evaluation mode."""
+    if isinstance(model, Sequential):
+        return functools.partial(Call.apply, model, functools.partial(model.forward_in_mode, training=False))
+    if isinstance(model, Layer):
+        return functools.partial(Call.apply, model, model.forward)
+    if not callable(model):
+        raise TypeError(f"a Sequential, a layer or a function of Variables was expected, got {model!r}")
+
+    def function(*variables):
+        out = model(*variables)
+        if not isinstance(out, Variable):
+            raise TypeError(f"the function must return a Variable, got {type(out).__name__}")
+        return out
+
+    return function
+
+
+# ------------------------------------------------------------------------------ finite differences
+def gradcheck(network, x, y=None, *, loss=None, eps=1e-6):
+    """Compare ``backward`` with ``(f(v + eps) - f(v - eps)) / (2 eps)``, for every input and parameter v.
+
+    Computed in float64. Of a network or layer a copy with the same values is used, and Dropout drops nothing.
+
+    Parameters
+    ----------
+    network : Sequential, layer, or function of Variables
+        Left as it is. A function takes as many variables as there are inputs and returns a Variable; what it computes
+        must depend on them alone.
+    x : array (n, in), or tuple of numbers and arrays
+        The inputs; a tuple for a function of several variables.
     y : array, optional
         Target for the loss.
     loss : loss, optional
@@ -28,26 +129,32 @@ def gradcheck(network, x, y=None, *, loss=None, eps=1e-6):
     Returns
     -------
     dict of str to float
-        For ``"x"`` and every parameter by name the largest difference between the two, as a fraction of the largest
-        derivative of that array or of 1, whichever is larger. Where gradients are right it is about 1e-9, unless a
-        unit of a ReLU or the like is within ``eps`` of its kink.
+        For ``"x"`` and every parameter by name, or for every variable by the name the function has for it, the largest
+        difference between the two, as a fraction of the largest derivative of that array or of 1, whichever is larger.
+        Where gradients are right it is about 1e-9, unless a unit of a ReLU or the like is within ``eps`` of its kink.
 
     Raises
     ------
     TypeError, ValueError
         An argument is not as it must be.
     """
-    checks.instance("network", network, (Sequential, Layer))
     eps = checks.positive("eps", eps)
     if loss is None and y is not None:
         raise ValueError("y is the target of a loss: pass loss=… with it")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
-    network = _in_float64(network)
+    if isinstance(network, Sequential | Layer):
+        return _check_network(_in_float64(network), x, y, loss, eps)
+    if not callable(network):
+        raise TypeError(f"network must be a Sequential, a layer or a function of Variables, got {network!r}")
+    return _check_function(_function(network), _names(network, x), x if type(x) is tuple else (x,), y, loss, eps)
+
+
+def _check_network(network, x, y, loss, eps):
     x = np.array(checks.matrix("x", x), np.float64)
     checks.finite("x", x, np.float64)
     out = network.forward(x)
-    weights = np.random.default_rng(0).standard_normal(out.shape)
+    weights = _weights(out.shape)
 
     def f():
         out = network.forward(x)
@@ -57,6 +164,41 @@ def gradcheck(network, x, y=None, *, loss=None, eps=1e-6):
     parameters = network.parameters() if isinstance(network, Sequential | Linear) else []
     pairs = {"x": (x, grad_x)} | {one.name: (one.data, one.grad.copy()) for one in parameters}
     return {name: _largest_difference(f, values, gradient, eps) for name, (values, gradient) in pairs.items()}
+
+
+def _check_function(function, names, inputs, y, loss, eps):
+    values = [np.array(own_value(name, one), np.float64) for name, one in zip(names, inputs, strict=True)]
+    for name, value in zip(names, values, strict=True):
+        checks.finite(name, value, np.float64)
+    variables = [Variable(value, requires_grad=True) for value in values]
+    out = function(*variables)
+    weights = _weights(out.shape) if loss is None else loss(out.data, y)[1]
+
+    def f():
+        out = function(*map(Variable, values)).data
+        return float((weights * out).sum()) if loss is None else loss(out, y)[0]
+
+    gradients = grad(out, variables, weights)
+    return {
+        name: _largest_difference(f, value, gradient, eps)
+        for name, value, gradient in zip(names, values, gradients, strict=True)
+    }
+
+
+def _names(function, x):
+    """What a function calls its arguments."""
+    if type(x) is not tuple:
+        return ["x"]
+    try:
+        names = list(inspect.signature(function).parameters)[: len(x)]
+    except (TypeError, ValueError):
+        names = []
+    return names if len(names) == len(x) else [f"x{i}" for i in range(len(x))]
+
+
+def _weights(shape):
+    """Of the sum of the outputs whose derivatives are compared."""
+    return np.random.default_rng(0).standard_normal(shape)
 
 
 def _in_float64(network):

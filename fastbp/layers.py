@@ -6,19 +6,77 @@ A linear layer alone owns its parameters; in a `Sequential` they are views into 
 import numpy as np
 
 from . import backend, checks, initializers
+from .graph import Function, Variable
 from .kernels import table
 from .parameters import Parameters, assign
+
+
+class Call(Function):
+    """A call of a layer or a network as one function of the graph; its gradients add to those that are stored.
+
+    What ``backward`` needs belongs to the call, so that a layer can be used several times. The layer's own last call
+    stays what it was.
+    """
+
+    @staticmethod
+    def forward(ctx, layer, forward, x):
+        last = layer.last_call
+        try:
+            out = forward(x)
+            ctx.layer, ctx.call = layer, layer.last_call
+        finally:
+            layer.last_call = last
+        ctx.network = layer.network
+        ctx.has_parameters = ctx.network is not None
+        ctx.version = ctx.network.version if ctx.has_parameters else None
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        layer = ctx.layer
+        last, layer.last_call = layer.last_call, ctx.call
+        try:
+            grad_input = layer.backward(grad, accumulate=True) if ctx.stores_gradients else layer.backward_input(grad)
+        finally:
+            layer.last_call = last
+        return None, None, grad_input
+
+    def check_unchanged(self):
+        if self.has_parameters and self.version != self.network.version:
+            raise RuntimeError(
+                f"the parameters of {self.label} were changed after it had been called: call backward() before the "
+                f"optimizer steps, or compute again"
+            )
+
+    @property
+    def label(self):
+        return type(self.layer).__name__
 
 
 class Layer:
     """What layers share."""
 
+    network = None  # the `Parameters` of a layer that has some
+
     def __call__(self, x):
         return self.forward(x)
 
     def forward(self, x):
-        """The output for a batch ``x`` (n, in); keeps what `backward` needs."""
+        """The output for a batch ``x`` (n, in), keeping what `backward` needs; of a Variable a Variable."""
         raise NotImplementedError
+
+    @property
+    def last_call(self):
+        """What `backward` needs of the last `forward`."""
+        return self._saved
+
+    @last_call.setter
+    def last_call(self, saved):
+        self._saved = saved
+
+    def backward_input(self, grad_output):
+        """`backward` without storing gradients."""
+        return self.backward(grad_output)
 
     def backward(self, grad_output, accumulate=False):
         """The gradient with respect to the input of the last `forward`."""
@@ -88,7 +146,8 @@ class Linear(Layer):
         """This layer as a row for `kernels.table.lower`, without an activation."""
         return ("linear", self.in_features, self.out_features, self.has_bias, "identity", 0.0)
 
-    def _network(self):
+    @property
+    def network(self):
         """The `Parameters` that hold this layer; its own are made here when it is used alone."""
         if self._parameters is None:
             network = Parameters([self.row], [""], self.dtype, self.device)
@@ -125,10 +184,11 @@ class Linear(Layer):
             self._given[name] = array.copy()
         else:
             assign(name, getattr(self, name), array)
+            self.network.version += 1
 
     @property
     def weight(self):
-        return self._network().views[self._row][0]
+        return self.network.views[self._row][0]
 
     @weight.setter
     def weight(self, value):
@@ -136,7 +196,7 @@ class Linear(Layer):
 
     @property
     def bias(self):
-        return self._network().views[self._row][1]
+        return self.network.views[self._row][1]
 
     @bias.setter
     def bias(self, value):
@@ -146,11 +206,11 @@ class Linear(Layer):
 
     @property
     def grad_weight(self):
-        return self._network().gradient_views[self._row][0]
+        return self.network.gradient_views[self._row][0]
 
     @property
     def grad_bias(self):
-        return self._network().gradient_views[self._row][1]
+        return self.network.gradient_views[self._row][1]
 
     # ----------------------------------------------------------------------------------- steps
     def forward(self, x):
@@ -165,7 +225,9 @@ class Linear(Layer):
         -------
         array (n, out)
         """
-        network = self._network()
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
+        network = self.network
         x = checks.batch("x", x, self.in_features, network.dtype)
         weight, bias = network.views[self._row]
         out = np.empty((len(x), self.out_features), network.dtype)
@@ -188,26 +250,32 @@ class Linear(Layer):
         array (n, in)
         """
         x = self._last_saved()
-        network = self._network()
+        network = self.network
         grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
         grad_weight, grad_bias = network.store_gradients()[self._row]
-        grad_input = np.empty_like(x)
-        kernels = network.backend
-        kernels.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
-        kernels.linear_backward_input(grad_output, network.views[self._row][0], x, *IDENTITY, grad_input)
+        network.backend.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
+        return self.backward_input(grad_output)
+
+    def backward_input(self, grad_output):
+        """``∂L/∂X = G Wᵀ`` alone, without storing gradients."""
+        x, network = self._last_saved(), self.network
+        grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
+        grad_input, weight = np.empty_like(x), network.views[self._row][0]
+        network.backend.linear_backward_input(grad_output, weight, x, *IDENTITY, grad_input)
         return grad_input
 
     def update_parameters(self, learning_rate):
         """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
-        network = self._network()
+        network = self.network
         coefficients = np.zeros(table.COEFFICIENTS)
         coefficients[0] = checks.real("learning_rate", learning_rate)
         span = network.span(self._row)
         network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
+        network.version += 1
 
     def parameters(self):
         """Named views of this layer's parameters; those of the whole model once it is part of one."""
-        return self._network().named()
+        return self.network.named()
 
     def config(self):
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
@@ -242,6 +310,8 @@ class Activation(Layer):
 
     def forward(self, x):
         """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
         x = checks.matrix("x", x)
         x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
         out = np.empty_like(x)
@@ -429,6 +499,8 @@ class Dropout(Layer):
 
     def forward(self, x):
         """``x m / (1 - p)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
         x = checks.matrix("x", x)
         x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
         key = int(self.generator.integers(-(2**63), 2**63)) if self.training else None

@@ -7,7 +7,31 @@ labels and probabilities are two kernels of one cross-entropy.
 import numpy as np
 
 from . import backend, checks
+from .graph import Function, Variable
 from .kernels import table
+
+
+class LossOf(Function):
+    """A loss as one function of the graph: the gradient is known as soon as the value is."""
+
+    reads_inputs = False
+
+    @staticmethod
+    def forward(ctx, loss, prediction, target, sample_weight):
+        if ctx.inputs[2] is not None and ctx.inputs[2].requires_grad:
+            raise TypeError("target must not require a gradient, which losses do not have for it: use its .data")
+        ctx.loss = loss
+        value, gradient = loss(prediction, target, sample_weight)
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, grad * ctx.saved_values[0], None, None
+
+    @property
+    def label(self):
+        return type(self.loss).__name__
 
 
 class Loss:
@@ -50,13 +74,16 @@ class Loss:
         -------
         value : float
         gradient : array (n, out)
-            Of the value, with respect to ``prediction``.
+            Of the value, with respect to ``prediction``. For a ``prediction`` that is a `fastbp.Variable` the value
+            alone is returned, as a Variable.
 
         Raises
         ------
         TypeError, ValueError
             Shapes or values are not as they must be; all weights are 0.
         """
+        if type(prediction) is Variable:
+            return LossOf.apply(self, prediction, target, sample_weight)
         prediction = checks.matrix("prediction", prediction)
         checks.not_empty("prediction", prediction)
         dtype = np.dtype(np.float64 if prediction.dtype == np.float64 else np.float32)

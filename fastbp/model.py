@@ -10,12 +10,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from . import backend, checks, files, schedules, training
+from .graph import Variable
 from .kernels import table as network_table
 from .kernels.splitmix import layer_key
-from .layers import IDENTITY, LAYERS, Activation, Dropout, Linear
+from .layers import IDENTITY, LAYERS, Activation, Call, Dropout, Linear
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS
-from .parameters import Parameters, assign
+from .parameters import Parameters
 from .steps import single_step
 
 # Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
@@ -115,6 +116,7 @@ class Sequential:
     def flat_parameters(self, value):
         flat = self._parameters.checked_flat("flat_parameters", value)
         self._parameters.unpack(flat, self._parameters.views)
+        self._parameters.version += 1
 
     @property
     def flat_gradients(self):
@@ -147,7 +149,7 @@ class Sequential:
         for parameter, array in zip(parameters, arrays, strict=True):
             checks.shape(parameter.name, array, parameter.shape)
         for parameter, array in zip(parameters, arrays, strict=True):
-            assign(parameter.name, parameter.data, array)
+            parameter.data = array
 
     def to_torch_state_dict(self):
         """`state_dict` in PyTorch's layout: ``"0.weight"`` is (out, in); its keys are those of an ``nn.Sequential``.
@@ -177,13 +179,16 @@ class Sequential:
 
         Parameters
         ----------
-        x : array (n, in)
+        x : array (n, in), or Variable
             Kept when it needed no conversion: do not change it before `backward`.
 
         Returns
         -------
-        array (n, out)
+        array (n, out), or Variable
+            Of a `fastbp.Variable` one that has the whole network as its ``grad_fn``.
         """
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
         return self.forward_in_mode(x, self.training)
 
     def forward_in_mode(self, x, training):
@@ -226,11 +231,18 @@ class Sequential:
         array (n, in)
             Gradient with respect to the input.
         """
+        return self._backward(grad_output, True, accumulate)
+
+    def backward_input(self, grad_output):
+        """`backward` without the gradients of the parameters: those that are stored stay."""
+        return self._backward(grad_output, False)
+
+    def _backward(self, grad_output, store, accumulate=False):
         if self._trace is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
         trace, activations, kernels = self._trace, self._activations, self._kernels
         grad = checks.batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
-        gradient_views = self._parameters.store_gradients()
+        gradient_views = self._parameters.store_gradients() if store else None
         grad_z = np.empty_like(grad)
         kernels.activation_backward(grad, trace[-1][1], *activations[-1], grad_z)
         for i in range(len(trace) - 1, -1, -1):
@@ -244,10 +256,25 @@ class Sequential:
                     self._drop(i, grad_z, grad_z)
                 kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
             else:
-                kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
+                if store:
+                    kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
                 kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev)
             grad_z = grad_z_prev
         return grad_z
+
+    @property
+    def last_call(self):
+        """What `backward` needs of the last `forward`."""
+        return self._trace, self._drop_key
+
+    @last_call.setter
+    def last_call(self, call):
+        self._trace, self._drop_key = call
+
+    @property
+    def network(self):
+        """The `Parameters`."""
+        return self._parameters
 
     def _drop(self, row, x, out):
         """Dropout of a row of the table, by the key of the last forward pass; none when that was in eval mode."""

@@ -173,6 +173,7 @@ class Optimizer:
             if not norm <= self._clip_norm:  # NaN stays NaN
                 network.scale_gradients(self._clip_norm / norm)
         network.backend.optimizer_step(self.code, coefficients, network.values, network.gradients, self.state)
+        network.version += 1
         self.step_count += 1
 
     def zero_grad(self):

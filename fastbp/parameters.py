@@ -22,6 +22,11 @@ class Parameters:
     prefixes : sequence of str
         What stands before ``weight`` and ``bias`` in a name, one a row.
     dtype, device
+
+    Attributes
+    ----------
+    version : int
+        Goes up whenever the library changes values; what is written into a view does not count.
     """
 
     def __init__(self, layers, prefixes, dtype, device):
@@ -36,6 +41,7 @@ class Parameters:
         self.views = self.views_of(self.values)
         self._gradients = self._gradient_views = None
         self._gradients_stored = False
+        self.version = 0
 
     def __getstate__(self):
         attributes = ("device", "dtype", "table", "size", "prefixes")
@@ -84,6 +90,7 @@ class Parameters:
     def discard_gradients(self):
         """From here on the gradients are those of older values: nobody may read them."""
         self._gradients_stored = False
+        self.version += 1
 
     def zero_gradients(self):
         """Set the stored gradients to zero."""
@@ -187,6 +194,7 @@ class Parameter:
     @data.setter
     def data(self, value):
         assign(self.name, self.data, value)
+        self.network.version += 1
 
     @property
     def grad(self):

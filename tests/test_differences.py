@@ -50,7 +50,7 @@ def test_wrong_gradients_show(device):
 def test_bad_arguments(device):
     layer = fastbp.Linear(3, 2, device=device)
     for call, error, match in (
-        (lambda: fastbp.gradcheck("layer", x()), TypeError, "network must be of type Sequential or Layer"),
+        (lambda: fastbp.gradcheck("layer", x()), TypeError, "network must be a Sequential, a layer or a function"),
         (lambda: fastbp.gradcheck(layer, x(), x()), ValueError, "pass loss="),
         (lambda: fastbp.gradcheck(layer, x(), x(), loss="mse"), TypeError, "loss must be"),
         (lambda: fastbp.gradcheck(layer, x(), eps=0), ValueError, "eps must be above 0"),

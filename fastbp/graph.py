@@ -1,0 +1,641 @@
+"""The computation graph: variables, the functions that made them, and backpropagation through both.
+
+A `Variable` that was computed knows the function that made it and what that function was given; those are the edges
+of the graph. `Variable.backward` puts the reachable variables in the reverse order of their making, which no stack
+limits, and hands each one's gradient on to its inputs: ``∂L/∂x = Σ ∂L/∂z ∂z/∂x`` over all z that x was used in.
+
+Between arrays the function is an instance of `Function`, which keeps what its ``backward`` needs. Between scalars, which
+are Python floats, it is the class alone, and the variable keeps x, ∂z/∂x, y and ∂z/∂y: backpropagation then is a product
+and a sum, without a call and with one object for the garbage collector to walk over instead of three.
+
+Every variable has a tick, the moment its value was set. Ticks order the graph, and show a value that was changed
+after a function had read it.
+"""
+
+import contextlib
+import itertools
+import operator
+import threading
+
+import numpy as np
+
+from . import checks
+
+next_tick = itertools.count(1).__next__
+
+
+class _Sign:
+    """A constant that shows its name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+
+# What a variable has as its node: None, LEAF, an instance of Function, the class of one between scalars, or FREED.
+LEAF = _Sign("leaf")  # requires a gradient and was not computed
+FREED = _Sign("freed")  # was computed, and backward has been here
+
+
+# ------------------------------------------------------------------------------------- no_grad
+_pauses = 0  # threads times depth within no_grad: while it is 0, which is nearly always, nobody looks further
+_pauses_lock = threading.Lock()
+_thread = threading.local()
+
+
+class no_grad(contextlib.ContextDecorator):
+    """Within it, in this thread, nothing is recorded: ``with no_grad(): w -= 0.1 * w.grad``. Also a decorator."""
+
+    def __enter__(self):
+        self._count(1)
+
+    def __exit__(self, kind, error, traceback):
+        self._count(-1)
+
+    def _count(self, step):
+        global _pauses
+        _thread.depth = getattr(_thread, "depth", 0) + step
+        with _pauses_lock:
+            _pauses += step
+
+
+def recording():
+    """Whether this thread records."""
+    return not (_pauses and getattr(_thread, "depth", 0))
+
+
+# ------------------------------------------------------------------------------------ variables
+class Variable:
+    """A value in the computation graph: a scalar, which is a Python float, or an array.
+
+    Parameters
+    ----------
+    data : number or array
+        Copied. float32 and float64 are kept, float16 becomes float32, integers and bool become float64; what has
+        no dimensions becomes a float.
+    requires_grad : bool
+        Whether `backward` is to store the gradient with respect to this variable.
+    name : str, optional
+        For drawings.
+
+    Attributes
+    ----------
+    data : float or read-only array
+        Changed by `assign` and, for what is not recorded, by ``+=``, ``-=``, ``*=``, ``/=``. A change never alters an
+        array that was handed out before; `backward` refuses to go through a function that had read the old value.
+    grad : float, array or None
+        The gradient of what `backward` was called on with respect to this variable, of the shape and dtype of
+        ``data``. That of a leaf is its own array, and later calls add to it until `zero_grad`; that of a result is of
+        the last call.
+    grad_fn : Function or None
+        What computed it, with its ``inputs``; None for a leaf, and once `backward` has freed the graph.
+    requires_grad : bool
+        True for whatever was computed from a variable that requires a gradient. Can be set for leaves.
+    shape, ndim, size, dtype, T
+        As of an array; the dtype of a scalar is float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``data`` are not real numbers.
+
+    Notes
+    -----
+    The operations of `fastbp.autograd` are methods too. ``==`` compares identity; ``<``, ``<=``, ``>`` and ``>=`` compare
+    the data, as NumPy does.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_name", "_node", "_tick", "_x", "_y", "grad")
+    __array_ufunc__ = None  # array + variable is for the variable to answer
+
+    def __init__(self, data, requires_grad=False, name=None):
+        self._data = own_value("data", data)
+        self._node = LEAF if checks.boolean("requires_grad", requires_grad) else None
+        self._tick = next_tick()
+        self._name = name
+        self.grad = None
+
+    # ---------------------------------------------------------------------------- what it holds
+    @property
+    def data(self):
+        return self._data
+
+    @property
+    def requires_grad(self):
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value):
+        if self.is_leaf:
+            self._node = LEAF if checks.boolean("requires_grad", value) else None
+        elif not value:
+            raise RuntimeError("requires_grad of a computed Variable cannot be switched off; use detach()")
+
+    @property
+    def is_leaf(self):
+        """Whether it was not computed from what requires a gradient."""
+        return self._node is None or self._node is LEAF
+
+    @property
+    def grad_fn(self):
+        if type(self._node) is not type:
+            return self._node if isinstance(self._node, Function) else None
+        function = self._node()
+        function.inputs = inputs_of(self)
+        return function
+
+    @property
+    def name(self):
+        return getattr(self, "_name", None)
+
+    @name.setter
+    def name(self, value):
+        self._name = value
+
+    @property
+    def shape(self):
+        return np.shape(self._data)
+
+    @property
+    def ndim(self):
+        return np.ndim(self._data)
+
+    @property
+    def size(self):
+        return np.size(self._data)
+
+    @property
+    def dtype(self):
+        return np.dtype(np.float64) if type(self._data) is float else self._data.dtype
+
+    def item(self):
+        """The one number it holds, as a float."""
+        return self._data if type(self._data) is float else self._data.item()
+
+    def __float__(self):
+        return float(self.item())
+
+    def __len__(self):
+        return len(self._data)
+
+    def __array__(self, dtype=None, copy=None):
+        if self._node is not None:
+            raise TypeError(
+                "a Variable that requires a gradient does not become an array by itself, as that would leave the "
+                "graph: use its .data"
+            )
+        return np.array(self._data, dtype) if copy else np.asarray(self._data, dtype)
+
+    def __repr__(self):
+        name = f"{self.name}: " if self.name else ""
+        made = f", grad_fn={self.grad_fn!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
+        return f"Variable({name}{np.array2string(np.asarray(self._data), separator=', ', prefix='Variable(')}{made})"
+
+    def __reduce__(self):
+        if not self.is_leaf:
+            raise RuntimeError("only leaves of a graph can be copied or pickled: use detach() first")
+        return _leaf, (self._data, self.requires_grad, self.name, self.grad)
+
+    def __lt__(self, other):
+        return self._data < value_of(other)
+
+    def __le__(self, other):
+        return self._data <= value_of(other)
+
+    def __gt__(self, other):
+        return self._data > value_of(other)
+
+    def __ge__(self, other):
+        return self._data >= value_of(other)
+
+    # --------------------------------------------------------------------------------- gradients
+    def backward(self, gradient=None, *, retain_graph=False):
+        """Backpropagation: the gradient of this variable with respect to all that it was computed from.
+
+        Parameters
+        ----------
+        gradient : number or array of this shape, optional
+            The gradient that comes in, by default 1 for a single number.
+        retain_graph : bool
+            Keep what the functions saved, for another `backward` or a drawing. By default it is freed on the way.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing here requires a gradient; the graph was freed by an earlier call; a value that a function had read
+            was changed since. No gradient has been touched then.
+        ValueError
+            There are several numbers and no gradient; it is of another shape.
+        """
+        if self._node is None:
+            raise RuntimeError(
+                "backward() needs a Variable that requires a gradient: make one with requires_grad=True the "
+                "origin of this one, outside no_grad()"
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward() of shape {self.shape} needs the gradient that comes in: "
+                    f"pass gradient=…, an array of that shape, or take a sum() or mean() first"
+                )
+            gradient = 1.0 if type(self._data) is float else np.ones_like(self._data)
+        else:
+            gradient = own_value("gradient", gradient)
+            if np.shape(gradient) != self.shape:
+                raise ValueError(f"gradient must have shape {self.shape}, got {np.shape(gradient)}")
+        _backward(self, gradient, checks.boolean("retain_graph", retain_graph))
+
+    def zero_grad(self):
+        """Forget the gradient: the next `backward` starts from none."""
+        self.grad = None
+
+    def detach(self):
+        """The same value as a leaf that requires no gradient."""
+        return variable_of(self._data)
+
+    # ----------------------------------------------------------------------------------- changes
+    def assign(self, value):
+        """Set a new value of the same shape, in the same dtype; only a leaf has a value of its own.
+
+        Returns
+        -------
+        Variable
+            This one.
+        """
+        if not self.is_leaf:
+            raise RuntimeError("the value of a computed Variable cannot be set: make a new one, or use detach()")
+        value = own_value("value", value)
+        if np.shape(value) != self.shape:
+            raise ValueError(f"value must have shape {self.shape}, got {np.shape(value)}")
+        self._data = value if type(value) is float else _frozen(value.astype(self._data.dtype, copy=False))
+        self._tick = next_tick()
+        return self
+
+    def _in_place(self, change, sign, other):
+        """Assign ``change(data, other)``, where nothing would have to be recorded."""
+        if recording() and (self._node is not None or getattr(other, "_node", None) is not None):
+            raise RuntimeError(
+                f"{sign}= is not recorded and here a gradient is required: write x = x {sign} y, or change values "
+                f"within fastbp.autograd.no_grad()"
+            )
+        return self.assign(change(self._data, value_of(other)))
+
+    def __iadd__(self, other):
+        return self._in_place(operator.add, "+", other)
+
+    def __isub__(self, other):
+        return self._in_place(operator.sub, "-", other)
+
+    def __imul__(self, other):
+        return self._in_place(operator.mul, "*", other)
+
+    def __itruediv__(self, other):
+        return self._in_place(operator.truediv, "/", other)
+
+
+_make = object.__new__
+
+
+def variable_of(value, node=None):
+    """A variable of a float or a read-only array, not copied."""
+    variable = _make(Variable)
+    variable._data, variable._node, variable._tick, variable.grad = value, node, next_tick(), None
+    return variable
+
+
+def scalar(function, value, x, dx, y=None, dy=None):
+    """The scalar ``function(x, y)`` with its derivatives by x and by y, of which one may be no variable."""
+    if type(y) is not Variable:
+        dy = None
+    elif type(x) is not Variable:
+        x, dx, y, dy = y, dy, x, None
+    variable = _make(Variable)
+    variable._data, variable._tick, variable.grad = value, next_tick(), None
+    if (x._node is None and (dy is None or y._node is None)) or (_pauses and not recording()):
+        variable._node = None
+    else:
+        variable._node, variable._x, variable._dx, variable._y, variable._dy = function, x, dx, y, dy
+    return variable
+
+
+def _leaf(data, requires_grad, name, grad):
+    variable = Variable(data, requires_grad, name)
+    variable.grad = grad
+    return variable
+
+
+def value_of(operand):
+    """The data of a variable; anything else as it is."""
+    return operand._data if type(operand) is Variable else operand
+
+
+def own_value(argument, value):
+    """A float, or a read-only copy as an array of float32 or float64."""
+    if type(value) is float:
+        return value
+    array = checks.numeric(argument, value_of(value))
+    return _held(array, copy=True)
+
+
+def _held(array, copy=False):
+    """A number as a float, an array as a read-only one of float32 or float64."""
+    if array.ndim == 0:
+        return float(array)
+    dtype = _DTYPES.get(array.dtype)
+    if dtype is None:
+        dtype = np.float32 if array.dtype == np.float16 else np.float64
+    return _frozen(array.astype(dtype) if copy or array.dtype != dtype else array.view())
+
+
+_DTYPES = {np.dtype(dtype): np.dtype(dtype) for dtype in (np.float32, np.float64)}
+
+
+def _frozen(array):
+    array.setflags(write=False)
+    return array
+
+
+# ------------------------------------------------------------------------------------ functions
+class Function:
+    """An operation of the graph: a class of one's own with static ``forward`` and ``backward``.
+
+    ``MyFunction.apply(*arguments)`` calls ``forward(ctx, *arguments)`` with floats and read-only arrays in the place of
+    variables, and returns its result, one number or array, as a variable. When the gradient comes,
+    ``backward(ctx, grad_output)`` returns the gradient of every argument of ``forward``: one, or a tuple with None for
+    what is no variable. A gradient of a shape that broadcasting made is summed to the shape of its argument.
+
+    Attributes
+    ----------
+    inputs : tuple of Variable or None
+        The arguments; None for what is no variable.
+    saved_values : tuple
+        What ``save_for_backward`` was given. It goes, with all other attributes, when `Variable.backward` frees the
+        graph.
+    needs_input_grad : tuple of bool
+        Whether the gradient of an argument is of use.
+    reads_inputs : bool
+        Of the class: whether ``backward`` depends on values of arguments, which must not change before it. False for
+        functions that are linear or whose derivative comes from the result.
+    label : str
+        What drawings call it.
+
+    Examples
+    --------
+    >>> class Square(fastbp.Function):
+    ...     @staticmethod
+    ...     def forward(ctx, x):
+    ...         ctx.save_for_backward(x)
+    ...         return x * x
+    ...
+    ...     @staticmethod
+    ...     def backward(ctx, grad_output):
+    ...         (x,) = ctx.saved_values
+    ...         return 2 * x * grad_output
+    >>> y = Square.apply(x)
+    """
+
+    reads_inputs = True
+    has_parameters = False  # other than its arguments, whose gradients backward stores,
+    stores_gradients = True  # unless it is told not to
+    inputs = saved_values = ()
+
+    @property
+    def label(self):
+        return type(self).__name__
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        """The result, from floats and arrays."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        """The gradients of the arguments, from that of the result."""
+        raise NotImplementedError
+
+    def check_unchanged(self):
+        """Raise an error where what ``backward`` needs, other than the arguments, was changed; called before it."""
+
+    def save_for_backward(self, *values):
+        """Keep values as ``ctx.saved_values``."""
+        self.saved_values = values
+
+    @property
+    def needs_input_grad(self):
+        return tuple(x is not None and x._node is not None for x in self.inputs)
+
+    @classmethod
+    def apply(cls, *arguments):
+        """The result as a variable; recorded where an argument requires a gradient."""
+        ctx = cls()
+        ctx.inputs = tuple(x if type(x) is Variable else None for x in arguments)
+        result = cls.forward(ctx, *map(value_of, arguments))
+        if type(result) is not float:
+            if not isinstance(result, np.ndarray | np.generic | int | float):
+                raise TypeError(f"{cls.__name__}.forward must return one number or array, got {type(result).__name__}")
+            result = _held(checks.numeric(f"the result of {cls.__name__}.forward", result))
+        recorded = ctx.has_parameters or any(ctx.needs_input_grad)
+        return variable_of(result, ctx if recorded and recording() else None)
+
+    def __repr__(self):
+        return f"<{self.label}>"
+
+
+# ------------------------------------------------------------------------------ backpropagation
+def grad(output, inputs, gradient=None, *, retain_graph=False):
+    """Gradients of ``output`` with respect to variables, without storing any.
+
+    Parameters
+    ----------
+    output : Variable
+    inputs : Variable or sequence of Variable
+        Leaves or results.
+    gradient, retain_graph
+        As in `Variable.backward`.
+
+    Returns
+    -------
+    float or array, or tuple of them
+        0 where the output does not depend on an input.
+    """
+    single = isinstance(inputs, Variable)
+    inputs = [checks.instance("inputs", x, Variable) for x in ([inputs] if single else inputs)]
+    order = _reachable(output)
+    functions = [variable._node for variable in order if isinstance(variable._node, Function)]
+    leaves = [x for variable in order for x in inputs_of(variable) if x._node is LEAF]
+    reached = {*order, *leaves}
+    kept = {x: x.grad for x in reached if x._node is LEAF}
+    for x in kept:
+        x.grad = None
+    for function in functions:
+        function.stores_gradients = False
+    try:
+        output.backward(gradient, retain_graph=retain_graph)
+        nothing = (x.grad is None or x not in reached for x in inputs)
+        result = tuple(_zero(x) if none else x.grad for x, none in zip(inputs, nothing, strict=True))
+    finally:
+        for function in functions:
+            function.stores_gradients = True
+        for x, before in kept.items():
+            x.grad = before
+    return result[0] if single else result
+
+
+def _zero(x):
+    return 0.0 if type(x._data) is float else np.zeros_like(x._data)
+
+
+def inputs_of(variable):
+    """The variables that one was computed from."""
+    node = variable._node
+    if type(node) is type:
+        return (variable._x,) if variable._dy is None else (variable._x, variable._y)
+    return tuple(x for x in node.inputs if x is not None) if isinstance(node, Function) else ()
+
+
+_tick_of = operator.attrgetter("_tick")
+
+
+def _backward(root, gradient, retain_graph):
+    """Give ``root`` its gradient and every variable it was computed from the sum of what flows to it."""
+    order = _reachable(root)
+    order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
+    if root._node is LEAF:
+        _add_flow(root, gradient, owned=True)
+        return
+    root.grad = gradient
+    next_variable = order.pop
+    while order:
+        variable = next_variable()  # which nobody may hold any more once this is done
+        node, grad = variable._node, variable.grad
+        if type(node) is not type:
+            if grad is not None:  # as it is where a function had none for it
+                _flow_through(node, grad)
+        elif grad is not None:
+            x, y, dy = variable._x, variable._y, variable._dy
+            if x._node is not None:
+                flow = x.grad
+                x.grad = grad * variable._dx if flow is None else flow + grad * variable._dx
+            if dy is not None and y._node is not None:
+                flow = y.grad
+                y.grad = grad * dy if flow is None else flow + grad * dy
+        if not retain_graph:
+            variable._node, variable._x, variable._y = FREED, None, None
+
+
+def _reachable(root):
+    """The computed variables that ``root`` depends on, without gradients; refused where the graph is not intact."""
+    order, seen = [root], {root}
+    for variable in order:
+        node, tick = variable._node, variable._tick
+        if type(node) is type:
+            x = variable._x
+            if x._tick > tick:
+                _refuse_changed(node, x)
+            inner = x._node
+            if inner is not None and inner is not LEAF and x not in seen:
+                seen.add(x)
+                order.append(x)
+            if variable._dy is None:
+                continue
+            y = variable._y
+            if y._tick > tick:
+                _refuse_changed(node, y)
+            inner = y._node
+            if inner is not None and inner is not LEAF and y not in seen:
+                seen.add(y)
+                order.append(y)
+        elif node is FREED:
+            raise RuntimeError(
+                "the graph has been freed by an earlier backward(): pass retain_graph=True to that one, or compute "
+                "the values again"
+            )
+        elif node is not LEAF:
+            node.check_unchanged()
+            for x in node.inputs:
+                if x is None:
+                    continue
+                if x._tick > tick:
+                    _refuse_changed(type(node), x)
+                inner = x._node
+                if inner is not None and inner is not LEAF and x not in seen:
+                    seen.add(x)
+                    order.append(x)
+    if root._node is not LEAF:
+        for variable in order:
+            variable.grad = None
+    return order
+
+
+def _refuse_changed(function, variable):
+    if function.reads_inputs:
+        name = f" {variable.name!r}" if variable.name else ""
+        raise RuntimeError(
+            f"a value that {function.__name__} needs for backward(), the Variable{name} of shape {variable.shape}, was "
+            f"changed after {function.__name__} had read it: change values after backward(), or compute again"
+        )
+
+
+def _flow_through(ctx, grad):
+    """Give the inputs of a function what it makes of the gradient of its result."""
+    if type(grad) is not float:
+        _frozen(grad)
+    flows = flows_of(ctx, grad)
+    for i, (x, flow) in enumerate(zip(ctx.inputs, flows, strict=True)):
+        if x is not None and x._node is not None and flow is not None:
+            alone = not any(flow is other for other in flows[:i])
+            _add_flow(x, _like(ctx, x, flow), owned=alone)
+
+
+def flows_of(ctx, grad):
+    """What ``backward`` returns, as a tuple with one for every input."""
+    flows = type(ctx).backward(ctx, grad)
+    flows = flows if type(flows) is tuple else (flows,)
+    if len(flows) != len(ctx.inputs):
+        raise ValueError(
+            f"{ctx!r}.backward must return {len(ctx.inputs)} gradients, one for every argument of forward "
+            f"(None for what is no Variable), got {len(flows)}"
+        )
+    return flows
+
+
+def _like(ctx, x, flow):
+    """A gradient in the shape and dtype of a variable."""
+    data = x._data
+    if type(data) is float:
+        if type(flow) is float:
+            return flow
+        data = np.float64(data)
+    flow = np.asarray(flow)
+    if flow.shape != data.shape:
+        flow = summed_to(flow, data.shape)
+        if flow is None:
+            raise ValueError(f"{ctx!r}.backward must return a gradient of shape {data.shape} for that argument")
+    if data.ndim == 0:
+        return float(flow)
+    return flow if flow.dtype == data.dtype else flow.astype(data.dtype)
+
+
+def summed_to(array, shape):
+    """The adjoint of broadcasting ``shape`` to the shape of the array: sums over the axes it made; None if it did not."""
+    more = array.ndim - len(shape)
+    if more < 0:
+        return None
+    pairs = list(zip(array.shape[more:], shape, strict=True))
+    if any(size not in (1, long) for long, size in pairs):
+        return None
+    stretched = [more + axis for axis, (long, size) in enumerate(pairs) if size == 1 != long]
+    return array.sum(axis=(*range(more), *stretched)).reshape(shape)
+
+
+def _add_flow(x, flow, owned):
+    """Add a gradient to that of a variable; the first one of a leaf becomes its own array."""
+    grad = x.grad
+    if grad is not None:
+        x.grad = grad + flow
+    elif x._node is not LEAF or type(flow) is float or (owned and flow.base is None and flow.flags.writeable):
+        x.grad = flow
+    else:
+        x.grad = flow.copy()

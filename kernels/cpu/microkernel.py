@@ -6,7 +6,7 @@ result has the same bits wherever the blocks and tails are.
 
 from ..jit import inline
 from .blocking import MR, MR_TAIL
-from .simd import load, load_row, prefetch_row, rank_1, store, tall
+from .simd import load, load_row, prefetch_row, rank_1, row_offsets, store, tall
 
 # What a tile holds before the first update.
 FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
@@ -22,10 +22,11 @@ def update(tile, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
         tile = load(tile, c, ldc, columns)
     elif origin == FROM_BIAS:
         tile = load_row(tile, bias, columns)
+    offsets = row_offsets(tile, lda)
     for _ in range(k):
         if ahead is not None:
             prefetch_row(tile, b + ahead)
-        tile = rank_1(tile, a, lda, b, columns)
+        tile = rank_1(tile, a, offsets, b, columns)
         a += step
         b += ldb
     store(tile, c, ldc, columns)

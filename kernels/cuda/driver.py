@@ -242,3 +242,8 @@ def flat(array):
 def leading(array) -> int:
     """Elements from one row of an array to the next."""
     return array.strides[0] // array.dtype.itemsize
+
+
+def address(array) -> int:
+    """Where a device array begins."""
+    return array.ctypes.data if simulated else array.device_ctypes_pointer.value

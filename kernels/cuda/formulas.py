@@ -4,6 +4,7 @@ A Python float in a kernel is a float64 and would make float64 arithmetic of all
 whose float constants have another dtype.
 """
 
+import math
 from functools import cache
 from types import FunctionType
 
@@ -45,6 +46,10 @@ def select(condition, x, y):
 
 def absolute(x):
     return abs(x)
+
+
+def square_root(x):
+    return np.sqrt(x) if simulated else math.sqrt(x)
 
 
 def single(x):
@@ -101,8 +106,8 @@ def formulas(dtype) -> dict:
     }
     if simulated:  # no libdevice: NumPy
         by_dtype = {name: getattr(activations, name) for name in by_dtype}
-    primitives = {"fma": fma, "select": select, "absolute": absolute, "is_single": single if is_single else double}
-    primitives |= by_dtype
+    primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root}
+    primitives |= {"is_single": single if is_single else double, **by_dtype}
     constants = {name: typed_constant(value, dtype) for name, value in vars(activations).items()}
     constants = {name: value for name, value in constants.items() if isinstance(value, np.floating | tuple)}
     return activations.bind(

@@ -1,0 +1,92 @@
+"""Optimizer steps over a whole parameter buffer: values, gradient and state in one pass.
+
+An optimizer is one function ``(c, w, g, m, v) -> (w, m, v)`` of a parameter, its gradient and its state; ``c`` are the
+coefficients of the step. What they compute is `reference.optimizer_step`. From the first loss that is not finite
+nothing is updated any more.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .. import table
+from .driver import device_function, kernel, types, vector
+from .formulas import fma, formulas, square_root, typed
+from .launch import THREADS, first_element, over_elements
+from .record import COEFFICIENTS, CURRENT, STOPPED
+
+
+def sgd(c, w, g, m, v):
+    return fma(fma(w, c[1], g), -c[0], w), m, v
+
+
+def momentum(c, w, g, velocity, v):
+    velocity = fma(velocity, c[2], fma(w, c[1], g) * c[3])
+    return fma(velocity, -c[0], w), velocity, v
+
+
+def nesterov(c, w, g, velocity, v):
+    g = fma(w, c[1], g)
+    velocity = fma(velocity, c[2], g)
+    return fma(fma(velocity, c[2], g), -c[0], w), velocity, v
+
+
+def rmsprop(c, w, g, square_avg, v):
+    g = fma(w, c[1], g)
+    square_avg = fma(square_avg, c[2], g * g * c[3])
+    return w - g * c[0] / (square_root(square_avg + c[4]) + c[5]), square_avg, v
+
+
+def adam(c, w, g, m, v):
+    g = fma(w, c[6], g)
+    m = fma(m, c[1], g * c[2])
+    v = fma(v, c[3], g * g * c[4])
+    return fma(w, -c[7], w) - m * c[0] / (square_root(v) + c[5]), m, v
+
+
+@cache
+def optimizer_kernel(name, dtype):
+    """One update of every parameter."""
+    update, number = device_function(typed(globals()[name], dtype, formulas(dtype))), dtype.type
+    states = table.OPTIMIZER_STATES[name]
+
+    @kernel(threads=THREADS)
+    def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2):
+        if record[STOPPED] == 0:
+            at = record[COEFFICIENTS] + record[CURRENT] * table.COEFFICIENTS
+            c = (
+                number(scalars[at]), number(scalars[at + 1]), number(scalars[at + 2]), number(scalars[at + 3]),
+                number(scalars[at + 4]), number(scalars[at + 5]), number(scalars[at + 6]), number(scalars[at + 7]),
+            )  # fmt: skip
+            first, step = first_element()
+            for i in range(first, count, step):
+                m = v = grad[i]
+                if states > 0:
+                    m = state_1[i]
+                if states > 1:
+                    v = state_2[i]
+                w, m, v = update(c, values[i], grad[i], m, v)
+                values[i] = w
+                if states > 0:
+                    state_1[i] = m
+                if states > 1:
+                    state_2[i] = v
+
+    return optimizer_kernel
+
+
+def optimizer_step(name, record, values, grad, state, stream):
+    """Launch it, with the coefficients of the step that the record is at."""
+    if values.size:
+        state_1, state_2, *_ = *state, values, values
+        grid, block = over_elements(values.size)
+        optimizer_kernel(name, values.dtype)[grid, block, stream](
+            values.size, record.device, record.floats, values, grad, state_1, state_2
+        )
+
+
+def kernels(dtype):
+    """Every kernel of this file: (name, kernel, signature)."""
+    ints, doubles, a = vector(np.int64), vector(np.float64), vector(dtype)
+    for name in table.OPTIMIZERS:
+        yield f"optimizer {name}", optimizer_kernel(name, dtype), (types.int64, ints, doubles, a, a, a, a)

@@ -1,12 +1,9 @@
-"""The computation graph: variables, the functions that made them, and backpropagation through both.
+"""The computation graph: variables and the functions that made them.
 
 A `Variable` that was computed knows the function that made it and what that function was given; those are the edges
-of the graph. `Variable.backward` puts the reachable variables in the reverse order of their making, which no stack
-limits, and hands each one's gradient on to its inputs: ``∂L/∂x = Σ ∂L/∂z ∂z/∂x`` over all z that x was used in.
-
-Between arrays the function is an instance of `Function`, which keeps what its ``backward`` needs. Between scalars, which
-are Python floats, it is the class alone, and the variable keeps x, ∂z/∂x, y and ∂z/∂y: backpropagation then is a product
-and a sum, without a call and with one object for the garbage collector to walk over instead of three.
+of the graph. Between arrays the function is an instance of `Function`, which keeps what its ``backward`` needs. Between
+scalars, which are Python floats, it is the class alone, and the variable keeps x, ∂z/∂x, y and ∂z/∂y: no call on the
+way back, and one object for the garbage collector to walk over instead of three.
 
 Every variable has a tick, the moment its value was set. Ticks order the graph, and show a value that was changed
 after a function had read it.
@@ -20,23 +17,9 @@ import threading
 import numpy as np
 
 from . import checks
+from .backpropagation import LEAF, backpropagate, frozen, inputs_of, reachable
 
 next_tick = itertools.count(1).__next__
-
-
-class _Sign:
-    """A constant that shows its name."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __repr__(self):
-        return self.name
-
-
-# What a variable has as its node: None, LEAF, an instance of Function, the class of one between scalars, or FREED.
-LEAF = _Sign("leaf")  # requires a gradient and was not computed
-FREED = _Sign("freed")  # was computed, and backward has been here
 
 
 # ------------------------------------------------------------------------------------- no_grad
@@ -103,8 +86,8 @@ class Variable:
 
     Notes
     -----
-    The operations of `fastbp.autograd` are methods too. ``==`` compares identity; ``<``, ``<=``, ``>`` and ``>=`` compare
-    the data, as NumPy does.
+    The operations of `fastbp.autograd` are methods too. ``==`` compares identity; ``<``, ``<=``, ``>`` and ``>=``
+    compare the data, as NumPy does.
     """
 
     __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_name", "_node", "_tick", "_x", "_y", "grad")
@@ -245,7 +228,7 @@ class Variable:
             gradient = own_value("gradient", gradient)
             if np.shape(gradient) != self.shape:
                 raise ValueError(f"gradient must have shape {self.shape}, got {np.shape(gradient)}")
-        _backward(self, gradient, checks.boolean("retain_graph", retain_graph))
+        backpropagate(self, gradient, checks.boolean("retain_graph", retain_graph))
 
     def zero_grad(self):
         """Forget the gradient: the next `backward` starts from none."""
@@ -269,7 +252,7 @@ class Variable:
         value = own_value("value", value)
         if np.shape(value) != self.shape:
             raise ValueError(f"value must have shape {self.shape}, got {np.shape(value)}")
-        self._data = value if type(value) is float else _frozen(value.astype(self._data.dtype, copy=False))
+        self._data = value if type(value) is float else frozen(value.astype(self._data.dtype, copy=False))
         self._tick = next_tick()
         return self
 
@@ -345,16 +328,11 @@ def _held(array, copy=False):
         return float(array)
     dtype = _DTYPES.get(array.dtype)
     if dtype is None:
-        dtype = np.float32 if array.dtype == np.float16 else np.float64
-    return _frozen(array.astype(dtype) if copy or array.dtype != dtype else array.view())
+        dtype = np.float32 if array.dtype.kind == "f" and array.itemsize <= 4 else np.float64
+    return frozen(array.astype(dtype) if copy or array.dtype != dtype else array.view())
 
 
 _DTYPES = {np.dtype(dtype): np.dtype(dtype) for dtype in (np.float32, np.float64)}
-
-
-def _frozen(array):
-    array.setflags(write=False)
-    return array
 
 
 # ------------------------------------------------------------------------------------ functions
@@ -443,7 +421,7 @@ class Function:
         return f"<{self.label}>"
 
 
-# ------------------------------------------------------------------------------ backpropagation
+# ------------------------------------------------------------------------------------ gradients
 def grad(output, inputs, gradient=None, *, retain_graph=False):
     """Gradients of ``output`` with respect to variables, without storing any.
 
@@ -462,7 +440,7 @@ def grad(output, inputs, gradient=None, *, retain_graph=False):
     """
     single = isinstance(inputs, Variable)
     inputs = [checks.instance("inputs", x, Variable) for x in ([inputs] if single else inputs)]
-    order = _reachable(output)
+    order = reachable(output)
     functions = [variable._node for variable in order if isinstance(variable._node, Function)]
     leaves = [x for variable in order for x in inputs_of(variable) if x._node is LEAF]
     reached = {*order, *leaves}
@@ -485,157 +463,3 @@ def grad(output, inputs, gradient=None, *, retain_graph=False):
 
 def _zero(x):
     return 0.0 if type(x._data) is float else np.zeros_like(x._data)
-
-
-def inputs_of(variable):
-    """The variables that one was computed from."""
-    node = variable._node
-    if type(node) is type:
-        return (variable._x,) if variable._dy is None else (variable._x, variable._y)
-    return tuple(x for x in node.inputs if x is not None) if isinstance(node, Function) else ()
-
-
-_tick_of = operator.attrgetter("_tick")
-
-
-def _backward(root, gradient, retain_graph):
-    """Give ``root`` its gradient and every variable it was computed from the sum of what flows to it."""
-    order = _reachable(root)
-    order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
-    if root._node is LEAF:
-        _add_flow(root, gradient, owned=True)
-        return
-    root.grad = gradient
-    next_variable = order.pop
-    while order:
-        variable = next_variable()  # which nobody may hold any more once this is done
-        node, grad = variable._node, variable.grad
-        if type(node) is not type:
-            if grad is not None:  # as it is where a function had none for it
-                _flow_through(node, grad)
-        elif grad is not None:
-            x, y, dy = variable._x, variable._y, variable._dy
-            if x._node is not None:
-                flow = x.grad
-                x.grad = grad * variable._dx if flow is None else flow + grad * variable._dx
-            if dy is not None and y._node is not None:
-                flow = y.grad
-                y.grad = grad * dy if flow is None else flow + grad * dy
-        if not retain_graph:
-            variable._node, variable._x, variable._y = FREED, None, None
-
-
-def _reachable(root):
-    """The computed variables that ``root`` depends on, without gradients; refused where the graph is not intact."""
-    order, seen = [root], {root}
-    for variable in order:
-        node, tick = variable._node, variable._tick
-        if type(node) is type:
-            x = variable._x
-            if x._tick > tick:
-                _refuse_changed(node, x)
-            inner = x._node
-            if inner is not None and inner is not LEAF and x not in seen:
-                seen.add(x)
-                order.append(x)
-            if variable._dy is None:
-                continue
-            y = variable._y
-            if y._tick > tick:
-                _refuse_changed(node, y)
-            inner = y._node
-            if inner is not None and inner is not LEAF and y not in seen:
-                seen.add(y)
-                order.append(y)
-        elif node is FREED:
-            raise RuntimeError(
-                "the graph has been freed by an earlier backward(): pass retain_graph=True to that one, or compute "
-                "the values again"
-            )
-        elif node is not LEAF:
-            node.check_unchanged()
-            for x in node.inputs:
-                if x is None:
-                    continue
-                if x._tick > tick:
-                    _refuse_changed(type(node), x)
-                inner = x._node
-                if inner is not None and inner is not LEAF and x not in seen:
-                    seen.add(x)
-                    order.append(x)
-    if root._node is not LEAF:
-        for variable in order:
-            variable.grad = None
-    return order
-
-
-def _refuse_changed(function, variable):
-    if function.reads_inputs:
-        name = f" {variable.name!r}" if variable.name else ""
-        raise RuntimeError(
-            f"a value that {function.__name__} needs for backward(), the Variable{name} of shape {variable.shape}, was "
-            f"changed after {function.__name__} had read it: change values after backward(), or compute again"
-        )
-
-
-def _flow_through(ctx, grad):
-    """Give the inputs of a function what it makes of the gradient of its result."""
-    if type(grad) is not float:
-        _frozen(grad)
-    flows = flows_of(ctx, grad)
-    for i, (x, flow) in enumerate(zip(ctx.inputs, flows, strict=True)):
-        if x is not None and x._node is not None and flow is not None:
-            alone = not any(flow is other for other in flows[:i])
-            _add_flow(x, _like(ctx, x, flow), owned=alone)
-
-
-def flows_of(ctx, grad):
-    """What ``backward`` returns, as a tuple with one for every input."""
-    flows = type(ctx).backward(ctx, grad)
-    flows = flows if type(flows) is tuple else (flows,)
-    if len(flows) != len(ctx.inputs):
-        raise ValueError(
-            f"{ctx!r}.backward must return {len(ctx.inputs)} gradients, one for every argument of forward "
-            f"(None for what is no Variable), got {len(flows)}"
-        )
-    return flows
-
-
-def _like(ctx, x, flow):
-    """A gradient in the shape and dtype of a variable."""
-    data = x._data
-    if type(data) is float:
-        if type(flow) is float:
-            return flow
-        data = np.float64(data)
-    flow = np.asarray(flow)
-    if flow.shape != data.shape:
-        flow = summed_to(flow, data.shape)
-        if flow is None:
-            raise ValueError(f"{ctx!r}.backward must return a gradient of shape {data.shape} for that argument")
-    if data.ndim == 0:
-        return float(flow)
-    return flow if flow.dtype == data.dtype else flow.astype(data.dtype)
-
-
-def summed_to(array, shape):
-    """The adjoint of broadcasting ``shape`` to the shape of the array: sums over the axes it made; None if it did not."""
-    more = array.ndim - len(shape)
-    if more < 0:
-        return None
-    pairs = list(zip(array.shape[more:], shape, strict=True))
-    if any(size not in (1, long) for long, size in pairs):
-        return None
-    stretched = [more + axis for axis, (long, size) in enumerate(pairs) if size == 1 != long]
-    return array.sum(axis=(*range(more), *stretched)).reshape(shape)
-
-
-def _add_flow(x, flow, owned):
-    """Add a gradient to that of a variable; the first one of a leaf becomes its own array."""
-    grad = x.grad
-    if grad is not None:
-        x.grad = grad + flow
-    elif x._node is not LEAF or type(flow) is float or (owned and flow.base is None and flow.flags.writeable):
-        x.grad = flow
-    else:
-        x.grad = flow.copy()

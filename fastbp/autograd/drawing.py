@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..graph import flows_of, inputs_of
+from ..backpropagation import flows_of, inputs_of
 
 DIGITS = 4  # significant ones
 LARGEST = 8  # elements that are written out; of more the shape is

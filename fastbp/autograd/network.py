@@ -185,7 +185,7 @@ class ReLU(Function):
 
 
 def leaky_relu(x, negative_slope=0.01, *, device="cpu"):
-    """``z = x`` above 0, ``negative_slope x`` elsewhere; ``∂z/∂x`` at 0 is ``negative_slope``, which is not negative."""
+    """``z = x`` above 0, ``negative_slope x`` elsewhere; ``∂z/∂x`` at 0 is ``negative_slope`` (≥ 0)."""
     return _activation(x, "leaky_relu", checks.real("negative_slope", negative_slope), device)
 
 

@@ -1,0 +1,172 @@
+"""Backpropagation through a graph of variables: ``∂L/∂x = Σ ∂L/∂z ∂z/∂x`` over all z that x was used in.
+
+The variables that can be reached are put in the reverse order of their making, so that no stack limits the depth of a
+graph, and each one's gradient is handed on to its inputs: between scalars as a product and a sum, between arrays by
+the ``backward`` of the function.
+"""
+
+import operator
+
+import numpy as np
+
+
+class _Sign:
+    """A constant that shows its name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+
+# What a variable has as its node: None, LEAF, an instance of Function, the class of one between scalars, or FREED.
+LEAF = _Sign("leaf")  # requires a gradient and was not computed
+FREED = _Sign("freed")  # was computed, and backward has been here
+
+
+def inputs_of(variable):
+    """The variables that one was computed from."""
+    node = variable._node
+    if type(node) is type:
+        return (variable._x,) if variable._dy is None else (variable._x, variable._y)
+    return () if node is None or type(node) is _Sign else tuple(x for x in node.inputs if x is not None)
+
+
+_tick_of = operator.attrgetter("_tick")
+
+
+def backpropagate(root, gradient, retain_graph):
+    """Give ``root`` its gradient and every variable it was computed from the sum of what flows to it."""
+    order = reachable(root)
+    order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
+    if root._node is LEAF:
+        _add_flow(root, gradient, owned=True)
+        return
+    root.grad = gradient
+    next_variable = order.pop
+    while order:
+        variable = next_variable()  # which nobody may hold any more once this is done
+        node, grad = variable._node, variable.grad
+        if type(node) is not type:
+            if grad is not None:  # as it is where a function had none for it
+                _flow_through(node, grad)
+        elif grad is not None:
+            x, y, dy = variable._x, variable._y, variable._dy
+            if x._node is not None:
+                flow = x.grad
+                x.grad = grad * variable._dx if flow is None else flow + grad * variable._dx
+            if dy is not None and y._node is not None:
+                flow = y.grad
+                y.grad = grad * dy if flow is None else flow + grad * dy
+        if not retain_graph:
+            variable._node, variable._x, variable._y = FREED, None, None
+
+
+def reachable(root):
+    """The computed variables that ``root`` depends on, without gradients; refused where one was changed."""
+    if root._node is LEAF:
+        return [root]
+    order, seen = [root], {root}
+    for variable in order:
+        node, tick = variable._node, variable._tick
+        if type(node) is type:
+            inputs = (variable._x,) if variable._dy is None else (variable._x, variable._y)
+        elif node is FREED:
+            raise RuntimeError(
+                "the graph has been freed by an earlier backward(): pass retain_graph=True to that one, or compute "
+                "the values again"
+            )
+        else:
+            node.check_unchanged()
+            inputs = node.inputs
+        for x in inputs:
+            if x is None:
+                continue
+            if x._tick > tick and node.reads_inputs:
+                _refuse_changed(node, x)
+            inner = x._node
+            if inner is not None and inner is not LEAF and x not in seen:
+                seen.add(x)
+                order.append(x)
+    for variable in order:
+        variable.grad = None
+    return order
+
+
+def _refuse_changed(function, variable):
+    function = function if type(function) is type else type(function)
+    name = f" {variable.name!r}" if variable.name else ""
+    raise RuntimeError(
+        f"a value that {function.__name__} needs for backward(), the Variable{name} of shape {variable.shape}, was "
+        f"changed after {function.__name__} had read it: change values after backward(), or compute again"
+    )
+
+
+def _flow_through(ctx, grad):
+    """Give the inputs of a function what it makes of the gradient of its result."""
+    if type(grad) is not float:
+        frozen(grad)
+    flows = flows_of(ctx, grad)
+    for i, (x, flow) in enumerate(zip(ctx.inputs, flows, strict=True)):
+        if x is not None and x._node is not None and flow is not None:
+            alone = not any(flow is other for other in flows[:i])
+            _add_flow(x, _like(ctx, x, flow), owned=alone)
+
+
+def flows_of(ctx, grad):
+    """What ``backward`` returns, as a tuple with one for every input."""
+    flows = type(ctx).backward(ctx, grad)
+    flows = flows if type(flows) is tuple else (flows,)
+    if len(flows) != len(ctx.inputs):
+        raise ValueError(
+            f"{ctx!r}.backward must return {len(ctx.inputs)} gradients, one for every argument of forward "
+            f"(None for what is no Variable), got {len(flows)}"
+        )
+    return flows
+
+
+def _like(ctx, x, flow):
+    """A gradient in the shape and dtype of a variable."""
+    data = x._data
+    if type(data) is float:
+        if type(flow) is float:
+            return flow
+        data = np.float64(data)
+    flow = np.asarray(flow)
+    if flow.shape != data.shape:
+        flow = summed_to(flow, data.shape)
+        if flow is None:
+            raise ValueError(f"{ctx!r}.backward must return a gradient of shape {data.shape} for that argument")
+    if data.ndim == 0:
+        return float(flow)
+    return flow if flow.dtype == data.dtype else flow.astype(data.dtype)
+
+
+def summed_to(array, shape):
+    """The adjoint of broadcasting ``shape`` to that of the array: the sum over the axes it made; None if it did not."""
+    more = array.ndim - len(shape)
+    if more < 0:
+        return None
+    pairs = list(zip(array.shape[more:], shape, strict=True))
+    if any(size not in (1, long) for long, size in pairs):
+        return None
+    stretched = [more + axis for axis, (long, size) in enumerate(pairs) if size == 1 != long]
+    return array.sum(axis=(*range(more), *stretched)).reshape(shape)
+
+
+def _add_flow(x, flow, owned):
+    """Add a gradient to that of a variable; the first one of a leaf becomes its own array."""
+    grad = x.grad
+    if grad is not None:
+        x.grad = grad + flow
+    elif x._node is not LEAF or type(flow) is float or (owned and flow.base is None and flow.flags.writeable):
+        x.grad = flow
+    else:
+        x.grad = flow.copy()
+
+
+def frozen(array):
+    """The array itself, read-only from now on."""
+    array.setflags(write=False)
+    return array

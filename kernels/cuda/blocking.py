@@ -1,0 +1,65 @@
+"""Every size the CUDA products use, on one screen: the shape of a product -> the tiles of blocks, warps and threads."""
+
+from typing import NamedTuple
+
+WARP = 32
+VECTOR_BYTES = 16  # the widest access of a thread
+SECTOR_BYTES = 32  # the least that a row of global memory is read by
+
+
+class Tile(NamedTuple):
+    """A block of threads makes ``bm x bn`` elements of C, ``bk`` terms at a time.
+
+    A block has ``warps_m x warps_n`` warps, times ``slices``; each slice takes its share of every ``bk`` terms, and
+    the shares are added in the order of the slices. A thread holds ``tm x tn`` elements in registers.
+    """
+
+    name: str
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    warps_m: int
+    warps_n: int
+    slices: int
+    blocks: int  # that fit a multiprocessor: the compiler may use 65536 / (threads * blocks) registers a thread
+
+    @property
+    def threads(self) -> int:
+        return WARP * self.warps_m * self.warps_n * self.slices
+
+    @property
+    def lanes_m(self) -> int:
+        """Threads of a warp along m; the others lie along n."""
+        return self.bm // (self.warps_m * self.tm)
+
+    @property
+    def lanes_n(self) -> int:
+        return self.bn // (self.warps_n * self.tn)
+
+
+TILES = {
+    4: (
+        Tile("large", 128, 128, 8, 8, 8, 2, 4, 1, 2),
+        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 4),
+        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 4),
+    ),
+    8: (
+        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 3),
+        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 3),
+    ),
+}
+# Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.
+ENOUGH_BLOCKS = 128
+# Rows of tiles that are worked through together, column by column, so that their A and the columns' B stay in L2.
+GROUP = 8
+
+
+def tile_of(m: int, n: int, itemsize: int) -> Tile:
+    """The largest tile that gives enough blocks, else the smallest; from the shape alone, so bits do not vary."""
+    tiles = TILES[itemsize]
+    for tile in tiles:
+        if -(-m // tile.bm) * -(-n // tile.bn) >= ENOUGH_BLOCKS:
+            return tile
+    return tiles[-1]

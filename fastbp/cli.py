@@ -15,12 +15,26 @@ import time
 
 import numpy as np
 
-from . import backend, callbacks, compare, layers, losses, metrics, model, optimizers, runs, tabular, terminal
+from . import (
+    backend,
+    callbacks,
+    compare,
+    layers,
+    losses,
+    measure,
+    metrics,
+    model,
+    optimizers,
+    roofline,
+    runs,
+    tabular,
+    terminal,
+)
 
 ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
 OPTIMIZERS = {"adam": optimizers.Adam, "sgd": optimizers.SGD}
 LOSSES = {"classification": losses.CrossEntropyLoss, "regression": losses.MSELoss}
-NOT_IN_CONFIG = {"command", "config", "quiet", "json"}
+NOT_IN_CONFIG = {"command", "arguments", "config", "quiet", "json"}
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -30,6 +44,7 @@ def main(arguments=None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = _parsed(arguments)
+        options.arguments = arguments
         return options.command(options) or 0
     except KeyboardInterrupt:
         print("fastbp: interrupted", file=sys.stderr)
@@ -124,21 +139,36 @@ def _parsers():
     for command in (info, warmup):
         command.add_argument("--device", choices=backend.MODULES, default="cpu", help="where to compute (%(default)s)")
 
-    comparison = add("compare", _compare, "time train steps beside other libraries that are installed")
+    comparison = add("compare", _compare, "time this library beside others that are installed")
     comparison.add_argument(
-        "--shapes", default="S1,S2,S3,S4", help="ids, all, or layers and batch: 784-256-10@128 (%(default)s)"
+        "--what", default="steps", help=f"all, or some of {', '.join(compare.COMPARISONS)} (%(default)s)"
     )
-    comparison.add_argument("--peers", default="torch,jax", help=f"some of {', '.join(compare.PEERS)} (%(default)s)")
     comparison.add_argument(
-        "--rounds", type=_positive, default=7, help="undisturbed rounds for each shape (%(default)s)"
+        "--shapes",
+        help="of steps, predict, width, busy and many: ids, all, odd, or layers and batch: 784-256-10@128 "
+        "(default: a few of each; S1 to S4)",
     )
+    comparison.add_argument(
+        "--peers", help=f"some of {', '.join(compare.PEERS)} (default: the fastest of those that can do it)"
+    )
+    comparison.add_argument("--rounds", type=_positive, default=7, help="undisturbed rounds for each row (%(default)s)")
     comparison.add_argument(
         "--threads", type=_positive, default=1, help="cores that this process is kept to (%(default)s)"
     )
-    comparison.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
-    comparison.add_argument("--device", choices=backend.MODULES, default="cpu", help="where to compute (%(default)s)")
     comparison.add_argument("--quick", action="store_true", help="three short rounds: a first look, not a result")
     comparison.add_argument("--json", metavar="FILE", help="write everything measured")
+
+    roof = add("roofline", _roofline, "show where each kernel of a train step stands against the machine's limits")
+    roof.add_argument("--shape", default="S5", help="an id, or layers and batch: 784-256-10@128 (%(default)s)")
+    roof.add_argument(
+        "-o", "--output", metavar="FILE", help="also a picture: .svg, .png or .pdf, or a page: .html (needs matplotlib)"
+    )
+    for command in (comparison, roof):
+        command.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
+        command.add_argument("--device", choices=backend.MODULES, default="cpu", help="where to compute (%(default)s)")
+        command.add_argument(
+            "--isa", choices=measure.INSTRUCTION_SETS, default="host", help="instruction set of all (%(default)s)"
+        )
     return parser, train
 
 
@@ -511,38 +541,63 @@ def _warmup(options):
     print(f"all kernels are ready, in {seconds:.1f} s{_cached_in(options.device)}")
 
 
-# ------------------------------------------------------------------------------------- compare
+# ------------------------------------------------------------------------- compare and roofline
 def _compare(options):
-    shapes = compare.parse_shapes(options.shapes)
-    peers, missing = compare.find_peers(options.peers)
+    names = compare.parse_what(options.what)
+    asked = compare.parse_shapes(options.shapes) if options.shapes else None
+    if asked and not any(compare.COMPARISONS[name].shapes for name in names):
+        raise ValueError(f"--shapes {options.shapes}, but {', '.join(names)} has none")
+    found, missing = (None, []) if options.peers is None else compare.find_peers(options.peers)
+    variables = measure.environment(options.threads, options.isa)
+    if not measure.in_force(variables):
+        return measure.run_with(variables, options.arguments)
     rounds, seconds = (3, 0.02) if options.quick else (options.rounds, 0.1)
-    cores = compare.pin(options.threads)
+    protocol = measure.Protocol(rounds, seconds, options.dtype, options.device, options.threads)
+    cores = measure.pin(options.threads)
     backend.set_num_threads(options.threads)
-    where = f"pinned to core {', '.join(map(str, cores))}" if cores else "not pinned: this system cannot"
-    print(_machine(options.device, options.dtype, where))
+    print(_where(options, cores))
     for name in missing:
         print(f"without {name}: it is not installed")
-    print()
-    print(compare.heading(peers), flush=True)
-    results, best_limit = [], 0.0
-    for name, shape in shapes.items():
-        result = compare.compare_shape(
-            name,
-            shape,
-            peers,
-            dtype=options.dtype,
-            device=options.device,
-            threads=options.threads,
-            rounds=rounds,
-            seconds=seconds,
-            best_limit=best_limit,
-        )
-        best_limit = max(best_limit, result["best_limit_gflops"] or 0.0)
-        results.append(result)
-        print(compare.row(result, peers), flush=True)
-    print()
-    for line in compare.remarks(results):
-        print(line)
+    results = {}
+    for name in names:
+        comparison = compare.COMPARISONS[name]
+        peers = comparison.chosen(found)
+        columns = [*peers, compare.ONE_THREAD] if comparison.beside_one_thread(options.threads) else peers
+        print(f"\n{compare.heading(comparison, columns)}", flush=True)
+        results[name] = []
+        for case in comparison.cases(asked or comparison.shapes, peers, protocol):
+            results[name].append(protocol.measure(case))
+            print(compare.row(comparison, columns, results[name][-1]), flush=True)
+        print()
+        for line in compare.remarks(comparison, results[name]):
+            print(line)
     if options.json:
-        report = {"version": _version(), "cores": cores, "machine": backend.load(options.device).config()}
-        pathlib.Path(options.json).write_text(json.dumps(report | {"shapes": results}, indent=1) + "\n")
+        report = {"version": _version(), "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
+        report |= {"machine": backend.load(options.device).config(), "load": measure.load()}
+        pathlib.Path(options.json).write_text(json.dumps(report | results, indent=1) + "\n")
+
+
+def _where(options, cores):
+    pinned = f"pinned to core {', '.join(map(str, cores))}" if cores else "not pinned: this system cannot"
+    load = measure.load()
+    return _machine(options.device, options.dtype, pinned) + ("" if load is None else f" · load {load:.1f}")
+
+
+def _roofline(options):
+    shape = compare.parse_shapes(options.shape)
+    if len(shape) != 1:
+        raise ValueError(f"--shape {options.shape}: expected one shape, got {len(shape)}")
+    if options.output:
+        roofline.check_output(options.output)
+    variables = measure.environment(1, options.isa)
+    if not measure.in_force(variables):
+        return measure.run_with(variables, options.arguments)
+    cores = measure.pin(1)
+    backend.set_num_threads(1)
+    print(_where(options, cores), end="\n\n")
+    found = roofline.measure_step(*shape.values(), options.dtype, options.device)
+    for line in roofline.lines(found):
+        print(line)
+    if options.output:
+        roofline.write(found, options.output)
+        print(f"\n{options.output}")

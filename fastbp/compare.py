@@ -1,25 +1,22 @@
-"""Train steps timed beside other libraries: the protocol under every claim of speed.
+"""This library timed beside others: what is compared, case by case. How it is timed is in `measure`.
 
-One process on as many cores as threads. In each round the library and each peer are timed in turn
-(peer, ours, peer, ours), between two measurements of the machine's multiply-add limit. A round in which
-the limit falls below `STEADY` of the best seen, or the process gets less than that share of its core, is
-dropped, counted and repeated, up to a bound. Figures are medians of the rounds kept; a ratio is the median
-of the ratios within a round. Warm-up and compilation come first and are reported apart; so is a check that
-one step from the same weights on the same batch gives the same weights. A step of ours is an epoch of
-``model.fit`` divided by its batches, everything included. Weights and data are random.
+`COMPARISONS` is the table: each has a title, the peers that it knows, and a function that makes its cases. Before
+anything is timed, ours and the peer must give the same result. Weights and data are random. A step of ours is an
+epoch of ``model.fit`` divided by its batches, everything included; a peer takes as many steps.
 """
 
-import importlib.util
+import collections.abc
+import dataclasses
 import itertools
-import math
-import os
-import statistics
-import time
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
-from . import backend, layers, losses, model, optimizers
-from .peers import PEERS, Task
+from . import backend, layers, losses, many, model, optimizers, peers
+from .kernels import table
+from .measure import Case, Clock, ProgramClock, Rival, SampleClock, busy_core, installed, timed
+from .peers import Task
 
 # id: widths, activation, batch, and the least ratio to each peer that this library aims at in float32.
 SHAPES = {
@@ -33,27 +30,58 @@ SHAPES = {
     "S8": ((4096, 4096, 4096), "relu", 32, {"torch": 2.4, "jax": 2.6}),
     "S9": ((4, 32, 16, 4), "tanh", 10_000, {"torch": 8, "jax": 3.3}),
 }
+# Sizes near those that are multiples of no vector: the same ratios must hold.
+ODD_SHAPES = {
+    "O1": ((5, 33, 31, 3), "relu", 31, SHAPES["S1"][3]),
+    "O2": ((65, 127, 11), "relu", 63, SHAPES["S2"][3]),
+    "O3": ((783, 129, 9), "relu", 65, SHAPES["S3"][3]),
+    "O4": ((513, 257, 129, 11), "relu", 77, SHAPES["S4"][3]),
+    "O6": ((1023, 1025, 1021, 11), "relu", 255, SHAPES["S6"][3]),
+    "O9": ((5, 33, 17, 3), "tanh", 9_999, SHAPES["S9"][3]),
+}
+PREDICTIONS = {
+    "I1": ((16, 64, 64, 4), "relu", 1, {"torch": 10, "onnxruntime": 2}),
+    "I32": ((16, 64, 64, 4), "relu", 32, {}),
+    "I4096": ((784, 256, 128, 10), "relu", 4096, {}),
+}
+PREDICT_MOST = {"I1": 2e-6}  # seconds aimed at
+WIDTHS = {f"w{w}": ((10, w, w, 10), "relu", 128, {}) for w in (16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 97, 112, 128)}
+MANY = 32  # networks
+ONE_THREAD = "one thread"
+GROUPS = {"all": SHAPES, "odd": ODD_SHAPES}
+
+PEERS = {  # name: the modules it needs
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "sklearn": ("sklearn",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+}
 BATCHES = 64  # in an epoch
 EPOCH_FLOPS = 128e9  # larger epochs have fewer batches: about 2 s at 64 GFLOP/s
 FEWEST_BATCHES = 16  # or what an epoch of fit() costs once would weigh more than it ever does
-STEADY = 0.93  # of the best limit seen, or of the core's time: with less, something else had the core
-MOST_ROUNDS = 3  # times the rounds asked for
-LIMIT_SECONDS = 0.02  # of one measurement of the limit
 LR = 1e-3
 # Largest difference of two updates, relative to their size. In the first step of Adam a gradient of
 # about eps moves its weight by a good part of lr, so rounding errors in those few show (2e-2 on S7).
-TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+UPDATE_TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of results, relative to the largest
+
+PRODUCT_SIZES = 128, 256, 512, 1024, 2048
+PRODUCT_TARGET_FROM = 256  # smaller products have no target
+LAYOUT = "its own layout", "our layout"
 
 
+# ------------------------------------------------------------------------------------------ options
 def parse_shapes(text: str) -> dict[str, tuple]:
-    """Shapes by id, as layers and batch (``513-257-129-11@77``), or ``all``."""
-    if text == "all":
-        return SHAPES
+    """Shapes by id, as layers and batch (``513-257-129-11@77``), or ``all``, or ``odd``; several with commas."""
+    known = SHAPES | ODD_SHAPES | PREDICTIONS
     shapes = {}
     for name in text.split(","):
-        if name in SHAPES:
-            shapes[name] = SHAPES[name]
+        if name in GROUPS:
+            shapes |= GROUPS[name]
+            continue
+        if name in known:
+            shapes[name] = known[name]
             continue
         try:
             widths, batch = name.split("@")
@@ -62,63 +90,58 @@ def parse_shapes(text: str) -> dict[str, tuple]:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"unknown shape {name!r}: expected {', '.join(SHAPES)}, all, or layers and batch as in 784-256-10@128"
+                f"unknown shape {name!r}: expected {', '.join(known)}, all, odd, "
+                f"or layers and batch as in 784-256-10@128"
             ) from None
         shapes[name] = widths, "relu", batch, {}
     return shapes
 
 
-def find_peers(names: str) -> tuple[list, list[str]]:
-    """The peer classes named in a comma-separated list that are installed, and the names of those that are not."""
+def parse_what(text: str) -> list[str]:
+    """Names of comparisons, separated by commas, or ``all``."""
+    names = list(COMPARISONS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in COMPARISONS:
+            raise ValueError(f"unknown comparison {name!r}: expected {', '.join(COMPARISONS)}, or all")
+    return names
+
+
+def find_peers(names: str) -> tuple[list[str], list[str]]:
+    """Of the peers named in a comma-separated list, those that are installed and those that are not."""
     found, missing = [], []
     for name in filter(None, names.split(",")):
         if name not in PEERS:
             raise ValueError(f"unknown peer {name!r}: expected {', '.join(PEERS)}")
-        if importlib.util.find_spec(name):
-            found.append(PEERS[name])
-        else:
-            missing.append(name)
+        (found if all(map(installed, PEERS[name])) else missing).append(name)
     return found, missing
 
 
-def pin(threads: int) -> list[int]:
-    """Keep this process to ``threads`` cores, and libraries imported later to as many threads.
-
-    Returns
-    -------
-    list of int
-        The cores; empty where the system cannot pin.
-    """
-    for variable in ONE_THREAD:
-        os.environ[variable] = str(threads)
-    for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # a peer gets its own processor's kernels
-        os.environ.pop(variable, None)
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'} intra_op_parallelism_threads={threads}"
-    )
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
-    if len(cores) < threads:
-        raise ValueError(f"--threads {threads}, but this process may use {len(cores)} cores")
-    os.sched_setaffinity(0, cores)
-    return cores
-
-
+# -------------------------------------------------------------------------------------------- steps
 def step_flops(widths, batch) -> int:
     """Floating-point operations in the products of one step; the first layer needs no input gradient."""
     return sum(2 * a * b * batch * (3 if i else 2) for i, (a, b) in enumerate(itertools.pairwise(widths)))
 
 
+def network(widths, activation, dtype, device):
+    """A network with an activation between its linear layers."""
+    activation = {"relu": layers.ReLU, "tanh": layers.Tanh}[activation]
+    parts = []
+    for pair in itertools.pairwise(widths):
+        parts += [layers.Linear(*pair), activation()]
+    return model.Sequential(*parts[:-1], dtype=dtype, device=device, seed=0)
+
+
+def weights_of(network):
+    """Copies of its weights: a pair for each linear layer."""
+    linear = [layer for layer in network.layers if isinstance(layer, layers.Linear)]
+    return [(np.array(layer.weight), np.array(layer.bias)) for layer in linear]
+
+
 class Ours:
-    """This library, with the methods of a peer."""
+    """This library, with the methods of a trainer in `peers`."""
 
     def __init__(self, task, batch, dtype, device):
-        activation = {"relu": layers.ReLU, "tanh": layers.Tanh}[task.activation]
-        parts = []
-        for pair in itertools.pairwise(task.widths):
-            parts += [layers.Linear(*pair), activation()]
-        self.model = model.Sequential(*parts[:-1], dtype=dtype, device=device, seed=0)
+        self.model = network(task.widths, task.activation, dtype, device)
         self.task, self.batch = task, batch
         self.loss, self.optimizer = losses.CrossEntropyLoss(), optimizers.Adam(lr=task.lr)
 
@@ -142,82 +165,72 @@ class Ours:
         self.model.train_step(x, y, self.loss, self.optimizer)
 
     def weights(self):
-        linear = [layer for layer in self.model.layers if isinstance(layer, layers.Linear)]
-        return [(np.array(layer.weight), np.array(layer.bias)) for layer in linear]
+        return weights_of(self.model)
 
 
-def compare_shape(name, shape, peers, *, dtype, device, threads, rounds, seconds, best_limit=0.0, batches=None):
-    """Time one shape beside the peers.
+def random_task(shape, batches, dtype):
+    """A classifier's task on random data, and the rows of each batch (batches, batch)."""
+    widths, activation, batch, _ = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batches * batch, widths[0]), dtype=dtype)
+    y = rng.integers(0, widths[-1], len(x))
+    return Task(widths, activation, LR, x, y), rng.permutation(len(x)).reshape(batches, batch)
+
+
+def step_case(name, shape, trainers, protocol, batches=None) -> Case:
+    """Train steps of one shape.
 
     Parameters
     ----------
     name : str
     shape : tuple
         As in `SHAPES`.
-    peers : list of classes
-    dtype, device : str
-    threads : int
-    rounds : int
-        Undisturbed rounds wanted.
-    seconds : float
-        About how long each timing within a round lasts.
-    best_limit : float
-        Best limit seen so far, GFLOP/s.
+    trainers : list of classes
+        As in `peers`.
+    protocol : Protocol
     batches : int, optional
         In an epoch; by default as `BATCHES` and `EPOCH_FLOPS` say.
 
-    Returns
-    -------
-    dict
-        Everything measured; JSON can hold it.
+    Raises
+    ------
+    ValueError
+        A first step of a peer from the same weights is another one than ours.
     """
-    widths, activation, batch, targets = shape
+    widths, _, batch, targets = shape
     flops = step_flops(widths, batch)
     batches = batches or min(BATCHES, max(FEWEST_BATCHES, int(EPOCH_FLOPS / flops)))
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batches * batch, widths[0]), dtype=dtype)
-    y = rng.integers(0, widths[-1], len(x))
-    task = Task(widths, activation, LR, x, y)
-    rows = rng.permutation(len(x)).reshape(batches, batch)
+    task, rows = random_task(shape, batches, protocol.dtype)
 
-    ours, ours_warmup = _timed(lambda: _started(Ours(task, batch, dtype, device)))
-    result = {
-        "name": name,
-        "widths": widths,
-        "activation": activation,
-        "batch": batch,
-        "batches": batches,
-        "dtype": dtype,
-        "flops": flops,
-        "ours_warmup_seconds": ours_warmup,
-        "left_out": {},
-        "peers": {},
-    }
-    running = {}
-    for peer_class in peers:
+    ours, warmup = timed(lambda: _started(Ours(task, batch, protocol.dtype, protocol.device)))
+    facts = {"widths": widths, "activation": task.activation, "batch": batch, "batches": batches}
+    facts["ours_warmup_seconds"] = warmup
+    rivals, left_out = {}, {}
+    for trainer in trainers:
         try:
-            difference = _update_difference(peer_class, task, rows[:1], dtype, device, threads)
+            difference = _update_difference(trainer, task, rows[:1], protocol)
         except ValueError as error:
-            result["left_out"][peer_class.name] = str(error)
+            left_out[trainer.name] = str(error)
             continue
-        if not difference <= TOLERANCE[dtype]:
-            raise ValueError(
-                f"{name}: one step of {peer_class.name} from the same weights on the same batch differs from ours by "
-                f"{difference:.1e} of the update (expected at most {TOLERANCE[dtype]:.0e}): not the same mathematics"
-            )
-        start = time.perf_counter()
-        peer = _started(peer_class(task, Ours(task, batch, dtype, device).weights(), rows, threads))
-        result["peers"][peer.name] = {
-            "version": peer.version,
-            "how": peer.how,
-            "warmup_seconds": time.perf_counter() - start,
-            "update_difference": difference,
-            "target_ratio": targets.get(peer.name) if dtype == "float32" else None,
-        }
-        running[peer.name] = peer
-
-    raw = _rounds(ours, running, batches, rounds, seconds, dtype, device, best_limit)
-    return result | _summary(raw, result["peers"], flops, best_limit)
+        _same(f"{name}: one step of {trainer.name}", difference, UPDATE_TOLERANCE[protocol.dtype], "the update")
+        weights = Ours(task, batch, protocol.dtype, protocol.device).weights()
+        peer, warmup = timed(lambda: _started(trainer(task, weights, rows, protocol.threads)))  # noqa: B023
+        rivals[trainer.name] = Rival(
+            Clock(peer.train, batches),
+            peer.version,
+            peer.how,
+            targets.get(trainer.name),
+            {"warmup_seconds": warmup, "difference": difference},
+        )
+    return Case(
+        name,
+        title_of(shape),
+        Clock(ours.train, batches),
+        rivals,
+        flops=flops,
+        also={"train_step": Clock(ours.train_steps, batches)},
+        left_out=left_out,
+        facts=facts,
+    )
 
 
 def _started(trainer):
@@ -226,145 +239,504 @@ def _started(trainer):
     return trainer
 
 
-def _timed(work):
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
-
-
-def _update_difference(peer_class, task, rows, dtype, device, threads):
+def _update_difference(trainer, task, rows, protocol):
     """Size of the difference of two first steps, relative to the step."""
-    ours = Ours(task, rows.shape[1], dtype, device)
+    ours = Ours(task, rows.shape[1], protocol.dtype, protocol.device)
     before = ours.weights()
-    peer = peer_class(task, before, rows, threads)
+    peer = trainer(task, before, rows, protocol.threads)
     peer.train()
     ours.step(task.x[rows[0]], task.y[rows[0]])
+    return _relative(before, ours.weights(), peer.weights())
+
+
+def _relative(before, after, theirs):
     before, after, theirs = (
         np.concatenate([array.ravel() for pair in weights for array in pair]).astype(np.float64)
-        for weights in (before, ours.weights(), peer.weights())
+        for weights in (before, after, theirs)
     )
     return float(np.linalg.norm(theirs - after) / np.linalg.norm(after - before))
 
 
-def _rounds(ours, peers, batches, rounds, seconds, dtype, device, best_limit):
-    """Time all in turn until ``rounds`` rounds are undisturbed; a list of dicts, a round each."""
-    trainers = {"ours": ours.train, "train_step": ours.train_steps} | {n: peer.train for n, peer in peers.items()}
-    repeats = {name: max(1, math.ceil(seconds / _timed(train)[1])) for name, train in trainers.items()}
-
-    def step_us(name):
-        start = time.perf_counter()
-        for _ in range(repeats[name]):
-            trainers[name]()
-        return (time.perf_counter() - start) / (repeats[name] * batches) * 1e6
-
-    done = []
-    while len(_undisturbed(done, best_limit)) < rounds and len(done) < MOST_ROUNDS * rounds:
-        wall, cpu = time.perf_counter(), time.process_time()
-        limits = [fma_limit(dtype, device)]
-        timings = {}
-        for name in peers or [None]:
-            theirs = step_us(name) if name else None
-            timings[name] = theirs, step_us("ours")
-            limits.append(fma_limit(dtype, device))
-        train_step = step_us("train_step")
-        share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        done.append({"limits": limits, "timings": timings, "train_step": train_step, "cpu_share": share})
-    return done
+def _same(what, difference, tolerance, of):
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{what} from the same values differs from ours by {difference:.1e} of {of} "
+            f"(expected at most {tolerance:.0e}): not the same mathematics"
+        )
 
 
-def _undisturbed(rounds, best_limit):
-    limits = [limit for done in rounds for limit in done["limits"] if limit]
-    best = max([best_limit, *limits])
-    return [
-        done
-        for done in rounds
-        if done["cpu_share"] >= STEADY and all(limit is None or limit >= STEADY * best for limit in done["limits"])
-    ]
+def _steps(shapes, names, protocol):
+    for name, shape in shapes.items():
+        yield step_case(name, shape, [peers.TRAINERS[peer] for peer in names], protocol)
 
 
-def _summary(rounds, peers, flops, best_limit):
-    """Medians of the undisturbed rounds, or of all where none is."""
-    kept = _undisturbed(rounds, best_limit)
-    used = kept or rounds
-    ours = statistics.median(ours for done in used for _, ours in done["timings"].values())
-    limits = [limit for done in used for limit in done["limits"] if limit]
-    limit = statistics.median(limits) if limits else None
-    timings = {
-        name: peer
-        | {
-            "us": statistics.median(done["timings"][name][0] for done in used),
-            "ratio": statistics.median(theirs / ours for theirs, ours in (done["timings"][name] for done in used)),
+# --------------------------------------------------------------------------- width, and a busy core
+def _thread_case(name, shape, trainers, protocol):
+    """Steps with as many threads as the library chooses, beside one thread."""
+    case, kernels = step_case(name, shape, trainers, protocol), backend.load(protocol.device)
+    epoch = case.ours.call
+
+    def with_threads(threads):
+        def call():
+            kernels.set_num_threads(threads)
+            epoch()
+
+        return Clock(call, case.ours.units)
+
+    case.ours, case.also = with_threads(None), {}
+    case.rivals[ONE_THREAD] = Rival(with_threads(1), "", "this library on one thread", 1 / 1.03)
+    return case
+
+
+def _width(shapes, names, protocol):
+    """Time must grow smoothly with the width, and no number of threads be slower than one."""
+    make = _thread_case if protocol.threads > 1 else step_case
+    for name, shape in shapes.items():
+        yield make(name, shape, [peers.TRAINERS[peer] for peer in names], protocol)
+
+
+def _busy(shapes, names, protocol):
+    """Another process takes one of the cores: at most 1.3 times the time of one thread."""
+    if protocol.threads < 2:
+        raise ValueError("the comparison busy needs two cores or more: --threads 2")
+    for name, shape in shapes.items():
+        case = _thread_case(name, shape, [], protocol)
+        case.rivals[ONE_THREAD].target = 1 / 1.3
+        case.during, case.shares_cores = busy_core, True
+        yield case
+
+
+# ------------------------------------------------------------------------------------------- predict
+def predict_case(name, shape, names, protocol) -> Case:
+    """``predict`` from Python: the median and the 99th percentile of single calls."""
+    widths, activation, batch, targets = shape
+    if activation != "relu":
+        raise ValueError(f"{name}: predictions are compared with relu only")
+    ours = network(widths, activation, protocol.dtype, protocol.device)
+    x = np.random.default_rng(0).standard_normal((batch, widths[0]), dtype=protocol.dtype)
+    expected, rivals = ours.predict(x), {}
+    for peer in names:
+        operation = peers.PREDICTORS[peer](weights_of(ours), x, protocol.threads)
+        rivals[peer] = _rival(f"{name}: predict of {peer}", operation, expected, protocol, targets.get(peer))
+        rivals[peer].clock = SampleClock(operation.call)
+    return Case(
+        name,
+        title_of(shape),
+        SampleClock(lambda: ours.predict(x)),
+        rivals,
+        flops=sum(2 * batch * a * b for a, b in itertools.pairwise(widths)),
+        most=PREDICT_MOST.get(name),
+        facts={"widths": widths, "activation": activation, "batch": batch},
+    )
+
+
+def _rival(what, operation, expected, protocol, target=None):
+    """A peer's operation, once it has given what ours gives."""
+    found = np.asarray(operation.call(), np.float64)
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    _same(what, difference, TOLERANCE[protocol.dtype], "the largest value")
+    return Rival(Clock(operation.call), operation.version, operation.how, target, {"difference": difference})
+
+
+def _predict(shapes, names, protocol):
+    for name, shape in shapes.items():
+        yield predict_case(name, shape, names, protocol)
+
+
+# -------------------------------------------------------------------------------------- gemm, elementwise
+def laid_out(array):
+    """A copy laid out as the library lays out its own: aligned, rows padded."""
+    *rows, columns = array.shape
+    padded = table.leading_dimension(columns, array.itemsize) if rows else columns
+    copy = table.aligned_zeros((*rows, padded), array.dtype)[..., :columns]
+    copy[...] = array
+    return copy
+
+
+def product_case(kind, size, names, protocol) -> Case:
+    """One of the three products of a layer of ``size`` x ``size`` and as large a batch, without an epilogue.
+
+    NN is ``X W``, NT is ``dZ W^T``, TN is ``X^T dZ``. A peer has the faster of its own layout and ours; what ours
+    takes with bias and ReLU, their derivative or the bias gradient in it is told beside.
+    """
+    kernels, rng = backend.load(protocol.device), np.random.default_rng(0)
+    a, b = (laid_out(rng.standard_normal((size, size), dtype=protocol.dtype)) for _ in range(2))
+    out, bias = laid_out(np.zeros_like(a)), laid_out(np.zeros(size, protocol.dtype))
+    identity, relu = (table.ACTIVATIONS.index(name) for name in ("identity", "relu"))
+    plain, fused = {
+        "NN": (
+            lambda: kernels.linear_forward(a, b, None, identity, 0.0, out, out),
+            lambda: kernels.linear_forward(a, b, bias, relu, 0.0, out, out),
+        ),
+        "NT": (
+            lambda: kernels.linear_backward_input(a, b, a, identity, 0.0, out),
+            lambda: kernels.linear_backward_input(a, b, a, relu, 0.0, out),
+        ),
+        "TN": (
+            lambda: kernels.linear_backward_params(a, b, 0, out, None),
+            lambda: kernels.linear_backward_params(a, b, 0, out, bias),
+        ),
+    }[kind]
+
+    def operands(copy):
+        first, second = copy(a), copy(b)
+        return first.T if kind == "TN" else first, second.T if kind == "NT" else second, copy(np.zeros_like(a))
+
+    plain()
+    expected, rivals = np.array(out), {}
+    for peer in names:
+        pairs = dict(zip(LAYOUT, (operands(np.array), operands(laid_out)), strict=True))
+        operation = peers.PRODUCTS[peer](pairs, protocol.threads)
+        target = 1.05 if size >= PRODUCT_TARGET_FROM else None
+        rivals[peer] = _rival(f"{kind} {size}: {peer}", operation, expected, protocol, target)
+    return Case(
+        kind, f"{size} x {size} x {size}", Clock(plain), rivals, flops=2 * size**3, also={"fused": Clock(fused)}
+    )
+
+
+def _gemm(shapes, names, protocol):
+    for kind, size in itertools.product(("NN", "NT", "TN"), PRODUCT_SIZES):
+        yield product_case(kind, size, names, protocol)
+
+
+ELEMENTWISE_SHAPE = 64, 64
+
+
+def elementwise_case(name, names, protocol) -> Case:
+    """An activation on `ELEMENTWISE_SHAPE`: the compiled kernel, called from Python with its arguments bound.
+
+    A layer calls it like that from compiled code; the checks and addresses of the contract's function, made for
+    tests, are told beside. The softmax is that of ``predict_proba``.
+    """
+    kernels = backend.load(protocol.device)
+    x = laid_out(np.random.default_rng(0).standard_normal(ELEMENTWISE_SHAPE, dtype=protocol.dtype))
+    out, also = np.empty_like(x), {}
+    if name == "softmax":
+        call = lambda: losses.CrossEntropyLoss.probabilities(x)  # noqa: E731
+        expected = call()
+    else:
+        code = table.ACTIVATIONS.index(name)
+        contract = lambda: kernels.activation_forward(x, code, 0.0, out)  # noqa: E731
+        contract()
+        call, expected = contract, np.array(out)
+        if hasattr(kernels, "context"):
+            context, row = kernels.context, x.strides[0] // x.itemsize
+            kernel = context.c_function(context.activation_forward(x.dtype, name), *context.ELEMENTWISE)
+            call = lambda: kernel(*x.shape, x_at, row, out_at, row, 0.0)  # noqa: E731
+            x_at, out_at, also = x.ctypes.data, out.ctypes.data, {"contract": Clock(contract)}
+    rivals = {}
+    for peer in names:
+        operation = peers.ELEMENTWISE[peer](name, x, protocol.threads)
+        rivals[peer] = _rival(f"{name} of {peer}", operation, expected, protocol, 2)
+    return Case("E1", f"{name} of {x.shape}", Clock(call), rivals, also=also)
+
+
+def _elementwise(shapes, names, protocol):
+    for name in ("sigmoid", "tanh", "gelu", "softmax"):
+        yield elementwise_case(name, names, protocol)
+
+
+# -------------------------------------------------------------------------------- networks side by side
+def many_case(name, shape, names, protocol, count=MANY, batches=BATCHES) -> Case:
+    """`fit_many`: independent networks on the same data; the time is that of one step of one network."""
+    widths, activation, batch, _ = shape
+    task, rows = random_task(shape, batches, protocol.dtype)
+    networks = [network(widths, activation, protocol.dtype, protocol.device) for _ in range(count)]
+    optimizer = [optimizers.Adam(lr=task.lr) for _ in networks]
+    loss, rng, rivals = losses.CrossEntropyLoss(), np.random.default_rng(1), {}
+
+    def ours():
+        many.fit_many(networks, task.x, task.y, loss=loss, optimizer=optimizer, epochs=1, batch_size=batch)
+
+    for peer in names:
+        trainer, before = peers.MANY_TRAINERS[peer], weights_of(networks[0])
+        stacked = [(np.stack([weight] * count), np.stack([bias] * count)) for weight, bias in before]
+        first = trainer(task, stacked, np.stack([rows[:1]] * count), protocol.threads)
+        first.train()
+        step = Ours(task, batch, protocol.dtype, protocol.device)
+        step.step(task.x[rows[0]], task.y[rows[0]])
+        theirs = [(weight[-1], bias[-1]) for weight, bias in first.weights()]
+        difference = _relative(before, step.weights(), theirs)
+        _same(f"{name}: one step of {peer}", difference, UPDATE_TOLERANCE[protocol.dtype], "the update")
+        each = np.stack([rng.permutation(len(task.x)).reshape(rows.shape) for _ in networks])
+        running = trainer(task, stacked, each, protocol.threads)
+        clock = Clock(running.train, count * batches)
+        rivals[peer] = Rival(clock, running.version, running.how, 1.5, {"difference": difference})
+    return Case(
+        "M1", f"{count} x {title_of(shape)}", Clock(ours, count * batches), rivals, flops=step_flops(widths, batch)
+    )
+
+
+def _many(shapes, names, protocol):
+    for name, shape in shapes.items():
+        yield many_case(name, shape, names, protocol)
+
+
+# ------------------------------------------------------------------------------------------- start-up
+FIRST_STEP = """
+import json, time
+import numpy as np
+import fastbp
+x, y = np.random.default_rng(0).random((64, 64), np.float32), np.arange(64) % 10
+def step(activation, loss, target, optimizer):
+    start = time.perf_counter()
+    model = fastbp.Sequential(fastbp.Linear(64, 128), activation, fastbp.Linear(128, 10), seed=0)
+    model.train_step(x, target, loss, optimizer)
+    return time.perf_counter() - start
+step(fastbp.ReLU(), fastbp.CrossEntropyLoss(), y, fastbp.Adam(lr=1e-3))
+"""
+FURTHER = {
+    "one activation more (Tanh)": "fastbp.Tanh(), fastbp.CrossEntropyLoss(), y, fastbp.Adam(lr=1e-3)",
+    "one loss more (MSELoss)": "fastbp.ReLU(), fastbp.MSELoss(), np.eye(64, 10), fastbp.Adam(lr=1e-3)",
+    "one optimizer more (SGD)": "fastbp.ReLU(), fastbp.CrossEntropyLoss(), y, fastbp.SGD(lr=1e-3)",
+}
+COLD_ROUNDS = 3  # of programs that compile
+
+
+class _EmptyCache:
+    """A directory without kernels for every process that asks."""
+
+    def __call__(self):
+        self.directory = tempfile.TemporaryDirectory()  # the one before is removed
+        return {"FASTBP_CACHE_DIR": self.directory.name}
+
+
+def _startup(shapes, names, protocol):
+    """Fresh processes, from their start to their end."""
+
+    def imports(module):
+        return ProgramClock(f"import {module}")
+
+    rivals = {name: Rival(imports(peers.IMPORTS[name]), "", f"import {peers.IMPORTS[name]}") for name in names}
+    note = _import_note if "numpy" in names else None
+    yield Case("W1", "import fastbp", imports("fastbp"), rivals, note=note)
+    empty = _EmptyCache()
+    yield Case(
+        "W2",
+        "first step, empty cache",
+        ProgramClock(FIRST_STEP, environment=empty),
+        {},
+        most=5,
+        most_rounds=COLD_ROUNDS,
+    )
+    for title, arguments in FURTHER.items():
+        program = f"{FIRST_STEP}print(step({arguments}))"
+        clock = ProgramClock(program, environment=empty, printed=True)
+        yield Case("W2", title, clock, {}, most=0.5, most_rounds=COLD_ROUNDS)
+    ProgramClock(FIRST_STEP).run()  # fill the cache
+    yield Case("W2", "first step, kernels cached", ProgramClock(FIRST_STEP), {}, most=0.8)
+    if not installed("sklearn"):
+        return  # its digits are the data
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "digits.npz"
+        _write_digits(path)
+        rivals = {
+            name: Rival(
+                ProgramClock(peers.DIGITS[name], path), "", "the same network", 1 if name == "sklearn" else None
+            )
+            for name in names
+            if name in peers.DIGITS
         }
-        for name, peer in peers.items()
-    }
-    return {
-        "us": ours,
-        "train_step_us": statistics.median(done["train_step"] for done in used),
-        "limit_gflops": limit,
-        "best_limit_gflops": max([best_limit, *limits]) or None,
-        "floor_us": flops / limit / 1e3 if limit else None,
-        "fraction_of_limit": flops / limit / 1e3 / ours if limit else None,
-        "rounds_used": len(kept),
-        "rounds_dropped": len(rounds) - len(kept),
-        "peers": timings,
-        "rounds": rounds,
-    }
+        ours = ProgramClock(peers.DIGITS["fastbp"], path)
+        ours.run()
+        yield Case("W3", "digits to 97 %, kernels cached", ours, rivals)
 
 
-def fma_limit(dtype, device) -> float | None:
-    """GFLOP/s of multiply-adds on registers, one thread, at this moment; None where the backend cannot say."""
-    kernels = backend.load(device)
-    return kernels.fma_limit(dtype, LIMIT_SECONDS) if hasattr(kernels, "fma_limit") else None
+def _import_note(result):
+    more = (result["us"] - result["peers"]["numpy"]["us"]) / 1e6
+    return f"import fastbp takes {more:.3f} s more than import numpy (aim: at most 0.03 s)"
 
 
-# -------------------------------------------------------------------------------------- report
-def heading(peers) -> str:
+def _write_digits(path):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+
+
+# ---------------------------------------------------------------------------------------- the table
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared: ``cases(shapes, peers, protocol)`` yields a `Case` for each row.
+
+    ``title`` heads the column of what is timed and ``unit`` says what a time is of. ``peers`` are those compared with
+    when none is asked for, ``further`` those that may be asked for. ``shapes`` are those of no ``--shapes``; None
+    where it has none. ``columns`` are further ones: floor, p99, aim, or the name of a clock in ``Case.also``.
+    """
+
+    title: str
+    unit: str
+    cases: collections.abc.Callable
+    peers: tuple[str, ...]
+    further: tuple[str, ...] = ()
+    shapes: dict[str, tuple] | None = None
+    columns: tuple[str, ...] = ("floor",)
+    scale: str = "µs"
+
+    def chosen(self, found):
+        """Of the peers found, those it knows; its own where None were asked for."""
+        if found is None:
+            return [name for name in self.peers if all(map(installed, PEERS[name]))]
+        return [name for name in found if name in self.peers + self.further]
+
+    def beside_one_thread(self, threads):
+        """Whether its cases set the threads that the library chooses beside one."""
+        return self.cases in (_width, _busy) and threads > 1
+
+
+STEPS = "layers @ batch", "a train step: an epoch of fit() divided by its batches"
+COMPARISONS = {
+    "steps": Comparison(
+        *STEPS, _steps, ("torch", "jax"), ("numpy", "sklearn"),
+        {name: SHAPES[name] for name in ("S1", "S2", "S3", "S4")}, ("floor", "train_step"),
+    ),
+    "predict": Comparison(
+        "layers @ rows", "a call of predict() from Python", _predict, ("torch", "onnxruntime"), ("numpy", "jax"),
+        PREDICTIONS, ("floor", "p99", "aim"),
+    ),
+    "gemm": Comparison(
+        "product", "a product", _gemm, ("numpy", "torch"), columns=("floor", "fused")
+    ),
+    "elementwise": Comparison(
+        "activation", "a call", _elementwise, ("torch",), columns=("contract",)
+    ),
+    "width": Comparison(
+        *STEPS, _width, ("torch", "jax"), ("numpy", "sklearn"), WIDTHS
+    ),
+    "busy": Comparison(
+        *STEPS, _busy, (), shapes={name: SHAPES[name] for name in ("S1", "S2", "S4", "S5")}
+    ),
+    "startup": Comparison(
+        "program", "a process, or what it prints", _startup, ("numpy", "sklearn", "torch"), ("jax",),
+        columns=("aim",), scale="s",
+    ),
+    "many": Comparison(
+        "networks, layers @ batch", "a step of one network", _many, ("jax",), shapes={"S2": SHAPES["S2"]}
+    ),
+}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- report
+MICROSECONDS = {"µs": 1, "s": 1e6}  # in a unit
+EXPLAINED = {
+    "floor": "floor: the products at the limit of multiply-adds, and its share of ours",
+    "p99": "p99: what one call in a hundred exceeds, and the ratio of it",
+    "aim": "aim: the time aimed at",
+    "train_step": "train_step: one call from Python a step",
+    "fused": "fused: with bias and ReLU, its derivative, or the bias gradient",
+    "contract": "contract: the same through the function that checks nothing but makes addresses",
+}
+
+
+def columns(comparison, names) -> list[tuple]:
+    """(heading, width, function of a result) of every column."""
+    unit = MICROSECONDS[comparison.scale]
+    digits = ".3f" if comparison.scale == "s" else None
+
+    def time(value):
+        return _figure(value and value / unit, digits)
+
+    def peer(name, key):
+        return lambda result: result["peers"].get(name, {}).get(key)
+
+    def cells(of, form):
+        return lambda result: form(of(result))
+
+    chosen = [
+        ("", -6, lambda result: "" if "@" in result["name"] else result["name"]),
+        (comparison.title, -30, lambda result: result["title"]),
+        (f"ours {comparison.scale}", 9, lambda result: time(result["us"])),
+    ]
+    for column in comparison.columns:
+        if column == "floor":
+            chosen += [
+                ("floor", 9, lambda result: time(result["floor_us"])),
+                ("of it", 7, lambda result: _figure(result["fraction_of_limit"], ".0%")),
+            ]
+        elif column == "p99":
+            chosen.append(("p99", 9, lambda result: time(result["p99_us"])))
+        elif column == "aim":
+            chosen.append(("aim", 8, lambda result: _figure(result["most_us"] and result["most_us"] / unit, "≤ g")))
+    for name in names:
+        chosen += [
+            (f"{name} {comparison.scale}", max(12, len(name) + 5), cells(peer(name, "us"), time)),
+            ("ratio", 7, cells(peer(name, "ratio"), lambda value: _figure(value, ".2f"))),
+            ("aim", 8, cells(peer(name, "target_ratio"), lambda value: _figure(value, "≥ g"))),
+        ]
+        if "p99" in comparison.columns:
+            chosen.append(("p99", 7, cells(peer(name, "p99_ratio"), lambda value: _figure(value, ".2f"))))
+    for column in comparison.columns:
+        if column not in ("floor", "p99", "aim"):
+            chosen.append((column, 12, lambda result, column=column: time(result["also_us"].get(column))))
+    return [*chosen, ("  rounds", -8, _rounds)]
+
+
+def heading(comparison, names) -> str:
     """The line above the rows."""
-    columns = "".join(f"{peer.name + ' µs':>12}{'ratio':>7}{'target':>8}" for peer in peers)
-    return f" {'':3}{'layers @ batch':29}{'ours µs':>9}{'floor':>9}{'of it':>6}{columns}{'train_step':>12}  rounds"
+    return _line((title, width) for title, width, _ in columns(comparison, names))
 
 
-def row(result, peers) -> str:
-    """One shape."""
-    name = result["name"] if result["name"] in SHAPES else ""
-    activation = "" if result["activation"] == "relu" else " " + result["activation"]
-    shape = "-".join(map(str, result["widths"])) + activation + f" @ {result['batch']}"
-    text = f" {name:3}{shape:29}{_figure(result['us']):>9}{_figure(result['floor_us']):>9}"
-    text += f"{_figure(result['fraction_of_limit'], '.0%'):>6}"
-    for peer in peers:
-        timing = result["peers"].get(peer.name, {})
-        target = timing.get("target_ratio")
-        text += f"{_figure(timing.get('us')):>12}{_figure(timing.get('ratio'), '.2f'):>7}"
-        text += f"{'-' if target is None else f'≥ {target:g}':>8}"
-    dropped = f" ({result['rounds_dropped']} dropped)" if result["rounds_dropped"] else ""
-    return text + f"{_figure(result['train_step_us']):>12}  {result['rounds_used']}{dropped}"
+def row(comparison, names, result) -> str:
+    """One case."""
+    return _line((cell(result), width) for _, width, cell in columns(comparison, names))
 
 
-def remarks(results) -> list[str]:
+def remarks(comparison, results) -> list[str]:
     """What a reader of the rows has to know besides."""
     lines = [
-        "µs a train step, medians; ours: an epoch of fit() divided by its batches; floor: the products at the limit of "
-        "multiply-adds;",
-        "ratio: peer / ours, median over rounds; train_step: one call from Python a step; dropped: disturbed rounds.",
+        f"{comparison.scale} {comparison.unit}, medians",
+        "ratio: peer / ours, median over rounds; dropped: disturbed rounds",
+        *(EXPLAINED[column] for column in comparison.columns),
     ]
-    for name, peer in {name: peer for result in results for name, peer in result["peers"].items()}.items():
-        worst = max(r["peers"][name]["update_difference"] for r in results if name in r["peers"])
-        lines.append(
-            f"{name} {peer['version']}: {peer['how']}; first update differs from ours by {worst:.0e} of its size"
+    for name in dict.fromkeys(name for result in results for name in result["peers"]):
+        found = [result["peers"][name] for result in results if name in result["peers"]]
+        line = (
+            f"{name} {found[0]['version']}".rstrip() + ": " + " / ".join(dict.fromkeys(peer["how"] for peer in found))
         )
+        if "difference" in found[0]:
+            line += f"; differs from ours by at most {max(peer['difference'] for peer in found):.0e}"
+        lines.append(line)
+    loads = [result["load"] for result in results if result["load"] is not None]
+    if loads:
+        lines.append(f"load of the machine, this process included: {min(loads):.1f} to {max(loads):.1f}")
     for result in results:
-        warmups = {"ours": result["ours_warmup_seconds"]}
-        warmups |= {name: peer["warmup_seconds"] for name, peer in result["peers"].items()}
-        notes = ["first epoch, compilation included: " + ", ".join(f"{name} {s:.2f} s" for name, s in warmups.items())]
-        if result["batches"] < BATCHES:
+        notes = [result["note"]] if result.get("note") else []
+        if "ours_warmup_seconds" in result:
+            warmups = {"ours": result["ours_warmup_seconds"]}
+            warmups |= {n: peer["warmup_seconds"] for n, peer in result["peers"].items() if "warmup_seconds" in peer}
+            times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in warmups.items())
+            notes.append(f"first epoch, compilation included: {times}")
+        if result.get("batches", BATCHES) < BATCHES:
             notes.append(f"{result['batches']} batches an epoch instead of {BATCHES}, to keep it near 2 s")
         notes += [f"without {name}: {reason}" for name, reason in result["left_out"].items()]
         if not result["rounds_used"]:
             notes.append("no undisturbed round: the figures are of disturbed ones")
-        lines.append(f"{result['name']}: " + "; ".join(notes))
+        if notes:
+            lines.append(f"{result['name']}: " + "; ".join(notes))
     return lines
+
+
+def title_of(shape) -> str:
+    """Layers and batch."""
+    widths, activation, batch, _ = shape
+    return "-".join(map(str, widths)) + ("" if activation == "relu" else f" {activation}") + f" @ {batch}"
+
+
+def _rounds(result):
+    dropped = f" ({result['rounds_dropped']} dropped)" if result["rounds_dropped"] else ""
+    return f"  {result['rounds_used']}{dropped}"
+
+
+def _line(cells):
+    return " " + "".join(f"{text:<{-width}}" if width < 0 else f"{text:>{width}}" for text, width in cells).rstrip()
 
 
 def _figure(value, form=None):
     if value is None:
         return "-"
+    if form and form[0] in "≤≥":
+        return form.replace("g", f"{value:.3g}")
     return f"{value:{form or ('.1f' if value < 1000 else ',.0f')}}".replace(",", " ")

@@ -1,16 +1,21 @@
-"""Other libraries at their best, on one task: train steps of a classifier with Adam.
+"""Other libraries at their best: train steps of a classifier with Adam, and single operations.
 
-A peer is a class with a ``name``, a ``how`` (the settings that make it fast), a ``version``, and a
+A trainer (`TRAINERS`) is a class with a ``name``, a ``how`` (the settings that make it fast), a ``version``, and a
 constructor ``(task, weights, rows, threads)`` that copies ``weights`` (pairs of weight ``(in, out)`` and
 bias ``(out,)``) into a network of its own. ``train()`` takes one step on each row of ``rows``
 (steps, batch) and returns when they are done; ``weights()`` gives the weights as they are now.
-Libraries are imported where they are used, after `compare` has limited their threads.
+
+The other tables hold functions that give an `Operation`; each tries the ways its library has and keeps the fastest.
+Libraries are imported where they are used, after their threads have been limited.
 """
 
 import dataclasses
 import functools
+import warnings
 
 import numpy as np
+
+from .measure import fastest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +27,82 @@ class Task:
     lr: float
     x: np.ndarray
     y: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A call that returns its result as an array, the library's version, and the way of calling it."""
+
+    call: object
+    version: str
+    how: str
+
+
+# ------------------------------------------------------------------------------------------ trainers
+class NumPy:
+    """NumPy, written for speed: every array is made before."""
+
+    name = "numpy"
+    how = "products and Adam in place, into arrays made before"
+
+    def __init__(self, task, weights, rows, threads):
+        self.version, self.task, self.rows, self.t = np.__version__, task, rows, 0
+        arrays = [np.asarray(array) for pair in weights for array in pair]
+        self.values = np.concatenate([array.ravel() for array in arrays])
+        self.grad, self.m, self.v, self.scratch = np.zeros((4, self.values.size), self.values.dtype)
+        ends = np.cumsum([array.size for array in arrays])[:-1]
+
+        def pairs(flat):
+            parts = [part.reshape(array.shape) for part, array in zip(np.split(flat, ends), arrays, strict=True)]
+            return list(zip(parts[::2], parts[1::2], strict=True))
+
+        self.layers, self.grads = pairs(self.values), pairs(self.grad)
+        self.outputs, self.deltas = (
+            [np.empty((rows.shape[1], len(bias)), bias.dtype) for _, bias in self.layers] for _ in range(2)
+        )
+        self.x = np.empty((rows.shape[1], task.widths[0]), task.x.dtype)
+        self.each = np.arange(rows.shape[1])
+
+    def train(self):
+        for batch in self.rows:
+            self.step(batch)
+
+    def step(self, batch):
+        x = np.take(self.task.x, batch, axis=0, out=self.x, mode="clip")  # the default mode makes a copy first
+        inputs = [x, *self.outputs]
+        for i, (weight, bias) in enumerate(self.layers):
+            z = np.matmul(inputs[i], weight, out=self.outputs[i])
+            z += bias
+            if i < len(self.layers) - 1:
+                np.maximum(z, 0, out=z) if self.task.activation == "relu" else np.tanh(z, out=z)
+        z -= z.max(axis=1, keepdims=True)
+        np.exp(z, out=z)
+        z /= z.sum(axis=1, keepdims=True)
+        z[self.each, self.task.y[batch]] -= 1
+        z /= len(batch)
+        delta = z
+        for i in range(len(self.layers) - 1, -1, -1):
+            np.matmul(inputs[i].T, delta, out=self.grads[i][0])
+            delta.sum(axis=0, out=self.grads[i][1])
+            if i:
+                delta = np.matmul(delta, self.layers[i][0].T, out=self.deltas[i - 1])
+                delta *= inputs[i] > 0 if self.task.activation == "relu" else 1 - inputs[i] * inputs[i]
+        self.adam()
+
+    def adam(self, beta1=0.9, beta2=0.999, eps=1e-8):
+        self.t += 1
+        self.m *= beta1
+        self.m += np.multiply(self.grad, 1 - beta1, out=self.scratch)
+        self.grad *= self.grad
+        self.v *= beta2
+        self.v += np.multiply(self.grad, 1 - beta2, out=self.grad)
+        np.sqrt(np.multiply(self.v, 1 / (1 - beta2**self.t), out=self.scratch), out=self.scratch)
+        self.scratch += eps
+        np.divide(self.m, self.scratch, out=self.scratch)
+        self.values -= np.multiply(self.scratch, self.task.lr / (1 - beta1**self.t), out=self.scratch)
+
+    def weights(self):
+        return self.layers
 
 
 class Torch:
@@ -96,15 +177,29 @@ class Jax:
         self.data = jnp.array(task.x), jnp.array(task.y), jnp.array(rows)
         parameters = [(jnp.array(weight), jnp.array(bias)) for weight, bias in weights]
         m, v = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
-        self.state = parameters, m, v, jnp.zeros((), weights[0][0].dtype)
-        self.steps = jax.jit(steps, donate_argnums=0)
+        self.state = parameters, m, v, jnp.zeros(rows.shape[:-2], weights[0][0].dtype)
+        self.steps = jax.jit(self.mapped(steps), donate_argnums=0)
         self.wait = jax.block_until_ready
+
+    def mapped(self, steps):
+        return steps
 
     def train(self):
         self.state = self.wait(self.steps(self.state, *self.data))
 
     def weights(self):
         return [(np.asarray(weight), np.asarray(bias)) for weight, bias in self.state[0]]
+
+
+class JaxMany(Jax):
+    """Independent networks at once: weights and rows have a leading axis, one entry a network."""
+
+    how = "vmap of lax.scan over steps, donated state, gather inside"
+
+    def mapped(self, steps):
+        import jax
+
+        return jax.vmap(steps, in_axes=(0, None, None, 0))
 
 
 class Sklearn:
@@ -143,4 +238,196 @@ class Sklearn:
         return list(zip(self.model.coefs_, self.model.intercepts_, strict=True))
 
 
-PEERS = {peer.name: peer for peer in (Torch, Jax, Sklearn)}
+TRAINERS = {peer.name: peer for peer in (NumPy, Torch, Jax, Sklearn)}
+MANY_TRAINERS = {"jax": JaxMany}
+
+
+# ---------------------------------------------------------------------------------------- prediction
+def _numpy_predict(weights, x, threads):
+    outputs = [np.empty((len(x), len(bias)), x.dtype) for _, bias in weights]
+
+    def call():
+        z = x
+        for (weight, bias), out in zip(weights, outputs, strict=True):
+            if z is not x:
+                np.maximum(z, 0, out=z)
+            z = np.matmul(z, weight, out=out)
+            z += bias
+        return z
+
+    return Operation(call, np.__version__, "products into arrays made before")
+
+
+def _torch_predict(weights, x, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    layers = []
+    for weight, bias in weights:
+        linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
+        linear.weight.data = torch.from_numpy(np.ascontiguousarray(weight.T))
+        linear.bias.data = torch.from_numpy(np.array(bias))
+        layers += [linear, torch.nn.ReLU()]
+    eager = torch.nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # still the fastest for one row
+        frozen = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(eager, torch.from_numpy(x))))
+    for _ in range(10):  # it optimizes itself during its first calls
+        frozen(torch.from_numpy(x))
+    calls = {"eager": eager, "traced and frozen": frozen}
+    how, call = fastest({how: functools.partial(model, torch.from_numpy(x)) for how, model in calls.items()})
+    return Operation(call, torch.__version__, f"{how}, no gradients")
+
+
+def _jax_predict(weights, x, threads):
+    import jax
+    import jax.numpy as jnp
+
+    if x.dtype == np.float64:
+        jax.config.update("jax_enable_x64", True)
+    parameters = [(jnp.array(weight), jnp.array(bias)) for weight, bias in weights]
+
+    @jax.jit
+    def network(x):
+        for i, (weight, bias) in enumerate(parameters):
+            x = (jax.nn.relu(x) if i else x) @ weight + bias
+        return x
+
+    rows = jnp.array(x)
+    return Operation(lambda: network(rows).block_until_ready(), jax.__version__, "jit, weights as constants")
+
+
+def _onnxruntime_predict(weights, x, threads):
+    import onnx
+    import onnxruntime
+
+    kind, nodes, constants, value = onnx.helper.np_dtype_to_tensor_dtype(x.dtype), [], [], "x"
+    for i, (weight, bias) in enumerate(weights):
+        if i:
+            nodes.append(onnx.helper.make_node("Relu", [value], [f"a{i}"]))
+            value = f"a{i}"
+        constants += [onnx.numpy_helper.from_array(np.array(weight), f"w{i}")]
+        constants += [onnx.numpy_helper.from_array(np.array(bias), f"b{i}")]
+        nodes.append(onnx.helper.make_node("Gemm", [value, f"w{i}", f"b{i}"], [f"z{i}"]))
+        value = f"z{i}"
+    out = np.empty((len(x), weights[-1][0].shape[1]), x.dtype)
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "network", [info("x", kind, x.shape)], [info(value, kind, out.shape)], constants
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding, bound = session.io_binding(), np.empty_like(x)
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(bound))
+    binding.bind_ortvalue_output(value, onnxruntime.OrtValue.ortvalue_from_numpy(out))
+
+    def run_bound():
+        bound[...] = x
+        session.run_with_iobinding(binding)
+        return out
+
+    how, call = fastest({"run": lambda: session.run(None, {"x": x})[0], "input and output bound": run_bound})
+    return Operation(call, onnxruntime.__version__, how)
+
+
+PREDICTORS = {
+    "numpy": _numpy_predict,
+    "torch": _torch_predict,
+    "jax": _jax_predict,
+    "onnxruntime": _onnxruntime_predict,
+}
+
+
+# ------------------------------------------------------------------------------------------- products
+def _numpy_product(pairs, threads):
+    calls = {how: functools.partial(np.matmul, a, b, out=out) for how, (a, b, out) in pairs.items()}
+    how, call = fastest(calls)
+    return Operation(call, np.__version__, f"matmul(out=), {how}")
+
+
+def _torch_product(pairs, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    calls = {
+        how: functools.partial(torch.mm, *map(torch.from_numpy, (a, b)), out=torch.from_numpy(out))
+        for how, (a, b, out) in pairs.items()
+    }
+    how, call = fastest(calls)
+    return Operation(call, torch.__version__, f"mm(out=), {how}")
+
+
+# functions of {layout: (a, b, out)} and threads
+PRODUCTS = {"numpy": _numpy_product, "torch": _torch_product}
+
+
+# ---------------------------------------------------------------------------------------- elementwise
+def _torch_elementwise(name, x, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    x = torch.from_numpy(x)
+    out = torch.empty_like(x)
+    call = {
+        "sigmoid": lambda: torch.sigmoid(x, out=out),
+        "tanh": lambda: torch.tanh(x, out=out),
+        "gelu": lambda: torch.ops.aten.gelu.out(x, out=out),
+        "softmax": lambda: torch.softmax(x, 1, out=out),
+    }[name]
+    return Operation(call, torch.__version__, "out=")
+
+
+ELEMENTWISE = {"torch": _torch_elementwise}
+
+# ------------------------------------------------------------------------------------------- programs
+IMPORTS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "sklearn": "sklearn.neural_network"}
+
+# Digits in a file with x_train, y_train, x_test, y_test, until 97 % of the test part are right: 64-128-10, ReLU,
+# batches of 64, Adam with lr 3e-3.
+DIGITS = {
+    "fastbp": """
+import sys
+import numpy as np
+import fastbp
+x, y, x_test, y_test = (np.load(sys.argv[1])[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+model = fastbp.Sequential(fastbp.Linear(64, 128), fastbp.ReLU(), fastbp.Linear(128, 10), seed=0)
+loss, adam = fastbp.CrossEntropyLoss(), fastbp.Adam(lr=3e-3)
+for epoch in range(200):
+    model.fit(x, y, loss=loss, optimizer=adam, epochs=1, batch_size=64, verbose=False)
+    if (model.predict(x_test).argmax(axis=1) == y_test).mean() >= 0.97:
+        sys.exit(0)
+sys.exit("97 % not reached")
+""",
+    "sklearn": """
+import sys
+import numpy as np
+from sklearn.neural_network import MLPClassifier
+x, y, x_test, y_test = (np.load(sys.argv[1])[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+model = MLPClassifier((128,), batch_size=64, learning_rate_init=3e-3, alpha=0, random_state=0)
+for epoch in range(200):
+    model.partial_fit(x, y, classes=range(10))
+    if (model.predict(x_test) == y_test).mean() >= 0.97:
+        sys.exit(0)
+sys.exit("97 % not reached")
+""",
+    "torch": """
+import sys
+import numpy as np
+import torch
+x, y, x_test, y_test = (torch.from_numpy(np.load(sys.argv[1])[n]) for n in ("x_train", "y_train", "x_test", "y_test"))
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+loss, adam = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+for epoch in range(200):
+    for batch in torch.randperm(len(x)).split(64):
+        adam.zero_grad(set_to_none=True)
+        loss(model(x[batch]), y[batch]).backward()
+        adam.step()
+    with torch.inference_mode():
+        if (model(x_test).argmax(dim=1) == y_test).double().mean() >= 0.97:
+            sys.exit(0)
+sys.exit("97 % not reached")
+""",
+}

@@ -1,32 +1,60 @@
-"""The comparison with peers: the protocol, not the times."""
+"""The comparison with peers: the protocol and what is compared, not the times."""
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from fastbp import compare, peers
+from fastbp import cli, compare, measure, peers
 from fastbp.cli import main
 
 SHAPE = (6, 5, 3), "tanh", 8, {}
-OPTIONS = {"device": "reference", "threads": 1, "rounds": 2, "seconds": 0.0, "batches": 3}
+RELU = (6, 5, 3), "relu", 8, {}
+
+
+def protocol(dtype="float64", rounds=2, **settings):
+    return measure.Protocol(rounds=rounds, seconds=0.0, dtype=dtype, device="reference", **settings)
+
+
+def measured(shape, trainers, dtype="float64", **settings):
+    how = protocol(dtype, **settings)
+    return how.measure(compare.step_case("x", shape, trainers, how, batches=3))
 
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """A machine whose limit never changes and whose core is never taken."""
-    monkeypatch.setattr(compare, "fma_limit", lambda dtype, device: 100.0)
-    monkeypatch.setattr(compare, "STEADY", 0.0)
+    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: 100.0)
+    monkeypatch.setattr(measure, "STEADY", 0.0)
+    monkeypatch.setattr(measure, "SAMPLES", (5, 5))
 
 
-def test_shapes_by_id_by_layers_and_all():
+# ------------------------------------------------------------------------------------------ options
+def test_shapes_by_id_by_layers_and_by_group():
     assert list(compare.parse_shapes("S4,513-257-129-11@77")) == ["S4", "513-257-129-11@77"]
     assert compare.parse_shapes("513-257-129-11@77")["513-257-129-11@77"][:3] == ((513, 257, 129, 11), "relu", 77)
     assert compare.parse_shapes("all") == compare.SHAPES
+    assert compare.parse_shapes("all,odd") == compare.SHAPES | compare.ODD_SHAPES
     for wrong in ("S10", "4@3", "4-0@3", "4-5", "a-b@c", ""):
         with pytest.raises(ValueError, match="unknown shape"):
             compare.parse_shapes(wrong)
+
+
+def test_what_by_name_and_all():
+    assert compare.parse_what("gemm,steps") == ["gemm", "steps"]
+    assert compare.parse_what("all") == list(compare.COMPARISONS)
+    with pytest.raises(ValueError, match="unknown comparison 'convolutions'"):
+        compare.parse_what("steps,convolutions")
+
+
+def test_odd_shapes_are_near_the_even_ones_and_aim_at_as_much():
+    for name, (widths, activation, batch, targets) in compare.ODD_SHAPES.items():
+        even = compare.SHAPES["S" + name[1:]]
+        assert (activation, targets) == (even[1], even[3])
+        assert all(size % 8 for size in (*widths, batch))
 
 
 def test_flops_count_no_input_gradient_of_the_first_layer():
@@ -34,27 +62,80 @@ def test_flops_count_no_input_gradient_of_the_first_layer():
 
 
 def test_missing_peers_are_named(monkeypatch):
-    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name == "jax" or None)
-    assert compare.find_peers("torch,jax") == ([peers.Jax], ["torch"])
+    monkeypatch.setattr(compare, "installed", lambda module: module in ("jax", "onnxruntime"))
+    assert compare.find_peers("torch,jax,onnxruntime") == (["jax"], ["torch", "onnxruntime"])  # it needs onnx too
     with pytest.raises(ValueError, match="unknown peer"):
         compare.find_peers("torch,tensorflow")
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_peers_take_the_same_first_step(name, dtype):
-    pytest.importorskip(name)
-    if (name, dtype) == ("jax", "float64"):
-        pytest.skip("float64 is set for a whole process of jax")
-    result = compare.compare_shape("x", SHAPE, [peers.PEERS[name]], dtype=dtype, **OPTIONS)
-    timing = result["peers"][name]
-    assert timing["update_difference"] <= {"float32": 1e-4, "float64": 1e-9}[dtype]
-    assert timing["us"] > 0
-    assert timing["ratio"] > 0
-    assert result["rounds_used"] == 2
-    json.dumps(result)
+def test_a_comparison_takes_the_peers_it_knows(monkeypatch):
+    monkeypatch.setattr(compare, "installed", lambda module: module != "torch")
+    steps = compare.COMPARISONS["steps"]
+    assert steps.chosen(None) == ["jax"]
+    assert steps.chosen(["onnxruntime", "sklearn", "jax"]) == ["sklearn", "jax"]
+    assert steps.chosen([]) == []
 
 
+def test_every_table_names_peers_that_exist():
+    known = set(compare.PEERS)
+    for shapes in (compare.SHAPES, compare.PREDICTIONS, compare.WIDTHS):
+        assert {peer for *_, targets in shapes.values() for peer in targets} <= known
+    for comparison in compare.COMPARISONS.values():
+        assert set(comparison.peers + comparison.further) <= known
+    for operations in (peers.TRAINERS, peers.MANY_TRAINERS, peers.PREDICTORS, peers.PRODUCTS, peers.ELEMENTWISE):
+        assert set(operations) <= known
+
+
+# --------------------------------------------------------------------------------------- the process
+@pytest.mark.parametrize("isa", measure.INSTRUCTION_SETS)
+def test_libraries_read_their_settings_in_a_process_of_their_own(isa, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    variables = measure.environment(1, isa)
+    assert not measure.in_force(variables)
+    ran = {}
+    monkeypatch.setattr(measure.subprocess, "call", lambda command, env: ran.update(command=command, env=env) or 7)
+    assert main(["compare", "--quick", "--isa", isa]) == 7
+    assert ran["command"][1:] == ["-m", "fastbp", "compare", "--quick", "--isa", isa]
+    assert ran["env"]["OPENBLAS_NUM_THREADS"] == "1"
+    assert ran["env"].get("OPENBLAS_CORETYPE") == {"host": None, "avx2": "Haswell"}[isa]
+    assert ("AVX2" in ran["env"]["XLA_FLAGS"]) == (isa == "avx2")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", ran["env"])
+        assert measure.in_force(variables)
+
+
+def test_avx2_caps_ours():
+    pytest.importorskip("numba")
+    if compare.backend.load("cpu").config()["instruction set"] not in ("AVX-512", "AVX2"):
+        pytest.skip("this machine has no AVX2")
+    variables = {key: value for key, value in measure.environment(1, "avx2").items() if value is not None}
+    code = "from fastbp.kernels import cpu; print(cpu.config()['instruction set'])"
+    output = subprocess.check_output([sys.executable, "-c", code], env=os.environ | variables, text=True)
+    assert output.strip() == "AVX2"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
+def test_pinning_keeps_to_one_core():
+    before = os.sched_getaffinity(0)
+    try:
+        assert measure.pin(1) == sorted(os.sched_getaffinity(0))
+        assert len(os.sched_getaffinity(0)) == 1
+        with pytest.raises(ValueError, match="--threads 2"):
+            measure.pin(2)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_busy_core_is_free_again_afterwards(monkeypatch):
+    processes = []
+    real = measure.subprocess.Popen
+    monkeypatch.setattr(measure.subprocess, "Popen", lambda *a, **k: processes.append(real(*a, **k)) or processes[-1])
+    with measure.busy_core():
+        assert processes[0].poll() is None
+    assert processes[0].poll() is not None
+
+
+# -------------------------------------------------------------------------------------- the protocol
 class Exact:
     """A peer that is this library itself, with another learning rate if asked."""
 
@@ -67,79 +148,262 @@ class Exact:
         self.ours = compare.Ours(task, rows.shape[1], weights[0][0].dtype.name, "reference")
 
     def train(self):
-        for start in range(0, len(self.ours.task.x), self.ours.batch):
-            part = slice(start, start + self.ours.batch)
-            self.ours.step(self.ours.task.x[part], self.ours.task.y[part])
+        self.ours.train_steps()
 
     def weights(self):
         return self.ours.weights()
 
 
 def test_other_mathematics_is_refused():
-    assert compare.compare_shape("x", SHAPE, [Exact], dtype="float64", **OPTIONS)["peers"]["exact"]["ratio"] > 0
+    assert measured(SHAPE, [Exact])["peers"]["exact"]["ratio"] > 0
     wrong = type("Wrong", (Exact,), {"name": "wrong", "factor": 1.01})
     with pytest.raises(ValueError, match="not the same mathematics"):
-        compare.compare_shape("x", SHAPE, [wrong], dtype="float64", **OPTIONS)
+        measured(SHAPE, [wrong])
+
+
+class Script(measure.Clock):
+    """Times told beforehand."""
+
+    def __init__(self, *seconds):
+        self.seconds = iter(seconds)
+
+    def prepare(self, seconds):
+        pass
+
+    def read(self):
+        return {"seconds": next(self.seconds)}
+
+
+def test_figures_are_medians_and_a_ratio_is_of_a_round():
+    rival = measure.Rival(Script(9.0, 2.0, 30.0), "1", "scripted", target=2)
+    case = measure.Case("x", "scripted", Script(3.0, 1.0, 5.0), {"peer": rival}, flops=2e11, most=4)
+    result = protocol("float32", rounds=3).measure(case)
+    assert (result["us"], result["peers"]["peer"]["us"], result["peers"]["peer"]["ratio"]) == (3e6, 9e6, 3.0)
+    assert (result["floor_us"], result["fraction_of_limit"], result["most_us"]) == (2e6, 2 / 3, 4e6)
+    assert result["peers"]["peer"]["target_ratio"] == 2
 
 
 def test_disturbed_rounds_are_dropped_counted_and_repeated(monkeypatch):
-    monkeypatch.setattr(compare, "STEADY", 0.93)
-    monkeypatch.setattr(compare.time, "process_time", lambda: 1e9 * compare.time.perf_counter())
-    limits = iter([100.0, 100.0, 100.0, 92.0, 100.0, 94.0, 100.0, 100.0])
-    monkeypatch.setattr(compare, "fma_limit", lambda dtype, device: next(limits))
-    result = compare.compare_shape("x", SHAPE, [Exact], dtype="float64", **OPTIONS)
+    monkeypatch.setattr(measure, "STEADY", 0.93)
+    monkeypatch.setattr(measure, "_cpu_seconds", lambda: 1e9 * measure.time.perf_counter())
+    limits = iter([100.0] * 3 + [100.0, 100.0, 92.0] + [100.0, 94.0, 100.0])  # of one, before and after, a round
+    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: next(limits))
+    result = measured(SHAPE, [Exact])
     assert (result["rounds_used"], result["rounds_dropped"]) == (2, 1)
     assert len(result["rounds"]) == 3
 
 
+def test_a_round_without_its_core_is_dropped(monkeypatch):
+    monkeypatch.setattr(measure, "STEADY", 0.93)
+    monkeypatch.setattr(measure, "_cpu_seconds", lambda: 0.9 * measure.time.perf_counter())
+    case = measure.Case("x", "scripted", Script(*[1.0] * 6), {})
+    result = protocol().measure(case)
+    assert (result["rounds_used"], result["rounds_dropped"]) == (0, 6)
+
+
+@pytest.mark.parametrize(("second", "kept"), [(79.0, 0), (81.0, 2)])
+def test_rounds_of_two_threads_need_two_cores(monkeypatch, second, kept):
+    monkeypatch.setattr(measure, "_cpu_seconds", lambda: 0.0)
+    case = measure.Case("x", "scripted", Script(*[1.0] * 6), {})
+    how = protocol(threads=2)
+    monkeypatch.setattr(measure.Protocol, "limit", lambda self: 100.0 + second)
+    assert how.measure(case)["rounds_used"] == kept
+    case = measure.Case("x", "scripted", Script(*[1.0] * 6), {}, shares_cores=True)
+    assert how.measure(case)["rounds_used"] == 2
+
+
 def test_repetition_has_an_end(monkeypatch):
-    monkeypatch.setattr(compare, "STEADY", 0.93)
-    result = compare.compare_shape("x", SHAPE, [], dtype="float64", best_limit=200.0, **OPTIONS)
+    monkeypatch.setattr(measure, "STEADY", 0.93)
+    result = measured(SHAPE, [], best_limit=200.0)
     assert result["rounds_used"] == 0
-    assert len(result["rounds"]) == compare.MOST_ROUNDS * OPTIONS["rounds"]
-    assert any("no undisturbed round" in line for line in compare.remarks([result]))
+    assert len(result["rounds"]) == measure.MOST_ROUNDS * 2
+    assert any("no undisturbed round" in line for line in compare.remarks(compare.COMPARISONS["steps"], [result]))
 
 
-def test_large_shapes_have_fewer_batches_and_say_so():
-    result = {"name": "S7", "batches": 16, "peers": {}, "left_out": {}, "rounds_used": 1, "ours_warmup_seconds": 1.0}
-    assert any("16 batches an epoch instead of 64" in line for line in compare.remarks([result]))
+def test_single_calls_give_the_hundredth(monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLES", (200, 200))
+    ticks, pauses = [0.0], iter([1.0] * 190 + [50.0] * 10)
+
+    def tick():
+        ticks[0] += 1.0
+        return ticks[0]
+
+    clock = measure.SampleClock(lambda: None)
+    clock.prepare(0.0)
+    clock.call = lambda: ticks.__setitem__(0, ticks[0] + next(pauses))
+    monkeypatch.setattr(measure.time, "perf_counter", tick)
+    assert clock.read() == {"seconds": 2.0, "p99_seconds": 51.0}
 
 
-def test_command_prints_a_table_and_writes_everything(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "pin", lambda threads: [])
-    monkeypatch.setattr(compare, "PEERS", {"exact": Exact})
-    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(compare.backend, "_threads", None)
-    path = tmp_path / "out.json"
-    arguments = ["--shapes", "6-5-3@8", "--peers", "exact", "--device", "reference", "--quick", "--json", str(path)]
-    assert main(["compare", *arguments]) == 0
-    out = capsys.readouterr().out
-    assert "6-5-3 @ 8" in out
-    assert "exact µs" in out
-    written = json.loads(path.read_text())
-    assert written["shapes"][0]["rounds_used"] == 3
+def test_a_program_that_fails_is_an_error():
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        measure.ProgramClock("1 / 0").read()
+    assert measure.ProgramClock("print('x'); print(0.25)", printed=True).read() == {"seconds": 0.25}
+    assert measure.ProgramClock("import sys; assert sys.argv[1] == 'a b'", "a b").read()["seconds"] > 0
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
-def test_pinning_keeps_to_one_core(monkeypatch):
-    before = os.sched_getaffinity(0)
-    for variable in (*compare.ONE_THREAD, "XLA_FLAGS"):
-        monkeypatch.setenv(variable, "x")
-    try:
-        assert compare.pin(1) == sorted(os.sched_getaffinity(0))
-        assert len(os.sched_getaffinity(0)) == 1
-        assert os.environ["OMP_NUM_THREADS"] == "1"
-        with pytest.raises(ValueError, match="--threads 2"):
-            compare.pin(2)
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def test_targets_are_of_peers_that_exist():
-    assert {peer for *_, targets in compare.SHAPES.values() for peer in targets} <= set(peers.PEERS)
+def test_the_fastest_way_of_a_peer_is_taken():
+    slow = lambda: sum(range(20_000))  # noqa: E731
+    assert measure.fastest({"slow": slow, "fast": lambda: None}, seconds=0.0)[0] == "fast"
 
 
 def test_random_data_is_the_same_every_time():
-    first, again = (compare.compare_shape("x", SHAPE, [Exact], dtype="float64", **OPTIONS) for _ in range(2))
-    assert first["peers"]["exact"]["update_difference"] == again["peers"]["exact"]["update_difference"] == 0
+    first, again = (measured(SHAPE, [Exact]) for _ in range(2))
+    assert first["peers"]["exact"]["difference"] == again["peers"]["exact"]["difference"] == 0
     assert np.isfinite(first["us"])
+
+
+# -------------------------------------------------------------------------------------------- peers
+def without_double_jax(name, dtype):
+    for module in compare.PEERS[name]:
+        pytest.importorskip(module)
+    if (name, dtype) == ("jax", "float64"):
+        pytest.skip("float64 is set for a whole process of jax")
+
+
+@pytest.mark.parametrize("name", peers.TRAINERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [SHAPE, RELU], ids=["tanh", "relu"])
+def test_peers_take_the_same_first_step(name, dtype, shape):
+    without_double_jax(name, dtype)
+    result = measured(shape, [peers.TRAINERS[name]], dtype)
+    timing = result["peers"][name]
+    assert timing["difference"] <= {"float32": 1e-4, "float64": 1e-9}[dtype]
+    assert timing["us"] > 0
+    assert timing["ratio"] > 0
+    assert result["rounds_used"] == 2
+    json.dumps(result)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_takes_the_same_steps_as_long_as_it_likes(dtype):
+    task, rows = compare.random_task(SHAPE, 20, dtype)
+    ours = compare.Ours(task, 8, dtype, "reference")
+    peer = peers.NumPy(task, ours.weights(), rows, 1)
+    peer.train()
+    for batch in rows:
+        ours.step(task.x[batch], task.y[batch])
+    for one, other in zip(peer.weights(), ours.weights(), strict=True):
+        for array, expected in zip(one, other, strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol={"float32": 1e-4, "float64": 1e-12}[dtype])
+
+
+@pytest.mark.parametrize("name", peers.PREDICTORS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_peers_predict_the_same(name, dtype):
+    without_double_jax(name, dtype)
+    how = protocol(dtype)
+    result = how.measure(compare.predict_case("x", ((6, 5, 4, 3), "relu", 2, {}), [name], how))
+    assert result["p99_us"] >= result["us"] > 0
+    assert result["peers"][name]["p99_ratio"] > 0
+
+
+@pytest.mark.parametrize("name", peers.PRODUCTS)
+@pytest.mark.parametrize("kind", ["NN", "NT", "TN"])
+def test_peers_multiply_the_same(name, kind):
+    without_double_jax(name, "float64")
+    how = protocol("float64")
+    result = how.measure(compare.product_case(kind, 20, [name], how))
+    assert result["flops"] == 2 * 20**3
+    assert result["also_us"]["fused"] > 0
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "gelu", "softmax"])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_peers_activate_the_same(name, device):
+    pytest.importorskip("torch")
+    how = protocol("float64")
+    how.device = device
+    result = how.measure(compare.elementwise_case(name, ["torch"], how))
+    assert result["peers"]["torch"]["difference"] <= compare.TOLERANCE["float64"]
+
+
+def test_networks_side_by_side_take_the_same_first_step():
+    pytest.importorskip("jax")
+    how = protocol("float32")
+    result = how.measure(compare.many_case("x", RELU, ["jax"], how, count=3, batches=2))
+    assert result["peers"]["jax"]["difference"] <= 1e-4
+
+
+def test_a_wrong_operation_is_refused():
+    def operation(value):
+        return peers.Operation(lambda: np.array([value]), "0", "made up")
+
+    assert compare._rival("x", operation(1.0), np.array([1.0]), protocol()).facts == {"difference": 0.0}
+    for wrong in (1.001, np.nan):
+        with pytest.raises(ValueError, match="not the same mathematics"):
+            compare._rival("x", operation(wrong), np.array([1.0]), protocol())
+
+
+def test_threads_the_library_chooses_beside_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare.backend.load("reference"), "set_num_threads", asked.append)
+    how = protocol(threads=2)
+    monkeypatch.setattr(measure.Protocol, "limit", lambda self: 200.0)
+    (case,) = compare.COMPARISONS["busy"].cases({"x": SHAPE}, [], how)
+    assert case.during is measure.busy_core
+    case.rivals[compare.ONE_THREAD].clock.call()
+    case.ours.call()
+    assert asked == [1, None]
+    with pytest.raises(ValueError, match="two cores"):
+        list(compare.COMPARISONS["busy"].cases({"x": SHAPE}, [], protocol()))
+
+
+def test_programs_of_the_digits_reach_their_aim(tmp_path):
+    pytest.importorskip("sklearn")
+    compare._write_digits(tmp_path / "digits.npz")
+    for name in ("fastbp", "sklearn"):
+        assert measure.ProgramClock(peers.DIGITS[name], tmp_path / "digits.npz").read()["seconds"] > 0
+
+
+# -------------------------------------------------------------------------------------------- report
+def test_large_shapes_have_fewer_batches_and_say_so():
+    result = {"name": "S7", "batches": 16, "peers": {}, "left_out": {}, "rounds_used": 1, "load": None}
+    lines = compare.remarks(compare.COMPARISONS["steps"], [result])
+    assert any("16 batches an epoch instead of 64" in line for line in lines)
+
+
+def test_columns_are_aligned():
+    steps = compare.COMPARISONS["steps"]
+    result = measured(SHAPE, [Exact])
+    heading, row = compare.heading(steps, ["exact"]), compare.row(steps, ["exact"], result)
+    for word, digits in (("ratio", f"{result['peers']['exact']['ratio']:.2f}"), ("train_step", "")):
+        assert row[: heading.index(word) + len(word)].endswith(digits)
+    assert "6-5-3 tanh @ 8" in row
+
+
+def run(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "in_force", lambda variables: True)
+    monkeypatch.setattr(measure, "pin", lambda threads: [])
+    monkeypatch.setattr(compare.backend, "_threads", None)
+    path = tmp_path / "out.json"
+    assert main(["compare", "--device", "reference", "--quick", "--json", str(path), *arguments]) == 0
+    return json.loads(path.read_text())
+
+
+def test_command_prints_a_table_and_writes_everything(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "PEERS", {"sklearn": ("sklearn",), "exact": ()})
+    monkeypatch.setattr(peers, "TRAINERS", {"exact": Exact})
+    monkeypatch.setitem(
+        compare.COMPARISONS, "steps", cli.dataclasses.replace(compare.COMPARISONS["steps"], peers=("exact",))
+    )
+    written = run(["--shapes", "6-5-3@8", "--peers", "exact"], tmp_path, monkeypatch)
+    out = capsys.readouterr().out
+    assert "6-5-3 @ 8" in out
+    assert "exact µs" in out
+    assert "load" in out
+    assert written["steps"][0]["rounds_used"] == 3
+    assert written["isa"] == "host"
+
+
+def test_command_takes_several_comparisons(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "PRODUCT_SIZES", (16,))
+    written = run(["--what", "gemm,predict", "--shapes", "6-5-3@8", "--peers", "numpy"], tmp_path, monkeypatch)
+    assert [result["name"] for result in written["gemm"]] == ["NN", "NT", "TN"]
+    assert written["predict"][0]["peers"]["numpy"]["ratio"] > 0
+    assert "fused" in capsys.readouterr().out
+
+
+def test_command_refuses_shapes_where_there_are_none(capsys):
+    assert main(["compare", "--what", "gemm", "--shapes", "S1"]) == 2
+    assert "gemm has none" in capsys.readouterr().err

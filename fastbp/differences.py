@@ -169,7 +169,7 @@ def _check_network(network, x, y, loss, eps):
 def _check_function(function, names, inputs, y, loss, eps):
     values = [np.array(own_value(name, one), np.float64) for name, one in zip(names, inputs, strict=True)]
     for name, value in zip(names, values, strict=True):
-        checks.finite(name, value, np.float64)
+        checks.finite(name, np.atleast_1d(value), np.float64)
     variables = [Variable(value, requires_grad=True) for value in values]
     out = function(*variables)
     weights = _weights(out.shape) if loss is None else loss(out.data, y)[1]

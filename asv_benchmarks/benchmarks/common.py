@@ -2,7 +2,8 @@
 
 asv takes an increase for a regression, so of every figure here less is better, and microseconds, which change with
 the machine and its mood, are avoided: a figure is the time of ours as a multiple of another time measured beside it
-in the same process. A *clock* is a function that measures, or derives from a measurement, how many seconds something
+in the same process. Rates (GFLOP/s, GB/s) are told besides; asv.conf.json leaves them out of its search for
+regressions. A *clock* is a function that measures, or derives from a measurement, how many seconds something
 takes at this moment; `ratio` reads two clocks in turn.
 """
 
@@ -59,7 +60,9 @@ class Benchmark:
     timeout = 300
 
     def setup(self, *_):
-        self.fastbp, self.compare = require("fastbp"), require("fastbp.compare")
+        self.fastbp, self.compare, self.measure = (
+            require("fastbp"), require("fastbp.compare"), require("fastbp.measure"),
+        )  # fmt: skip
         self.kernels = require("fastbp.kernels.cpu")
         self.fastbp.set_num_threads(1)
 
@@ -70,19 +73,36 @@ class Benchmark:
 
     def network(self, text, batches, dtype, device="cpu"):
         """A classifier of that shape and its trainer, with random data for some batches."""
-        widths, activation, batch = self.shape(text)
-        rng = np.random.default_rng(0)
-        x = rng.random((batches * batch, widths[0]), dtype)
-        task = require("fastbp.peers", "Task")(widths, activation, 1e-3, x, rng.integers(0, widths[-1], len(x)))
-        return self.compare.Ours(task, batch, dtype, device)
+        task, _ = self.compare.random_task(self.compare.parse_shapes(text)[text], batches, dtype)
+        return self.compare.Ours(task, self.shape(text)[2], dtype, device)
 
-    def compared(self, shape, dtype, *peers):
+    def protocol(self, dtype="float32"):
+        return self.measure.Protocol(rounds=ROUNDS, seconds=WINDOW, dtype=dtype)
+
+    def compared(self, shape, dtype, *trainers):
         """What `fastbp.compare` finds for a shape; None where other processes disturbed every round."""
-        result = self.compare.compare_shape(
-            shape, self.compare.parse_shapes(shape)[shape], peers,
-            dtype=dtype, device="cpu", threads=1, rounds=ROUNDS, seconds=WINDOW,
-        )  # fmt: skip
-        return result if result["rounds_used"] else None
+        protocol, found = self.protocol(dtype), self.compare.parse_shapes(shape)[shape]
+        return undisturbed(protocol.measure(self.compare.step_case(shape, found, trainers, protocol)))
+
+    def peer(self, name):
+        """Skip where a library is missing, or was set up by somebody else; keep this process to one core."""
+        if TOO_LATE and name in ("numpy", "sklearn"):
+            raise NotImplementedError(WHY_NOT_NUMPY)
+        if not self.compare.find_peers(name)[0]:
+            raise NotImplementedError(f"{name} is not installed")
+        self.measure.pin(1)
+
+
+def undisturbed(result):
+    """A result, or None where other processes disturbed every round."""
+    return result if result["rounds_used"] else None
+
+
+def peer_ratio(result, peer):
+    """Ours by theirs; not a number where there is none."""
+    if result is None or peer not in result["peers"]:  # disturbed, or what the peer cannot do
+        return float("nan")
+    return 1 / result["peers"][peer]["ratio"]
 
 
 def buffer(rng, shape, dtype):
@@ -108,7 +128,7 @@ def clock(call):
 
 def at_fma_limit(flops, dtype):
     """The time of so many floating-point operations at the limit of multiply-adds on registers, one thread."""
-    limit = require("fastbp.compare", "fma_limit")
+    limit = require("fastbp.measure", "fma_limit")
     return lambda: flops / (limit(dtype, "cpu") * 1e9)
 
 
@@ -117,6 +137,11 @@ def at_memory(traffic, footprint):
     a, b = np.ones((2, footprint // 8), np.float32)
     addition = clock(lambda: np.add(a, b, out=a))
     return lambda: addition() * traffic / (3 * a.nbytes)
+
+
+def rate(clock, amount):
+    """Thousand millions a second of what a call does: the median of some readings."""
+    return amount / statistics.median(clock() for _ in range(ROUNDS)) / 1e9
 
 
 def ratio(ours, other):

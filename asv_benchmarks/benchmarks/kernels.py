@@ -2,7 +2,20 @@
 
 import numpy as np
 
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, at_memory, buffer, clock, code, grid, numpy_ratio, ratio
+from .common import (
+    DTYPES,
+    OF_LIMIT,
+    Benchmark,
+    at_fma_limit,
+    at_memory,
+    buffer,
+    clock,
+    code,
+    grid,
+    numpy_ratio,
+    rate,
+    ratio,
+)  # fmt: skip
 
 PRODUCTS = ["forward (NN)", "backward_input (NT)", "backward_params (TN)"]
 OTHER_LOSSES = [
@@ -58,6 +71,11 @@ class Product(Benchmark):
 
     track_over_limit.unit = OF_LIMIT
 
+    def track_gflops(self, product, epilogue, layer, dtype):
+        return rate(self.ours, self.flops)
+
+    track_gflops.unit = "GFLOP/s"
+
     def track_ratio_numpy(self, product, epilogue, layer, dtype):
         """Against NumPy's product alone, without an epilogue."""
         return numpy_ratio(self.ours, self.numpy)
@@ -79,6 +97,10 @@ class Elementwise(Benchmark):
     def cost(self, call, dtype):
         return ratio(clock(call), at_fma_limit(2 * self.x.size, dtype))
 
+    def gbytes(self, call, passes):
+        """GB/s of so many passes over the array, each read or written once; it stays in a cache."""
+        return rate(clock(call), passes * self.x.nbytes)
+
 
 class Activation(Elementwise):
     params = (
@@ -94,11 +116,25 @@ class Activation(Elementwise):
         super().setup(dtype)
         self.activation = code("ACTIVATIONS", activation), 0.25
 
+    def value(self):
+        self.kernels.activation_forward(self.x, *self.activation, self.out)
+
+    def derivative(self):
+        self.kernels.activation_backward(self.x, self.y, *self.activation, self.out)
+
     def track_value(self, activation, dtype):
-        return self.cost(lambda: self.kernels.activation_forward(self.x, *self.activation, self.out), dtype)
+        return self.cost(self.value, dtype)
 
     def track_derivative(self, activation, dtype):
-        return self.cost(lambda: self.kernels.activation_backward(self.x, self.y, *self.activation, self.out), dtype)
+        return self.cost(self.derivative, dtype)
+
+    def track_gbytes_value(self, activation, dtype):
+        return self.gbytes(self.value, passes=2)
+
+    def track_gbytes_derivative(self, activation, dtype):
+        return self.gbytes(self.derivative, passes=3)
+
+    track_gbytes_value.unit = track_gbytes_derivative.unit = "GB/s"
 
 
 class Dropout(Elementwise):
@@ -130,9 +166,16 @@ class Loss(Elementwise):
             self.y = np.random.default_rng(1).integers(0, outputs, rows)
         self.rows = np.full(rows, 1 / rows), np.empty(rows, dtype), np.empty(rows, np.int64)  # weight, loss, hit
 
+    def compute(self):
+        self.kernels.loss_forward_backward(self.code, 0.5, self.x, self.y, *self.rows, self.out)
+
     def track_loss(self, loss, outputs, dtype):
-        compute = self.kernels.loss_forward_backward
-        return self.cost(lambda: compute(self.code, 0.5, self.x, self.y, *self.rows, self.out), dtype)
+        return self.cost(self.compute, dtype)
+
+    def track_gbytes(self, loss, outputs, dtype):
+        return self.gbytes(self.compute, passes=2)  # labels, where the target is one, are little beside
+
+    track_gbytes.unit = "GB/s"
 
 
 class Adam(Benchmark):
@@ -140,16 +183,23 @@ class Adam(Benchmark):
 
     params = (grid([1 << 16, 1 << 22], [1 << 24]), DTYPES)
     param_names = ("parameters", "dtype")
-    unit = "times the time at memory speed"
 
     def setup(self, parameters, dtype):
         super().setup()
         rng = np.random.default_rng(0)
         self.values, self.grad, *self.state = (buffer(rng, (parameters,), dtype) for _ in range(4))
 
-    def track_over_memory(self, parameters, dtype):
         adam = code("OPTIMIZERS", "adam")
-        coefficients = np.array([1e-3, 0.9, 0.1, 0.999, 0.001, 1e-8, 0, 0])
-        size, state = self.values.nbytes, tuple(self.state)
-        step = clock(lambda: self.kernels.optimizer_step(adam, coefficients, self.values, self.grad, state))
-        return ratio(step, at_memory(traffic=7 * size, footprint=4 * size))
+        coefficients, state = np.array([1e-3, 0.9, 0.1, 0.999, 0.001, 1e-8, 0, 0]), tuple(self.state)
+        self.traffic = 7 * self.values.nbytes
+        self.step = clock(lambda: self.kernels.optimizer_step(adam, coefficients, self.values, self.grad, state))
+
+    def track_over_memory(self, parameters, dtype):
+        return ratio(self.step, at_memory(self.traffic, footprint=4 * self.values.nbytes))
+
+    track_over_memory.unit = "times the time at memory speed"
+
+    def track_gbytes(self, parameters, dtype):
+        return rate(self.step, self.traffic)
+
+    track_gbytes.unit = "GB/s"

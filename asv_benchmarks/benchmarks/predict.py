@@ -1,8 +1,6 @@
 """``predict`` from Python on one thread: from a single row, where the call itself counts, to a table."""
 
-import numpy as np
-
-from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, numpy_ratio, ratio
+from .common import DTYPES, OF_LIMIT, Benchmark, at_fma_limit, clock, grid, ratio
 
 
 class Predict(Benchmark):
@@ -20,19 +18,3 @@ class Predict(Benchmark):
         return ratio(self.predict, at_fma_limit(flops, dtype))
 
     track_over_limit.unit = OF_LIMIT
-
-    def track_ratio_numpy(self, batch, layers, dtype):
-        """Against NumPy's products into arrays made before."""
-        outputs = [np.empty((batch, len(bias)), dtype) for _, bias in self.weights]
-
-        def numpy_predict():
-            x = self.x
-            for (weight, bias), out in zip(self.weights, outputs, strict=True):
-                if x is not self.x:
-                    np.maximum(x, 0, out=x)
-                x = np.matmul(x, weight, out=out)
-                x += bias
-
-        return numpy_ratio(self.predict, numpy_predict)
-
-    track_ratio_numpy.unit = "ours / NumPy"

@@ -1,28 +1,6 @@
 """Paired ratios: other libraries timed in turn with ours, in one process on one core, by `fastbp.compare`."""
 
-import numpy as np
-
-from . import TOO_LATE
-from .common import WHY_NOT_NUMPY, Benchmark, grid, require
-
-
-class NumPy:
-    """The reference as a peer: every step in NumPy."""
-
-    name, how, version = "numpy", "the reference", np.__version__
-
-    def __init__(self, task, weights, rows, threads):
-        self.trainer = require("fastbp.compare").Ours(task, rows.shape[1], task.x.dtype.name, "reference")
-        self.rows = rows
-        for layer, (weight, bias) in zip(self.trainer.model.layers[::2], weights, strict=True):
-            layer.weight, layer.bias = weight, bias
-
-    def train(self):
-        for batch in self.rows:
-            self.trainer.step(self.trainer.task.x[batch], self.trainer.task.y[batch])
-
-    def weights(self):
-        return self.trainer.weights()
+from .common import Benchmark, grid, peer_ratio, require, undisturbed
 
 
 class TrainStep(Benchmark):
@@ -30,23 +8,75 @@ class TrainStep(Benchmark):
 
     params = (
         ["numpy", "torch", "jax", "sklearn"],
-        grid(["S1", "S2", "S3"], ["S4", "S5", "S6", "S7", "S8", "S9", "513-257-129-11@77"]),
+        grid(["S1", "S2", "S3", "S4"], ["S5", "S6", "S7", "S8", "S9", "513-257-129-11@77"]),
     )
     param_names = ("peer", "shape")
     unit = "ours / theirs"
 
     def setup(self, peer, shape):
         super().setup()
-        if TOO_LATE and peer in ("numpy", "sklearn"):
-            raise NotImplementedError(WHY_NOT_NUMPY)
-        self.compare.pin(1)
-        found = [NumPy] if peer == "numpy" else self.compare.find_peers(peer)[0]
-        if not found:
-            raise NotImplementedError(f"{peer} is not installed")
-        self.peer = found[0]
+        self.peer(peer)
 
     def track_ratio(self, peer, shape):
-        result = self.compared(shape, "float32", self.peer)
-        if result is None or result["left_out"]:  # disturbed, or a network that the peer cannot train
-            return float("nan")
-        return 1 / result["peers"][peer]["ratio"]
+        return peer_ratio(self.compared(shape, "float32", require("fastbp.peers", "TRAINERS")[peer]), peer)
+
+
+class Predict(Benchmark):
+    """A call of ``predict`` by a call of theirs: medians, and what one call in a hundred exceeds."""
+
+    params = (
+        ["numpy", "torch", "jax", "onnxruntime"],
+        ["16-64-64-4@1", "16-64-64-4@32", "784-256-128-10@4096"],
+    )
+    param_names = ("peer", "shape")
+    unit = "ours / theirs"
+
+    def setup(self, peer, shape):
+        super().setup()
+        self.peer(peer)
+
+    def measured(self, peer, shape):
+        protocol, found = self.protocol(), self.compare.parse_shapes(shape)[shape]
+        return undisturbed(protocol.measure(self.compare.predict_case(shape, found, [peer], protocol)))
+
+    def track_ratio(self, peer, shape):
+        return peer_ratio(self.measured(peer, shape), peer)
+
+    def track_ratio_p99(self, peer, shape):
+        result = self.measured(peer, shape)
+        return 1 / result["peers"][peer]["p99_ratio"] if result else float("nan")
+
+
+class Product(Benchmark):
+    """gemm, by theirs in the layout that suits them best."""
+
+    params = (["numpy", "torch"], ["NN", "NT", "TN"], grid([256], [128, 512, 1024, 2048]))
+    param_names = ("peer", "product", "size")
+    unit = "ours / theirs"
+
+    def setup(self, peer, product, size):
+        super().setup()
+        self.peer(peer)
+
+    def track_ratio(self, peer, product, size):
+        protocol = self.protocol()
+        return peer_ratio(
+            undisturbed(protocol.measure(self.compare.product_case(product, size, [peer], protocol))), peer
+        )
+
+
+class Many(Benchmark):
+    """`fit_many` of 32 networks by ``jax.vmap``."""
+
+    params = (["jax"], ["S2"])
+    param_names = ("peer", "shape")
+    unit = "ours / theirs"
+
+    def setup(self, peer, shape):
+        super().setup()
+        self.peer(peer)
+
+    def track_ratio(self, peer, shape):
+        protocol = self.protocol()
+        case = self.compare.many_case(shape, self.compare.SHAPES[shape], [peer], protocol)
+        return peer_ratio(undisturbed(protocol.measure(case)), peer)

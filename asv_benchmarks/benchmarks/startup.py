@@ -21,13 +21,21 @@ print(json.dumps([seconds, len(jit.compiled)]))
 
 
 class Import:
-    """The second is what of the first is NumPy's."""
+    """The second is what of the others is NumPy's."""
 
     def timeraw_import(self):
         return "import fastbp"
 
     def timeraw_import_numpy(self):
         return "import numpy"
+
+    def timeraw_cli_help(self):
+        return """
+        import contextlib
+        from fastbp.cli import main
+        with contextlib.suppress(SystemExit):
+            main(["--help"])
+        """
 
 
 class FirstStep:

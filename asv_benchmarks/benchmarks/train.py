@@ -1,5 +1,7 @@
 """Train steps: an epoch of ``fit`` divided by its batches, everything included, and the memory that it takes."""
 
+import numpy as np
+
 from .common import DTYPES, OF_LIMIT, Benchmark, grid, require
 
 
@@ -38,3 +40,23 @@ class Memory(Benchmark):
 
     def peakmem_fit(self, shape):
         self.trainer.train()
+
+
+class MappedMemory(Benchmark):
+    """The same with the data in a file of 256 MiB, mapped: pages of the file count while they are resident."""
+
+    def setup_cache(self):
+        Memory.setup_cache(self)
+        x = np.lib.format.open_memmap("x.npy", "w+", np.float32, (65_536, 1024))
+        x[...] = np.random.default_rng(0).random(x.shape[1], np.float32)
+        x.flush()
+
+    def setup(self):
+        super().setup()
+        self.x = np.load("x.npy", mmap_mode="r")
+        self.model = self.compare.network((1024, 64, 10), "relu", "float32", "cpu")
+
+    def peakmem_fit_memmap(self):
+        bp, y = self.fastbp, np.arange(len(self.x)) % 10
+        loss, adam = bp.CrossEntropyLoss(), bp.Adam(lr=1e-3)
+        self.model.fit(self.x, y, loss=loss, optimizer=adam, epochs=1, batch_size=256, verbose=False)

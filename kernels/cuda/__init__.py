@@ -1,1 +1,174 @@
-"""The contract on NVIDIA GPUs."""
+"""The contract on NVIDIA GPUs: `reference` on device arrays, by hand-written kernels, through numba-cuda.
+
+Arrays are on the device (`to_device`), except the small ones that `network_train_steps` and `shuffle` name. Launches
+go to one stream and are not waited for; `to_host` and `synchronize` wait, and so does the end of a run of steps.
+"""
+
+import contextlib
+
+import numpy as np
+
+from .. import table as _table
+from . import catalogue, driver, elementwise, linear, losses, network, optimizers, record
+
+name = "cuda"
+
+
+# --------------------------------------------------------------------------------------- single layers
+def _name(activation):
+    return _table.ACTIVATIONS[activation]
+
+
+def _matrix(array):
+    """An array as its memory, offset and leading dimension."""
+    array = driver.as_device_array(array)
+    return driver.flat(array), 0, driver.leading(array)
+
+
+def activation_forward(z, activation, activation_parameter, out):
+    """In place or not."""
+    elementwise.activation_forward(
+        _name(activation), *z.shape, *_matrix(z), *_matrix(out), activation_parameter, driver.stream()
+    )
+
+
+def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
+    """In place or not."""
+    elementwise.activation_backward(
+        _name(activation), *grad_out.shape, *_matrix(grad_out), *_matrix(saved), *_matrix(grad_z),
+        activation_parameter, driver.stream(),
+    )  # fmt: skip
+
+
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+    """A product whose epilogue adds the bias and activates."""
+    apart = _matrix(saved) if saved is not out else (None, 0, 0)
+    linear.linear_forward(
+        _name(activation), len(x), *weight.shape, *_matrix(x), *_matrix(weight),
+        None if bias is None else driver.flat(bias), 0, activation_parameter,
+        *_matrix(out), *apart, driver.stream(),
+    )  # fmt: skip
+
+
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+    """A product with the transposed weight whose epilogue multiplies by the derivative."""
+    linear.linear_backward_input(
+        _name(activation), len(grad_z), *weight.shape, *_matrix(grad_z), *_matrix(weight), *_matrix(saved),
+        activation_parameter, *_matrix(grad_z_prev), driver.stream(),
+    )  # fmt: skip
+
+
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+    """A product with the transposed input, and column sums."""
+    scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
+    linear.linear_backward_params(
+        len(x), *grad_weight.shape, *_matrix(x), *_matrix(grad_z), beta, *_matrix(grad_weight),
+        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, driver.stream(),
+    )  # fmt: skip
+
+
+_scratches = {}  # dtype -> what the largest sum of columns so far needed
+
+
+def _scratch(size, dtype):
+    if dtype not in _scratches or _scratches[dtype].size < size:
+        _scratches[dtype] = driver.empty(max(size, 1), dtype)
+    return _scratches[dtype]
+
+
+def dropout(x, rows, key, probability, out):
+    """In place or not."""
+    elementwise.dropout(
+        *x.shape, driver.flat(rows), 0, -1, int(key), probability, *_matrix(x), *_matrix(out), driver.stream()
+    )
+
+
+def shuffle(rows, key):
+    """By the CPU: a swap depends on the one before. ``rows`` on the host or on the device, where it is sent back."""
+    from .. import cpu
+
+    if not driver.is_on_device(rows):
+        cpu.shuffle(rows, key)
+        return
+    order = np.ascontiguousarray(driver.to_host(rows))
+    cpu.shuffle(order, key)
+    driver.to_device(order, driver.flat(rows))
+
+
+def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
+    """Several threads a row."""
+    ldt = driver.leading(target) if target.ndim == 2 else 0
+    losses.loss_forward_backward(
+        _table.LOSSES[loss], *prediction.shape, loss_parameter, *_matrix(prediction), driver.flat(target), ldt,
+        driver.flat(row_weight), driver.flat(row_loss), driver.flat(row_hit), *_matrix(grad), driver.stream(),
+    )  # fmt: skip
+
+
+def optimizer_step(optimizer, coefficients, values, grad, state):
+    """One pass; the coefficients may be on the host."""
+    name = _table.OPTIMIZERS[optimizer]
+    update = record.of_one_step(coefficients)
+    optimizers.optimizer_step(
+        name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
+    )
+
+
+# --------------------------------------------------------------------------------------------- networks
+InferenceWorkspace = network.InferenceWorkspace
+TrainingWorkspace = network.TrainingWorkspace
+network_forward = network.network_forward
+network_train_steps = network.network_train_steps
+
+
+# ---------------------------------------------------------------------------------------------- buffers
+def gathers(dtype) -> bool:
+    """Native floats of 16, 32 and 64 bits, integers and bool."""
+    dtype = np.dtype(dtype)
+    return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float16, np.float32, np.float64))
+
+
+empty = driver.empty
+zeros = driver.zeros
+synchronize = driver.synchronize
+
+
+def to_device(array):
+    """A copy; of an array that is there already, the array itself."""
+    return driver.to_device(array)
+
+
+def to_host(array):
+    """A copy, when all launches before have finished."""
+    return driver.to_host(array)
+
+
+# ---------------------------------------------------------------------------------------------- process
+def set_num_threads(threads):
+    """Nothing: a launch takes the whole GPU."""
+
+
+def get_num_threads():
+    """1: one thread of the host launches."""
+    return 1
+
+
+@contextlib.contextmanager
+def serial():
+    """Nothing to do: launches are in the order of the calls."""
+    yield
+
+
+def warmup(dtype, activations, losses, optimizers):
+    """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing."""
+    if driver.simulated:
+        return
+    driver.require()
+    parts = {*activations, "identity", *losses, *optimizers}
+    for kernel in catalogue.kernels([dtype]):
+        if kernel.part is None or kernel.part in parts:
+            kernel.function.compile(kernel.signature)
+
+
+def config():
+    """The GPU, its driver and the package in use."""
+    return {"backend": "cuda"} | driver.describe()

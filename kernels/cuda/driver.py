@@ -133,6 +133,23 @@ def stream():
     return 0 if simulated else cuda.stream()
 
 
+def capture(launches):
+    """``launches(stream)`` as a CUDA graph: a function that replays it on the `stream`.
+
+    Everything it launches must have been compiled, and the arrays must stay where they are.
+    """
+    from cuda.core import Device, Stream
+
+    device = Device()
+    device.set_current()
+    builder = device.create_graph_builder()
+    builder.begin_building()
+    launches(builder)
+    graph = builder.end_building().complete()
+    replay_stream = Stream.from_handle(int(stream()))
+    return lambda: graph.launch(replay_stream)
+
+
 def synchronize():
     """Wait until all launches have finished."""
     require()
@@ -180,6 +197,11 @@ def empty(shape, dtype):
         ) from error
 
 
+def zeros(shape, dtype):
+    """A device array of zeros."""
+    return to_device(np.zeros(shape, dtype))
+
+
 def to_device(array, to=None):
     """A copy on the device; of a device array, the array itself."""
     require()
@@ -187,6 +209,8 @@ def to_device(array, to=None):
         return as_device_array(array)
     if to is None:
         to = empty(array.shape, array.dtype)
+    if not is_on_device(array):
+        array = np.ascontiguousarray(array)
     if array.size:
         to.copy_to_device(array, stream=stream())
     return to
@@ -198,6 +222,8 @@ def to_host(array, to=None):
     array = as_device_array(array)
     if array.size == 0:
         return np.empty(array.shape, array.dtype) if to is None else to
+    if not array.is_c_contiguous():
+        return np.lib.stride_tricks.as_strided(to_host(flat(array)), array.shape, array.strides).copy()
     result = array.copy_to_host(to, stream=stream())
     cuda.synchronize()
     return result

@@ -1,0 +1,32 @@
+"""Every kernel with its signature: what is compiled ahead, and what the tests compile and assemble without a GPU."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import table
+from . import elementwise, losses, optimizers
+
+PARTS = {*table.ACTIVATIONS, *table.LOSSES, *table.OPTIMIZERS}
+
+
+class Kernel(NamedTuple):
+    """A kernel for one dtype."""
+
+    name: str  # unique for a dtype: "loss huber", "gather float64 labelled"
+    dtype: np.dtype
+    function: Any  # the dispatcher
+    signature: tuple  # its Numba types
+
+    @property
+    def part(self) -> str | None:
+        """The activation, loss or optimizer whose kernel it is."""
+        return next((word for word in self.name.replace(":", " ").split() if word in PARTS), None)
+
+
+def kernels(dtypes=(np.float32, np.float64)):
+    """All kernels for these dtypes."""
+    for dtype in map(np.dtype, dtypes):
+        for module in (elementwise, losses, optimizers):
+            for name, function, signature in module.kernels(dtype):
+                yield Kernel(name, dtype, function, signature)

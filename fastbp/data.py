@@ -12,26 +12,43 @@ import numpy as np
 from . import backend, checks
 from .losses import Loss
 
+WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
 SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
 
 
 # -------------------------------------------------------------------------------------- order
-def epoch_rows(kernels, generator, rows, shuffle, by_blocks):
-    """The rows (int64) in the order of one epoch."""
-    if not shuffle:
+def epoch_rows(kernels, generator, rows, shuffle, by_blocks, weight=None):
+    """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten."""
+    if not (shuffle and by_blocks):
+        order = _array(rows, weight)
+        if shuffle:
+            _shuffle(kernels, generator, order)
+        return order
+    starts = np.arange(0, len(rows), SHUFFLE_BLOCK)
+    _shuffle(kernels, generator, starts)
+    order, end = np.empty(len(rows), np.int64), 0
+    for start in starts:
+        block = _array(rows[start : start + SHUFFLE_BLOCK], weight)
+        _shuffle(kernels, generator, block)
+        order[end : end + len(block)] = block
+        end += len(block)
+    return order[:end]
+
+
+def _array(rows, weight):
+    """Nothing beside the result is as large as it."""
+    if not isinstance(rows, range):
         return rows
-    if not by_blocks:
-        return _shuffled(kernels, generator, rows)
-    blocks = [rows[start : start + SHUFFLE_BLOCK] for start in range(0, len(rows), SHUFFLE_BLOCK)]
-    order = _shuffled(kernels, generator, np.arange(len(blocks)))
-    return np.concatenate([_shuffled(kernels, generator, blocks[i]) for i in order])
+    if weight is None:
+        return np.arange(rows.start, rows.stop)
+    array = np.flatnonzero(weight[rows.start : rows.stop])
+    array += rows.start
+    return array
 
 
-def _shuffled(kernels, generator, rows):
-    """A permuted copy."""
-    rows = rows.copy()
+def _shuffle(kernels, generator, rows):
+    """In place."""
     kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
-    return rows
 
 
 def is_memory_map(array):
@@ -76,8 +93,8 @@ def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
     shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
     steps = count_steps(len(X), batch_size, drop_last)
-    rows = np.arange(len(X))
-    rows = epoch_rows(backend.load("cpu"), checks.generator("seed", seed), rows, shuffle, is_memory_map(X))
+    generator = checks.generator("seed", seed)
+    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle, is_memory_map(X))
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 
@@ -108,8 +125,10 @@ class Chunk:
         Whether y is one integer label a row.
     weight : float64 array (n,) or None
         What every row counts: its sample weight times its class weight.
-    rows : int64 array
-        The rows to train on: those whose weight is not 0.
+    rows : range, or int64 array
+        The rows to train on; of a range, those whose weight is not 0.
+    count : int
+        How many rows are trained on.
     """
 
     def __init__(self, model, loss, X, y, sample_weight=None, names=("X", "y", "sample_weight")):
@@ -120,20 +139,29 @@ class Chunk:
         known = isinstance(loss, Loss)
         self.labels = known and loss.takes_labels(self.y)
         self.weight = loss.row_weight(self.y, sample_weight) if known else sample_weight
-        self.rows = np.arange(len(self.X)) if self.weight is None else np.flatnonzero(self.weight)
+        self.rows = range(len(self.X))
+        self.count = len(self.X) if self.weight is None else np.count_nonzero(self.weight)
 
     def of_rows(self, argument, rows):
         """The same data, of which only these rows are trained on."""
         rows = checks.rows(argument, rows, len(self.X))
         chunk = copy.copy(self)
         chunk.rows = rows if self.weight is None else rows[self.weight[rows] > 0]
-        if not len(chunk.rows):
+        chunk.count = len(chunk.rows)
+        if not chunk.count:
             raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
         return chunk
 
     def order(self, model, shuffle):
         """The rows in the order of one epoch, by the generator of the model."""
-        return epoch_rows(model._kernels, model.generator, self.rows, shuffle, self.by_blocks)
+        rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
+        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.by_blocks, self.weight)
+
+    def step_weights(self, order, batch_size):
+        """The sums of the weights of the batches of an epoch."""
+        together = max(1, WEIGHTS_TOGETHER // batch_size) * batch_size
+        parts = (self.weight[order[start : start + together]] for start in range(0, len(order), together))
+        return np.concatenate([np.add.reduceat(part, np.arange(0, len(part), batch_size)) for part in parts])
 
     def epoch(self):
         """The chunks of an epoch: this one."""

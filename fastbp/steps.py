@@ -21,7 +21,7 @@ SLICE_SECONDS = 0.1  # training steps one call of the kernels is given: Ctrl-C i
 SLOW = 1e9  # operations a second that the first slice counts on,
 FIRST_STEPS = 256  # and the most steps it may have, whatever they cost
 SLICE_GROWTH = 16  # how much longer a slice may be than the one before, whose time is all that is known
-STAGING_BYTES = 64 << 20  # converted rows that are held at once, where the kernels cannot read the data directly
+STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the kernels cannot read the data directly
 
 
 # --------------------------------------------------------------------------------- single steps
@@ -177,8 +177,8 @@ class FusedSteps:
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
         self.labels = chunk.labels
         self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
-        step_bytes = batch_size * (model.in_features + model.out_features) * self.dtype.itemsize
-        self.most = len(self.X) if self.direct else max(1, STAGING_BYTES // step_bytes)
+        row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
+        self.most = len(self.X) if self.direct else max(1, STAGING_BYTES // (batch_size * row_bytes))
 
     def start(self, steps):
         """Make ready for so many steps."""

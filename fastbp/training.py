@@ -151,7 +151,7 @@ class Training:
         optimizer.require_free_for(model._parameters)
         self.run_record = {"epochs": settings.epochs, "batch_size": settings.batch_size, "steps": None, "rows": None}
         if isinstance(source, data.Chunk):
-            rows = len(source.rows)
+            rows = source.count
             steps = data.count_steps(rows, settings.batch_size, settings.drop_last)
             self.run_record |= {"batch_size": min(settings.batch_size, rows), "steps": steps, "rows": rows}
         self.run_record["verbose"] = settings.verbose
@@ -189,7 +189,7 @@ class Training:
     def _steps_of(self, chunk):
         """What runs the steps of a chunk."""
         if self._ready[0] is not chunk:
-            arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, len(chunk.rows))
+            arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
             accumulate = self.settings.accumulate
             if fused(self.loss, self.optimizer) and accumulate == 1:
                 self._ready = chunk, FusedSteps(*arguments)
@@ -213,9 +213,7 @@ class Training:
             steps += len(step_loss)
             sizes = np.full(len(step_loss), run_steps.batch_size)
             sizes[-1] = len(order) - (len(sizes) - 1) * run_steps.batch_size
-            shares = sizes
-            if chunk.weight is not None:
-                shares = np.add.reduceat(chunk.weight[order], np.arange(0, len(order), run_steps.batch_size))
+            shares = sizes if chunk.weight is None else chunk.step_weights(order, run_steps.batch_size)
             if self.snapshot is None:  # on_nonfinite="continue" may have left some out
                 trained = np.isfinite(step_loss)
                 step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
@@ -279,5 +277,9 @@ class Validation:
                 model._kernels, prediction, self.y[part], ones[: len(prediction)], unused
             )
             hits += int(row_hit.sum())
-        value = row_loss.mean() if self.weight is None else (row_loss * self.weight).sum() / self.weight.sum()
+        if self.weight is None:
+            value = row_loss.mean()
+        else:
+            row_loss *= self.weight
+            value = row_loss.sum() / self.weight.sum()
         return float(value), hits / len(X) if loss.takes_labels(self.y) else None

@@ -543,7 +543,7 @@ def _warmup(options):
 
 # ------------------------------------------------------------------------- compare and roofline
 def _compare(options):
-    names = compare.parse_what(options.what)
+    names = compare.parse_what(options.what, options.threads)
     asked = compare.parse_shapes(options.shapes) if options.shapes else None
     if asked and not any(compare.COMPARISONS[name].shapes for name in names):
         raise ValueError(f"--shapes {options.shapes}, but {', '.join(names)} has none")

@@ -97,12 +97,16 @@ def parse_shapes(text: str) -> dict[str, tuple]:
     return shapes
 
 
-def parse_what(text: str) -> list[str]:
-    """Names of comparisons, separated by commas, or ``all``."""
-    names = list(COMPARISONS) if text == "all" else text.split(",")
+def parse_what(text: str, threads: int) -> list[str]:
+    """Names of comparisons, separated by commas, or ``all`` that so many threads can make."""
+    if text == "all":
+        return [name for name, comparison in COMPARISONS.items() if comparison.threads <= threads]
+    names = text.split(",")
     for name in names:
         if name not in COMPARISONS:
             raise ValueError(f"unknown comparison {name!r}: expected {', '.join(COMPARISONS)}, or all")
+        if COMPARISONS[name].threads > threads:
+            raise ValueError(f"the comparison {name} needs --threads {COMPARISONS[name].threads}, got {threads}")
     return names
 
 
@@ -297,8 +301,6 @@ def _width(shapes, names, protocol):
 
 def _busy(shapes, names, protocol):
     """Another process takes one of the cores: at most 1.3 times the time of one thread."""
-    if protocol.threads < 2:
-        raise ValueError("the comparison busy needs two cores or more: --threads 2")
     for name, shape in shapes.items():
         case = _thread_case(name, shape, [], protocol)
         case.rivals[ONE_THREAD].target = 1 / 1.3
@@ -565,6 +567,7 @@ class Comparison:
     ``title`` heads the column of what is timed and ``unit`` says what a time is of. ``peers`` are those compared with
     when none is asked for, ``further`` those that may be asked for. ``shapes`` are those of no ``--shapes``; None
     where it has none. ``columns`` are further ones: floor, p99, aim, or the name of a clock in ``Case.also``.
+    ``threads`` are the fewest it can do with.
     """
 
     title: str
@@ -575,6 +578,7 @@ class Comparison:
     shapes: dict[str, tuple] | None = None
     columns: tuple[str, ...] = ("floor",)
     scale: str = "µs"
+    threads: int = 1
 
     def chosen(self, found):
         """Of the peers found, those it knows; its own where None were asked for."""
@@ -607,7 +611,7 @@ COMPARISONS = {
         *STEPS, _width, ("torch", "jax"), ("numpy", "sklearn"), WIDTHS
     ),
     "busy": Comparison(
-        *STEPS, _busy, (), shapes={name: SHAPES[name] for name in ("S1", "S2", "S4", "S5")}
+        *STEPS, _busy, (), shapes={name: SHAPES[name] for name in ("S1", "S2", "S4", "S5")}, threads=2
     ),
     "startup": Comparison(
         "program", "a process, or what it prints", _startup, ("numpy", "sklearn", "torch"), ("jax",),

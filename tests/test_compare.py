@@ -44,10 +44,13 @@ def test_shapes_by_id_by_layers_and_by_group():
 
 
 def test_what_by_name_and_all():
-    assert compare.parse_what("gemm,steps") == ["gemm", "steps"]
-    assert compare.parse_what("all") == list(compare.COMPARISONS)
+    assert compare.parse_what("gemm,steps", 1) == ["gemm", "steps"]
+    assert compare.parse_what("all", 2) == list(compare.COMPARISONS)
+    assert set(compare.COMPARISONS) - set(compare.parse_what("all", 1)) == {"busy"}
     with pytest.raises(ValueError, match="unknown comparison 'convolutions'"):
-        compare.parse_what("steps,convolutions")
+        compare.parse_what("steps,convolutions", 1)
+    with pytest.raises(ValueError, match="busy needs --threads 2"):
+        compare.parse_what("steps,busy", 1)
 
 
 def test_odd_shapes_are_near_the_even_ones_and_aim_at_as_much():
@@ -345,8 +348,6 @@ def test_threads_the_library_chooses_beside_one(monkeypatch):
     case.rivals[compare.ONE_THREAD].clock.call()
     case.ours.call()
     assert asked == [1, None]
-    with pytest.raises(ValueError, match="two cores"):
-        list(compare.COMPARISONS["busy"].cases({"x": SHAPE}, [], protocol()))
 
 
 def test_programs_of_the_digits_reach_their_aim(tmp_path):

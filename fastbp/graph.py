@@ -66,8 +66,9 @@ class Variable:
     Attributes
     ----------
     data : float or read-only array
-        Changed by `assign` and, for what is not recorded, by ``+=``, ``-=``, ``*=``, ``/=``. A change never alters an
-        array that was handed out before; `backward` refuses to go through a function that had read the old value.
+        Changed by `assign`, and by ``+=``, ``-=``, ``*=``, ``/=`` where nothing has to be recorded: within `no_grad`,
+        or where no gradient is required. (Else ``x += y`` of a result is ``x = x + y``, and of a leaf an error.) An
+        array that was handed out before keeps its numbers; `backward` refuses a function that had read the old value.
     grad : float, array or None
         The gradient of what `backward` was called on with respect to this variable, of the shape and dtype of
         ``data``. That of a leaf is its own array, and later calls add to it until `zero_grad`; that of a result is of
@@ -92,6 +93,9 @@ class Variable:
 
     __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_name", "_node", "_tick", "_x", "_y", "grad")
     __array_ufunc__ = None  # array + variable is for the variable to answer
+
+    def __init_subclass__(cls):
+        raise TypeError("Variable cannot be subclassed: the operations look for exactly this class")
 
     def __init__(self, data, requires_grad=False, name=None):
         self._data = own_value("data", data)
@@ -212,11 +216,7 @@ class Variable:
         ValueError
             There are several numbers and no gradient; it is of another shape.
         """
-        if self._node is None:
-            raise RuntimeError(
-                "backward() needs a Variable that requires a gradient: make one with requires_grad=True the "
-                "origin of this one, outside no_grad()"
-            )
+        self._require_graph()
         if gradient is None:
             if self.size != 1:
                 raise ValueError(
@@ -229,6 +229,13 @@ class Variable:
             if np.shape(gradient) != self.shape:
                 raise ValueError(f"gradient must have shape {self.shape}, got {np.shape(gradient)}")
         backpropagate(self, gradient, checks.boolean("retain_graph", retain_graph))
+
+    def _require_graph(self):
+        if self._node is None:
+            raise RuntimeError(
+                "backward() needs a Variable that requires a gradient: make one with requires_grad=True the "
+                "origin of this one, outside no_grad()"
+            )
 
     def zero_grad(self):
         """Forget the gradient: the next `backward` starts from none."""
@@ -249,7 +256,9 @@ class Variable:
         """
         if not self.is_leaf:
             raise RuntimeError("the value of a computed Variable cannot be set: make a new one, or use detach()")
-        value = own_value("value", value)
+        return self._set(own_value("value", value))
+
+    def _set(self, value):
         if np.shape(value) != self.shape:
             raise ValueError(f"value must have shape {self.shape}, got {np.shape(value)}")
         self._data = value if type(value) is float else frozen(value.astype(self._data.dtype, copy=False))
@@ -257,13 +266,18 @@ class Variable:
         return self
 
     def _in_place(self, change, sign, other):
-        """Assign ``change(data, other)``, where nothing would have to be recorded."""
+        """Set ``change(data, other)``; NotImplemented, so that Python makes a new variable, where that is recorded."""
         if recording() and (self._node is not None or getattr(other, "_node", None) is not None):
-            raise RuntimeError(
-                f"{sign}= is not recorded and here a gradient is required: write x = x {sign} y, or change values "
-                f"within fastbp.autograd.no_grad()"
-            )
-        return self.assign(change(self._data, value_of(other)))
+            if self._node is LEAF:
+                raise RuntimeError(
+                    f"{sign}= would change a Variable whose gradient is required: write x = x {sign} y for a new one, "
+                    f"or change values within fastbp.autograd.no_grad()"
+                )
+            return NotImplemented
+        if not self.is_leaf:
+            return NotImplemented
+        value = change(self._data, value_of(other))
+        return self._set(value if type(value) is float else _held(checks.numeric("the new value", value)))
 
     def __iadd__(self, other):
         return self._in_place(operator.add, "+", other)
@@ -440,6 +454,7 @@ def grad(output, inputs, gradient=None, *, retain_graph=False):
     """
     single = isinstance(inputs, Variable)
     inputs = [checks.instance("inputs", x, Variable) for x in ([inputs] if single else inputs)]
+    checks.instance("output", output, Variable)._require_graph()
     order = reachable(output)
     functions = [variable._node for variable in order if isinstance(variable._node, Function)]
     leaves = [x for variable in order for x in inputs_of(variable) if x._node is LEAF]

@@ -128,7 +128,8 @@ class Power(Function):
         x, y, z = ctx.saved_values
         to_x = to_y = None
         if ctx.needs_input_grad[0]:
-            to_x = grad * np.where(np.equal(y, 0), 0, y * np.power(x, y - 1))
+            exponent = (y or 1) if isinstance(y, int | float) else np.where(y == 0, 1, y)  # 0 x^0 is 0 for any x
+            to_x = grad * (y * np.power(x, exponent - 1))
         if ctx.needs_input_grad[1]:
             flat = np.equal(x, 0) & np.greater_equal(y, 0)
             to_y = grad * np.where(flat, 0, z * np.log(np.where(flat, 1, x)))

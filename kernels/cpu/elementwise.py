@@ -10,11 +10,24 @@ from .. import activations, splitmix
 from ..jit import inline
 from . import simd
 from .blocking import ROWS_AHEAD
-from .simd import element, lanes, load, load_converted, load_row, prefetch, store, zeros
+from .simd import element, lanes, load, load_converted, load_row, prefetch, store, sum_rows, tall, zeros
 
 FORMULAS = activations.bind(
     {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline
 )
+
+
+CHAINS = 4  # sums of a column that run side by side: an addition takes some cycles, a load half of one
+TALL = 4  # rows whose vectors run side by side: the operations on one vector wait for each other
+
+
+@inline
+def run(rows, columns, ldc, ld_other):
+    """The shape ``(rows, columns, ldc, ld_other)`` of a block, as TALL long rows where it is one run of memory."""
+    if ldc == columns and ld_other == columns and rows * columns % TALL == 0:
+        columns = rows * columns // TALL
+        return TALL, columns, columns, columns
+    return rows, columns, ldc, ld_other
 
 
 def activation_forward_kernel(name):
@@ -22,17 +35,17 @@ def activation_forward_kernel(name):
     value = FORMULAS[name]
 
     def activation_forward(rows, columns, c, ldc, other, ld_other, parameter):
-        if ldc == columns and ld_other == columns:
-            columns, rows = rows * columns, 1
+        rows, columns, ldc, ld_other = run(rows, columns, ldc, ld_other)
         width = lanes(c)
-        for i in range(rows):
+        high, whole = rows - rows % TALL, columns - columns % width
+        for i in range(0, high, TALL):
             z, out = c + i * ldc, other + i * ld_other
-            whole = columns - columns % width
             for j in range(0, whole, width):
-                store(value(load(zeros(c, 1, 1), z + j, 0, None), parameter), out + j, 0, None)
-            if whole < columns:
-                tail = columns - whole
-                store(value(load(zeros(c, 1, 1), z + whole, 0, tail), parameter), out + whole, 0, tail)
+                store(value(load(zeros(c, TALL, 1), z + j, ldc, None), parameter), out + j, ld_other, None)
+        for i in range(high if whole == columns else 0, rows):
+            z, out = c + i * ldc, other + i * ld_other
+            for j in range(whole if i < high else 0, columns, width):
+                store(value(load(zeros(c, 1, 1), z + j, 0, columns - j), parameter), out + j, 0, columns - j)
 
     activation_forward.__qualname__ = f"{name}_forward"  # a name of its own in the cache
     return activation_forward
@@ -43,35 +56,47 @@ def activation_backward_kernel(name):
     derivative = FORMULAS[name + "_derivative"]
 
     def activation_backward(rows, columns, c, ldc, other, ld_other, parameter):
-        if ldc == columns and ld_other == columns:
-            columns, rows = rows * columns, 1
+        rows, columns, ldc, ld_other = run(rows, columns, ldc, ld_other)
         width = lanes(c)
-        for i in range(rows):
+        high, whole = rows - rows % TALL, columns - columns % width
+        for i in range(0, high, TALL):
             grad, saved = c + i * ldc, other + i * ld_other
-            whole = columns - columns % width
             for j in range(0, whole, width):
-                slope = derivative(load(zeros(c, 1, 1), saved + j, 0, None), parameter)
-                store(load(zeros(c, 1, 1), grad + j, 0, None) * slope, grad + j, 0, None)
-            if whole < columns:
-                tail = columns - whole
-                slope = derivative(load(zeros(c, 1, 1), saved + whole, 0, tail), parameter)
-                store(load(zeros(c, 1, 1), grad + whole, 0, tail) * slope, grad + whole, 0, tail)
+                slope = derivative(load(zeros(c, TALL, 1), saved + j, ld_other, None), parameter)
+                store(load(zeros(c, TALL, 1), grad + j, ldc, None) * slope, grad + j, ldc, None)
+        for i in range(high if whole == columns else 0, rows):
+            grad, saved = c + i * ldc, other + i * ld_other
+            for j in range(whole if i < high else 0, columns, width):
+                slope = derivative(load(zeros(c, 1, 1), saved + j, 0, columns - j), parameter)
+                store(load(zeros(c, 1, 1), grad + j, 0, columns - j) * slope, grad + j, 0, columns - j)
 
     activation_backward.__qualname__ = f"{name}_backward"
     return activation_backward
 
 
+@inline
+def column_panel_sum(strip, rows, z, ldz, beta, out, columns):
+    """`column_sum` of a panel as wide as ``strip``, a tile of one row."""
+    total, rest = tall(strip, CHAINS), strip
+    whole = rows - rows % CHAINS
+    for i in range(0, whole, CHAINS):
+        total += load(total, z + i * ldz, ldz, columns)
+    for i in range(whole, rows):
+        rest += load_row(rest, z + i * ldz, columns)
+    rest += sum_rows(total)
+    if beta:
+        rest += load_row(rest, out, columns)
+    store(rest, out, 0, columns)
+
+
 def column_sum(rows, columns, z, ldz, beta, out):
-    """``out = beta * out + sum of the rows of z``, each column summed in the order of the rows."""
-    width = 4 * lanes(z)
+    """``out = beta * out + sum of the rows of z``: CHAINS sums of every CHAINS-th row, added in a fixed order."""
+    width = 2 * lanes(z)
     for j in range(0, columns, width):
-        tail = columns - j
-        total = zeros(z, 1, 4)
-        if beta:
-            total = load_row(total, out + j, tail)
-        for i in range(rows):
-            total += load_row(total, z + i * ldz + j, tail)
-        store(total, out + j, 0, tail)
+        if columns - j >= width:
+            column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, None)
+        else:
+            column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, columns - j)
 
 
 splitmix64 = inline(splitmix.mixed)

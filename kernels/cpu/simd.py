@@ -720,6 +720,21 @@ def _reduction(name, start):
     return intrinsic(typed)
 
 
+@intrinsic
+def sum_rows(tc, tile):
+    """A tile of one row: the sums of the columns, in a tree whose shape is fixed."""
+    ty = tile.shaped(1, tile.vectors)
+
+    def codegen(ctx, b, sig, args):
+        rows = _vectors(b, args[0], tile)
+        while len(rows) > tile.vectors:
+            half = len(rows) // 2
+            rows = [b.fadd(x, y) for x, y in zip(rows[:half], rows[half:], strict=True)]
+        return _tile(b, rows)
+
+    return ty(tile), codegen
+
+
 def _combine(b, name, x, y):
     if name == "sum":
         return b.fadd(x, y)

@@ -26,12 +26,8 @@ def to_dot(output):
     """
     variables = _ancestors(output)
     number = {variable: i for i, variable in enumerate(variables)}
-    lines = [
-        "digraph {",
-        "  rankdir=LR;",
-        '  node [shape=box, fontname="Helvetica"];',
-        '  edge [fontname="Helvetica"];',
-    ]
+    lines = ["digraph {", "  rankdir=LR;", "  node [shape=box, fontname=Helvetica];"]
+    lines += ["  edge [fontname=Helvetica, fontcolor=firebrick];"]
     for variable, i in number.items():
         lines.append(f'  v{i} [label="{_label(variable)}"];')
         function = variable.grad_fn
@@ -81,8 +77,6 @@ def _label(variable):
 
 
 def _number(value):
-    if isinstance(value, float):
-        return f"{value:.{DIGITS}g}"
-    if value.size > LARGEST:
-        return f"{value.dtype} {value.shape}"
-    return np.array2string(value, precision=DIGITS, separator=", ").replace("\n", "")
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}" if value.size > LARGEST else _number(value.tolist())
+    return f"[{', '.join(map(_number, value))}]" if isinstance(value, list) else f"{value:.{DIGITS}g}"

@@ -153,7 +153,7 @@ def sigmoid(x, *, device="cpu"):
 class Sigmoid(Function):
     """Between scalars."""
 
-    reads_inputs = False
+    reads_inputs, label = False, "sigmoid"
 
 
 def tanh(x, *, device="cpu"):
@@ -167,7 +167,7 @@ def tanh(x, *, device="cpu"):
 class Tanh(Function):
     """Between scalars."""
 
-    reads_inputs = False
+    reads_inputs, label = False, "tanh"
 
 
 def relu(x, *, device="cpu"):
@@ -181,7 +181,7 @@ def relu(x, *, device="cpu"):
 class ReLU(Function):
     """Between scalars."""
 
-    reads_inputs = False
+    reads_inputs, label = False, "relu"
 
 
 def leaky_relu(x, negative_slope=0.01, *, device="cpu"):

@@ -30,13 +30,22 @@ class Tile(NamedTuple):
         return WARP * self.warps_m * self.warps_n * self.slices
 
     @property
+    def warp_m(self) -> int:
+        """Rows of C that a warp makes."""
+        return self.bm // self.warps_m
+
+    @property
+    def warp_n(self) -> int:
+        return self.bn // self.warps_n
+
+    @property
     def lanes_m(self) -> int:
         """Threads of a warp along m; the others lie along n."""
-        return self.bm // (self.warps_m * self.tm)
+        return self.warp_m // self.tm
 
     @property
     def lanes_n(self) -> int:
-        return self.bn // (self.warps_n * self.tn)
+        return self.warp_n // self.tn
 
 
 TILES = {
@@ -52,6 +61,8 @@ TILES = {
 }
 # Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.
 ENOUGH_BLOCKS = 128
+# Shared memory that a tile goes to C through; as much as the panels take, so that it costs no block its place.
+EPILOGUE_BYTES = 24 * 1024
 # Rows of tiles that are worked through together, column by column, so that their A and the columns' B stay in L2.
 GROUP = 8
 

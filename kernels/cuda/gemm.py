@@ -8,13 +8,14 @@ come first. (The blocking of CUTLASS and of S. Boehm, "How to optimize a CUDA ma
 """
 
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 
 from .. import table
 from . import driver
-from .blocking import GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of
+from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, TILES, VECTOR_BYTES, WARP, tile_of
 from .driver import cuda, device_function, types
 from .formulas import formulas
 from .ptx import vector_access
@@ -25,6 +26,7 @@ int32, int64 = types.int32, types.int64
 
 
 # ---------------------------------------------------------------------------------------------- panels
+@cache
 def panel(extent, terms, along_k, width, threads, element, pitch):
     """How a block copies a panel of A (or of B: read column for row) from global to shared memory.
 
@@ -38,6 +40,7 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
     together = min(SECTOR_BYTES * 8 // (width * element.bitwidth), terms // width)
     across = extent // width
     load, store = vector_access(width)
+    load_one, store_one = vector_access(1)
 
     @device_function
     def row_of(unit):
@@ -54,8 +57,8 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
         return unit // across
 
     @device_function
-    def locate(positions, thread, offset, first, rows, ld):
-        """Where the accesses of a thread are in the first panel; beyond the last row, in the last."""
+    def locate(positions, targets, thread, offset, first, rows, ld, start):
+        """Where the accesses of a thread are in the first panel, beyond the last row in the last, and in shared memory."""
         last = (rows - 1) // width * width
         for q in range(units):
             row, term = row_of(thread + q * threads), term_of(thread + q * threads)
@@ -63,12 +66,14 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
                 positions[q] = offset + int64(min(first + row, rows - 1)) * ld + term
             else:
                 positions[q] = offset + int64(term) * ld + min(first + row, last)
+            targets[q] = int32(start + term * pitch + row)
 
     @device_function
-    def fetch(registers, array, positions, advance):
-        """A whole panel, ``advance`` elements after the first."""
+    def fetch(registers, array, positions, step):
+        """A whole panel; the next is ``step`` elements on."""
         for q in range(units):
-            load(registers, q * width, array, positions[q] + advance)
+            load(registers, q * width, array, positions[q])
+            positions[q] += step
 
     @device_function
     def fetch_last(registers, array, positions, advance, thread, left):
@@ -80,24 +85,25 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
             if along_k:
                 for e in range(width):
                     if term + e < left:
-                        registers[q * width + e] = array[positions[q] + advance + e]
+                        load_one(registers, q * width + e, array, positions[q] + advance + e)
             elif term < left:
                 load(registers, q * width, array, positions[q] + advance)
 
     @device_function
-    def put(registers, shared, start, thread):
+    def put(registers, shared, targets, stage):
         for q in range(units):
-            row, term = row_of(thread + q * threads), term_of(thread + q * threads)
+            at = int32(stage + targets[q])
             if along_k:
                 for e in range(width):
-                    shared[start + (term + e) * pitch + row] = registers[q * width + e]
+                    store_one(shared, at + e * pitch, registers, q * width + e)
             else:
-                store(shared, start + term * pitch + row, registers, q * width)
+                store(shared, at, registers, q * width)
 
     return SimpleNamespace(units=units, locate=locate, fetch=fetch, fetch_last=fetch_last, put=put)
 
 
 # --------------------------------------------------------------------------------------- multiply-adds
+@cache
 def multiply(tile, element, pitch_a, pitch_b):
     """A device function that multiplies all of a slice's terms in shared memory into the registers of a thread."""
     tm, tn = tile.tm, tile.tn
@@ -134,7 +140,85 @@ def multiply(tile, element, pitch_a, pitch_b):
     return function
 
 
+# -------------------------------------------------------------------------------------------- epilogues
+@cache
+def finisher(epilogue, element, width, vectors):
+    """A device function that makes some elements of a row of C from their sums.
+
+    ``finish(z, r, s, n, ...)``: ``z`` holds ``width`` sums, from column ``s`` on, of which those beyond the last of
+    ``n`` columns do not exist. ``vectors``: whether the arrays allow wide accesses.
+    """
+    step, _, activation = epilogue.partition(":")
+    forward, backward = step == "forward", step == "backward"
+    saves = activation in table.SAVES_PRE_ACTIVATION
+    functions = formulas(np.dtype(element.name))
+    value, derivative = functions[activation or "identity"], functions[f"{activation or 'identity'}_derivative"]
+    load, store = vector_access(width)
+    load_one, store_one = vector_access(1)
+
+    @device_function
+    def read(registers, array, at, count):
+        if vectors and count == width:
+            load(registers, 0, array, at)
+        else:
+            for e in range(width):
+                if e < count:
+                    load_one(registers, e, array, at + e)
+
+    @device_function
+    def write(array, at, registers, count):
+        if vectors and count == width:
+            store(array, at, registers, 0)
+        else:
+            for e in range(width):
+                if e < count:
+                    store_one(array, at + e, registers, e)
+
+    @device_function
+    def finish(
+        z, r, s, n, beta, bias, bias_offset, has_bias, parameter, c, c_offset, ldc, saved, saved_offset, lds
+    ):  # fmt: skip
+        other = cuda.local.array(width, element)
+        count = min(width, n - s)
+        to, other_to = c_offset + int64(r) * ldc + s, saved_offset + int64(r) * lds + s
+        if has_bias:
+            read(other, bias, bias_offset + s, count)
+            for e in range(width):
+                z[e] += other[e]
+        if beta:
+            read(other, c, to, count)
+            for e in range(width):
+                z[e] += other[e]
+        if forward:
+            if saves:
+                write(saved, other_to, z, count)
+            for e in range(width):
+                z[e] = value(z[e], element(parameter))
+        if backward:
+            read(other, saved, other_to, count)
+            for e in range(width):
+                z[e] *= derivative(other[e], element(parameter))
+        write(c, to, z, count)
+
+    return finish
+
+
 # --------------------------------------------------------------------------------------------- kernels
+@cache
+def block_order(bm, bn):
+    """A device function: the first row and column of this block's tile."""
+
+    @device_function
+    def origin(m, n):
+        tiles_m, tiles_n = (m + bm - 1) // bm, (n + bn - 1) // bn
+        block = cuda.blockIdx.x
+        first = block // (GROUP * tiles_n) * GROUP
+        inside, rows = block % (GROUP * tiles_n), min(GROUP, tiles_m - first)
+        return (first + inside % rows) * bm, inside // rows * bn
+
+    return origin
+
+
 @cache
 def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=True):
     """The ``@cuda.jit`` kernel of a product.
@@ -150,22 +234,19 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         Whether A, B and C allow 16-byte accesses.
     """
     element = getattr(types, np.dtype(dtype).name)
-    itemsize = element.bitwidth // 8
-    width = VECTOR_BYTES // itemsize
-    tile = tile or tile_of(1, 1, itemsize)
-    step, _, activation = epilogue.partition(":")
-    forward, backward = step == "forward", step == "backward"
-    saves = activation in table.SAVES_PRE_ACTIVATION
-    functions = formulas(np.dtype(dtype))
-    value, derivative = functions[activation or "identity"], functions[f"{activation or 'identity'}_derivative"]
-
-    threads, slices = tile.threads, tile.slices
+    width = VECTOR_BYTES * 8 // element.bitwidth
+    tile = tile or tile_of(1, 1, element.bitwidth // 8)
     bm, bn, bk, tm, tn = tile.bm, tile.bn, tile.bk, tile.tm, tile.tn
-    warps_n, lanes_n = tile.warps_n, tile.lanes_n
-    warp_m, warp_n = tile.bm // tile.warps_m, tile.bn // tile.warps_n
-    group_m, group_n = width * tile.lanes_m, width * tile.lanes_n
-    a_along_k, b_along_k = layout != "TN", layout == "NT"
+    threads, slices, warps_n, lanes_m, lanes_n = tile.threads, tile.slices, tile.warps_n, tile.lanes_m, tile.lanes_n
+    warp_m, warp_n, warps = tile.warp_m, tile.warp_n, tile.warps_m * tile.warps_n
+    # A thread's rows come in groups of one access, `group_m` apart, and its columns likewise.
+    group_m, group_n = width * lanes_m, width * lanes_n
+    groups_n = tn // width
+    _, store = vector_access(width)
+    load_one, _ = vector_access(1)
+
     # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
+    a_along_k, b_along_k = layout != "TN", layout == "NT"
     pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
     access = width if vectors else 1
     a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a)
@@ -176,11 +257,23 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     a_held, b_held = a_units * access, b_units * access
     multiply_add = multiply(tile, element, pitch_a, pitch_b)
     a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
+    slice_terms = bk // slices
+
+    # The tile goes to C through shared memory, `part_rows` rows of every thread at a time: so whole lines are written,
+    # and the code of the epilogue exists once. Rows are spread so that the stores of a warp meet in no bank.
+    across = tile.warps_m * lanes_m
+    pitch_c = bn + width * lanes_n % 32
+    part_rows = tm
+    while slices * part_rows * across * pitch_c > EPILOGUE_BYTES * 8 // element.bitwidth:
+        part_rows //= 2
+    part_size, parts = part_rows * across * pitch_c, tm // part_rows
+    assert parts * part_rows == tm
+    chunks = bn // width  # of a row
+    part_chunks = part_rows * across * chunks
+    shared_size = max(2 * stage_size, slices * part_size)
     held = tm * tn
-    slice_threads = threads // slices
-    finished = tm // slices  # rows of registers that a slice finishes
-    shared_size = max(2 * stage_size, slices * held * slice_threads if slices > 1 else 0)
-    assert tm % slices == 0
+    finish = finisher(epilogue, element, width, vectors)
+    origin = block_order(bm, bn)
 
     @driver.kernel(threads=threads, blocks=tile.blocks)
     def gemm_kernel(
@@ -193,87 +286,89 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         b_registers = cuda.local.array(b_held, element)
         a_positions = cuda.local.array(a_units, int64)
         b_positions = cuda.local.array(b_units, int64)
+        a_targets = cuda.local.array(a_units, int32)
+        b_targets = cuda.local.array(b_units, int32)
+        z = cuda.local.array(width, element)
+        other = cuda.local.array(1, element)
 
-        # Blocks walk through GROUP rows of tiles at a time, column by column.
-        tiles_m, tiles_n = (m + bm - 1) // bm, (n + bn - 1) // bn
-        block = cuda.blockIdx.x
-        first_tile = block // (GROUP * tiles_n) * GROUP
-        group = min(GROUP, tiles_m - first_tile)
-        inside = block % (GROUP * tiles_n)
-        first_row, first_column = (first_tile + inside % group) * bm, inside // group * bn
-
+        first_row, first_column = origin(m, n)
         thread = cuda.threadIdx.x
         lane, warp = thread % WARP, thread // WARP
-        part = warp % (slice_threads // WARP)  # of the tile
-        slice_index = warp // (slice_threads // WARP)
-        row = part // warps_n * warp_m + lane // lanes_n * width
-        column = part % warps_n * warp_n + lane % lanes_n * width
+        share, warp = warp // warps, warp % warps
+        lane_m, lane_n = lane // lanes_n, lane % lanes_n
+        warp_row, column = warp // warps_n, warp % warps_n * warp_n + lane_n * width
 
-        a_locate(a_positions, thread, a_offset, first_row, m, lda)
-        b_locate(b_positions, thread, b_offset, first_column, n, ldb)
+        a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
+        b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
         a_step = bk if a_along_k else bk * lda
         b_step = bk if b_along_k else bk * ldb
-        panels = max((k + bk - 1) // bk, 1)
-        last = panels - 1
-        a_fetch_last(a_registers, a, a_positions, last * a_step, thread, k - last * bk)
-        b_fetch_last(b_registers, b, b_positions, last * b_step, thread, k - last * bk)
-        a_put(a_registers, shared, 0, thread)
-        b_put(b_registers, shared, a_size, thread)
+        left = int32((max(k, 1) - 1) // bk)  # panels after the first
+        a_fetch_last(a_registers, a, a_positions, left * a_step, thread, k - left * bk)
+        b_fetch_last(b_registers, b, b_positions, left * b_step, thread, k - left * bk)
+        a_put(a_registers, shared, a_targets, 0)
+        b_put(b_registers, shared, b_targets, 0)
         for i in range(held):
             acc[i] = element(0)
         cuda.syncthreads()
 
-        stage = 0  # where the panels begin that are multiplied
-        a_advance, b_advance = int64(0), int64(0)
-        a_read = row + slice_index * (bk // slices) * pitch_a
-        b_read = a_size + column + slice_index * (bk // slices) * pitch_b
-        for p in range(panels):
-            if p < last:
-                a_fetch(a_registers, a, a_positions, a_advance)
-                b_fetch(b_registers, b, b_positions, b_advance)
-            multiply_add(acc, shared, stage + a_read, stage + b_read)
-            if p < last:
-                a_advance += a_step
-                b_advance += b_step
-                stage = stage_size - stage
-                a_put(a_registers, shared, stage, thread)
-                b_put(b_registers, shared, stage + a_size, thread)
+        stage = int32(0)  # where the panels begin that are multiplied
+        a_read = share * slice_terms * pitch_a + warp_row * warp_m + lane_m * width
+        b_read = share * slice_terms * pitch_b + a_size + column
+        while left >= 0:
+            if left > 0:
+                a_fetch(a_registers, a, a_positions, a_step)
+                b_fetch(b_registers, b, b_positions, b_step)
+            multiply_add(acc, shared, int32(stage + a_read), int32(stage + b_read))
+            if left > 0:
+                stage = int32(stage_size - stage)
+                a_put(a_registers, shared, a_targets, stage)
+                b_put(b_registers, shared, b_targets, stage)
                 cuda.syncthreads()
+            left = int32(left - 1)
 
-        if slices > 1:  # add the shares; each slice goes on with some rows of registers
-            place = thread % slice_threads
+        own_line = share * part_size + (warp_row * lanes_m + lane_m) * pitch_c + column
+        for part in range(parts):
             cuda.syncthreads()
-            for i in range(held):
-                shared[(slice_index * held + i) * slice_threads + place] = acc[i]
+            for p in range(parts):
+                if p == part:  # registers have no addresses: which ones must be known to the compiler
+                    for i in range(part_rows):
+                        for g in range(groups_n):
+                            at = own_line + i * across * pitch_c + g * group_n
+                            store(shared, at, acc, (p * part_rows + i) * tn + g * width)
             cuda.syncthreads()
-            for i in range(finished * tn):
-                at = (slice_index * finished * tn + i) * slice_threads + place
-                total = shared[at]
-                for s in range(1, slices):
-                    total += shared[at + s * held * slice_threads]
-                acc[i] = total
-
-        for i in range(finished):
-            ti = i + slice_index * finished
-            r = first_row + row + ti // width * group_m + ti % width
-            for j in range(tn):
-                s = first_column + column + j // width * group_n + j % width
-                if r < m and s < n:
-                    z = acc[i * tn + j]
-                    to = c_offset + int64(r) * ldc + s
-                    if has_bias:
-                        z += bias[bias_offset + s]
-                    if beta:
-                        z += c[to]
-                    if forward:
-                        if saves:
-                            saved[saved_offset + int64(r) * lds + s] = z
-                        z = value(z, element(parameter))
-                    if backward:
-                        z *= derivative(saved[saved_offset + int64(r) * lds + s], element(parameter))
-                    c[to] = z
+            for chunk in range(thread, part_chunks, threads):
+                line, s = chunk // chunks, chunk % chunks * width
+                i, place = part * part_rows + line // across, line % across
+                r = place // lanes_m * warp_m + i // width * group_m + place % lanes_m * width + i % width
+                for e in range(width):
+                    load_one(z, e, shared, line * pitch_c + s + e)
+                for q in range(1, slices):
+                    for e in range(width):
+                        load_one(other, 0, shared, q * part_size + line * pitch_c + s + e)
+                        z[e] += other[0]
+                if first_row + r < m and first_column + s < n:
+                    finish(
+                        z, first_row + r, first_column + s, n, beta, bias, bias_offset, has_bias, parameter,
+                        c, c_offset, ldc, saved, saved_offset, lds,
+                    )  # fmt: skip
 
     return gemm_kernel
+
+
+def kernels(dtype):
+    """(name, kernel, signature) of every product of a network."""
+    array, dtype = driver.vector(dtype), np.dtype(dtype)
+    a_b = (array, types.int64, types.int64)
+    signature = types.void(
+        types.int64, types.int64, types.int64, *a_b, *a_b, types.int64, array, types.int64, types.int64, types.float64,
+        *a_b, *a_b,
+    )  # fmt: skip
+    uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
+    uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
+    uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
+    for (layout, epilogue), tile, vectors in product(uses, TILES[dtype.itemsize], (True, False)):
+        name = f"gemm {layout} {epilogue} {tile.name} {'vectors' if vectors else 'elements'}"
+        yield name, gemm_kernel(layout, dtype.name, epilogue, "float", tile, vectors), signature
 
 
 def _is_aligned(array, offset, ld, width):
@@ -311,11 +406,19 @@ def gemm(
         return
     tile = tile or tile_of(m, n, c.dtype.itemsize)
     width = VECTOR_BYTES // c.dtype.itemsize
-    vectors = _is_aligned(a, a_offset, lda, width) and _is_aligned(b, b_offset, ldb, width)
+    bias, has_bias = (c, 0) if bias is None else (bias, 1)
+    saved = c if saved is None else saved
+    operands = (
+        (a, a_offset, lda),
+        (b, b_offset, ldb),
+        (c, c_offset, ldc),
+        (saved, saved_offset, lds),
+        (bias, bias_offset, 0),
+    )
+    vectors = all(_is_aligned(*operand, width) for operand in operands)
     function = gemm_kernel(layout, c.dtype.name, epilogue, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
     function[blocks, tile.threads, stream](
         m, n, k, a, a_offset, lda, b, b_offset, ldb, beta,
-        c if bias is None else bias, bias_offset, bias is not None, float(parameter),
-        c, c_offset, ldc, c if saved is None else saved, saved_offset, lds,
+        bias, bias_offset, has_bias, float(parameter), c, c_offset, ldc, saved, saved_offset, lds,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `fit` and `predict` hold beside the data: buffers of the parameters, a batch, 8 bytes a row; no copy of the data.
+"""What `fit` and `predict` hold beside the data: buffers of the parameters, a batch, 8 bytes a row; no data again.
 
 Every arrangement of the data has a process of its own, whose anonymous memory another process watches: pages of a
 mapped file are no memory of the process.

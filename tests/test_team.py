@@ -1,5 +1,12 @@
-"""How many threads the team has, and who chooses."""
+"""How many threads the team has, and who chooses; that their number changes no bit."""
 
+import itertools
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp import backend
 from fastbp.kernels.cpu import team
 
 
@@ -32,3 +39,54 @@ def test_a_busy_team_calls_nothing():
     inner = []
     assert team.run(lambda thread: inner.append(team.run(inner.append, 2)) if thread == 0 else None, 2)
     assert inner == [False]
+
+
+# ------------------------------------------------------------------------------------------ the same bits
+OPTIMIZERS = {
+    "SGD": lambda: fastbp.SGD(lr=0.1),
+    "momentum": lambda: fastbp.SGD(lr=0.05, momentum=0.9),
+    "Momentum": lambda: fastbp.Momentum(lr=0.05),
+    "Nesterov": lambda: fastbp.SGD(lr=0.05, momentum=0.9, nesterov=True),
+    "RMSProp": lambda: fastbp.RMSProp(lr=1e-3),
+    "Adam": lambda: fastbp.Adam(lr=1e-3),
+    "AdamW": lambda: fastbp.AdamW(lr=1e-3),
+}
+# Widths and batch: S2 of docs/performance.md, odd ones, and more rows than go through the network together.
+SHAPES = {"S2": ((64, 128, 10), 64), "odd": ((131, 67, 33, 11), 77), "long": ((5, 19, 7, 3), 601)}
+
+
+@pytest.fixture
+def set_threads():
+    """`fastbp.set_num_threads`, undone afterwards."""
+    before = backend._threads
+    yield fastbp.set_num_threads
+    backend._threads = before
+    backend.load("cpu").set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "optimizer", "dtype"),
+    [(shape, "Adam", dtype) for shape in SHAPES for dtype in ("float32", "float64")]
+    + [("odd", optimizer, "float32") for optimizer in OPTIMIZERS if optimizer != "Adam"],
+)
+def test_number_of_threads_changes_no_bit(set_threads, shape, optimizer, dtype):
+    """Of weights, losses and predictions: more threads than cores, than rows of a short batch, than blocks."""
+    widths, batch = SHAPES[shape]
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2 * batch + 9, widths[0])).astype(dtype), rng.integers(0, widths[-1], 2 * batch + 9)
+    results = []
+    for threads in (1, 2, 3, 7, 64):
+        set_threads(threads)
+        layers = [fastbp.Dropout(0.1)]
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [fastbp.Linear(fan_in, fan_out), fastbp.Tanh(), fastbp.Dropout(0.2)]
+        model = fastbp.Sequential(*layers[:-2], dtype=dtype, seed=1)
+        history = model.fit(
+            x, y, loss=fastbp.CrossEntropyLoss(), optimizer=OPTIMIZERS[optimizer](), batch_size=batch, epochs=2,
+            sample_weight=1.0 + y % 3, validation_data=(x, y), verbose=False,
+        )  # fmt: skip
+        losses = [history.column(key) for key in ("loss", "val_loss", "accuracy")]
+        predictions = model.predict(x), model.predict(x[:1])
+        results.append((losses, model.flat_parameters.tobytes(), [array.tobytes() for array in predictions]))
+    assert all(np.isfinite(results[0][0]).ravel())
+    assert all(result == results[0] for result in results)

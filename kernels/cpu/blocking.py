@@ -71,5 +71,5 @@ SERIAL_WORK = 2_000_000
 # 4.7 ms), or AHEAD elements ahead where it is transposed. Asking for lines that are in L2 costs up to 4 %.
 FAR = 1024 * 1024 // VECTOR_BYTES
 AHEAD = 128
-# Rows that a gather asks memory for before it reads them: nothing foresees shuffled rows (S9 650 -> 570 us).
-ROWS_AHEAD = 32
+# How far ahead a gather asks memory for what it will read: nothing foresees shuffled rows (S9 650 -> 570 us).
+VECTORS_AHEAD = 32

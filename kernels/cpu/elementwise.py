@@ -9,7 +9,7 @@ import numpy as np
 from .. import activations, splitmix
 from ..jit import inline
 from . import simd
-from .blocking import ROWS_AHEAD
+from .blocking import VECTORS_AHEAD
 from .simd import element, lanes, load, load_converted, load_row, prefetch, store, sum_rows, tall, zeros
 
 FORMULAS = activations.bind(
@@ -125,16 +125,17 @@ def shuffle_rows(count, rows, key):
 def gather_rows(rows, columns, index, x, ldx, out, ldo):
     """``out[i] = x[index[i]]``, converted to the dtype of ``out``; ``index`` may be null: rows as they come."""
     width = lanes(out)
+    whole = columns - columns % width
     indexed = simd.is_not_null(index)
+    ahead = max(VECTORS_AHEAD * width // max(columns, width), 1)
     for i in range(rows):
-        row = i
+        row = later = i
         if indexed:
-            row = index[i]
-            if i + ROWS_AHEAD < rows:
-                prefetch(x + index[i + ROWS_AHEAD] * ldx)
-        source, target = x + row * ldx, out + i * ldo
-        whole = columns - columns % width
+            row, later = index[i], index[min(i + ahead, rows - 1)]
+        source, coming, target = x + row * ldx, x + later * ldx, out + i * ldo
         for j in range(0, whole, width):
+            prefetch(coming + j)
             store(load_converted(zeros(out, 1, 1), source + j), target + j, 0, None)
+        prefetch(coming + whole)
         for j in range(whole, columns):
             target[j] = source[j]

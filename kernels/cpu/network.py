@@ -164,8 +164,8 @@ def gather(record, start, first, rows, scale):
     if record[TARGET_IS_LABEL]:
         labels, batch = pointer(record[TARGET], np.int64), pointer(record[TARGET_BATCH], np.int64)
         for i in range(rows):
-            if i + blocking.ROWS_AHEAD < rows:
-                prefetch(labels + index[i + blocking.ROWS_AHEAD])
+            if i + blocking.VECTORS_AHEAD < rows:
+                prefetch(labels + index[i + blocking.VECTORS_AHEAD])
             batch[first + i] = labels[index[i]]
     else:
         ldt = record[LD_TARGET_BATCH]

@@ -31,9 +31,9 @@ class Import:
 
     def timeraw_cli_help(self):
         return """
-        import contextlib
+        import contextlib, io
         from fastbp.cli import main
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             main(["--help"])
         """
 

@@ -58,7 +58,7 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
 
     @device_function
     def locate(positions, targets, thread, offset, first, rows, ld, start):
-        """Where the accesses of a thread are in the first panel, beyond the last row in the last, and in shared memory."""
+        """Where a thread's accesses are in the first panel (beyond the last row in the last) and in shared memory."""
         last = (rows - 1) // width * width
         for q in range(units):
             row, term = row_of(thread + q * threads), term_of(thread + q * threads)
@@ -357,12 +357,9 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
 
 def kernels(dtype):
     """(name, kernel, signature) of every product of a network."""
-    array, dtype = driver.vector(dtype), np.dtype(dtype)
-    a_b = (array, types.int64, types.int64)
-    signature = types.void(
-        types.int64, types.int64, types.int64, *a_b, *a_b, types.int64, array, types.int64, types.int64, types.float64,
-        *a_b, *a_b,
-    )  # fmt: skip
+    dtype, array, i = np.dtype(dtype), driver.vector(dtype), types.int64
+    matrix = (array, i, i)
+    signature = (i, i, i, *matrix, *matrix, i, array, i, i, types.float64, *matrix, *matrix)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
@@ -373,8 +370,7 @@ def kernels(dtype):
 
 def _is_aligned(array, offset, ld, width):
     """Whether rows start on 16-byte boundaries."""
-    first = 0 if driver.simulated else array.device_ctypes_pointer.value
-    return offset % width == 0 and ld % width == 0 and first % VECTOR_BYTES == 0
+    return offset % width == 0 and ld % width == 0 and driver.address(array) % VECTOR_BYTES == 0
 
 
 # --------------------------------------------------------------------------------------------- launcher

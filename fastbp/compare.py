@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import backend, layers, losses, many, model, optimizers, peers
+from . import autograd, backend, layers, losses, many, model, optimizers, peers
 from .kernels import table
 from .measure import Case, Clock, ProgramClock, Rival, SampleClock, busy_core, installed, timed
 from .peers import Task
@@ -438,6 +438,39 @@ def _elementwise(shapes, names, protocol):
         yield elementwise_case(name, names, protocol)
 
 
+# -------------------------------------------------------------------------------------------- graph
+GRAPH_NUMBERS = 0.5, 0.3
+
+
+def scalar_graph(x, y, tanh):
+    """Fifty operations on two scalars, one after the other."""
+    z = x
+    for _ in range(12):
+        z = tanh(z * y + x) - y
+    return z * z + z
+
+
+def graph_case(names, protocol) -> Case:
+    """Forward and backward through `scalar_graph`, where all there is to be fast at is the graph itself; float64."""
+    leaves = [autograd.Variable(number, requires_grad=True) for number in GRAPH_NUMBERS]
+
+    def ours():
+        for leaf in leaves:
+            leaf.grad = None
+        scalar_graph(*leaves, autograd.tanh).backward()
+        return [leaf.grad for leaf in leaves]
+
+    rivals = {}
+    for peer in names:
+        operation = peers.GRAPHS[peer](scalar_graph, GRAPH_NUMBERS, protocol.threads)
+        rivals[peer] = _rival(f"the gradient of {peer}", operation, np.array(ours()), protocol, 3)
+    return Case("A1", "50 operations on scalars", Clock(ours), rivals)
+
+
+def _graph(shapes, names, protocol):
+    yield graph_case(names, protocol)
+
+
 # -------------------------------------------------------------------------------- networks side by side
 def many_case(name, shape, names, protocol, count=MANY, batches=BATCHES) -> Case:
     """`fit_many`: independent networks on the same data; the time is that of one step of one network."""
@@ -606,6 +639,9 @@ COMPARISONS = {
     ),
     "elementwise": Comparison(
         "activation", "a call", _elementwise, ("torch",), columns=("contract",)
+    ),
+    "graph": Comparison(
+        "graph", "forward and backward", _graph, ("torch",), columns=()
     ),
     "width": Comparison(
         *STEPS, _width, ("torch", "jax"), ("numpy", "sklearn"), WIDTHS

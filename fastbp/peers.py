@@ -381,6 +381,27 @@ def _torch_elementwise(name, x, threads):
 
 ELEMENTWISE = {"torch": _torch_elementwise}
 
+
+# ---------------------------------------------------------------------------------------------- graph
+def _torch_graph(graph, numbers, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    leaves = [torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in numbers]
+
+    def call():
+        for leaf in leaves:
+            leaf.grad = None
+        graph(*leaves, torch.tanh).backward()
+        return [leaf.grad for leaf in leaves]
+
+    return Operation(call, torch.__version__, "eager")
+
+
+# functions of the graph, its numbers and threads
+GRAPHS = {"torch": _torch_graph}
+
+
 # ------------------------------------------------------------------------------------------- programs
 IMPORTS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "sklearn": "sklearn.neural_network"}
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastbp import cli, compare, measure, peers
+from fastbp import Variable, autograd, cli, compare, measure, peers
 from fastbp.cli import main
 
 SHAPE = (6, 5, 3), "tanh", 8, {}
@@ -85,7 +85,8 @@ def test_every_table_names_peers_that_exist():
         assert {peer for *_, targets in shapes.values() for peer in targets} <= known
     for comparison in compare.COMPARISONS.values():
         assert set(comparison.peers + comparison.further) <= known
-    for operations in (peers.TRAINERS, peers.MANY_TRAINERS, peers.PREDICTORS, peers.PRODUCTS, peers.ELEMENTWISE):
+    tables = peers.TRAINERS, peers.MANY_TRAINERS, peers.PREDICTORS, peers.PRODUCTS, peers.ELEMENTWISE, peers.GRAPHS
+    for operations in tables:
         assert set(operations) <= known
 
 
@@ -319,6 +320,16 @@ def test_peers_activate_the_same(name, device):
     how.device = device
     result = how.measure(compare.elementwise_case(name, ["torch"], how))
     assert result["peers"]["torch"]["difference"] <= compare.TOLERANCE["float64"]
+
+
+def test_peers_differentiate_the_same():
+    pytest.importorskip("torch")
+    how = protocol("float64")
+    result = how.measure(compare.graph_case(["torch"], how))
+    assert result["peers"]["torch"]["difference"] <= 1e-12
+    leaves = [Variable(number, requires_grad=True) for number in compare.GRAPH_NUMBERS]
+    text = compare.scalar_graph(*leaves, autograd.tanh).to_dot()
+    assert text.count("ellipse") == 50
 
 
 def test_networks_side_by_side_take_the_same_first_step():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-BACKENDS = ("reference", "cpu")
+# Those of a machine without a GPU, unless FASTBP_TEST_DEVICES says which.
+BACKENDS = tuple(os.environ.get("FASTBP_TEST_DEVICES", "reference,cpu").split(","))
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240  # seconds until a process counts as one that hangs
 
@@ -21,8 +22,13 @@ def device(request):
 
 @pytest.fixture
 def backend(device):
-    """The module of a backend: the contract's names."""
-    return importlib.import_module(f"fastbp.kernels.{device}")
+    """The module of a backend: the contract's names, taking arrays of the host."""
+    module = importlib.import_module(f"fastbp.kernels.{device}")
+    if device == "cuda":
+        from .contract.host_arrays import HostArrays
+
+        return HostArrays(module)
+    return module
 
 
 @pytest.fixture(scope="session")

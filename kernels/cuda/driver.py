@@ -25,7 +25,7 @@ from numba.cuda.core import config
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
 simulated = bool(config.ENABLE_CUDASIM)
-libdevice = None
+
 if simulated:
     from numba.cuda.simulator.kernel import _get_kernel_context
 
@@ -37,6 +37,17 @@ if simulated:
             return getattr(context if hasattr(context, name) else module, name)
 
     cuda = _Simulator()
+    libdevice = SimpleNamespace(  # in NumPy, what is used of it
+        rintf=np.rint,
+        rint=np.rint,
+        float2int_rn=lambda x: np.int32(np.nan_to_num(np.rint(x))),
+        double2int_rn=lambda x: np.int32(np.nan_to_num(np.rint(x))),
+        float_as_int=lambda x: np.float32(x).view(np.int32),
+        int_as_float=lambda bits: bits.view(np.float32),
+        double2hiint=lambda x: np.int32(np.float64(x).view(np.int64) >> 32),
+        double2loint=lambda x: np.float64(x).view(np.int64).astype(np.int32),
+        hiloint2double=lambda high, low: (np.int64(high) << 32 | np.int64(low) & 0xFFFFFFFF).view(np.float64),
+    )
 else:
     from numba.cuda import libdevice as libdevice
 
@@ -257,12 +268,19 @@ def flat(array):
     if array.size == 0:
         return empty(1, array.dtype)
     last = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
-    count, strides = last // array.dtype.itemsize + 1, (array.dtype.itemsize,)
+    itemsize = array.dtype.itemsize
+    return window(array, 0, (last // itemsize + 1,), (itemsize,), array.dtype)
+
+
+def window(array, start, shape, strides, dtype):
+    """An array over the memory of another, ``start`` bytes after its first element."""
     if simulated:
-        return type(array)(np.lib.stride_tricks.as_strided(array._ary, (count,), strides))
+        memory = {"data": (address(array) + start, False), "shape": shape, "strides": strides, "version": 3}
+        owner = SimpleNamespace(__array_interface__=memory | {"typestr": np.dtype(dtype).str}, array=array)
+        return type(array)(np.asarray(owner))
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
 
-    return DeviceNDArray((count,), strides, array.dtype, stream=array.stream, gpu_data=array.gpu_data)
+    return DeviceNDArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
 
 
 def leading(array) -> int:

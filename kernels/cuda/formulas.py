@@ -104,8 +104,6 @@ def formulas(dtype) -> dict:
         "power_of_two": power_single if is_single else power_double,
         "exponent_and_mantissa": parts_single if is_single else parts_double,
     }
-    if simulated:  # no libdevice: NumPy
-        by_dtype = {name: getattr(activations, name) for name in by_dtype}
     primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root}
     primitives |= {"is_single": single if is_single else double, **by_dtype}
     constants = {name: typed_constant(value, dtype) for name, value in vars(activations).items()}

@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
@@ -1617,3 +1618,38 @@ def warmup_takes_names(backend, dtype):
 @behaviour("config")
 def config_is_text(backend, dtype):
     assert all(isinstance(text, str) and text for item in backend.config().items() for text in item)
+
+
+# ---------------------------------------------------------------------------------------- the simulator
+# What Numba's CUDA simulator runs, where a thread of the GPU is a thread of Python: cases with no dimension above 17,
+# and of each kernel one with a full tile and a tail.
+TINY = (
+    "linear_*-0x3x3-relu*", "linear_*-3x3x0-silu*", "linear_*-17x0x17-leaky_relu*", "linear_*-1x2x1-gelu*",
+    "linear_*-1x7x5-gelu_tanh*", "linear_*-2x17x13-elu*", "linear_*-2x12x7-leaky_relu*", "linear_*-3x11x3-softplus*",
+    "linear_*-3x16x11-identity*", "linear_*-5x13x5-selu*", "linear_*-7x17x7-tanh*", "linear_*-12x13x1-sigmoid*",
+    "linear_*-1x13x12-silu*", "linear_*-3x17x12-relu-integers-no_bias*",
+    "linear_*-33x11x33-sigmoid*", "linear_*-2x33x31-selu*", "linear_*-33x65x5-identity*",
+    "activation_*-5x17*", "activation_*-relu-0x4", "activation_*-relu-4x0",
+    "dropout-0x3-0.5*", "dropout-1x1-*", "dropout-3x7-*", "dropout-17x33-0.5*", "shuffle-*",
+    "loss_forward_backward-*-0x3*", "loss_forward_backward-*-1x1", "loss_forward_backward-*-5x7*",
+    "loss_forward_backward-*-17x16", "loss_forward_backward-*-not_finite", "loss_forward_backward-*_digits",
+    "loss_forward_backward-certain_*", "loss_forward_backward-kinks_*", "loss_forward_backward-first_*",
+    "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
+    "network_forward-7_3-*-2-*", "network_forward-5_17_4-gelu_identity-separate-13-*",
+    "network_forward-5_17_4-tanh_identity-13-uint8", "network_forward-9_3-identity-dropout_0.5-13-*",
+    "network_train_steps-7_3-identity-cross_entropy_0-nesterov-3@1-uint8",
+    "network_train_steps-7_3-identity-huber_0.5-sgd-43@16-float32",
+    "network_train_steps-5_17_4-silu_identity-l1-rmsprop-43@16-int64-weights",
+    "network_train_steps-5_17_4-gelu_identity-separate-half_squared_error-momentum-3@1-int64",
+    "network_train_steps-9_3-identity-dropout_0.5-soft_cross_entropy_0-nesterov-43@16-float32-weights",
+    "network_train_steps-1_1-identity-mean_squared_error-rmsprop-3@1-bool",
+    "network_train_steps-1_2_2_1-relu_relu_identity-binary_cross_entropy_with_logits-sgd-43@16-float64",
+    "network_train_steps-4_16_7_12_2-leaky_relu_elu_leaky_relu_identity-binary_cross_entropy-adam-3@1-*",
+    "to_device-*", "to_host-*", "synchronize-*", "zeros-*", "gathers-*", "warmup-*", "config-*", "get_num_threads-*",
+)  # fmt: skip
+# Without a tiny case: the simulator's memory is aligned to nothing, and it runs one kernel at a time.
+NOT_SIMULATED = frozenset({"InferenceWorkspace", "TrainingWorkspace", "empty", "serial", "set_num_threads"})
+
+
+def is_tiny(case) -> bool:
+    return any(fnmatchcase(str(case), pattern) for pattern in TINY)

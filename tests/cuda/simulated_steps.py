@@ -1,0 +1,177 @@
+"""Training and predicting as wholes, small enough for the simulator: the promises of the walk over the table.
+
+Run by test_simulator.py in a process with the simulator; on a machine with a GPU, as a file by its name.
+"""
+
+import numpy as np
+import pytest
+
+from fastbp.kernels import cuda, reference, table
+from tests.contract import cases
+
+pytestmark = pytest.mark.skipif(not cuda.driver.simulated, reason="run by test_simulator.py")
+
+NETWORK = cases.Network((5, 7, 3), ("gelu", "identity"), dropout=0.25)
+TRAINING = cases.Training("cross_entropy", "adam", examples=13, used=11, batch_size=4)  # two whole batches and a rest
+
+
+def prepared(network=NETWORK, training=TRAINING, padding=0.0, weights=None):
+    """Arguments of a training call on the device, made from the same numbers each time."""
+    arguments = cases.training_arguments(network, training, np.random.default_rng(7), np.float32, padding=padding)
+    arguments = cases.each(arguments, lambda operand: operand.value.copy(), cuda, np.float32)
+    for name in ("parameters", "x", "target"):
+        arguments[cases.AT[name]] = cuda.to_device(arguments[cases.AT[name]])
+    arguments[cases.AT["state"]] = tuple(map(cuda.to_device, arguments[cases.AT["state"]]))
+    if weights is not None:
+        arguments[cases.AT["row_weight"]] = cuda.to_device(weights)
+    return arguments
+
+
+def results(arguments, done):
+    """Real parameters and state, losses and hits, and the steps done."""
+    real = NETWORK.real(np.float32)
+    buffers = [arguments[cases.AT["parameters"]], *arguments[cases.AT["state"]]]
+    return [cuda.to_host(buffer)[real] for buffer in buffers] + list(arguments[-2:]), done
+
+
+def trained(**options):
+    arguments = prepared(**options)
+    return results(arguments, cuda.network_train_steps(*arguments))
+
+
+def assert_equal(first, second):
+    for a, b in zip(first, second, strict=True):
+        cases.assert_same_bits(a, b)
+
+
+def test_many_steps_are_single_steps():
+    together, done = trained()
+    assert done == 3
+    arguments = prepared()
+    workspace, parameters, state, scalars, keys, x, target, weight, rows, size, step_loss, step_hits = arguments
+    for step in range(3):
+        part = slice(step, step + 1)
+        batch = rows[step * size : (step + 1) * size]
+        one = cuda.network_train_steps(
+            workspace, parameters, state, scalars[part], keys[part], x, target, weight, batch, size,
+            step_loss[part], step_hits[part],
+        )  # fmt: skip
+        assert one == 1
+    assert_equal(together, results(arguments, 3)[0])
+
+
+def test_padding_changes_nothing():
+    assert_equal(trained(padding=np.nan)[0], trained(padding=0.0)[0])
+
+
+def test_equal_weights_are_no_weights():
+    training = TRAINING._replace(used=8)  # batches of a power of two, so that 1/n and w/sum(w) are the same number
+    assert_equal(trained(training=training)[0], trained(training=training, weights=np.full(13, 0.5))[0])
+
+
+def test_weights_of_0_count_for_nothing():
+    (*_, losses, _), done = trained(weights=np.zeros(13))
+    assert done == 3
+    assert losses.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_loss_that_is_not_finite_stops_before_its_update(bad):
+    first = prepared()
+    for name in ("coefficients", "keys", "step_loss", "step_hits"):
+        first[cases.AT[name]] = first[cases.AT[name]][:1]
+    first[cases.AT["rows"]] = first[cases.AT["rows"]][:4]
+    expected, _ = results(first, cuda.network_train_steps(*first))
+    spoilt = prepared()
+    x = cuda.to_host(spoilt[cases.AT["x"]])
+    x[spoilt[cases.AT["rows"]][5]] = bad  # a row of the second batch
+    spoilt[cases.AT["x"]] = cuda.to_device(x)
+    stopped, done = results(spoilt, cuda.network_train_steps(*spoilt))
+    assert done == 1
+    assert_equal(stopped[:-2], expected[:-2])
+    assert stopped[-2][0] == expected[-2][0]
+    assert not np.isfinite(stopped[-2][1])
+    assert np.isnan(stopped[-2][2])  # a step that was not made: not written
+
+
+def test_larger_workspace_serves_smaller_batches():
+    expected, _ = trained()
+    arguments = prepared()
+    rows, _ = NETWORK.lower(np.float32)
+    arguments[0] = cuda.TrainingWorkspace(rows, np.float32, 9, *TRAINING.codes())
+    assert_equal(results(arguments, cuda.network_train_steps(*arguments))[0], expected)
+
+
+def test_no_rows_are_no_steps():
+    arguments = prepared(training=TRAINING._replace(used=0))
+    before = cuda.to_host(arguments[1])
+    assert cuda.network_train_steps(*arguments) == 0
+    cases.assert_same_bits(cuda.to_host(arguments[1]), before)
+
+
+def test_inference_in_blocks_is_inference(monkeypatch):
+    """Blocks of four rows, the last one short; a row has the same bits in every batch."""
+    rows, parameters = NETWORK.parameters(np.random.default_rng(3), np.float32)
+    x = np.random.default_rng(4).standard_normal((11, 5)).astype(np.float32)
+
+    def predict(x, workspace):
+        out = cuda.empty((len(x), 3), np.float32)
+        cuda.network_forward(workspace, cuda.to_device(parameters), cuda.to_device(x), out)
+        return cuda.to_host(out)
+
+    whole = predict(x, cuda.InferenceWorkspace(rows, np.float32))
+    monkeypatch.setattr(cuda.network, "INFERENCE_BYTES", 0)
+    monkeypatch.setattr(cuda.network, "INFERENCE_ROWS", 4)
+    blocks = cuda.InferenceWorkspace(rows, np.float32)
+    for part in (slice(0, 11), slice(3, 4), slice(2, 8), slice(0, 0)):
+        cases.assert_same_bits(predict(x[part], blocks), whole[part])
+    exact = np.empty((11, 3))
+    reference.network_forward(reference.InferenceWorkspace(rows, np.float64), parameters.astype(np.float64), x, exact)
+    np.testing.assert_allclose(whole, exact, rtol=0, atol=1e-5)
+
+
+def test_array_of_the_host_is_refused():
+    arguments = prepared()
+    arguments[cases.AT["x"]] = cuda.to_host(arguments[cases.AT["x"]])
+    with pytest.raises(TypeError, match="expected an array on the GPU; got ndarray"):
+        cuda.network_train_steps(*arguments)
+
+
+def test_shuffle_permutes_rows_wherever_they_are():
+    expected = np.arange(20)
+    reference.shuffle(expected, 5)
+    there, here = cuda.to_device(np.arange(20)), np.arange(20)
+    cuda.shuffle(there, 5)
+    cuda.shuffle(here, 5)
+    cases.assert_same_bits(cuda.to_host(there), expected)
+    cases.assert_same_bits(here, expected)
+
+
+def test_wide_sums_of_columns_go_by_chunks():
+    """More rows than a block sums, with a rest; exact on integers."""
+    rows = 2 * cuda.elementwise.SUM_ROWS + 3
+    x, grad = (np.random.default_rng(8).integers(-4, 5, (rows, n)).astype(np.float32) for n in (2, 11))
+    weight, bias = cuda.zeros((2, 11), np.float32), cuda.to_device(np.ones(11, np.float32))
+    for _ in range(2):
+        cuda.linear_backward_params(cuda.to_device(x), cuda.to_device(grad), 1, weight, bias)
+    np.testing.assert_array_equal(cuda.to_host(bias), 1 + 2 * grad.sum(axis=0))
+    np.testing.assert_array_equal(cuda.to_host(weight), 2 * (x.T @ grad))
+
+
+def test_steps_learn():
+    """Five steps of the widths of table's kinds on one batch lower its loss."""
+    assert {"linear", "activation", "dropout"} == set(table.KINDS)
+    network = cases.Network((4, 6, 3), ("tanh", "identity"), separate=True)
+    arguments = cases.training_arguments(
+        network, TRAINING._replace(used=8, batch_size=8), np.random.default_rng(1), np.float32, padding=0.0
+    )
+    arguments = cases.each(arguments, lambda operand: operand.value.copy(), cuda, np.float32)
+    for name in ("parameters", "x", "target"):
+        arguments[cases.AT[name]] = cuda.to_device(arguments[cases.AT[name]])
+    arguments[cases.AT["state"]] = tuple(map(cuda.to_device, arguments[cases.AT["state"]]))
+    losses = []
+    for t in range(1, 6):
+        arguments[cases.AT["coefficients"]] = cases.coefficients("adam", t, lr=0.1)[None]
+        assert cuda.network_train_steps(*arguments) == 1
+        losses.append(float(arguments[cases.AT["step_loss"]][0]))
+    assert losses == sorted(losses, reverse=True)

@@ -23,16 +23,17 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 (
     THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
     # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
-    KERNELS, GEMM, COPY, DROPOUT, COLUMN_SUM, GATHER_X, GATHER_TARGET, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
-    # the rows given, and where a prediction goes
-    X, LDX, X_ITEMSIZE, COUNT, OUT, LD_OUT,
+    KERNELS, GEMM, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and each thread's
     # scratch: a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, INPUT, OUTPUTS, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
-    STATE_1, STATE_2, COEFFICIENTS, KEYS, TARGET, LDT, TARGET_IS_LABEL, ROW_WEIGHT, ROWS, BATCH,
-    TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
-    STEP_LOSS, STEP_HITS, STEPS_DONE, BARRIER, YIELD,
+    STATE_1, STATE_2, TARGET_IS_LABEL, TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
+    BARRIER, YIELD,
+    # what changes from call to call: the rows given, and where a prediction goes
+    GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT, LD_OUT,
+    # of training
+    COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     FIELDS,  # the number of fields
 ) = range(52)  # fmt: skip
 

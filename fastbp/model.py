@@ -22,7 +22,7 @@ from .steps import single_step
 # Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
 # and what has to be converted takes no more memory.
 BLOCK_OPERATIONS = 1 << 28
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
 
 _DROPOUT = network_table.KINDS.index("dropout")
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"

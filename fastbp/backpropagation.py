@@ -41,7 +41,7 @@ def backpropagate(root, gradient, retain_graph):
     order = reachable(root)
     order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
     if root._node is LEAF:
-        _add_flow(root, gradient, owned=True)
+        root.grad = gradient if root.grad is None else root.grad + gradient
         return
     root.grad = gradient
     next_variable = order.pop
@@ -108,10 +108,25 @@ def _flow_through(ctx, grad):
     if type(grad) is not float:
         frozen(grad)
     flows = flows_of(ctx, grad)
-    for i, (x, flow) in enumerate(zip(ctx.inputs, flows, strict=True)):
-        if x is not None and x._node is not None and flow is not None:
-            alone = not any(flow is other for other in flows[:i])
-            _add_flow(x, _like(ctx, x, flow), owned=alone)
+    for x, flow in zip(ctx.inputs, flows, strict=True):
+        if x is None or flow is None or x._node is None:
+            continue
+        data, before = x._data, x.grad
+        if type(flow) is not type(data) or (
+            type(flow) is not float and (flow.shape != data.shape or flow.dtype != data.dtype)
+        ):
+            flow = _like(ctx, data, flow)
+        if before is not None:
+            x.grad = before + flow
+        elif x._node is LEAF and type(flow) is not float and not _unshared(flow, flows):
+            x.grad = flow.copy()
+        else:
+            x.grad = flow
+
+
+def _unshared(flow, flows):
+    """Whether nobody else has this array, so that the leaf it goes to may own it."""
+    return flow.base is None and flow.flags.writeable and sum(flow is other for other in flows) <= 1
 
 
 def flows_of(ctx, grad):
@@ -126,14 +141,9 @@ def flows_of(ctx, grad):
     return flows
 
 
-def _like(ctx, x, flow):
-    """A gradient in the shape and dtype of a variable."""
-    data = x._data
-    if type(data) is float:
-        if type(flow) is float:
-            return flow
-        data = np.float64(data)
-    flow = np.asarray(flow)
+def _like(ctx, data, flow):
+    """A gradient in the shape and dtype of a value."""
+    data, flow = np.asarray(data), np.asarray(flow)
     if flow.shape != data.shape:
         flow = summed_to(flow, data.shape)
         if flow is None:
@@ -153,17 +163,6 @@ def summed_to(array, shape):
         return None
     stretched = [more + axis for axis, (long, size) in enumerate(pairs) if size == 1 != long]
     return array.sum(axis=(*range(more), *stretched)).reshape(shape)
-
-
-def _add_flow(x, flow, owned):
-    """Add a gradient to that of a variable; the first one of a leaf becomes its own array."""
-    grad = x.grad
-    if grad is not None:
-        x.grad = grad + flow
-    elif x._node is not LEAF or type(flow) is float or (owned and flow.base is None and flow.flags.writeable):
-        x.grad = flow
-    else:
-        x.grad = flow.copy()
 
 
 def frozen(array):

@@ -164,8 +164,17 @@ class Variable:
     def __float__(self):
         return float(self.item())
 
+    def __bool__(self):
+        return bool(self._data)
+
     def __len__(self):
         return len(self._data)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __format__(self, specification):
+        return format(self.item(), specification) if specification else repr(self)
 
     def __array__(self, dtype=None, copy=None):
         if self._node is not None:
@@ -228,6 +237,8 @@ class Variable:
             gradient = own_value("gradient", gradient)
             if np.shape(gradient) != self.shape:
                 raise ValueError(f"gradient must have shape {self.shape}, got {np.shape(gradient)}")
+            if type(gradient) is not float:
+                gradient = gradient.astype(self._data.dtype)
         backpropagate(self, gradient, checks.boolean("retain_graph", retain_graph))
 
     def _require_graph(self):
@@ -340,13 +351,13 @@ def _held(array, copy=False):
     """A number as a float, an array as a read-only one of float32 or float64."""
     if array.ndim == 0:
         return float(array)
-    dtype = _DTYPES.get(array.dtype)
-    if dtype is None:
+    dtype = array.dtype
+    if dtype not in _DTYPES:
         dtype = np.float32 if array.dtype.kind == "f" and array.itemsize <= 4 else np.float64
     return frozen(array.astype(dtype) if copy or array.dtype != dtype else array.view())
 
 
-_DTYPES = {np.dtype(dtype): np.dtype(dtype) for dtype in (np.float32, np.float64)}
+_DTYPES = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 
 # ------------------------------------------------------------------------------------ functions
@@ -391,7 +402,7 @@ class Function:
     reads_inputs = True
     has_parameters = False  # other than its arguments, whose gradients backward stores,
     stores_gradients = True  # unless it is told not to
-    inputs = saved_values = ()
+    inputs = saved_values = needs_input_grad = ()
 
     @property
     def label(self):
@@ -414,21 +425,20 @@ class Function:
         """Keep values as ``ctx.saved_values``."""
         self.saved_values = values
 
-    @property
-    def needs_input_grad(self):
-        return tuple(x is not None and x._node is not None for x in self.inputs)
-
     @classmethod
     def apply(cls, *arguments):
         """The result as a variable; recorded where an argument requires a gradient."""
         ctx = cls()
-        ctx.inputs = tuple(x if type(x) is Variable else None for x in arguments)
-        result = cls.forward(ctx, *map(value_of, arguments))
-        if type(result) is not float:
+        ctx.inputs = tuple([x if type(x) is Variable else None for x in arguments])
+        ctx.needs_input_grad = tuple([x is not None and x._node is not None for x in ctx.inputs])
+        result = cls.forward(ctx, *[value_of(x) for x in arguments])
+        if type(result) is np.ndarray and result.dtype in _DTYPES and result.ndim:
+            result = frozen(result.view())
+        elif type(result) is not float:
             if not isinstance(result, np.ndarray | np.generic | int | float):
                 raise TypeError(f"{cls.__name__}.forward must return one number or array, got {type(result).__name__}")
             result = _held(checks.numeric(f"the result of {cls.__name__}.forward", result))
-        recorded = ctx.has_parameters or any(ctx.needs_input_grad)
+        recorded = ctx.has_parameters or True in ctx.needs_input_grad
         return variable_of(result, ctx if recorded and recording() else None)
 
     def __repr__(self):

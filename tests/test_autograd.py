@@ -42,7 +42,12 @@ def test_attributes():
     v = Variable(np.arange(6.0).reshape(2, 3), name="v")
     assert (v.shape, v.ndim, v.size, len(v), v.T.shape, v.name) == ((2, 3), 2, 6, 2, (3, 2), "v")
     assert [row.shape for row in v] == [(3,), (3,)]
-    assert (Variable([[2.5]]).item(), float(Variable(2.5))) == (2.5, 2.5)
+    assert (Variable([[2.5]]).item(), float(Variable(2.5)), f"{Variable(2.5):.2f}") == (2.5, 2.5, "2.50")
+    assert f"{Variable(2.5)}" == "Variable(2.5)"
+    assert Variable(1.0)
+    assert not Variable(0.0)
+    with pytest.raises(TypeError, match="float"):
+        iter(Variable(1.0))
     np.testing.assert_array_equal(np.asarray(v), v.data)
     assert (v > 2).sum() == 3
     assert (v >= Variable(2.0)).sum() == 4
@@ -174,6 +179,11 @@ def test_backward_from_a_leaf():
     for times in (1, 2):
         x.backward([1.0, 1.0])
         np.testing.assert_array_equal(x.grad, [times, times])
+    x.grad *= 2  # it is an array of its own
+    y = Variable(np.ones(2, np.float32), requires_grad=True)
+    out = y * 2
+    out.backward(np.ones(2))
+    assert out.grad.dtype == y.grad.dtype == np.float32
 
 
 def test_gradients_of_leaves_are_arrays_of_their_own():
@@ -201,6 +211,10 @@ def test_gradients_of_leaves_are_arrays_of_their_own():
         np.testing.assert_array_equal(y.grad, before)
         y.grad += 1
         np.testing.assert_array_equal(seed, 1)
+    x, y = leaf(np.ones((2, 3))), leaf(np.ones((2, 3)))
+    Same.apply(x, y * 2).backward(seed)  # what a result shares with a leaf is read-only
+    x.grad *= 5
+    np.testing.assert_array_equal(y.grad, 2)
 
 
 def test_what_is_not_reached_gets_no_gradient():

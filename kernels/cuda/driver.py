@@ -147,8 +147,11 @@ def stream():
 def capture(launches):
     """``launches(stream)`` as a CUDA graph: a function that replays it on the `stream`.
 
-    Everything it launches must have been compiled, and the arrays must stay where they are.
+    Everything it launches must have been compiled, and the arrays must stay where they are. The simulator, which has no
+    graphs, launches again.
     """
+    if simulated:
+        return lambda: launches(stream())
     from cuda.core import Device, Stream
 
     device = Device()

@@ -148,26 +148,26 @@ def gather_kernel(dtype, labelled):
     number = dtype.type
 
     @kernel(threads=THREADS)
-    def gather_kernel(rows, columns, record, x, ldx, out, ldo, labels, batch_labels):
+    def gather_kernel(rows, columns, record, x, ldx, out, out_offset, ldo, labels, batch_labels):
         start = record[ROWS] + record[NEXT] * record[BATCH]
         row, row_step = first_row()
         column, column_step = first_column()
         for i in range(row, rows, row_step):
             source = record[start + i]
             for j in range(column, columns, column_step):
-                out[i * ldo + j] = number(x[source * ldx + j])
+                out[out_offset + i * ldo + j] = number(x[source * ldx + j])
             if labelled and column == 0:
                 batch_labels[i] = labels[source]
 
     return gather_kernel
 
 
-def gather(rows, columns, record, x, ldx, out, ldo, labels, batch_labels, stream):
+def gather(rows, columns, record, x, ldx, out, out_offset, ldo, labels, batch_labels, stream):
     """Launch it; ``labels`` may be None."""
     grid, block = over_rows(rows, columns)
     labelled = labels is not None
     gather_kernel(out.dtype, labelled)[grid, block, stream](
-        rows, columns, record, x, ldx, out, ldo, *((labels, batch_labels) if labelled else (record, record))
+        rows, columns, record, x, ldx, out, out_offset, ldo, *((labels, batch_labels) if labelled else (record, record))
     )
 
 
@@ -182,7 +182,7 @@ def weights_kernel():
         total = np.float64(0)
         for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
             total += row_weight[record[start + i]]
-        total = launch.sum_over_lanes(shared, total)
+        total = launch.sum_over_lanes(shared, total, cuda.threadIdx.x, cuda.blockDim.x)
         scale = np.float64(0)
         if total != 0:
             scale = 1 / total
@@ -260,7 +260,7 @@ def kernels(dtype):
         x = vector(source)
         yield f"convert {source}", convert_kernel(dtype), (i, i, x, i, i, a, i, i)
         for labelled in (False, True):
-            signature = (i, i, ints, x, i, a, i, ints, ints)
+            signature = (i, i, ints, x, i, a, i, i, ints, ints)
             yield f"gather {source}{' labelled' * labelled}", gather_kernel(dtype, labelled), signature
     yield "weights", weights_kernel(), (i, ints, doubles, doubles)
     yield "column_sum", column_sum_kernel(dtype), (i, i, i, i, a, i, i, a, i, i)

@@ -82,19 +82,18 @@ def smaller(x, y):
 
 
 def over_lanes(combine):
-    """A device function ``(shared, value)``: the values of the threads along x combined, known to each of them.
+    """A device function ``(shared, value, lane, lanes)``: the values of a group of threads, known to each of them.
 
-    All threads of the block must call it. ``shared`` has an element a thread; the tree's shape depends on
-    ``blockDim.x``, a power of two, alone.
+    The threads of a group, ``lanes`` of them, a power of two, follow one another in the block; all threads of the block
+    must call it. ``shared`` has an element a thread; the tree's shape depends on ``lanes`` alone.
     """
 
     @device_function
-    def combined(shared, value):
-        lane = cuda.threadIdx.x
-        at = cuda.threadIdx.y * cuda.blockDim.x + lane
+    def combined(shared, value, lane, lanes):
+        at = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         shared[at] = value
         cuda.syncthreads()
-        half = cuda.blockDim.x >> 1
+        half = lanes >> 1
         while half > 0:
             if lane < half:
                 shared[at] = combine(shared[at], shared[at + half])

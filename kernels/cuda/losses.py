@@ -74,38 +74,32 @@ def binary_cross_entropy_with_logits(s, y, parameter):
 SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean
 
 
-def kernel_of_elements(name, dtype):
-    """The kernel of a loss that is a sum or mean over the elements of a row."""
+# A loss of a row is a device function ``(shared, shared_column, lane, lanes, inside, columns, parameter, prediction, s,
+# target, t, weight, grad, g)``, called by all threads of a block, ``lanes`` a row: the row's arrays begin at s, t, g,
+# ``inside`` tells whether there is a row for these threads. It writes the gradient and returns the loss and the hit.
+def loss_of_elements(name, dtype):
+    """A loss that is a sum or mean over the elements of a row."""
     parts = dict(formulas(dtype))
     for part in (sign, limited_logarithm):
         parts[part.__name__] = device_function(typed(part, dtype, parts))
     formula, number = device_function(typed(globals()[name], dtype, parts)), dtype.type
     mean, zero = name not in SUMMED, number(0)
 
-    @kernel(threads=THREADS)
-    def loss_kernel(
-        rows, columns, parameter, prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
-        grad, g_offset, ldg,
-    ):  # fmt: skip
-        shared = cuda.shared.array(THREADS, dtype)
-        row, row_step = first_row()
-        p = number(parameter)
+    @device_function
+    def of_row(
+        shared, shared_column, lane, lanes, inside, columns, parameter, prediction, s, target, t, weight, grad, g
+    ):
         scale = 1 / np.float64(columns) if mean else np.float64(1)
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            total = zero
-            if i < rows:
-                factor = number(scale * row_weight[i])
-                for j in range(cuda.threadIdx.x, columns, cuda.blockDim.x):
-                    value, slope = formula(prediction[p_offset + i * ldp + j], target[i * ldt + j], p)
-                    total += value
-                    grad[g_offset + i * ldg + j] = slope * factor
-            total = sum_over_lanes(shared, total)
-            if i < rows and cuda.threadIdx.x == 0:
-                row_loss[i] = number(scale) * total
-                row_hit[i] = 0
+        total = zero
+        if inside:
+            factor = number(scale * weight)
+            for j in range(lane, columns, lanes):
+                value, slope = formula(prediction[s + j], target[t + j], parameter)
+                total += value
+                grad[g + j] = slope * factor
+        return number(scale) * sum_over_lanes(shared, total, lane, lanes), np.int64(0)
 
-    return loss_kernel
+    return of_row
 
 
 # ----------------------------------------------------------------------------------- cross-entropies
@@ -115,54 +109,44 @@ def cross_entropy(dtype):
     exponential, logarithm = parts["exp_of_nonpositive"], parts["log_of_normal"]
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
-    @kernel(threads=THREADS)
-    def loss_kernel(
-        rows, columns, parameter, prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
-        grad, g_offset, ldg,
-    ):  # fmt: skip
-        shared = cuda.shared.array(THREADS, dtype)
-        shared_column = cuda.shared.array(THREADS, np.int64)
-        row, row_step = first_row()
-        smoothing, lane = number(parameter), cuda.threadIdx.x
+    @device_function
+    def of_row(
+        shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
+    ):
         each = smoothing / number(columns)
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            inside = i < rows
-            logits, slopes = p_offset + i * ldp, g_offset + i * ldg
-            largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
-            if inside:
-                label = target[i]
-                of_label = prediction[logits + label]
-                for j in range(lane, columns, cuda.blockDim.x):
-                    z = prediction[logits + j]
-                    if z > largest:
-                        largest = z
-                        guess = np.int64(j)
-            shift = max_over_lanes(shared, largest)
-            guess = min_over_lanes(shared_column, guess if largest == shift else np.int64(columns))
-            of_label -= shift
-            total, of_all = zero, zero
-            if inside:
-                for j in range(lane, columns, cuda.blockDim.x):
-                    shifted = prediction[logits + j] - shift
-                    if smoothing > zero:
-                        of_all += shifted
-                    e = exponential(shifted)
-                    grad[slopes + j] = e
-                    total += e
-            total = sum_over_lanes(shared, total)
-            of_all = sum_over_lanes(shared, of_all)
-            if inside:
-                weight = number(row_weight[i])
-                share = weight / total
-                for j in range(lane, columns, cuda.blockDim.x):
-                    slope = grad[slopes + j] * share - weight * each
-                    grad[slopes + j] = slope - (one - smoothing) * weight if j == label else slope
-                if lane == 0:
-                    row_loss[i] = logarithm(total) - (one - smoothing) * of_label - each * of_all
-                    row_hit[i] = 1 if guess == label and total == total else 0  # NaN anywhere is no hit
+        largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
+        if inside:
+            label = target[t]
+            of_label = prediction[s + label]
+            for j in range(lane, columns, lanes):
+                z = prediction[s + j]
+                if z > largest:
+                    largest = z
+                    guess = np.int64(j)
+        shift = max_over_lanes(shared, largest, lane, lanes)
+        guess = min_over_lanes(shared_column, guess if largest == shift else np.int64(columns), lane, lanes)
+        of_label -= shift
+        total, of_all = zero, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                shifted = prediction[s + j] - shift
+                if smoothing > zero:
+                    of_all += shifted
+                e = exponential(shifted)
+                grad[g + j] = e
+                total += e
+        total = sum_over_lanes(shared, total, lane, lanes)
+        of_all = sum_over_lanes(shared, of_all, lane, lanes)
+        if inside:
+            factor = number(weight)
+            share = factor / total
+            for j in range(lane, columns, lanes):
+                slope = grad[g + j] * share - factor * each
+                grad[g + j] = slope - (one - smoothing) * factor if j == label else slope
+        hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
+        return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 
-    return loss_kernel
+    return of_row
 
 
 def soft_cross_entropy(dtype):
@@ -171,58 +155,77 @@ def soft_cross_entropy(dtype):
     exponential, logarithm = parts["exp_of_nonpositive"], parts["log_of_normal"]
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
+    @device_function
+    def of_row(
+        shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
+    ):
+        each = smoothing / number(columns)
+        largest, mass = lowest, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                z = prediction[s + j]
+                if z > largest:
+                    largest = z
+                mass += target[t + j]
+        shift = max_over_lanes(shared, largest, lane, lanes)
+        mass = (one - smoothing) * sum_over_lanes(shared, mass, lane, lanes) + smoothing
+        total, of_target = zero, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                shifted = prediction[s + j] - shift
+                smoothed = (one - smoothing) * target[t + j] + each
+                if smoothed != zero:  # else not NaN where the logit is -inf
+                    of_target += smoothed * shifted
+                e = exponential(shifted)
+                grad[g + j] = e
+                total += e
+        total = sum_over_lanes(shared, total, lane, lanes)
+        of_target = sum_over_lanes(shared, of_target, lane, lanes)
+        if inside:
+            factor = number(weight)
+            share = mass / total
+            for j in range(lane, columns, lanes):
+                smoothed = (one - smoothing) * target[t + j] + each
+                grad[g + j] = (grad[g + j] * share - smoothed) * factor
+        return mass * logarithm(total) - of_target, np.int64(0)
+
+    return of_row
+
+
+@cache
+def loss_of_row(name, dtype):
+    """The device function of a loss of ``table.LOSSES``."""
+    written_out = {"cross_entropy": cross_entropy, "soft_cross_entropy": soft_cross_entropy}
+    return written_out[name](dtype) if name in written_out else loss_of_elements(name, dtype)
+
+
+@cache
+def loss_kernel(name, dtype):
+    """A loss of all rows; a row has as many threads as a block is wide."""
+    of_row, number, labelled = loss_of_row(name, dtype), dtype.type, name in table.LABEL_LOSSES
+
     @kernel(threads=THREADS)
     def loss_kernel(
         rows, columns, parameter, prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
         grad, g_offset, ldg,
     ):  # fmt: skip
         shared = cuda.shared.array(THREADS, dtype)
+        shared_column = cuda.shared.array(THREADS, np.int64)
         row, row_step = first_row()
-        smoothing, lane = number(parameter), cuda.threadIdx.x
-        each = smoothing / number(columns)
+        p, lane = number(parameter), cuda.threadIdx.x
         for first in range(row - cuda.threadIdx.y, rows, row_step):
             i = first + cuda.threadIdx.y
             inside = i < rows
-            logits, slopes, y = p_offset + i * ldp, g_offset + i * ldg, i * ldt
-            largest, mass = lowest, zero
-            if inside:
-                for j in range(lane, columns, cuda.blockDim.x):
-                    z = prediction[logits + j]
-                    if z > largest:
-                        largest = z
-                    mass += target[y + j]
-            shift = max_over_lanes(shared, largest)
-            mass = (one - smoothing) * sum_over_lanes(shared, mass) + smoothing
-            total, of_target = zero, zero
-            if inside:
-                for j in range(lane, columns, cuda.blockDim.x):
-                    shifted = prediction[logits + j] - shift
-                    smoothed = (one - smoothing) * target[y + j] + each
-                    if smoothed != zero:  # else not NaN where the logit is -inf
-                        of_target += smoothed * shifted
-                    e = exponential(shifted)
-                    grad[slopes + j] = e
-                    total += e
-            total = sum_over_lanes(shared, total)
-            of_target = sum_over_lanes(shared, of_target)
-            if inside:
-                weight = number(row_weight[i])
-                share = mass / total
-                for j in range(lane, columns, cuda.blockDim.x):
-                    smoothed = (one - smoothing) * target[y + j] + each
-                    grad[slopes + j] = (grad[slopes + j] * share - smoothed) * weight
-                if lane == 0:
-                    row_loss[i] = mass * logarithm(total) - of_target
-                    row_hit[i] = 0
+            loss, hit = of_row(
+                shared, shared_column, lane, cuda.blockDim.x, inside, columns, p, prediction, p_offset + i * ldp,
+                target, i if labelled else i * ldt, row_weight[i] if inside else np.float64(0),
+                grad, g_offset + i * ldg,
+            )  # fmt: skip
+            if inside and lane == 0:
+                row_loss[i] = loss
+                row_hit[i] = hit
 
     return loss_kernel
-
-
-@cache
-def loss_kernel(name, dtype):
-    """The kernel of a loss of ``table.LOSSES``."""
-    written_out = {"cross_entropy": cross_entropy, "soft_cross_entropy": soft_cross_entropy}
-    return written_out[name](dtype) if name in written_out else kernel_of_elements(name, dtype)
 
 
 def loss_forward_backward(
@@ -255,8 +258,8 @@ def step_loss_kernel():
         for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
             loss += row_weight[i] * np.float64(row_loss[i])
             hits += row_hit[i]
-        loss = sum_over_lanes(shared, loss)
-        hits = sum_over_lanes(shared_hits, hits)
+        loss = sum_over_lanes(shared, loss, cuda.threadIdx.x, cuda.blockDim.x)
+        hits = sum_over_lanes(shared_hits, hits, cuda.threadIdx.x, cuda.blockDim.x)
         if cuda.threadIdx.x == 0 and stopped == 0:
             floats[record[STEP_LOSS] + step] = loss
             record[record[STEP_HITS] + step] = hits

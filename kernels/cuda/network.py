@@ -2,8 +2,7 @@
 
 The host decides nothing within a step: which step it is, its rows, key and coefficients are read from the record on
 the device (record.py), so every step of a run is the same sequence. It is launched as it is the first time; after that
-it is captured as a CUDA graph and replayed, which costs one launch a step. The simulator has no graphs: there every
-step is launched.
+it is captured as a CUDA graph and replayed, which costs one launch a step.
 """
 
 import numpy as np
@@ -128,8 +127,9 @@ class TrainingWorkspace(_Workspace):
         self.loss, self.loss_parameter = layout.LOSSES[loss], float(loss_parameter)
         self.optimizer = layout.OPTIMIZERS[optimizer]
         self.labelled = self.loss in layout.LABEL_LOSSES
-        self.outputs, self.gradients = (driver.empty(batch_size * self.width, self.dtype) for _ in range(2))
-        self.input = driver.empty(batch_size * self.rows[0].ld_in, self.dtype)
+        self.outputs = driver.empty(batch_size * (self.width + self.rows[0].ld_in), self.dtype)
+        self.input = self.outputs, batch_size * self.width, self.rows[0].ld_in
+        self.gradients = driver.empty(batch_size * self.width, self.dtype)
         self.ld_target = 0 if self.labelled else layout.leading_dimension(self.fan_out, self.dtype.itemsize)
         self.target = driver.empty(
             batch_size * max(self.ld_target, 1), np.dtype(np.int64) if self.labelled else self.dtype
@@ -159,7 +159,7 @@ class TrainingWorkspace(_Workspace):
             previous = self.rows[row.number - 1] if row.number else None
             g = self.gradient(row)
             if row.kind == "linear":
-                x = self.output(previous) if previous else (self.input, 0, row.ld_in)
+                x = self.output(previous) if previous else self.input
                 linear_backward_params(
                     n, row.fan_in, row.fan_out, *x, *g, 0, grad, row.weight, row.ld_out,
                     None if row.bias < 0 else grad, row.bias, self.scratch, stream,
@@ -186,17 +186,17 @@ class TrainingWorkspace(_Workspace):
     def step(self, run, n, stream):
         """One training step of ``n`` rows: the launches, in order."""
         record = self.record
-        x, target = (self.input, 0, self.rows[0].ld_in), self.ld_target
         prediction, g = self.output(self.rows[-1]), self.gradient(self.rows[-1])
         labels = (run.target, self.target) if self.labelled else (None, None)
-        gather(n, self.fan_in, record.device, run.x, run.ldx, self.input, x[2], *labels, stream)
+        gather(n, self.fan_in, record.device, run.x, run.ldx, *self.input, *labels, stream)
         if not self.labelled:
-            gather(n, self.fan_out, record.device, run.target, run.ldt, self.target, target, None, None, stream)
+            target = self.target, 0, self.ld_target
+            gather(n, self.fan_out, record.device, run.target, run.ldt, *target, None, None, stream)
         if run.row_weight is not None:
             weights(n, record.device, run.row_weight, self.weight, stream)
-        self.forward(run.parameters, n, x, None, stream, record)
+        self.forward(run.parameters, n, self.input, None, stream, record)
         loss_forward_backward(
-            self.loss, n, self.fan_out, self.loss_parameter, *prediction, self.target, target,
+            self.loss, n, self.fan_out, self.loss_parameter, *prediction, self.target, self.ld_target,
             self.weight, self.row_loss, self.row_hit, *g, stream,
         )  # fmt: skip
         step_loss(n, record, self.weight, self.row_loss, self.row_hit, stream)
@@ -216,9 +216,6 @@ class TrainingWorkspace(_Workspace):
             self.step(run, n, driver.stream())
             count -= 1
         for _ in range(count):
-            if driver.simulated:
-                self.step(run, n, driver.stream())
-                continue
             if self.graphs[key] is None:
                 self.graphs[key] = driver.capture(lambda stream: self.step(run, n, stream))
             self.graphs[key]()

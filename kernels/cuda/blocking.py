@@ -55,8 +55,8 @@ TILES = {
         Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 4),
     ),
     8: (
-        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 3),
-        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 3),
+        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 2),
+        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 2),
     ),
 }
 # Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.

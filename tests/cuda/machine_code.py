@@ -1,0 +1,85 @@
+"""Machine code of CUDA kernels, made and read without a GPU: what the assembler reports, and the loops."""
+
+import re
+import shutil
+import struct
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from fastbp.kernels.cuda import driver
+
+
+def disassembler():
+    """The path of nvdisasm: of the package nvidia-cuda-nvdisasm, or of an installed toolkit; None if there is none."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm"))
+    return str(packaged[-1]) if packaged else shutil.which("nvdisasm")
+
+
+class Report(NamedTuple):
+    """What the assembler says of a kernel, in registers and bytes."""
+
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+
+def assemble(kernel, signature, capability) -> tuple[bytes, Report]:
+    """A kernel's machine code for a compute capability such as ``(9, 0, "a")``, and the report on it."""
+    cubin, log = driver.cubin(kernel, signature, capability)
+    patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
+    numbers = [int(re.search(pattern, log)[1]) for pattern in patterns]
+    return cubin, Report(*numbers, sum(size for name, size in sections(cubin) if name.startswith(".nv.shared.")))
+
+
+def sections(elf):
+    """(name, bytes) of every section of a 64-bit ELF file."""
+    start, size, count, names = (struct.unpack_from(form, elf, at)[0] for form, at in SECTION_TABLE)
+    headers = [struct.unpack_from("<IIQQQQ", elf, start + i * size) for i in range(count)]
+    strings = headers[names][4]
+    return [(elf[strings + name : elf.index(b"\0", strings + name)].decode(), length) for name, *_, length in headers]
+
+
+SECTION_TABLE = (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C), ("<H", 0x3E))  # start, entry size, entries, names
+
+
+def disassemble(cubin, directory) -> str:
+    """The machine code as text."""
+    path = directory / "kernel.cubin"
+    path.write_bytes(cubin)
+    return subprocess.run([disassembler(), "-c", path], check=True, capture_output=True, text=True).stdout
+
+
+LABEL = re.compile(r"(\.L_x?_?\d+):")
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]+?)\s*;")
+BRANCH = re.compile(r"BRA\b.*`\((\.L_x?_?\d+)\)")
+
+
+def loops(text) -> list[Counter]:
+    """How often each opcode is in each loop: from a label to the last branch back to it."""
+    code, labels, ends = [], {}, {}
+    for line in text.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif instruction := INSTRUCTION.match(line):
+            code.append(instruction[1])
+            branch = BRANCH.match(instruction[1])
+            if branch and branch[1] in labels:
+                ends[labels[branch[1]]] = len(code)
+    return [Counter(line.split()[0] for line in code[start:end]) for start, end in ends.items()]
+
+
+MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA")
+
+
+def multiply_adds(loop) -> int:
+    return sum(count for opcode, count in loop.items() if opcode.startswith(MULTIPLY_ADD))
+
+
+def main_loop(text) -> Counter:
+    """The loop with the most multiply-adds, of those the innermost."""
+    return max(loops(text), key=lambda loop: (multiply_adds(loop), -loop.total()))

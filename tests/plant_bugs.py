@@ -39,6 +39,7 @@ class Bug(NamedTuple):
 
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
+GRAPH = "backpropagation.py"
 LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
 
 BUGS = [
@@ -189,6 +190,47 @@ BUGS = [
         "Adam counts its updates from 0",
         "optimizers.py", "np.arange(first_step + 1, first_step + steps + 1", "np.arange(first_step, first_step + steps",
         "tests/test_losses_optimizers.py tests/test_mathematics.py -k adam",
+    ),
+    # ---------------------------------------------------------------------------------------------- graph
+    Bug(
+        "graph: of a value that is used twice the last gradient counts",
+        GRAPH, "y.grad = grad * dy if flow is None else flow + grad * dy", "y.grad = grad * dy",
+        "tests/test_autograd.py -k used_twice",
+    ),
+    Bug(
+        "graph: functions run before all that used their result",
+        GRAPH, "    order.sort(key=_tick_of)", "    order.reverse()",
+        "tests/test_autograd.py -k reverse_order",
+    ),
+    Bug(
+        "graph: a value that was changed goes unnoticed",
+        GRAPH, "if x._tick > tick and node.reads_inputs:", "if False:",
+        "tests/test_autograd.py -k refuses_a_value",
+    ),
+    Bug(
+        "graph: parameters that were changed go unnoticed",
+        GRAPH, "            node.check_unchanged()\n", "",
+        "tests/test_autograd.py -k refuses_parameters",
+    ),
+    Bug(
+        "graph: a leaf shares its gradient with another",
+        GRAPH, " and sum(flow is other for other in flows) <= 1", "",
+        "tests/test_autograd.py -k arrays_of_their_own",
+    ),
+    Bug(
+        "graph: broadcasting is undone on the wrong axes",
+        GRAPH, "stretched = [more + axis for", "stretched = [axis for",
+        "tests/test_autograd_operations.py -k broadcasting",
+    ),
+    Bug(
+        "graph: every tied input gets the whole gradient",
+        "autograd/arithmetic.py", "np.where(tied, grad / 2,", "np.where(tied, grad,",
+        "tests/test_autograd_mathematics.py -k ties",
+    ),
+    Bug(
+        "graph: a call of a layer goes back by the layer's last call",
+        "layers.py", "last, layer.last_call = layer.last_call, ctx.call", "last = layer.last_call",
+        "tests/test_autograd.py -k shared_weights",
     ),
     # --------------------------------------------------------------------------------- threads, processes
     Bug(

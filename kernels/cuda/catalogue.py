@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import table
-from . import elementwise, gemm, losses, optimizers
+from . import elementwise, gemm, losses, optimizers, steps
 
 PARTS = {*table.ACTIVATIONS, *table.LOSSES, *table.OPTIMIZERS}
 
@@ -27,6 +27,6 @@ class Kernel(NamedTuple):
 def kernels(dtypes=(np.float32, np.float64)):
     """All kernels for these dtypes."""
     for dtype in map(np.dtype, dtypes):
-        for module in (elementwise, gemm, losses, optimizers):
+        for module in (elementwise, gemm, losses, optimizers, steps):
             for name, function, signature in module.kernels(dtype):
                 yield Kernel(name, dtype, function, signature)

@@ -110,10 +110,14 @@ def _as_if_on(capability):
 def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
     """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba.cuda.cudadrv.libs import get_cudalib
 
     architecture = "sm_" + "".join(map(str, capability))
-    source = ObjectCode.from_ptx(ptx(dispatcher, signature, capability).encode())
-    linker = Linker(source, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    text = ptx(dispatcher, signature, capability)
+    sources = [ObjectCode.from_ptx(text.encode())]
+    if "cudaCGSynchronize" in text:  # waits for the whole grid, by a function of the CUDA runtime
+        sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
+    linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
     code, log = linker.link("cubin").code, linker.get_info_log()
     return code, log.decode() if isinstance(log, bytes) else log
 
@@ -162,6 +166,11 @@ def capture(launches):
     graph = builder.end_building().complete()
     replay_stream = Stream.from_handle(int(stream()))
     return lambda: graph.launch(replay_stream)
+
+
+def cooperative_blocks(function, signature, threads) -> int:
+    """How many blocks of a kernel are on the GPU at once, and so may wait for one another; in the simulator one."""
+    return 1 if simulated else function.compile(signature).max_cooperative_grid_blocks(threads)
 
 
 def synchronize():

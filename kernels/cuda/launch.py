@@ -31,9 +31,14 @@ def over_rows(rows, columns):
     return (min(-(-rows // height), max(WAVES * multiprocessors() // blocks, 1)), blocks), (width, height)
 
 
+def lanes_of_row(columns):
+    """Threads that share a row: a power of two, by its length alone."""
+    return _power_of_two(-(-columns // 4), THREADS)
+
+
 def of_rows(rows, columns):
-    """The grid and block of a kernel that sums along rows: threads a row, by its length alone; rows a block."""
-    lanes = _power_of_two(-(-columns // 4), THREADS)
+    """The grid and block of a kernel that sums along rows: threads a row, rows a block."""
+    lanes = lanes_of_row(columns)
     height = THREADS // lanes
     return min(-(-rows // height), WAVES * multiprocessors()), (lanes, height)
 

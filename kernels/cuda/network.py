@@ -2,13 +2,14 @@
 
 The host decides nothing within a step: which step it is, its rows, key and coefficients are read from the record on
 the device (record.py), so every step of a run is the same sequence. It is launched as it is the first time; after that
-it is captured as a CUDA graph and replayed, which costs one launch a step.
+it is captured as a CUDA graph and replayed, which costs one launch a step. Small networks make all steps of a run in
+one launch (steps.py).
 """
 
 import numpy as np
 
 from .. import table as layout
-from . import driver
+from . import driver, steps
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .losses import loss_forward_backward, step_loss
@@ -140,6 +141,9 @@ class TrainingWorkspace(_Workspace):
         self.scratch = driver.empty(sum_scratch(batch_size, max(row.fan_out for row in self.rows)), self.dtype)
         self.parameter_gradient = None
         self.record = Record()
+        self.size = sum(row.fan_out * (row.fan_in + 1) for row in self.rows if row.kind == "linear")
+        self.device_table = driver.to_device(self.table.reshape(-1))
+        self.device_numbers = self.device_table.view(np.float64)
         self.graphs = {}  # sizes and addresses -> the captured step, None after the first
         trained = [row.number for row in self.rows if row.kind == "linear"]
         self.first_trained = trained[0] if trained else -1
@@ -204,7 +208,11 @@ class TrainingWorkspace(_Workspace):
         optimizer_step(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
 
     def steps(self, run, n, count):
-        """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph."""
+        """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph, or all at once."""
+        if steps.suits(self, n):
+            steps.train_steps(self, run, n, count, driver.stream())
+            self.weight_rows = 0
+            return
         if run.row_weight is None and self.weight_rows != n:
             driver.to_device(np.full(n, 1 / n), self.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
@@ -245,13 +253,13 @@ def network_train_steps(
     on the host, from where they are sent once.
     """
     count = len(rows)
-    steps = -(-count // batch_size)
-    if steps == 0:
+    number = -(-count // batch_size)
+    if number == 0:
         return 0
     run = Run(parameters, state, x, target, row_weight)
     if workspace.parameter_gradient is None:
         workspace.parameter_gradient = driver.zeros(run.parameters.size, workspace.dtype)
-    workspace.record.begin(coefficients, keys, rows, batch_size, steps)
+    workspace.record.begin(coefficients, keys, rows, batch_size, number)
     whole, rest = divmod(count, batch_size)
     if whole:
         workspace.steps(run, batch_size, whole)

@@ -46,16 +46,19 @@ def adam(c, w, g, m, v):
 
 @cache
 def update_of_element(name, dtype):
-    """A device function: the update of element ``i`` by its gradient, with the coefficients that begin at ``at``."""
+    """Device functions: the coefficients that begin at ``at``, and with them the update of element ``i``."""
     update, number = device_function(typed(globals()[name], dtype, formulas(dtype))), dtype.type
     states = table.OPTIMIZER_STATES[name]
 
     @device_function
-    def update_of_element(scalars, at, i, g, values, state_1, state_2):
-        c = (
+    def coefficients(scalars, at):
+        return (
             number(scalars[at]), number(scalars[at + 1]), number(scalars[at + 2]), number(scalars[at + 3]),
             number(scalars[at + 4]), number(scalars[at + 5]), number(scalars[at + 6]), number(scalars[at + 7]),
         )  # fmt: skip
+
+    @device_function
+    def update_of_element(c, i, g, values, state_1, state_2):
         m = v = g
         if states > 0:
             m = state_1[i]
@@ -68,21 +71,21 @@ def update_of_element(name, dtype):
         if states > 1:
             state_2[i] = v
 
-    return update_of_element
+    return coefficients, update_of_element
 
 
 @cache
 def optimizer_kernel(name, dtype):
     """One update of every parameter."""
-    update = update_of_element(name, dtype)
+    coefficients, update = update_of_element(name, dtype)
 
     @kernel(threads=THREADS)
     def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2):
         if record[STOPPED] == 0:
-            at = record[COEFFICIENTS] + record[CURRENT] * table.COEFFICIENTS
+            c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * table.COEFFICIENTS)
             first, step = first_element()
             for i in range(first, count, step):
-                update(scalars, at, i, grad[i], values, state_1, state_2)
+                update(c, i, grad[i], values, state_1, state_2)
 
     return optimizer_kernel
 

@@ -1,0 +1,287 @@
+"""Many training steps of a small network in one launch: a cooperative kernel that walks the table on the device.
+
+A step has two regions, and the whole grid waits after each. In the first every block takes some rows of the batch
+through gather, forward, loss and backward: rows do not meet, so only the block's own threads wait for one another. In
+the second every thread makes the gradients of some parameters, each a sum over the batch in the order of its rows, and
+updates them at once. The loss of the step is summed by every block in the same way, so all of them know whether to go
+on. An element's bits do not depend on the number of blocks.
+
+The kernel is compiled for a dtype, a loss, an optimizer and the activations that the network has; the network itself is
+data. It is what `network.TrainingWorkspace.step` does, in another order of summation, where launches would cost more
+than their work.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .. import table as layout
+from . import driver
+from .driver import cuda, device_function, kernel, types, vector
+from .elementwise import splitmix64
+from .formulas import formulas
+from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
+from .losses import loss_of_row
+from .optimizers import update_of_element
+from .record import BATCH, COEFFICIENTS, KEYS, NEXT, ROWS, STEP_HITS, STEP_LOSS, STOPPED
+
+# Where a launch costs more than its work: a product this small keeps fewer threads busy than a GPU has.
+MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS = 256, 1 << 16, 1024
+MOST_STEPS = 4096  # a launch, so that no launch takes seconds
+LINEAR, DROPOUT = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
+TWO_32 = 4294967296.0
+
+
+def by_code(functions):
+    """A device function ``(code, x, parameter)``: the one of ``functions``, a list of pairs, that has the code."""
+    (code, function), *others = functions
+    of_others = by_code(others) if others else None
+    if of_others is None:
+
+        @device_function
+        def only(wanted, x, parameter):
+            return function(x, parameter)
+
+        return only
+
+    @device_function
+    def chosen(wanted, x, parameter):
+        if wanted == code:
+            return function(x, parameter)
+        return of_others(wanted, x, parameter)
+
+    return chosen
+
+
+@cache
+def steps_kernel(dtype, loss, optimizer, activations):
+    """The kernel; ``activations`` are the names of those that the table has, in a tuple."""
+    parts, number, zero = formulas(dtype), dtype.type, dtype.type(0)
+    codes = [layout.ACTIVATIONS.index(name) for name in activations]
+    value = by_code([(code, parts[name]) for code, name in zip(codes, activations, strict=True)])
+    derivative = by_code([(code, parts[f"{name}_derivative"]) for code, name in zip(codes, activations, strict=True)])
+    loss_of, fma = loss_of_row(loss, dtype), parts["fma"]
+    coefficients, update = update_of_element(optimizer, dtype)
+    labelled = loss in layout.LABEL_LOSSES
+
+    @device_function
+    def dropped(x, probability, of_row, unit):
+        """A unit after dropout; ``p * 2**64`` in two halves, as a float64 converts to int64 only below 2**63."""
+        scaled = probability * TWO_32
+        high = np.int64(scaled)
+        least = (np.uint64(high) << np.uint64(32)) + np.uint64(np.int64((scaled - np.float64(high)) * TWO_32))
+        kept = splitmix64(of_row + np.uint64(unit)) >= least
+        return x * number(np.float64(1) / (np.float64(1) - probability)) if kept else zero
+
+    @device_function
+    def forward(table, numbers, parameters, outputs, capacity, x, ldx, first, rows, record, start, key):
+        """The chain for rows ``first ...`` of the batch, from those at x."""
+        for r in range(table.size // layout.COLUMNS):
+            at = r * layout.COLUMNS
+            kind, fan_in, fan_out = table[at], table[at + layout.FAN_IN], table[at + layout.FAN_OUT]
+            ld, code = table[at + layout.LD_OUT], table[at + layout.ACTIVATION]
+            parameter = numbers[at + layout.PARAMETER]
+            weight, bias = table[at + layout.WEIGHT], table[at + layout.BIAS]
+            out, saved = table[at + layout.OUTPUT] * capacity, table[at + layout.SAVED] * capacity
+            p = number(parameter)
+            for e in range(cuda.threadIdx.x, rows * fan_out, cuda.blockDim.x):
+                i = first + e // fan_out
+                j = e % fan_out
+                if kind == DROPOUT:
+                    of_layer = splitmix64(np.uint64(key) + np.uint64(r))
+                    of_this = splitmix64(of_layer + np.uint64(record[start + i]))
+                    outputs[out + i * ld + j] = dropped(outputs[x + i * ldx + j], parameter, of_this, j)
+                else:
+                    z = zero
+                    if kind == LINEAR:
+                        if bias >= 0:
+                            z = parameters[bias + j]
+                        for k in range(fan_in):
+                            z = fma(outputs[x + i * ldx + k], parameters[weight + k * ld + j], z)
+                    else:
+                        z = outputs[x + i * ldx + j]
+                    if saved != out:
+                        outputs[saved + i * ld + j] = z
+                    outputs[out + i * ld + j] = value(code, z, p)
+            x, ldx = out, ld
+            cuda.syncthreads()
+
+    @device_function
+    def backward(table, numbers, parameters, outputs, gradients, capacity, first, rows, record, start, key, trained):
+        """From the gradient of the last output to those of all pre-activations from the row ``trained`` on."""
+        last = table.size // layout.COLUMNS - 1
+        for back in range(last + 1 - trained):
+            r = last - back  # the row of the table whose gradient is made, from that of the row after it
+            at = r * layout.COLUMNS
+            after = at + layout.COLUMNS
+            columns, ld = table[at + layout.FAN_OUT], table[at + layout.LD_OUT]
+            saved, grad = table[at + layout.SAVED] * capacity, table[at + layout.OUTPUT] * capacity
+            code, p = table[at + layout.ACTIVATION], number(numbers[at + layout.PARAMETER])
+            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
+                i = first + e // columns
+                j = e % columns
+                if back == 0:
+                    g = gradients[grad + i * ld + j]
+                else:
+                    kind, fan_out, ld_after = table[after], table[after + layout.FAN_OUT], table[after + layout.LD_OUT]
+                    of_after = table[after + layout.OUTPUT] * capacity + i * ld_after
+                    if kind == LINEAR:
+                        g, weight = zero, table[after + layout.WEIGHT] + j * ld_after
+                        for k in range(fan_out):
+                            g = fma(gradients[of_after + k], parameters[weight + k], g)
+                    else:
+                        g = gradients[of_after + j]
+                        if kind == DROPOUT:
+                            of_layer = splitmix64(np.uint64(key) + np.uint64(r + 1))
+                            of_this = splitmix64(of_layer + np.uint64(record[start + i]))
+                            g = dropped(g, numbers[after + layout.PARAMETER], of_this, j)
+                gradients[grad + i * ld + j] = g * derivative(code, outputs[saved + i * ld + j], p)
+            cuda.syncthreads()
+
+    @device_function
+    def update_all(table, parameters, outputs, gradients, capacity, x, ldx, n, c, state_1, state_2):
+        """Gradients and updates of this thread's parameters: weights, then biases, of every layer."""
+        this = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        threads = np.int64(cuda.gridDim.x) * cuda.blockDim.x
+        for r in range(table.size // layout.COLUMNS):
+            at = r * layout.COLUMNS
+            fan_in, fan_out, ld = table[at + layout.FAN_IN], table[at + layout.FAN_OUT], table[at + layout.LD_OUT]
+            weight, bias = table[at + layout.WEIGHT], table[at + layout.BIAS]
+            out = table[at + layout.OUTPUT] * capacity
+            if table[at] == LINEAR:
+                count = fan_in * fan_out
+                if bias >= 0:
+                    count += fan_out
+                for e in range(this, count, threads):
+                    k, j, g = e // fan_out, e % fan_out, zero
+                    if k < fan_in:
+                        for i in range(n):
+                            g = fma(outputs[x + i * ldx + k], gradients[out + i * ld + j], g)
+                        update(c, weight + k * ld + j, g, parameters, state_1, state_2)
+                    else:
+                        for i in range(n):
+                            g += gradients[out + i * ld + j]
+                        update(c, bias + j, g, parameters, state_1, state_2)
+            x, ldx = out, ld
+
+    @kernel(threads=THREADS)
+    def steps_kernel(
+        n, steps, capacity, lanes, loss_parameter, trained, record, floats, table, numbers,
+        x, target, weighted, row_weight, parameters, state_1, state_2,
+        outputs, input_offset, gradients, target_batch, ldt, batch_weight, row_loss, row_hit,
+    ):  # fmt: skip
+        shared = cuda.shared.array(THREADS, dtype)
+        shared_sum = cuda.shared.array(THREADS, np.float64)
+        shared_count = cuda.shared.array(THREADS, np.int64)
+        grid, thread, threads = cuda.cg.this_grid(), cuda.threadIdx.x, cuda.blockDim.x
+        lane, last = thread % lanes, table.size - layout.COLUMNS
+        fan_in, ldx = table[layout.FAN_IN], table[layout.LD_IN]
+        classes, ldo, output = table[last + layout.FAN_OUT], table[last + layout.LD_OUT], table[last + layout.OUTPUT]
+        of_block = (n + cuda.gridDim.x - 1) // cuda.gridDim.x
+        first = min(cuda.blockIdx.x * of_block, n)
+        rows = min(of_block, n - first)
+        begin = record[NEXT]
+        if record[STOPPED] != 0:
+            steps = 0
+        for step in range(begin, begin + steps):
+            start, key = record[ROWS] + step * record[BATCH], record[record[KEYS] + step]
+            scale = 1 / np.float64(n)
+            if weighted:
+                total = np.float64(0)
+                for i in range(thread, n, threads):
+                    total += row_weight[record[start + i]]
+                total = sum_over_lanes(shared_sum, total, thread, threads)
+                scale = 1 / total if total != 0 else np.float64(0)
+            for e in range(thread, rows * fan_in, threads):
+                i = first + e // fan_in
+                outputs[input_offset + i * ldx + e % fan_in] = number(x[record[start + i] * fan_in + e % fan_in])
+            if not labelled:
+                for e in range(thread, rows * classes, threads):
+                    i = first + e // classes
+                    target_batch[i * ldt + e % classes] = number(target[record[start + i] * classes + e % classes])
+            for i in range(first + thread, first + rows, threads):
+                batch_weight[i] = row_weight[record[start + i]] * scale if weighted else scale
+                if labelled:
+                    target_batch[i] = target[record[start + i]]
+            cuda.syncthreads()
+            forward(table, numbers, parameters, outputs, capacity, input_offset, ldx, first, rows, record, start, key)
+            for base in range(first, first + rows, threads // lanes):
+                i = base + thread // lanes
+                inside = i < first + rows
+                loss, hit = loss_of(
+                    shared, shared_count, lane, lanes, inside, classes, number(loss_parameter),
+                    outputs, output * capacity + i * ldo, target_batch, i if labelled else i * ldt,
+                    batch_weight[i] if inside else np.float64(0), gradients, output * capacity + i * ldo,
+                )  # fmt: skip
+                if inside and lane == 0:
+                    row_loss[i] = loss
+                    row_hit[i] = hit
+            cuda.syncthreads()
+            backward(table, numbers, parameters, outputs, gradients, capacity, first, rows, record, start, key, trained)
+            grid.sync()
+            loss_sum, hits = np.float64(0), np.int64(0)
+            for i in range(thread, n, threads):
+                loss_sum += batch_weight[i] * np.float64(row_loss[i])
+                hits += row_hit[i]
+            loss_sum = sum_over_lanes(shared_sum, loss_sum, thread, threads)
+            hits = sum_over_lanes(shared_count, hits, thread, threads)
+            finite = loss_sum - loss_sum == 0
+            if thread == 0 and cuda.blockIdx.x == 0:
+                floats[record[STEP_LOSS] + step] = loss_sum
+                record[record[STEP_HITS] + step] = hits
+                if finite:
+                    record[NEXT] = step + 1
+                else:
+                    record[STOPPED] = 1
+            if not finite:
+                break
+            c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
+            update_all(table, parameters, outputs, gradients, capacity, input_offset, ldx, n, c, state_1, state_2)
+            grid.sync()
+
+    return steps_kernel
+
+
+def signature(dtype, x, target, labelled):
+    """The types of its arguments, for the dtypes of the data."""
+    i, f, ints, doubles, a = types.int64, types.float64, vector(np.int64), vector(np.float64), vector(dtype)
+    x, target, batch = vector(x), vector(target), ints if labelled else a
+    return (
+        i, i, i, i, f, i, ints, doubles, ints, doubles, x, target, types.boolean, doubles, a, a, a,
+        a, i, a, batch, i, doubles, a, ints,
+    )  # fmt: skip
+
+
+def suits(workspace, n):
+    """Whether steps of ``n`` rows are made here."""
+    widest = max(max(row.fan_in, row.fan_out) for row in workspace.rows)
+    return widest <= MOST_WIDTH and workspace.size <= MOST_PARAMETERS and n <= MOST_ROWS
+
+
+def train_steps(workspace, run, n, count, stream):
+    """So many steps of ``n`` rows each, in as few launches as they may have."""
+    activations = tuple(sorted({row.activation for row in workspace.rows}))
+    function = steps_kernel(workspace.dtype, workspace.loss, workspace.optimizer, activations)
+    types_ = signature(workspace.dtype, run.x.dtype, run.target.dtype, workspace.labelled)
+    useful = max(n, -(-run.parameters.size // THREADS))
+    blocks = min(driver.cooperative_blocks(function, types_, THREADS), multiprocessors(), useful)
+    record, weighted = workspace.record, run.row_weight is not None
+    state_1, state_2, *_ = *run.state, run.parameters, run.parameters
+    for done in range(0, count, MOST_STEPS):
+        function[blocks, THREADS, stream](
+            n, min(MOST_STEPS, count - done), workspace.capacity, lanes_of_row(workspace.fan_out),
+            workspace.loss_parameter, max(workspace.first_trained, 0), record.device, record.floats,
+            workspace.device_table, workspace.device_numbers, run.x, run.target,
+            weighted, run.row_weight if weighted else workspace.weight, run.parameters, state_1, state_2,
+            workspace.outputs, workspace.input[1], workspace.gradients, workspace.target, workspace.ld_target,
+            workspace.weight, workspace.row_loss, workspace.row_hit,
+        )  # fmt: skip
+
+
+def kernels(dtype):
+    """Kernels of this file: (name, kernel, signature); every loss, optimizer and activation is in one of them."""
+    for number, loss in enumerate(layout.LOSSES):
+        labelled, optimizer = loss in layout.LABEL_LOSSES, layout.OPTIMIZERS[number % len(layout.OPTIMIZERS)]
+        activations = ("identity", *layout.ACTIVATIONS[1 + number :: len(layout.LOSSES)])
+        types_ = signature(dtype, dtype, np.int64 if labelled else dtype, labelled)
+        yield f"steps {loss} {optimizer}", steps_kernel(dtype, loss, optimizer, activations), types_

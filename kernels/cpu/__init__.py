@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import jit, splitmix
 from .. import table as _table
-from . import blocking, context, network, team
+from . import blocking, context, linear, network, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
@@ -80,6 +80,11 @@ def _panel(dtype):
     return _table.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
 
 
+def _transpose(dtype, n, shapes):
+    """The address of the kernel that transposes, where the input gradient of such a weight is the cheaper swapped."""
+    return context.transpose(dtype).address if any(linear.swaps.py_func(n, *shape) for shape in shapes) else 0
+
+
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
     """On the calling thread: gemm from the bias, activation on every finished panel."""
     activate = 0
@@ -97,11 +102,12 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
-    panel = _panel(grad_z.dtype)
+    panel, scratch = _panel(grad_z.dtype), _table.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
-        context.product(grad_z.dtype).address, derive, len(grad_z), *weight.shape, grad_z.ctypes.data, _ld(grad_z),
+        context.product(grad_z.dtype).address, _transpose(grad_z.dtype, len(grad_z), [weight.shape]), derive,
+        grad_z.itemsize, len(grad_z), *weight.shape, grad_z.ctypes.data, _ld(grad_z),
         weight.ctypes.data, _ld(weight), saved.ctypes.data, _ld(saved), activation_parameter,
-        grad_z_prev.ctypes.data, _ld(grad_z_prev), panel.ctypes.data,
+        grad_z_prev.ctypes.data, _ld(grad_z_prev), panel.ctypes.data, scratch.ctypes.data,
     )  # fmt: skip
 
 
@@ -152,8 +158,8 @@ class _Workspace:
         self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
         self.fan_in, self.fan_out = int(table[0, _table.FAN_IN]), int(table[-1, _table.FAN_OUT])
         # Multiply-adds of the forward pass of one row: what decides whether a team pays.
-        linear = self.table[:, _table.KIND] == _table.KINDS.index("linear")
-        self.work = int((self.table[:, _table.FAN_IN] * self.table[:, _table.FAN_OUT])[linear].sum())
+        self.linear = self.table[:, _table.KIND] == _table.KINDS.index("linear")
+        self.work = int((self.table[:, _table.FAN_IN] * self.table[:, _table.FAN_OUT])[self.linear].sum())
         kernels = context.activation_addresses(self.dtype, self.table)
         self.set(
             ITEMSIZE=self.dtype.itemsize,
@@ -257,7 +263,9 @@ class TrainingWorkspace(_Workspace):
         self.drops = bool((self.table[:, _table.KIND] == _table.KINDS.index("dropout")).any())
         self.labels = loss_name in _table.LABEL_LOSSES
         width, ldt = _table.activation_width(self.table), _table.leading_dimension(self.fan_out, self.dtype.itemsize)
+        inner = self.table[1:, [_table.FAN_IN, _table.FAN_OUT]][self.linear[1:]].tolist()
         self.set(
+            TRANSPOSE=_transpose(self.dtype, batch_size, inner),
             DROPOUT=context.dropout(self.dtype).address if self.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
@@ -386,6 +394,7 @@ def warmup(dtype, activations, losses, optimizers):
     context.column_sum(dtype)
     context.gather(dtype, dtype)
     context.loss_sum(dtype)
+    context.transpose(dtype)
     context.shuffle()
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)

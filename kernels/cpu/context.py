@@ -73,6 +73,12 @@ def column_sum(dtype) -> Kernel:
 
 
 @cache
+def transpose(dtype) -> Kernel:
+    p = _real(dtype)
+    return _compiled(elementwise.transpose_rows, INT, INT, p, INT, p, INT)
+
+
+@cache
 def dropout(dtype) -> Kernel:
     p = _real(dtype)
     return _compiled(elementwise.dropout_rows, INT, INT, p, INT, p, INT, INTS, INT, INT, FLOAT)

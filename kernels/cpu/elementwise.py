@@ -10,7 +10,22 @@ from .. import activations, splitmix
 from ..jit import inline
 from . import simd
 from .blocking import VECTORS_AHEAD
-from .simd import element, lanes, load, load_converted, load_row, prefetch, store, sum_rows, tall, zeros
+from .simd import (
+    element,
+    lanes,
+    load,
+    load_converted,
+    load_corner,
+    load_row,
+    prefetch,
+    square,
+    store,
+    store_corner,
+    sum_rows,
+    tall,
+    transpose,
+    zeros,
+)
 
 FORMULAS = activations.bind(
     {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline
@@ -97,6 +112,15 @@ def column_sum(rows, columns, z, ldz, beta, out):
             column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, None)
         else:
             column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, columns - j)
+
+
+def transpose_rows(rows, columns, x, ldx, out, ldo):
+    """``out = x.T``, ``rows x columns`` elements of it, by squares in registers."""
+    side = lanes(out)
+    for i in range(0, rows, side):
+        for j in range(0, columns, side):
+            corner = load_corner(square(out), x + j * ldx + i, ldx, columns - j, rows - i)
+            store_corner(transpose(corner), out + i * ldo + j, ldo, rows - i, columns - j)
 
 
 splitmix64 = inline(splitmix.mixed)

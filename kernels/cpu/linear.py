@@ -5,6 +5,7 @@ functions are inlined into the walk (network.py) and, through `cpu.__init__`, ar
 """
 
 from ..jit import inline
+from .blocking import GRADIENT_SCRATCH, MC
 from .microkernel import FROM_BIAS, FROM_ZERO
 from .simd import call
 
@@ -20,17 +21,44 @@ def linear_forward(gemm, finish, n, fan_in, fan_out, x, ldx, weight, ldw, bias, 
 
 
 @inline
+def swaps(n, fan_in, fan_out):
+    """Whether ``grad_z_prev.T = weight @ grad_z.T`` is the cheaper product: few rows are transposed, not the weight.
+
+    Counts what is transposed: the result once and ``grad_z`` for every MC rows of the weight, or the weight. The
+    blocks of the result have to fit the scratch.
+    """
+    return (n + 15) * MC <= GRADIENT_SCRATCH and n * (fan_in + fan_out * ((fan_in + MC - 1) // MC)) < fan_in * fan_out
+
+
+@inline
 def linear_backward_input(
-    gemm, finish, n, fan_in, fan_out, grad_z, ldg, weight, ldw, saved, lds, parameter, grad_z_prev, ldp, panel
-):
-    """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``; ``finish`` 0 is the identity."""
-    call(
-        gemm,
-        (
-            n, fan_in, fan_out, grad_z, ldg, 1, weight, ldw, 1, FROM_ZERO, 0,
-            grad_z_prev, ldp, panel, finish, saved, lds, parameter,
-        ),
-    )  # fmt: skip
+    gemm, transpose, finish, item, n, fan_in, fan_out, grad_z, ldg, weight, ldw, saved, lds, parameter,
+    grad_z_prev, ldp, panel, scratch,
+):  # fmt: skip
+    """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``; ``finish`` 0 is the identity, ``transpose`` 0: no swap."""
+    if transpose and swaps(n, fan_in, fan_out):
+        ldc = (n + 15) // 16 * 16
+        for i in range(0, fan_in, MC):
+            rows = min(MC, fan_in - i)
+            call(
+                gemm,
+                (
+                    rows, n, fan_out, weight + item * i * ldw, ldw, 1, grad_z, ldg, 1, FROM_ZERO, 0,
+                    scratch, ldc, panel, 0, 0, 0, 0.0,
+                ),
+            )  # fmt: skip
+            out = grad_z_prev + item * i
+            call(transpose, (n, rows, scratch, ldc, out, ldp))
+            if finish:
+                call(finish, (n, rows, out, ldp, saved + item * i, lds, parameter))
+    else:
+        call(
+            gemm,
+            (
+                n, fan_in, fan_out, grad_z, ldg, 1, weight, ldw, 1, FROM_ZERO, 0,
+                grad_z_prev, ldp, panel, finish, saved, lds, parameter,
+            ),
+        )  # fmt: skip
 
 
 @inline

@@ -23,7 +23,7 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 (
     THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
     # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
-    KERNELS, GEMM, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    KERNELS, GEMM, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and each thread's
     # scratch: a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, INPUT, OUTPUTS, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
@@ -35,7 +35,7 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     FIELDS,  # the number of fields
-) = range(52)  # fmt: skip
+) = range(53)  # fmt: skip
 
 LINEAR_KIND, DROPOUT_KIND = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
@@ -139,9 +139,9 @@ def backward_rows(record, rows, first, panel, index, key):
         if back > 0 and row[layout.COLUMNS + layout.KIND] == LINEAR_KIND:  # the next row is linear
             after = row + layout.COLUMNS
             linear_backward_input(
-                record[GEMM], derivative, rows, after[layout.FAN_IN], after[layout.FAN_OUT], grad_z, ldg,
-                record[PARAMETERS] + item * after[layout.WEIGHT], after[layout.LD_OUT], saved, ld, parameter,
-                grad, ld, panel,
+                record[GEMM], record[TRANSPOSE], derivative, item, rows, after[layout.FAN_IN], after[layout.FAN_OUT],
+                grad_z, ldg, record[PARAMETERS] + item * after[layout.WEIGHT], after[layout.LD_OUT],
+                saved, ld, parameter, grad, ld, panel, panel + record[PANEL_BYTES],
             )  # fmt: skip
         else:
             if back > 0 and row[layout.COLUMNS + layout.KIND] == DROPOUT_KIND:

@@ -207,7 +207,8 @@ def test_gradients_of_leaves_are_arrays_of_their_own():
 
     seed = np.ones((2, 3))
     for function in (
-        ag.add, Same.apply, View.apply, lambda x, y: x.T.T + y.reshape(2, 3), lambda x, y: ag.concatenate([x, y])[:2] + x + y,
+        ag.add, Same.apply, View.apply, lambda x, y: (x - seed) + (y - seed), lambda x, y: x.T.T + y.reshape(2, 3),
+        lambda x, y: ag.concatenate([x, y])[:2] + x + y,
         lambda x, y: x.sum(axis=0) + y, lambda x, y: ag.linear(x, np.eye(3)) + y,
     ):  # fmt: skip
         x, y = leaf(np.ones((2, 3))), leaf(np.ones((2, 3)))

@@ -5,6 +5,7 @@ go to one stream and are not waited for; `to_host` and `synchronize` wait, and s
 """
 
 import contextlib
+import threading
 
 import numpy as np
 
@@ -67,13 +68,14 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
     )  # fmt: skip
 
 
-_scratches = {}  # dtype -> what the largest sum of columns so far needed
+_scratches = threading.local()  # dtype -> what the calling thread's largest sum of columns so far needed
 
 
 def _scratch(size, dtype):
-    if dtype not in _scratches or _scratches[dtype].size < size:
-        _scratches[dtype] = driver.empty(max(size, 1), dtype)
-    return _scratches[dtype]
+    of_thread = vars(_scratches)
+    if dtype.name not in of_thread or of_thread[dtype.name].size < size:
+        of_thread[dtype.name] = driver.empty(max(size, 1), dtype)
+    return of_thread[dtype.name]
 
 
 def dropout(x, rows, key, probability, out):
@@ -159,13 +161,16 @@ def serial():
 
 
 def warmup(dtype, activations, losses, optimizers):
-    """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing."""
+    """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing.
+
+    The kernel of steps.py is compiled for the network that first uses it.
+    """
     if driver.simulated:
         return
     driver.require()
     parts = {*activations, "identity", *losses, *optimizers}
     for kernel in catalogue.kernels([dtype]):
-        if kernel.part is None or kernel.part in parts:
+        if (kernel.part is None or kernel.part in parts) and not kernel.name.startswith("steps"):
             kernel.function.compile(kernel.signature)
 
 

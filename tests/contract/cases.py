@@ -1582,7 +1582,8 @@ def empty_is_aligned_and_shaped(backend, dtype):
         array = backend.empty(shape, dtype)
         assert array.shape == shape
         assert array.dtype == dtype
-        assert array.size == 0 or array.__array_interface__["data"][0] % table.ALIGNMENT == 0
+        memory = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+        assert array.size == 0 or memory["data"][0] % table.ALIGNMENT == 0
 
 
 @behaviour("zeros")

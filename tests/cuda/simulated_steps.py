@@ -11,6 +11,15 @@ from tests.contract import cases
 
 pytestmark = pytest.mark.skipif(not cuda.driver.simulated, reason="run by test_simulator.py")
 
+
+@pytest.fixture(autouse=True, params=["a launch a row of the table", "all steps in one launch"])
+def path(request, monkeypatch):
+    """How steps are made; small networks take the second way."""
+    if request.param != "all steps in one launch":
+        monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    return request.param
+
+
 NETWORK = cases.Network((5, 7, 3), ("gelu", "identity"), dropout=0.25)
 TRAINING = cases.Training("cross_entropy", "adam", examples=13, used=11, batch_size=4)  # two whole batches and a rest
 
@@ -42,6 +51,49 @@ def trained(**options):
 def assert_equal(first, second):
     for a, b in zip(first, second, strict=True):
         cases.assert_same_bits(a, b)
+
+
+def test_steps_are_the_reference():
+    arguments = prepared(weights=np.arange(13.0))
+    there = results(arguments, cuda.network_train_steps(*arguments))
+    exact = cases.training_arguments(NETWORK, TRAINING, np.random.default_rng(7), np.float32, padding=0.0)
+    exact = cases.each(exact, lambda operand: operand.value.astype(np.float64) if operand.value.dtype == np.float32
+                       else operand.value.copy(), reference, np.float64)  # fmt: skip
+    exact[cases.AT["row_weight"]] = np.arange(13.0)
+    done = reference.network_train_steps(*exact)
+    real = NETWORK.real(np.float32)
+    expected = [exact[1][real], *(s[real] for s in exact[2]), *exact[-2:]]
+    assert there[1] == done == 3
+    for a, b in zip(there[0], expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+
+
+def test_steps_a_launch_change_no_bits(monkeypatch):
+    expected, _ = trained()
+    monkeypatch.setattr(cuda.steps, "MOST_STEPS", 2)
+    assert_equal(trained()[0], expected)
+
+
+def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
+    captured, capture = [], cuda.driver.capture
+    monkeypatch.setattr(cuda.driver, "capture", lambda launches: captured.append(1) or capture(launches))
+    training = TRAINING._replace(used=13)  # three whole batches and a rest of one row
+    arguments = prepared(training=training)
+    first, _ = results(arguments, cuda.network_train_steps(*arguments))
+    graphs = path != "all steps in one launch"
+    assert len(captured) == graphs  # the first launched, the second captured, the third replayed
+    again = prepared(training=training)
+    for old, new in zip(
+        (arguments[1], *arguments[2], arguments[cases.AT["x"]], arguments[cases.AT["target"]]),
+        (again[1], *again[2], again[cases.AT["x"]], again[cases.AT["target"]]),
+        strict=True,
+    ):
+        old.copy_to_device(new)
+    for out in arguments[-2:]:
+        out[...] = 0
+    second, _ = results(arguments, cuda.network_train_steps(*arguments))
+    assert len(captured) == 2 * graphs  # now the rest too
+    assert_equal(first, second)
 
 
 def test_many_steps_are_single_steps():

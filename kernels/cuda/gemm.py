@@ -18,7 +18,7 @@ from . import driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, TILES, VECTOR_BYTES, WARP, tile_of
 from .driver import cuda, device_function, types
 from .formulas import formulas
-from .ptx import vector_access
+from .ptx import thread_again, vector_access
 
 LAYOUTS = ("NN", "NT", "TN")
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
@@ -142,6 +142,36 @@ def multiply(tile, element, pitch_a, pitch_b):
 
 # -------------------------------------------------------------------------------------------- epilogues
 @cache
+def part_of_registers(rows, tm, tn, width, pitch, group):
+    """A device function that puts part ``part``, of ``rows`` rows of a thread's registers, into shared memory.
+
+    Registers have no addresses, so the compiler must know which ones: there is a function for each part.
+    """
+    _, store = vector_access(width)
+    groups = tn // width
+
+    def with_part(p, before):
+        @device_function
+        def put(acc, shared, line, part):
+            if part == p:
+                for i in range(rows):
+                    for g in range(groups):
+                        store(shared, line + i * pitch + g * group, acc, (p * rows + i) * tn + g * width)
+            else:
+                before(acc, shared, line, part)
+
+        return put
+
+    @device_function
+    def function(acc, shared, line, part):
+        pass
+
+    for p in range(tm // rows):
+        function = with_part(p, function)
+    return function
+
+
+@cache
 def finisher(epilogue, element, width, vectors):
     """A device function that makes some elements of a row of C from their sums.
 
@@ -241,8 +271,6 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     warp_m, warp_n, warps = tile.warp_m, tile.warp_n, tile.warps_m * tile.warps_n
     # A thread's rows come in groups of one access, `group_m` apart, and its columns likewise.
     group_m, group_n = width * lanes_m, width * lanes_n
-    groups_n = tn // width
-    _, store = vector_access(width)
     load_one, _ = vector_access(1)
 
     # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
@@ -272,10 +300,21 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     part_chunks = part_rows * across * chunks
     shared_size = max(2 * stage_size, slices * part_size)
     held = tm * tn
+    put_part = part_of_registers(part_rows, tm, tn, width, across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
 
-    @driver.kernel(threads=threads, blocks=tile.blocks)
+    @device_function
+    def place(thread):
+        """A thread's slice, its first row and column in the tile, and where its row is among those of all threads."""
+        lane, warp = thread % WARP, thread // WARP % warps
+        lane_m, lane_n = lane // lanes_n, lane % lanes_n
+        warp_row = warp // warps_n
+        row, column = warp_row * warp_m + lane_m * width, warp % warps_n * warp_n + lane_n * width
+        return thread // (WARP * warps), row, column, warp_row * lanes_m + lane_m
+
+    # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
+    @driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)
     def gemm_kernel(
         m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, has_bias, parameter,
         c, c_offset, ldc, saved, saved_offset, lds,
@@ -293,10 +332,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
 
         first_row, first_column = origin(m, n)
         thread = cuda.threadIdx.x
-        lane, warp = thread % WARP, thread // WARP
-        share, warp = warp // warps, warp % warps
-        lane_m, lane_n = lane // lanes_n, lane % lanes_n
-        warp_row, column = warp // warps_n, warp % warps_n * warp_n + lane_n * width
+        share, row, column, _ = place(thread)
 
         a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
         b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
@@ -312,7 +348,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         cuda.syncthreads()
 
         stage = int32(0)  # where the panels begin that are multiplied
-        a_read = share * slice_terms * pitch_a + warp_row * warp_m + lane_m * width
+        a_read = share * slice_terms * pitch_a + row
         b_read = share * slice_terms * pitch_b + a_size + column
         while left >= 0:
             if left > 0:
@@ -326,20 +362,17 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
                 cuda.syncthreads()
             left = int32(left - 1)
 
-        own_line = share * part_size + (warp_row * lanes_m + lane_m) * pitch_c + column
+        thread = thread_again()
+        share, row, column, line = place(thread)
+        own = share * part_size + line * pitch_c + column
         for part in range(parts):
             cuda.syncthreads()
-            for p in range(parts):
-                if p == part:  # registers have no addresses: which ones must be known to the compiler
-                    for i in range(part_rows):
-                        for g in range(groups_n):
-                            at = own_line + i * across * pitch_c + g * group_n
-                            store(shared, at, acc, (p * part_rows + i) * tn + g * width)
+            put_part(acc, shared, own, part)
             cuda.syncthreads()
             for chunk in range(thread, part_chunks, threads):
                 line, s = chunk // chunks, chunk % chunks * width
-                i, place = part * part_rows + line // across, line % across
-                r = place // lanes_m * warp_m + i // width * group_m + place % lanes_m * width + i % width
+                i, q = part * part_rows + line // across, line % across
+                r = q // lanes_m * warp_m + i // width * group_m + q % lanes_m * width + i % width
                 for e in range(width):
                     load_one(z, e, shared, line * pitch_c + s + e)
                 for q in range(1, slices):

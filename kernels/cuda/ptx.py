@@ -7,13 +7,31 @@ from functools import cache
 
 import numpy as np
 
-from .driver import simulated, types
+from .driver import cuda, simulated, types
 
 if not simulated:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
     I32 = ir.IntType(32)
+
+
+# ------------------------------------------------------------------------------------- the thread
+if simulated:
+
+    def thread_again():
+        """``cuda.threadIdx.x``, read anew: what follows from it takes no register before."""
+        return cuda.threadIdx.x
+
+else:
+
+    @intrinsic
+    def thread_again(typing_context):
+        def generate(context, builder, signature, arguments):
+            read = ir.InlineAsm(ir.FunctionType(I32, []), "mov.u32 $0, %tid.x;", "=r", side_effect=True)
+            return builder.call(read, [])
+
+        return types.int32(), generate
 
 
 # ------------------------------------------------------------------------------------- wide accesses

@@ -1,0 +1,125 @@
+"""The product of the CUDA backend against NumPy: small integers, so that every order of summing gives the same bits.
+
+In the simulator (NUMBA_ENABLE_CUDASIM=1) or on a GPU. Outputs and padding hold NaN: what is not a matrix is neither
+used nor written.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
+
+from fastbp.kernels import reference, table
+from fastbp.kernels.cuda import blocking, driver, gemm
+
+
+def runs():
+    try:
+        driver.require()
+    except RuntimeError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not runs(), reason="needs a GPU, or the simulator: NUMBA_ENABLE_CUDASIM=1")
+DTYPES = ("float32", "float64")
+TILES = [
+    pytest.param(dtype, tile, id=f"{dtype}-{tile.name}")
+    for dtype in DTYPES
+    for tile in blocking.TILES[np.dtype(dtype).itemsize]
+]
+
+
+class Matrix:
+    """A matrix of small integers in a flat buffer of NaN; ``shift`` elements off every boundary."""
+
+    def __init__(self, rng, rows, columns, dtype, shift=0):
+        itemsize = np.dtype(dtype).itemsize
+        self.shape = rows, columns
+        self.ld = table.leading_dimension(columns, itemsize) + shift
+        self.offset = table.ALIGNMENT // itemsize + shift
+        self.memory = table.aligned_empty(self.offset + rows * self.ld, dtype)
+        self.memory[:] = np.nan
+        self.values = self.view(self.memory)
+        self.values[...] = rng.integers(-4, 5, self.shape)
+
+    def view(self, memory):
+        return memory[self.offset :].reshape(-1, self.ld)[:, : self.shape[1]]
+
+    def on_device(self):
+        self.device = driver.to_device(self.memory)
+        return self.device, self.offset, self.ld
+
+    def from_device(self):
+        """The matrix, after a check that nothing else was written."""
+        memory = driver.to_host(self.device)
+        values = self.view(memory).copy()
+        self.view(memory)[...] = np.nan
+        assert np.isnan(memory).all()
+        return values
+
+
+def check(layout, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
+    """One product with everything around it."""
+    rng = np.random.default_rng([m, n, k])
+    a = Matrix(rng, *((k, m) if layout == "TN" else (m, k)), dtype, shift)
+    b = Matrix(rng, *((n, k) if layout == "NT" else (k, n)), dtype, shift)
+    c, saved = (Matrix(rng, m, n, dtype, shift) for _ in range(2))
+    row = Matrix(rng, 1, n, dtype, shift)
+    z = (a.values.T if layout == "TN" else a.values) @ (b.values.T if layout == "NT" else b.values)
+    z = z + beta * c.values + bias * row.values
+    if not beta:
+        c.values[...] = np.nan
+
+    step, _, activation = epilogue.partition(":")
+    expected, expected_saved = z, saved.values.copy()
+    if step == "forward":
+        expected = getattr(reference, activation)(z, parameter)
+        if activation in table.SAVES_PRE_ACTIVATION:
+            saved.values[...], expected_saved = np.nan, z
+    elif step == "backward":
+        expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
+
+    row_device, row_offset, _ = row.on_device()
+    gemm.gemm(
+        layout, m, n, k, *a.on_device(), *b.on_device(), beta, row_device if bias else None, row_offset, parameter,
+        *c.on_device(), *saved.on_device(), epilogue, driver.stream(), tile=tile, **options,
+    )  # fmt: skip
+    tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
+    np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(saved.from_device(), expected_saved)
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize(("dtype", "tile"), TILES)
+def test_full_tile_and_tails(dtype, tile, layout):
+    check(layout, tile.bm + 3, tile.bn + 5, 2 * tile.bk + 3, dtype, tile, beta=1, bias=True)
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize(("dtype", "tile"), TILES)
+def test_any_alignment(dtype, tile, layout):
+    check(layout, tile.bm + 1, 7, tile.bk + 1, dtype, tile, shift=1, bias=True)
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (1, 33, 17), (33, 1, 4), (16, 16, 32), (0, 3, 2), (3, 0, 2)])
+def test_narrow(layout, shape):
+    check(layout, *shape, "float32", bias=True)
+
+
+def test_blocks_walk_over_every_tile():
+    tile = blocking.TILES[4][-1]
+    check("NN", (blocking.GROUP + 1) * tile.bm + 1, tile.bn + 1, 3, "float32", tile)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", table.ACTIVATIONS)
+def test_epilogues(activation, dtype):
+    check("NN", 9, 7, 5, dtype, bias=True, epilogue=f"forward:{activation}")
+    check("NT", 9, 7, 5, dtype, epilogue=f"backward:{activation}")
+
+
+def test_tile_of_a_shape():
+    names = {shape: blocking.tile_of(*shape, 4).name for shape in [(4096, 4096), (1024, 1024), (64, 128), (1, 1)]}
+    assert names == {(4096, 4096): "large", (1024, 1024): "medium", (64, 128): "small", (1, 1): "small"}

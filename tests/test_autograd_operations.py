@@ -263,6 +263,17 @@ def test_linear(device, sizes, bias):
     )
 
 
+def test_products_with_constants_of_any_dtype(device):
+    """They are computed in float32 or float64."""
+    x = np.arange(6.0).reshape(2, 3)
+    for constant in (np.arange(12).reshape(3, 4), [[1, 2], [3, 4], [5, 6]], np.ones((3, 2), np.longdouble)):
+        for variable in (Variable(x), Variable(x.astype(np.float32)), x.astype(int)):
+            out = ag.linear(variable, constant, device=device)
+            np.testing.assert_allclose(out.data, x @ np.asarray(constant, float), rtol=1e-6)
+    assert ag.linear(Variable(x.astype(np.float32)), np.ones((3, 2), np.float16), device=device).dtype == np.float32
+    np.testing.assert_array_equal((Variable(x) @ [[1], [2], [3]]).data, x @ [[1], [2], [3]])
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 4), (2, 3, 4)])
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus"])
 def test_activations_on_every_device(device, name, shape):

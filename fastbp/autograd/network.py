@@ -19,7 +19,7 @@ from ..layers import IDENTITY
 class Linear(Function):
     @staticmethod
     def forward(ctx, x, weight, bias, device):
-        dtype = np.result_type(x, weight)
+        dtype = np.float32 if np.result_type(x, weight) == np.float32 else np.float64
         x, weight = checks.converted(x, dtype), checks.converted(weight, dtype)
         bias = None if bias is None else checks.converted(bias, dtype)
         ctx.save_for_backward(x, weight, bias, backend.load(device))
@@ -58,11 +58,11 @@ def linear(x, weight, bias=None, *, device="cpu"):
     Variable (n, out)
     """
     checks.choice("device", device, backend.MODULES)
-    rows = checks.matrix("x", value_of(x))
-    columns = checks.matrix("weight", value_of(weight), rows=rows.shape[1])
+    a = checks.matrix("x", value_of(x))
+    b = checks.matrix("weight", value_of(weight), rows=a.shape[1])
     if bias is not None:
-        checks.shape("bias", checks.numeric("bias", value_of(bias)), (columns.shape[1],))
-    return Linear.apply(x, weight, bias, device)
+        checks.shape("bias", checks.numeric("bias", value_of(bias)), (b.shape[1],))
+    return Linear.apply(x if type(x) is Variable else a, weight if type(weight) is Variable else b, bias, device)
 
 
 class MatMul(Function):

@@ -26,7 +26,7 @@ STEADY = 0.93  # of the best limit seen, or of the core's time: with less, somet
 TEAM = 0.9  # of a core for every thread: with less, another process had one
 MOST_ROUNDS = 3  # times the rounds asked for
 LIMIT_SECONDS = 0.02  # of one measurement of the limit
-SAMPLES = 200, 20_000  # single calls in a reading, at least and at most
+SAMPLES = 30, 20_000  # single calls in a reading, at least and at most
 BUSY = "while True: pass"
 
 # What libraries read once, when they are loaded; None: not set, so that each takes its own processor's kernels.

@@ -26,7 +26,7 @@ class Predict(Benchmark):
 
     params = (
         ["numpy", "torch", "jax", "onnxruntime"],
-        ["16-64-64-4@1", "16-64-64-4@32", "784-256-128-10@4096"],
+        grid(["16-64-64-4@1", "784-256-128-10@32"], ["784-256-128-10@4096"]),
     )
     param_names = ("peer", "shape")
     unit = "ours / theirs"

@@ -41,24 +41,24 @@ def backpropagate(root, gradient, retain_graph):
     order = reachable(root)
     order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
     if root._node is LEAF:
-        root.grad = gradient if root.grad is None else root.grad + gradient
+        root._grad = gradient if root._grad is None else root._grad + gradient
         return
-    root.grad = gradient
+    root._grad = gradient
     next_variable = order.pop
     while order:
         variable = next_variable()  # which nobody may hold any more once this is done
-        node, grad = variable._node, variable.grad
+        node, grad = variable._node, variable._grad
         if type(node) is not type:
             if grad is not None:  # as it is where a function had none for it
                 _flow_through(node, grad)
         elif grad is not None:
             x, y, dy = variable._x, variable._y, variable._dy
             if x._node is not None:
-                flow = x.grad
-                x.grad = grad * variable._dx if flow is None else flow + grad * variable._dx
+                flow = x._grad
+                x._grad = grad * variable._dx if flow is None else flow + grad * variable._dx
             if dy is not None and y._node is not None:
-                flow = y.grad
-                y.grad = grad * dy if flow is None else flow + grad * dy
+                flow = y._grad
+                y._grad = grad * dy if flow is None else flow + grad * dy
         if not retain_graph:
             variable._node, variable._x, variable._y = FREED, None, None
 
@@ -90,7 +90,7 @@ def reachable(root):
                 seen.add(x)
                 order.append(x)
     for variable in order:
-        variable.grad = None
+        variable._grad = None
     return order
 
 
@@ -111,17 +111,17 @@ def _flow_through(ctx, grad):
     for x, flow in zip(ctx.inputs, flows, strict=True):
         if x is None or flow is None or x._node is None:
             continue
-        data, before = x._data, x.grad
+        data, before = x._data, x._grad
         if type(flow) is not type(data) or (
             type(flow) is not float and (flow.shape != data.shape or flow.dtype != data.dtype)
         ):
             flow = _like(ctx, data, flow)
         if before is not None:
-            x.grad = before + flow
+            x._grad = before + flow
         elif x._node is LEAF and type(flow) is not float and not _unshared(flow, flows):
-            x.grad = flow.copy()
+            x._grad = flow.copy()
         else:
-            x.grad = flow
+            x._grad = flow
 
 
 def _unshared(flow, flows):

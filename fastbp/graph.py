@@ -51,7 +51,7 @@ def recording():
 
 # ------------------------------------------------------------------------------------ variables
 class Variable:
-    """A value in the computation graph: a scalar, which is a Python float, or an array.
+    """A value in the computation graph: an array, or a scalar, which inside the graph is a Python float.
 
     Parameters
     ----------
@@ -65,11 +65,12 @@ class Variable:
 
     Attributes
     ----------
-    data : float or read-only array
-        Changed by `assign`, and by ``+=``, ``-=``, ``*=``, ``/=`` where nothing has to be recorded: within `no_grad`,
-        or where no gradient is required. (Else ``x += y`` of a result is ``x = x + y``, and of a leaf an error.) An
-        array that was handed out before keeps its numbers; `backward` refuses a function that had read the old value.
-    grad : float, array or None
+    data : read-only array
+        Of a scalar one without dimensions; `item` gives the float. Changed by `assign`, and by ``+=``, ``-=``, ``*=``,
+        ``/=`` where nothing has to be recorded: within `no_grad`, or where no gradient is required. (Else ``x += y`` of
+        a result is ``x = x + y``, and of a leaf an error.) An array that was handed out before keeps its numbers;
+        `backward` refuses a function that had read the old value.
+    grad : array or None
         The gradient of what `backward` was called on with respect to this variable, of the shape and dtype of
         ``data``. That of a leaf is its own array, and later calls add to it until `zero_grad`; that of a result is of
         the last call.
@@ -91,7 +92,7 @@ class Variable:
     compare the data, as NumPy does.
     """
 
-    __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_name", "_node", "_tick", "_x", "_y", "grad")
+    __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_grad", "_name", "_node", "_tick", "_x", "_y")
     __array_ufunc__ = None  # array + variable is for the variable to answer
 
     def __init_subclass__(cls):
@@ -102,12 +103,26 @@ class Variable:
         self._node = LEAF if checks.boolean("requires_grad", requires_grad) else None
         self._tick = next_tick()
         self._name = name
-        self.grad = None
+        self._grad = None
 
     # ---------------------------------------------------------------------------- what it holds
     @property
     def data(self):
-        return self._data
+        return frozen(np.array(self._data)) if type(self._data) is float else self._data
+
+    @property
+    def grad(self):
+        return np.array(self._grad) if type(self._grad) is float else self._grad
+
+    @grad.setter
+    def grad(self, value):
+        if value is None or value is self._grad:  # as of x.grad *= 2
+            self._grad = value
+            return
+        value = own_value("grad", value)
+        if np.shape(value) != self.shape:
+            raise ValueError(f"grad must have shape {self.shape}, got {np.shape(value)}")
+        self._grad = value if type(value) is float else value.astype(self._data.dtype)
 
     @property
     def requires_grad(self):
@@ -250,7 +265,7 @@ class Variable:
 
     def zero_grad(self):
         """Forget the gradient: the next `backward` starts from none."""
-        self.grad = None
+        self._grad = None
 
     def detach(self):
         """The same value as a leaf that requires no gradient."""
@@ -309,7 +324,7 @@ _make = object.__new__
 def variable_of(value, node=None):
     """A variable of a float or a read-only array, not copied."""
     variable = _make(Variable)
-    variable._data, variable._node, variable._tick, variable.grad = value, node, next_tick(), None
+    variable._data, variable._node, variable._tick, variable._grad = value, node, next_tick(), None
     return variable
 
 
@@ -320,7 +335,7 @@ def scalar(function, value, x, dx, y=None, dy=None):
     elif type(x) is not Variable:
         x, dx, y, dy = y, dy, x, None
     variable = _make(Variable)
-    variable._data, variable._tick, variable.grad = value, next_tick(), None
+    variable._data, variable._tick, variable._grad = value, next_tick(), None
     if (x._node is None and (dy is None or y._node is None)) or (_pauses and not recording()):
         variable._node = None
     else:
@@ -459,7 +474,7 @@ def grad(output, inputs, gradient=None, *, retain_graph=False):
 
     Returns
     -------
-    float or array, or tuple of them
+    array, or tuple of arrays
         0 where the output does not depend on an input.
     """
     single = isinstance(inputs, Variable)
@@ -469,22 +484,18 @@ def grad(output, inputs, gradient=None, *, retain_graph=False):
     functions = [variable._node for variable in order if isinstance(variable._node, Function)]
     leaves = [x for variable in order for x in inputs_of(variable) if x._node is LEAF]
     reached = {*order, *leaves}
-    kept = {x: x.grad for x in reached if x._node is LEAF}
+    kept = {x: x._grad for x in reached if x._node is LEAF}
     for x in kept:
-        x.grad = None
+        x._grad = None
     for function in functions:
         function.stores_gradients = False
     try:
         output.backward(gradient, retain_graph=retain_graph)
-        nothing = (x.grad is None or x not in reached for x in inputs)
-        result = tuple(_zero(x) if none else x.grad for x, none in zip(inputs, nothing, strict=True))
+        nothing = (x._grad is None or x not in reached for x in inputs)
+        result = tuple(np.zeros(x.shape, x.dtype) if none else x.grad for x, none in zip(inputs, nothing, strict=True))
     finally:
         for function in functions:
             function.stores_gradients = True
         for x, before in kept.items():
-            x.grad = before
+            x._grad = before
     return result[0] if single else result
-
-
-def _zero(x):
-    return 0.0 if type(x._data) is float else np.zeros_like(x._data)

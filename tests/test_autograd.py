@@ -20,10 +20,14 @@ def leaf(value, **arguments):
 
 # ------------------------------------------------------------------------------------ variables
 def test_what_a_variable_holds():
-    """Scalars are floats; arrays are read-only copies of float32 or float64."""
+    """Read-only copies of float32 or float64; inside the graph a scalar is a float."""
     for number in (3, 3.0, np.float32(3), np.array(3), np.array([[3]])[0, 0], True + 2):
-        assert type(Variable(number).data) is float
-        assert Variable(number).data == 3.0
+        v = Variable(number)
+        assert type(v._data) is type(v.item()) is float
+        assert (type(v.data), v.data.shape, v.data.dtype) == (np.ndarray, (), np.float64)
+        assert v.data == 3.0
+        with pytest.raises(ValueError, match="read-only"):
+            v.data[...] = 1
     given = np.array([1.0, 2.0])
     v = Variable(given)
     given[0] = 7
@@ -224,6 +228,27 @@ def test_gradients_of_leaves_are_arrays_of_their_own():
     np.testing.assert_array_equal(y.grad, 2)
 
 
+@pytest.mark.parametrize("value", [2.0, [2.0, 3.0]])
+def test_gradients_can_be_set(value):
+    """Scaled, clipped, replaced; what is set is copied, in shape and dtype of the variable."""
+    x = leaf(value)
+    (x * 3).sum().backward()
+    assert type(x.grad) is np.ndarray
+    x.grad *= 2
+    np.testing.assert_array_equal(x.grad, np.full(x.shape, 6))
+    given = np.ones(x.shape, np.float32)
+    x.grad = given
+    given[...] = 5
+    assert x.grad.dtype == np.float64
+    np.testing.assert_array_equal(x.grad, np.ones(x.shape))
+    (x * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full(x.shape, 4))
+    with pytest.raises(ValueError, match="grad must have shape"):
+        x.grad = np.ones((3, 3))
+    with pytest.raises(TypeError, match="grad must hold real numbers"):
+        x.grad = "one"
+
+
 def test_what_is_not_reached_gets_no_gradient():
     x, y = leaf(1.0), leaf(2.0)
     (x * 2).backward()
@@ -362,7 +387,8 @@ def test_backward_needs_something_that_requires_a_gradient():
 
 def test_grad_stores_nothing():
     x, w, b = leaf([1.0, 2.0]), leaf([3.0, 4.0]), leaf(1.0)
-    x.grad = kept = np.array([9.0, 9.0])
+    x.grad = [9.0, 9.0]
+    kept = x.grad
     layer = fastbp.Linear(2, 1, dtype="float64", seed=0)
     h = x * w
     out = layer(h.reshape(1, 2)).sum() + b * 2

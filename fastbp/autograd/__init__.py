@@ -4,8 +4,8 @@
 >>> x, y, z = Variable(-2.0, requires_grad=True), Variable(5.0, requires_grad=True), Variable(-4.0, requires_grad=True)
 >>> L = (x + y) * z
 >>> L.backward()
->>> x.grad, y.grad, z.grad
-(-4.0, -4.0, 3.0)
+>>> print(x.grad, y.grad, z.grad)
+-4.0 -4.0 3.0
 
 Operations are functions of this module and methods of `Variable`; layers, `fastbp.Sequential` and losses take a
 `Variable` too. What follows NumPy is in ``arithmetic``, what calls the kernels in ``network``; `Function` is for

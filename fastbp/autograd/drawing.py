@@ -56,7 +56,7 @@ def _ancestors(output):
 
 def _flows(variable, function):
     """The gradient that goes back to every input, or None where none is known."""
-    grad = variable.grad
+    grad = variable._grad
     if grad is None:
         return [None] * len(function.inputs)
     if type(variable._node) is type:

@@ -487,6 +487,9 @@ def store_corner(tc, tile, p, ld, rows, columns):
 
 
 # ------------------------------------------------------------------------------------------- products
+GROUP = 6  # rows whose offsets are in registers; more would put some on the stack
+
+
 @intrinsic
 def row_offsets(tc, tile, ld):
     """Where the rows of ``tile`` begin, ``ld`` elements apart, in bytes: what `rank_1` asks for, made before its loop.
@@ -495,12 +498,12 @@ def row_offsets(tc, tile, ld):
     opaque: LLVM would else walk from row to row by additions that wait for each other (12 x 1 tiles 1.6 times as
     slow), and keep sums of strides on the stack.
     """
-    ty = types.UniTuple(types.intp, tile.rows)
+    ty = types.UniTuple(types.intp, min(tile.rows, GROUP))
 
     def codegen(ctx, b, sig, args):
-        odd = {i: _opaque(b, b.mul(args[1], I64(i * tile.dtype.bitwidth // 8))) for i in range(1, tile.rows, 2)}
+        odd = {i: _opaque(b, b.mul(args[1], I64(i * tile.dtype.bitwidth // 8))) for i in range(1, len(ty), 2)}
         offsets = [I64(0)]
-        for i in range(1, tile.rows):
+        for i in range(1, len(ty)):
             power = i & -i
             offsets.append(b.mul(odd[i // power], I64(power)))
         return ctx.make_tuple(b, ty, offsets)
@@ -521,7 +524,9 @@ def rank_1(tc, tile, a, offsets, row, columns):
             for j in range(tile.vectors)
         ]
         for i in range(tile.rows):
-            address = b.gep(a, [b.extract_value(offsets, i)])
+            if i and i % GROUP == 0:
+                a = _opaque(b, b.gep(a, [b.mul(b.extract_value(offsets, GROUP // 2), I64(2))]))
+            address = b.gep(a, [b.extract_value(offsets, i % GROUP)])
             element = b.load(b.bitcast(address, FLOATS[tile.dtype].as_pointer()))
             element.align = tile.dtype.bitwidth // 8
             left = _splat(b, tile, element)

@@ -59,6 +59,12 @@ TILES = {
         Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 2),
     ),
 }
+# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 or 16 terms of a slice at a time.
+MATRIX_TILES = (
+    Tile("large", 128, 128, 16, 8, 8, 2, 4, 1, 2),
+    Tile("medium", 64, 64, 16, 4, 8, 2, 2, 1, 4),
+    Tile("small", 32, 32, 64, 4, 8, 1, 1, 4, 4),
+)
 # Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.
 ENOUGH_BLOCKS = 128
 # Shared memory that a tile goes to C through; as much as the panels take, so that it costs no block its place.
@@ -67,9 +73,9 @@ EPILOGUE_BYTES = 24 * 1024
 GROUP = 8
 
 
-def tile_of(m: int, n: int, itemsize: int) -> Tile:
+def tile_of(m: int, n: int, itemsize: int, precision: str = "float") -> Tile:
     """The largest tile that gives enough blocks, else the smallest; from the shape alone, so bits do not vary."""
-    tiles = TILES[itemsize]
+    tiles = TILES[itemsize] if precision == "float" else MATRIX_TILES
     for tile in tiles:
         if -(-m // tile.bm) * -(-n // tile.bn) >= ENOUGH_BLOCKS:
             return tile

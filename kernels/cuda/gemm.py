@@ -15,30 +15,53 @@ import numpy as np
 
 from .. import table
 from . import driver
-from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, TILES, VECTOR_BYTES, WARP, tile_of
-from .driver import cuda, device_function, types
+from .blocking import EPILOGUE_BYTES, GROUP, MATRIX_TILES, SECTOR_BYTES, TILES, VECTOR_BYTES, WARP, tile_of
+from .driver import cuda, device_function, libdevice, types
 from .formulas import formulas
-from .ptx import thread_again, vector_access
+from .ptx import matrix_multiply_add, thread_again, vector_access
 
 LAYOUTS = ("NN", "NT", "TN")
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
 
+# ------------------------------------------------------------------------------------------- precisions
+@device_function
+def as_it_is(x):
+    return x
+
+
+@device_function
+def rounded_to_tf32(x):
+    """The nearest number with 10 bits after the leading one, ties away from 0."""
+    return libdevice.int_as_float(np.int32((libdevice.float_as_int(x) + 0x1000) & -0x2000)) if x == x else x
+
+
+@device_function
+def rounded_to_bf16(x):
+    """The nearest number with 7 bits after the leading one, ties to even."""
+    bits = libdevice.float_as_int(x)
+    return libdevice.int_as_float(np.int32((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000)) if x == x else x
+
+
+ROUNDED = {"float": as_it_is, "tf32": rounded_to_tf32, "bf16": rounded_to_bf16}
+
+
 # ---------------------------------------------------------------------------------------------- panels
 @cache
-def panel(extent, terms, along_k, width, threads, element, pitch):
+def panel(extent, terms, along_k, width, threads, element, pitch, precision):
     """How a block copies a panel of A (or of B: read column for row) from global to shared memory.
 
     A panel has ``extent`` rows of ``terms`` terms. In global memory the terms of a row touch (``along_k``), or the
     rows of a term do; ``width`` elements are read at once. In shared memory it lies term by term, ``pitch`` elements
-    apart. Returns device functions, which work on ``units`` accesses a thread.
+    apart and rounded to the precision. Returns device functions, which work on ``units`` accesses a thread.
     """
     units = extent * terms // (width * threads)
     assert units * width * threads == extent * terms
     # Along k, neighbouring threads share a sector of a row and then go to the next row.
     together = min(SECTOR_BYTES * 8 // (width * element.bitwidth), terms // width)
     across = extent // width
+    rounded = ROUNDED[precision]
     load, store = vector_access(width)
     load_one, store_one = vector_access(1)
 
@@ -93,6 +116,8 @@ def panel(extent, terms, along_k, width, threads, element, pitch):
     def put(registers, shared, targets, stage):
         for q in range(units):
             at = int32(stage + targets[q])
+            for e in range(width):
+                registers[q * width + e] = rounded(registers[q * width + e])
             if along_k:
                 for e in range(width):
                     store_one(shared, at + e * pitch, registers, q * width + e)
@@ -137,6 +162,35 @@ def multiply(tile, element, pitch_a, pitch_b):
     while terms < tile.bk // tile.slices:
         function, terms = twice(terms, function), 2 * terms
     assert terms * tile.slices == tile.bk
+    return function
+
+
+@cache
+def multiply_by_matrices(tile, element, pitch_a, pitch_b, precision):
+    """`multiply` by the tensor cores: the registers of a thread are those of `matrix_multiply_add`."""
+    tm, tn = tile.tm, tile.tn
+    multiply_add, step = matrix_multiply_add(precision)
+    each, slice_terms = step // 4, tile.bk // tile.slices
+    assert (tile.lanes_m, tile.lanes_n, slice_terms % step) == (8, 4, 0)
+    a_held, b_held = tm * each, tn // 2 * each
+    load, _ = vector_access(1)
+
+    @device_function
+    def function(acc, shared, a, b):
+        a_values = cuda.local.array(a_held, element)
+        b_values = cuda.local.array(b_held, element)
+        for k in range(0, slice_terms, step):
+            for x in range(each):
+                for i in range(tm):
+                    load(a_values, i * each + x, shared, a + (k + 4 * x) * pitch_a + 8 * i)
+                for j in range(tn // 2):
+                    load(b_values, j * each + x, shared, b + (k + 4 * x) * pitch_b + 8 * j)
+            for i in range(0, tm, 2):
+                for j in range(0, tn, 2):
+                    multiply_add(
+                        acc, i * tn + j, (i + 1) * tn + j, a_values, i * each, b_values, j // 2 * each
+                    )  # fmt: skip
+
     return function
 
 
@@ -258,32 +312,42 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     layout : "NN", "NT" or "TN"
     dtype : numpy.dtype or its name
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
-    precision : "float"
+    precision : "float", "tf32" or "bf16"
+        Of the factors of a product; sums are float32. The last two are for float32 and use the tensor cores.
     tile : Tile
     vectors : bool
         Whether A, B and C allow 16-byte accesses.
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    tile = tile or tile_of(1, 1, element.bitwidth // 8)
+    if precision != "float" and element != types.float32:
+        raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='float'")
+    tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
     bm, bn, bk, tm, tn = tile.bm, tile.bn, tile.bk, tile.tm, tile.tn
     threads, slices, warps_n, lanes_m, lanes_n = tile.threads, tile.slices, tile.warps_n, tile.lanes_m, tile.lanes_n
     warp_m, warp_n, warps = tile.warp_m, tile.warp_n, tile.warps_m * tile.warps_n
-    # A thread's rows come in groups of one access, `group_m` apart, and its columns likewise.
-    group_m, group_n = width * lanes_m, width * lanes_n
+    # A thread's rows come in groups of `grain_m`, `group_m` apart, and its columns likewise.
+    by_matrices = precision != "float"
+    grain_m, grain_n = (1, 2) if by_matrices else (width, width)
+    group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
     load_one, _ = vector_access(1)
 
     # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
     a_along_k, b_along_k = layout != "TN", layout == "NT"
     pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
+    if by_matrices:  # a warp reads 8 rows of 4 terms: of which no two may be in one bank
+        pitch_a, pitch_b = bm + 8, bn + 8
     access = width if vectors else 1
-    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a)
-    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b)
+    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, precision)
+    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b, precision)
     a_locate, a_fetch, a_fetch_last, a_put = a_panel.locate, a_panel.fetch, a_panel.fetch_last, a_panel.put
     b_locate, b_fetch, b_fetch_last, b_put = b_panel.locate, b_panel.fetch, b_panel.fetch_last, b_panel.put
     a_units, b_units = a_panel.units, b_panel.units
     a_held, b_held = a_units * access, b_units * access
-    multiply_add = multiply(tile, element, pitch_a, pitch_b)
+    if by_matrices:
+        multiply_add = multiply_by_matrices(tile, element, pitch_a, pitch_b, precision)
+    else:
+        multiply_add = multiply(tile, element, pitch_a, pitch_b)
     a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
     slice_terms = bk // slices
 
@@ -300,7 +364,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     part_chunks = part_rows * across * chunks
     shared_size = max(2 * stage_size, slices * part_size)
     held = tm * tn
-    put_part = part_of_registers(part_rows, tm, tn, width, across * pitch_c, group_n)
+    put_part = part_of_registers(part_rows, tm, tn, grain_n, across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
 
@@ -310,7 +374,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         lane, warp = thread % WARP, thread // WARP % warps
         lane_m, lane_n = lane // lanes_n, lane % lanes_n
         warp_row = warp // warps_n
-        row, column = warp_row * warp_m + lane_m * width, warp % warps_n * warp_n + lane_n * width
+        row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
         return thread // (WARP * warps), row, column, warp_row * lanes_m + lane_m
 
     # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
@@ -332,6 +396,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
 
         first_row, first_column = origin(m, n)
         thread = cuda.threadIdx.x
+        lane = thread % WARP
         share, row, column, _ = place(thread)
 
         a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
@@ -350,6 +415,9 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         stage = int32(0)  # where the panels begin that are multiplied
         a_read = share * slice_terms * pitch_a + row
         b_read = share * slice_terms * pitch_b + a_size + column
+        if by_matrices:  # by term and row, by term and column
+            a_read += lane % 4 * pitch_a
+            b_read += lane % 4 * pitch_b + lane // 4 - lane % 4 * grain_n
         while left >= 0:
             if left > 0:
                 a_fetch(a_registers, a, a_positions, a_step)
@@ -372,7 +440,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
             for chunk in range(thread, part_chunks, threads):
                 line, s = chunk // chunks, chunk % chunks * width
                 i, q = part * part_rows + line // across, line % across
-                r = q // lanes_m * warp_m + i // width * group_m + q % lanes_m * width + i % width
+                r = q // lanes_m * warp_m + i // grain_m * group_m + q % lanes_m * grain_m + i % grain_m
                 for e in range(width):
                     load_one(z, e, shared, line * pitch_c + s + e)
                 for q in range(1, slices):
@@ -388,7 +456,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     return gemm_kernel
 
 
-def kernels(dtype):
+def kernels(dtype, precision="float"):
     """(name, kernel, signature) of every product of a network."""
     dtype, array, i = np.dtype(dtype), driver.vector(dtype), types.int64
     matrix = (array, i, i)
@@ -396,9 +464,10 @@ def kernels(dtype):
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    for (layout, epilogue), tile, vectors in product(uses, TILES[dtype.itemsize], (True, False)):
+    tiles = TILES[dtype.itemsize] if precision == "float" else MATRIX_TILES
+    for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
         name = f"gemm {layout} {epilogue} {tile.name} {'vectors' if vectors else 'elements'}"
-        yield name, gemm_kernel(layout, dtype.name, epilogue, "float", tile, vectors), signature
+        yield name, gemm_kernel(layout, dtype.name, epilogue, precision, tile, vectors), signature
 
 
 def _is_aligned(array, offset, ld, width):
@@ -427,13 +496,14 @@ def gemm(
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
         Forward writes z to ``saved`` where the activation's derivative needs z; backward reads ``saved``.
     stream : stream or graph builder
-    precision : "float"
+    precision : "float", "tf32" or "bf16"
+        What A and B are rounded to, of float32, for the tensor cores; "float" rounds nothing.
     tile : Tile, optional
         Instead of the one that the shape asks for.
     """
     if m == 0 or n == 0:
         return
-    tile = tile or tile_of(m, n, c.dtype.itemsize)
+    tile = tile or tile_of(m, n, c.dtype.itemsize, precision)
     width = VECTOR_BYTES // c.dtype.itemsize
     bias, has_bias = (c, 0) if bias is None else (bias, 1)
     saved = c if saved is None else saved

@@ -44,9 +44,9 @@ def assemble(kernel, signature, capability):
     return cubin, report
 
 
-def product(dtype, layout, epilogue, tile, access="vectors"):
+def product(dtype, layout, epilogue, tile, access="vectors", precision="float"):
     name = f"gemm {layout} {epilogue} {tile.name} {access}"
-    return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype) if found == name)
+    return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype, precision) if found == name)
 
 
 # ---------------------------------------------------------------------------------------- the product
@@ -78,6 +78,25 @@ def test_product(tmp_path, layout, dtype, tile, capability):
     narrow = [name for name in loop if name.startswith(("LD", "ST")) and "128" not in name and "LDC" not in name]
     assert set(narrow) <= {"STS" if dtype == "float32" else "STS.64"}, narrow  # of a panel that is turned
     assert loop[opcode] >= SHARE[dtype][tile.name] * loop.total(), loop
+
+
+@needs_disassembler
+@each_capability
+@pytest.mark.parametrize("tile", blocking.MATRIX_TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize(
+    ("precision", "opcode", "terms"), [("tf32", "HMMA.1688.F32.TF32", 8), ("bf16", "HMMA.16816.F32.BF16", 16)]
+)
+def test_product_by_tensor_cores(tmp_path, precision, opcode, terms, tile, capability):
+    for layout in gemm.LAYOUTS:
+        cubin, report = assemble(*product("float32", layout, "none", tile, precision=precision), capability)
+        assert report.registers * tile.threads * tile.blocks <= REGISTERS
+        assert report.shared <= STATIC_SHARED
+        loop = machine_code.main_loop(machine_code.disassemble(cubin, tmp_path))
+        assert loop[opcode] == tile.tm // 2 * tile.tn // 2 * tile.bk // tile.slices // terms, loop
+        # Beside the multiply-adds there is one load a register of theirs, or two that are packed into it.
+        assert sum(count for name, count in loop.items() if name.startswith("LDS")) == (
+            (tile.tm + tile.tn // 2) * tile.bk // tile.slices // 4
+        )
 
 
 @each_tile

@@ -120,6 +120,33 @@ def test_epilogues(activation, dtype):
     check("NT", 9, 7, 5, dtype, epilogue=f"backward:{activation}")
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize(("layout", "tile"), zip(gemm.LAYOUTS, blocking.MATRIX_TILES, strict=True))
+def test_tensor_cores(layout, tile, precision):
+    # Small integers are exact in both; the simulator's instruction has the registers that the PTX manual gives it.
+    check(layout, 35, 13, tile.bk + 5, "float32", tile, bias=True, precision=precision)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 10), ("bf16", 7)])
+def test_tensor_cores_round_their_factors(precision, bits):
+    unit = 2.0**-bits
+    x = np.array(
+        [1, 1 + unit, 1 + unit / 2 + unit / 64, 1 + unit / 4, -1 - 3 * unit / 4, 0, np.inf, np.nan], np.float32
+    )
+    one, out = np.ones(1, np.float32), driver.to_device(np.empty(8, np.float32))
+    gemm.gemm(
+        "NN", 8, 1, 1, driver.to_device(x), 0, 1, driver.to_device(one), 0, 1, 0, None, 0, 0.0,
+        out, 0, 1, None, 0, 0, "none", driver.stream(), precision,
+    )  # fmt: skip
+    expected = [1, 1 + unit, 1 + unit, 1, -1 - unit, 0, np.inf, np.nan]
+    np.testing.assert_array_equal(driver.to_host(out), np.array(expected, np.float32))
+
+
+def test_tensor_cores_are_for_float32():
+    with pytest.raises(ValueError, match="'tf32' is for float32, got float64"):
+        gemm.gemm_kernel("NN", "float64", "none", "tf32")
+
+
 def test_tile_of_a_shape():
     names = {shape: blocking.tile_of(*shape, 4).name for shape in [(4096, 4096), (1024, 1024), (64, 128), (1, 1)]}
     assert names == {(4096, 4096): "large", (1024, 1024): "medium", (64, 128): "small", (1, 1): "small"}

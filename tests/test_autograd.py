@@ -32,8 +32,9 @@ def test_what_a_variable_holds():
     v = Variable(given)
     given[0] = 7
     assert v.data[0] == 1
-    with pytest.raises(ValueError, match="read-only"):
-        v.data[0] = 1
+    for variable in (v, v * 2, (leaf(1.0) * v).tanh(), v.reshape(2, 1), v[:1], v.detach()):
+        with pytest.raises(ValueError, match="read-only"):
+            variable.data[0] = 1
     kept = {np.float32: np.float32, np.float64: np.float64, np.float16: np.float32, np.int8: np.float64}
     for dtype, result in (kept | {bool: np.float64, ">f4": np.float32, ">f8": np.float64}).items():
         assert Variable(np.ones(2, dtype)).dtype == result

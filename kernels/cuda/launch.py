@@ -77,8 +77,7 @@ def add(x, y):
 
 @device_function
 def larger(x, y):
-    """The larger; a NaN only where both are."""
-    return x if x > y or y != y else y
+    return x if x > y else y
 
 
 @device_function

@@ -53,17 +53,20 @@ def assert_equal(first, second):
         cases.assert_same_bits(a, b)
 
 
-def test_steps_are_the_reference():
-    arguments = prepared(weights=np.arange(13.0))
+@pytest.mark.parametrize("weights", [None, np.arange(13.0)], ids=["mean", "weighted"])
+def test_steps_are_the_reference(weights):
+    arguments = prepared(weights=weights)
     there = results(arguments, cuda.network_train_steps(*arguments))
+
+    def widened(operand):
+        return operand.value.astype(np.float64 if operand.value.dtype == np.float32 else operand.value.dtype)
+
     exact = cases.training_arguments(NETWORK, TRAINING, np.random.default_rng(7), np.float32, padding=0.0)
-    exact = cases.each(exact, lambda operand: operand.value.astype(np.float64) if operand.value.dtype == np.float32
-                       else operand.value.copy(), reference, np.float64)  # fmt: skip
-    exact[cases.AT["row_weight"]] = np.arange(13.0)
-    done = reference.network_train_steps(*exact)
+    exact = cases.each(exact, widened, reference, np.float64)
+    exact[cases.AT["row_weight"]] = weights
+    assert there[1] == reference.network_train_steps(*exact) == 3
     real = NETWORK.real(np.float32)
-    expected = [exact[1][real], *(s[real] for s in exact[2]), *exact[-2:]]
-    assert there[1] == done == 3
+    expected = [exact[cases.AT["parameters"]][real], *(s[real] for s in exact[cases.AT["state"]]), *exact[-2:]]
     for a, b in zip(there[0], expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 

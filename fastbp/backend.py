@@ -1,7 +1,8 @@
 """Which kernels run: device names, the modules behind them, and what is set for the whole process.
 
 A backend is a plain module with the names of ``kernels/reference.py``. It is imported on first use, so
-``import fastbp`` costs NumPy only. There is no fall-back from one device to another.
+``import fastbp`` costs NumPy only, and nothing of CUDA is imported before a model asks for it. There is no fall-back
+from one device to another.
 """
 
 import importlib
@@ -13,19 +14,28 @@ import numpy as np
 from . import checks
 from .kernels import table
 
-MODULES = {"cpu": "fastbp.kernels.cpu", "reference": "fastbp.kernels.reference"}
+MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "reference": "fastbp.kernels.reference"}
 
 _loaded = {}
 _threads = None  # what set_num_threads asked for
 
 
+def on_host(device):
+    """Whether a device computes in the memory of the host, on NumPy's arrays."""
+    return device != "cuda"
+
+
 def load(device):
-    """The backend module of a device."""
+    """The backend of a device: its module, or `device.DeviceKernels` over one that has memory of its own."""
     if device not in _loaded:
         checks.choice("device", device, MODULES)
         module = importlib.import_module(MODULES[device])
         if _threads is not None:
             module.set_num_threads(_threads)
+        if not on_host(device):
+            from .device import DeviceKernels
+
+            module = DeviceKernels(module)
         _loaded[device] = module
     return _loaded[device]
 

@@ -78,8 +78,18 @@ def dtype(argument, value):
 
 
 # ---------------------------------------------------------------------------------------- arrays
+def on_device(value):
+    """Whether this is an array in the memory of a GPU."""
+    return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
+
+
 def numeric(argument, value):
     """``value`` as an array of real numbers; no copy of what is an array already."""
+    if not isinstance(value, np.ndarray) and on_device(value):
+        raise TypeError(
+            f"{argument} must be in the memory of the host here, got a {type(value).__name__} on the GPU; copy it "
+            f'to the host first, or move the model there with model.to("cuda")'
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:

@@ -102,15 +102,17 @@ def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
 # -------------------------------------------------------------------------------------- checked
 def checked_pair(model, loss, X, y, names):
     """X and y as arrays that can be trained on, whose values are all finite; nothing is copied but labels."""
-    X = checks.matrix(names[0], X, model.in_features)
+    X = model.checked_inputs(names[0], X)
     checks.not_empty(names[0], X)
+    y = model._kernels.to_host(y) if checks.on_device(y) else y  # to be looked at: labels must be those of classes
     if isinstance(loss, Loss):
         y = loss.checked_target(names[1], y, len(X), model.out_features)
     else:
         y = checks.numeric(names[1], y)
         if y.ndim == 0 or len(y) != len(X):
             raise ValueError(f"{names[1]} must have {len(X)} rows as {names[0]} has, got shape {y.shape}")
-    checks.finite(names[0], X, model.dtype)
+    if isinstance(X, np.ndarray):  # what is on the device stays there, and shows in the loss
+        checks.finite(names[0], X, model.dtype)
     checks.finite(names[1], y, model.dtype)
     return X, y
 

@@ -121,6 +121,9 @@ class Linear(Layer):
     grad_weight, grad_bias : arrays
         What the last `backward` stored; an error where there is none.
 
+        All four are views of what the layer computes with; on the device "cuda" read-only copies, where values are
+        set by assigning a whole array.
+
     Notes
     -----
     Values are drawn when they are first needed. Values set before the layer goes into a model are kept there.
@@ -168,7 +171,7 @@ class Linear(Layer):
     def _place(self, network, row, values):
         for view, value in zip(network.views[row], values, strict=True):
             if view is not None:
-                view[...] = value
+                network.write(view, value)
         self._parameters, self._row = network, row
         self._given = self._init = None
 
@@ -183,12 +186,14 @@ class Linear(Layer):
         if self._parameters is None:
             self._given[name] = array.copy()
         else:
-            assign(name, getattr(self, name), array)
-            self.network.version += 1
+            assign(self.network, name, self._view(name), array)
+
+    def _view(self, name):
+        return self.network.views[self._row][name == "bias"]
 
     @property
     def weight(self):
-        return self.network.views[self._row][0]
+        return self.network.readable(self._view("weight"))
 
     @weight.setter
     def weight(self, value):
@@ -196,7 +201,7 @@ class Linear(Layer):
 
     @property
     def bias(self):
-        return self.network.views[self._row][1]
+        return self.network.readable(self._view("bias"))
 
     @bias.setter
     def bias(self, value):
@@ -206,11 +211,11 @@ class Linear(Layer):
 
     @property
     def grad_weight(self):
-        return self.network.gradient_views[self._row][0]
+        return self.network.readable(self.network.gradient_views[self._row][0])
 
     @property
     def grad_bias(self):
-        return self.network.gradient_views[self._row][1]
+        return self.network.readable(self.network.gradient_views[self._row][1])
 
     # ----------------------------------------------------------------------------------- steps
     def forward(self, x):

@@ -76,10 +76,10 @@ def fit_many(
         raise ValueError(f"rows must be {len(models)} arrays of row numbers, one a model, got {rows!r:.100}")
     if not callable(callbacks):
         raise TypeError(f"callbacks must be a function that makes a list, got {callbacks!r}; pass lambda: […]")
-    checked, trainings = {}, []  # data are checked once for all models of one shape and dtype
+    checked, trainings = {}, []  # data are checked once for all models of one shape, dtype and device
     for i, model in enumerate(models):
         check_pair(loss, optimizers[i])
-        key = model.in_features, model.out_features, model.dtype
+        key = model.in_features, model.out_features, model.dtype, model.device
         if key not in checked:
             validation = None if validation_data is None else Validation(model, loss, validation_data)
             checked[key] = data.Chunk(model, loss, X, y, sample_weight), validation
@@ -127,6 +127,8 @@ def _side_by_side(trainings):
         return history
 
     threads = min(len(trainings), backend.get_num_threads())
+    if not all(training.model.network.on_host for training in trainings):
+        threads = 1  # a GPU has one stream, whose launches are in the order of the calls
     with concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
         futures = [pool.submit(run, i, training) for i, training in enumerate(trainings)]
         try:

@@ -39,7 +39,7 @@ class Sequential:
     dtype : str
         ``"float32"`` or ``"float64"``: of the parameters and of all computation.
     device : str
-        ``"cpu"`` or ``"reference"``.
+        ``"cpu"``, ``"cuda"`` (an NVIDIA GPU; needs the extra of that name) or ``"reference"``.
     seed : int, optional
         Of the one generator that draws first values and shuffles; it is saved with the model.
 
@@ -87,7 +87,12 @@ class Sequential:
         self._drop_key = None  # random bits of the last forward pass, when it was in training mode
         self._trace = None  # (input, saved) of every row of the last forward
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
-        self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, BLOCK_BYTES // row_bytes))
+        self.prediction_block = max(1, BLOCK_BYTES // row_bytes)
+        if self._parameters.on_host:
+            self._empty, self._batch = np.empty, checks.batch
+            self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, self.prediction_block))
+        else:  # where results of layers stay, and a block is milliseconds
+            self._empty, self._batch = self._kernels.empty, self._kernels.batch
         self._lock = threading.Lock()
 
     def __getstate__(self):
@@ -102,6 +107,32 @@ class Sequential:
     def device(self):
         return self._parameters.device
 
+    def to(self, device):
+        """Move the model to another device, with its layers, stored gradients and the state of its optimizers.
+
+        Parameters
+        ----------
+        device : str
+
+        Returns
+        -------
+        Sequential
+            The model itself.
+
+        Raises
+        ------
+        ImportError, RuntimeError, MemoryError
+            The device cannot be used, or has no room: the error says what to do, and nothing has been changed.
+        """
+        checks.choice("device", device, backend.MODULES)
+        if device != self.device:
+            with self.exclusive():
+                self._parameters.to(device)
+                for layer in self.layers:
+                    layer.device, layer.last_call = device, None
+            self._prepare()
+        return self
+
     # ------------------------------------------------------------------------------ parameters
     def parameters(self):
         """Named views of all parameters, for an optimizer."""
@@ -110,23 +141,24 @@ class Sequential:
     @property
     def flat_parameters(self):
         """Packed copy of all parameters: layer by layer the weight row by row, then the bias. Assigning writes."""
-        return self._parameters.pack(self._parameters.views)
+        return self._parameters.pack(self._parameters.values)
 
     @flat_parameters.setter
     def flat_parameters(self, value):
         flat = self._parameters.checked_flat("flat_parameters", value)
-        self._parameters.unpack(flat, self._parameters.views)
+        self._parameters.unpack(flat, self._parameters.values)
         self._parameters.version += 1
 
     @property
     def flat_gradients(self):
         """Packed copy of all gradients, ordered as `flat_parameters`. Assigning writes."""
-        return self._parameters.pack(self._parameters.gradient_views)
+        return self._parameters.pack(self._parameters.gradients)
 
     @flat_gradients.setter
     def flat_gradients(self, value):
         flat = self._parameters.checked_flat("flat_gradients", value)
-        self._parameters.unpack(flat, self._parameters.store_gradients())
+        self._parameters.store_gradients()
+        self._parameters.unpack(flat, self._parameters.gradients)
 
     def zero_grad(self):
         """Set the stored gradients to zero. Not needed before `backward`, which overwrites them."""
@@ -134,7 +166,7 @@ class Sequential:
 
     def state_dict(self):
         """Copies of all parameters by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
-        return {parameter.name: parameter.data.copy() for parameter in self.parameters()}
+        return {parameter.name: np.array(parameter.data) for parameter in self.parameters()}
 
     def load_state_dict(self, state):
         """Copy in what `state_dict` returned; names and shapes must be those of this model."""
@@ -193,12 +225,12 @@ class Sequential:
 
     def forward_in_mode(self, x, training):
         """`forward` in training or in evaluation mode, whatever the mode of the model."""
-        x = checks.batch("x", x, self.in_features, self.dtype)
+        x = self._batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
         self._drop_key = self.step_keys(1)[0] if training else None
         rows = zip(self._parameters.table, self._parameters.views, self._activations, strict=True)
         for i, (row, (weight, bias), activation) in enumerate(rows):
-            out = np.empty((len(x), row[network_table.FAN_OUT]), self.dtype)
+            out = self._empty((len(x), int(row[network_table.FAN_OUT])), self.dtype)
             output_is_enough = row[network_table.SAVED] == row[network_table.OUTPUT]
             if row[network_table.KIND] == _DROPOUT:
                 self._drop(i, x, out)
@@ -207,14 +239,15 @@ class Sequential:
                 kernels.activation_forward(x, *activation, out)
                 saved = out if output_is_enough else x
             else:
-                saved = out if output_is_enough else np.empty_like(out)
+                saved = out if output_is_enough else self._empty(out.shape, self.dtype)
                 kernels.linear_forward(x, weight, bias, *activation, out, saved)
             trace.append((x, saved))
             x = out
         self._trace = trace
-        if trace[-1][1] is out and self._activations[-1][0] != IDENTITY[0]:
+        result = kernels.to_host(out)
+        if trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
             return out.copy()  # what is saved must survive what the caller does to the output
-        return out
+        return result
 
     def backward(self, grad_output, accumulate=False):
         """Gradients of all parameters, by the chain rule from the last layer to the first.
@@ -241,16 +274,16 @@ class Sequential:
         if self._trace is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
         trace, activations, kernels = self._trace, self._activations, self._kernels
-        grad = checks.batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
+        grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
         gradient_views = self._parameters.store_gradients() if store else None
-        grad_z = np.empty_like(grad)
+        grad_z = self._empty(grad.shape, self.dtype)
         kernels.activation_backward(grad, trace[-1][1], *activations[-1], grad_z)
         for i in range(len(trace) - 1, -1, -1):
             x = trace[i][0]
             weight = self._parameters.views[i][0]
             # The input of the first row has no activation before it.
             saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, IDENTITY)
-            grad_z_prev = np.empty_like(x)
+            grad_z_prev = self._empty(x.shape, self.dtype)
             if weight is None:
                 if self._parameters.table[i, network_table.KIND] == _DROPOUT:
                     self._drop(i, grad_z, grad_z)
@@ -260,7 +293,7 @@ class Sequential:
                     kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
                 kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev)
             grad_z = grad_z_prev
-        return grad_z
+        return kernels.to_host(grad_z)
 
     @property
     def last_call(self):
@@ -279,7 +312,7 @@ class Sequential:
     def _drop(self, row, x, out):
         """Dropout of a row of the table, by the key of the last forward pass; none when that was in eval mode."""
         if self._drop_key is None:
-            out[...] = x
+            self._kernels.activation_forward(x, *IDENTITY, out)
         else:
             key = int(layer_key(self._drop_key, row).view(np.int64))
             self._kernels.dropout(x, np.arange(len(x)), key, self._activations[row][1], out)
@@ -350,13 +383,16 @@ class Sequential:
     fit = training.fit
 
     # ------------------------------------------------------------------------------ predictions
-    def predict(self, X):
+    def predict(self, X, *, to_host=True):
         """Outputs of the network, whatever the mode; several threads may call it at once.
 
         Parameters
         ----------
         X : array (n, in)
             Any real dtype and layout; what is not read directly is converted a block at a time.
+        to_host : bool
+            Whether the result is copied to the host; if not, it is where the model computes. That matters for the
+            device "cuda" only, whose arrays offer ``__cuda_array_interface__``.
 
         Returns
         -------
@@ -365,8 +401,8 @@ class Sequential:
         """
         simple = type(X) is np.ndarray and X.dtype == self.dtype and X.ndim == 2 and checks.readable(X)
         if not simple or X.shape[1] != self.in_features:
-            X = checks.matrix("X", X, self.in_features)
-        out = np.empty((len(X), self.out_features), self.dtype)
+            X = self.checked_inputs("X", X)
+        out = (np.empty if to_host else self._kernels.empty)((len(X), self.out_features), self.dtype)
         try:
             workspace = self._inference_workspaces.pop()
         except IndexError:
@@ -375,13 +411,19 @@ class Sequential:
         if simple and len(X) <= block:
             self._kernels.network_forward(workspace, self._values, X, out)
         else:
-            direct = checks.readable(X) and self._kernels.gathers(X.dtype)
+            direct = not isinstance(X, np.ndarray) or (checks.readable(X) and self._kernels.gathers(X.dtype))
             for start in range(0, len(X), block):
                 part = X[start : start + block]
                 part = part if direct else checks.converted(part, self.dtype)
                 self._kernels.network_forward(workspace, self._values, part, out[start : start + block])
         self._inference_workspaces.append(workspace)
         return out
+
+    def checked_inputs(self, argument, X):
+        """X as a matrix with a column a feature, of the host or of the device; no copy."""
+        if not self._parameters.on_host and self._kernels.is_there(X):
+            return self._kernels.matrix(argument, X, self.in_features)
+        return checks.matrix(argument, X, self.in_features)
 
     def predict_proba(self, X, loss=None):
         """Probabilities, as the loss has them: softmax, sigmoid, or the outputs themselves.

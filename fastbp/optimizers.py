@@ -111,6 +111,7 @@ class Optimizer:
         if self.network is None:
             self.state = network.like(table.OPTIMIZER_STATES[self.name])
             self.network = network
+            network.optimizers.add(self)
 
     def require_free_for(self, network):
         """Refuse a network when this is the optimizer of another."""
@@ -123,16 +124,22 @@ class Optimizer:
     def reset(self):
         """Begin anew: the state is zero and no update has been done."""
         for buffer in self.state:
-            buffer.fill(0)
+            self.network.clear(buffer)
         self.step_count = 0
+
+    def __getstate__(self):
+        if self.network is None:
+            return self.__dict__
+        return self.__dict__ | {"state": tuple(map(self.network.backend.to_host, self.state))}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         if self.network is not None:  # a copied array need not start on a cache line
             buffers = self.network.like(len(self.state))
             for buffer, copied in zip(buffers, self.state, strict=True):
-                buffer[...] = copied
+                self.network.write(buffer, copied)
             self.state = buffers
+            self.network.optimizers.add(self)
 
     # ----------------------------------------------------------------------------------- steps
     def learning_rates(self, first_step, steps):
@@ -184,7 +191,7 @@ class Optimizer:
     # ----------------------------------------------------------------------------------- files
     def state_dict(self):
         """``step_count`` and packed copies of the state by name."""
-        packed = (self.network.pack(self.network.views_of(buffer)) for buffer in self.state)
+        packed = (self.network.pack(buffer) for buffer in self.state)
         return {"step_count": self.step_count} | dict(zip(self.state_names, packed, strict=False))
 
     def load_state_dict(self, state):
@@ -197,7 +204,7 @@ class Optimizer:
         step_count = checks.integer("step_count", state["step_count"], minimum=0)
         arrays = [self.network.checked_flat(name, state[name]) for name in self.state_names]
         for buffer, array in zip(self.state, arrays, strict=True):
-            self.network.unpack(array, self.network.views_of(buffer))
+            self.network.unpack(array, buffer)
         self.step_count = step_count
 
     def config(self):

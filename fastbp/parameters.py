@@ -2,9 +2,13 @@
 
 The table (``kernels/table.py``) says where a weight or a bias lies. What users see is named views of shape
 ``(in, out)`` and ``(out,)`` and packed copies; what padding holds means nothing.
+
+The buffers lie where the backend computes. In the memory of the host a named view is the buffer itself; of a device
+it is a read-only copy, and values are written by assigning whole arrays.
 """
 
 import math
+import weakref
 
 import numpy as np
 
@@ -33,29 +37,56 @@ class Parameters:
         self.device, self.dtype = device, dtype
         self.table, self.size = network_table.lower(layers, dtype.itemsize)
         self.prefixes = tuple(prefixes)
+        self.optimizers = weakref.WeakSet()  # those that have state of this network
         self._allocate()
+        self.version = 0
 
     def _allocate(self):
         self.backend = backend.load(self.device)
+        self.on_host = backend.on_host(self.device)
         self.values = self.backend.zeros(self.size, self.dtype)
         self.views = self.views_of(self.values)
         self._gradients = self._gradient_views = None
         self._gradients_stored = False
-        self.version = 0
+
+    def _packed(self):
+        """Values and stored gradients, whatever the device."""
+        return self.pack(self.values), self.pack(self._gradients) if self._gradients_stored else None
+
+    def _allocate_with(self, values, gradients):
+        self._allocate()
+        self.unpack(values, self.values)
+        if gradients is not None:
+            self.store_gradients()
+            self.unpack(gradients, self._gradients)
 
     def __getstate__(self):
         attributes = ("device", "dtype", "table", "size", "prefixes")
-        state = {name: getattr(self, name) for name in attributes}
-        gradients = self.pack(self._gradient_views) if self._gradients_stored else None
-        return state, self.pack(self.views), gradients
+        return {name: getattr(self, name) for name in attributes}, *self._packed()
 
     def __setstate__(self, state):
         attributes, values, gradients = state
         self.__dict__.update(attributes)
-        self._allocate()
-        self.unpack(values, self.views)
-        if gradients is not None:
-            self.unpack(gradients, self.store_gradients())
+        self.optimizers, self.version = weakref.WeakSet(), 0
+        self._allocate_with(values, gradients)
+
+    def to(self, device):
+        """Move values, stored gradients and the state of the optimizers; where that fails, nothing has changed."""
+        packed, before = self._packed(), dict(self.__dict__)
+        states = [(optimizer, list(map(self.pack, optimizer.state))) for optimizer in self.optimizers]
+        try:
+            self.device = device
+            self._allocate_with(*packed)
+            moved = [self.like(len(state)) for _, state in states]
+            for buffers, (_, state) in zip(moved, states, strict=True):
+                for buffer, values in zip(buffers, state, strict=True):
+                    self.unpack(values, buffer)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        for buffers, (optimizer, _) in zip(moved, states, strict=True):
+            optimizer.state = buffers
+        self.version += 1
 
     # ------------------------------------------------------------------------------- gradients
     @property
@@ -83,7 +114,7 @@ class Parameters:
             self._gradients = self.backend.zeros(self.size, self.dtype)
             self._gradient_views = self.views_of(self._gradients)
         elif not self._gradients_stored:
-            self._gradients.fill(0)
+            self.clear(self._gradients)
         self._gradients_stored = True
         return self._gradient_views
 
@@ -95,24 +126,45 @@ class Parameters:
     def zero_gradients(self):
         """Set the stored gradients to zero."""
         if self._gradients_stored:
-            self._gradients.fill(0)
+            self.clear(self._gradients)
 
     def gradient_norm(self):
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        rows = (np.einsum("...i,...i->...", view, view, dtype=np.float64) for view in real(self.gradient_views))
+        views = real(self._readable_views(self.gradients))
+        rows = (np.einsum("...i,...i->...", view, view, dtype=np.float64) for view in views)
         return math.sqrt(sum(float(row.sum()) for row in rows))
 
     def scale_gradients(self, factor):
         """Multiply the stored gradients."""
+        gradients = self.backend.to_host(self.gradients)
         with np.errstate(invalid="ignore", over="ignore"):
-            np.multiply(self.gradients, self.dtype.type(factor), out=self._gradients)
+            np.multiply(gradients, self.dtype.type(factor), out=gradients)
+        if not self.on_host:
+            self.write(self._gradients, gradients)
 
-    def finite(self):
-        """Whether all values are finite; so large that their sum is not counts as not."""
+    # -------------------------------------------------------------------------- whole buffers
+    def write(self, view, values):
+        """Copy an array of the host into a buffer, or into a view of one."""
+        if self.on_host:
+            view[...] = values
+        else:
+            self.backend.write(view, values)
+
+    def clear(self, buffer):
+        """Set a buffer to zero."""
+        self.write(buffer, np.zeros((), self.dtype))
+
+    def values_if_finite(self):
+        """The values as an array of the host, of padding as well; None where some are not finite.
+
+        So large that their sum is not finite counts as not.
+        """
+        values = self.backend.to_host(self.values)
         with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(np.add.reduce(self.values)):  # of padding as well, which may hold anything
-                return True
-            return all(math.isfinite(np.add.reduce(view, axis=None)) for view in real(self.views))
+            if math.isfinite(np.add.reduce(values)):  # of padding as well, which may hold anything
+                return values
+            views = real(self.views if self.on_host else self.views_of(values))
+            return values if all(math.isfinite(np.add.reduce(view, axis=None)) for view in views) else None
 
     # ----------------------------------------------------------------------------------- views
     def named(self):
@@ -135,20 +187,37 @@ class Parameters:
         return tuple(self.backend.zeros(self.size, self.dtype) for _ in range(count))
 
     # ------------------------------------------------------------------------- packed copies
-    def pack(self, views):
+    def pack(self, buffer):
         """One-dimensional copy without padding: layer by layer the weight row by row, then the bias."""
         flat, start = np.empty(self.count, self.dtype), 0
-        for view in real(views):
+        for view in real(self._readable_views(buffer)):
             flat[start : start + view.size].reshape(view.shape)[...] = view
             start += view.size
         return flat
 
-    def unpack(self, flat, views):
-        """Write a packed array into the views."""
-        start = 0
-        for view in real(views):
+    def unpack(self, flat, buffer):
+        """Write a packed array into a buffer."""
+        host, start = buffer if self.on_host else np.zeros(self.size, self.dtype), 0
+        for view in real(self._readable_views(host)):
             view[...] = flat[start : start + view.size].reshape(view.shape)
             start += view.size
+        if not self.on_host:
+            self.write(buffer, host)
+
+    def _readable_views(self, buffer):
+        """(weight, bias) views that NumPy reads: into the buffer, or into a copy of it on the host."""
+        if self.on_host:
+            known = {id(self.values): self.views, id(self._gradients): self._gradient_views}
+            return known.get(id(buffer)) or self.views_of(buffer)
+        return self.views_of(buffer if isinstance(buffer, np.ndarray) else self.backend.to_host(buffer))
+
+    def readable(self, view):
+        """One of the views as users see it."""
+        if self.on_host or view is None:
+            return view
+        copy = self.backend.to_host(view)
+        copy.flags.writeable = False  # what is written into a copy would be lost
+        return copy
 
     def views_of(self, buffer):
         """(weight, bias) views into another buffer of the parameters' shape."""
@@ -157,7 +226,7 @@ class Parameters:
     @property
     def count(self):
         """Number of real parameters."""
-        return sum(view.size for view in real(self.views))
+        return sum(math.prod(view.shape) for view in real(self.views))
 
     def checked_flat(self, argument, value):
         """``value`` as a packed array of all parameters."""
@@ -179,37 +248,41 @@ class Parameter:
     name : str
         As in `Sequential.state_dict`, for example ``"0.weight"``.
     data : array
-        View of the values; assigning copies in.
+        View of the values; assigning copies in. Of a model on another device than the host a read-only copy.
     grad : array
-        View of the gradient; an error where no gradients are stored.
+        View of the gradient, likewise; an error where no gradients are stored.
     """
 
     def __init__(self, parameters, row, part, name):
         self.network, self._row, self._part, self.name = parameters, row, part, name
 
     @property
-    def data(self):
+    def _view(self):
         return self.network.views[self._row][self._part]
+
+    @property
+    def data(self):
+        return self.network.readable(self._view)
 
     @data.setter
     def data(self, value):
-        assign(self.name, self.data, value)
-        self.network.version += 1
+        assign(self.network, self.name, self._view, value)
 
     @property
     def grad(self):
-        return self.network.gradient_views[self._row][self._part]
+        return self.network.readable(self.network.gradient_views[self._row][self._part])
 
     @property
     def shape(self):
-        return self.data.shape
+        return tuple(self._view.shape)
 
     def __repr__(self):
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.network.dtype})"
 
 
-def assign(name, view, value):
-    """Copy ``value`` into a view of exactly its shape."""
+def assign(network, name, view, value):
+    """Copy ``value`` into a view, of exactly its shape, of a network's values."""
     array = checks.numeric(name, value)
-    checks.shape(name, array, view.shape)
-    view[...] = array
+    checks.shape(name, array, tuple(view.shape))
+    network.write(view, array)
+    network.version += 1

@@ -61,7 +61,7 @@ class FusedStep:
     def __call__(self, x, y):
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
-            x = checks.batch("x", x, self.model.in_features, self.dtype)
+            x = self.model._batch("x", x, self.model.in_features, self.dtype)
         n = len(x)
         y = self.target(y, n)
         if n > self.capacity or y.ndim != self.dimensions or n == 0:
@@ -101,6 +101,7 @@ class FusedStep:
                     return self.loss.checked_target("y", y, rows, self.outputs) if self.dimensions == 0 else y
             elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
                 return y
+        y = self.model._kernels.to_host(y) if checks.on_device(y) else y
         y = self.loss.checked_target("y", y, rows, self.outputs)
         return checks.converted(y, np.int64 if self.loss.takes_labels(y) else self.dtype)
 
@@ -126,7 +127,7 @@ class EagerStep:
         """One batch, one update; returns the loss before it."""
         weight = None
         if isinstance(self.loss, Loss):
-            x = checks.batch("x", x, self.model.in_features, self.model.dtype)
+            x = self.model._batch("x", x, self.model.in_features, self.model.dtype)
             checks.not_empty("x", x)
             y = self.loss.checked_target("y", y, len(x), self.model.out_features)
             weight = self.loss.row_weight(y, None)
@@ -175,10 +176,19 @@ class FusedSteps:
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels = chunk.labels
-        self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
-        row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
-        self.most = len(self.X) if self.direct else max(1, STAGING_BYTES // (batch_size * row_bytes))
+        self.labels, self.staging = chunk.labels, None
+        if model.network.on_host:
+            self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
+        else:
+            there = kernels.resident((self.X, self.y, self.weight), self.dtype)
+            self.direct = there is not None
+            self.X, self.y, self.weight = there or (kernels.to_host(self.X), self.y, self.weight)
+        self.most = len(self.X)
+        if not self.direct:
+            row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
+            self.most = max(1, STAGING_BYTES // (batch_size * row_bytes))
+            if not model.network.on_host:
+                self.staging = Staging(kernels, self.most * batch_size, chunk, self.dtype)
 
     def start(self, steps):
         """Make ready for so many steps."""
@@ -194,6 +204,8 @@ class FusedSteps:
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
             rows = np.arange(len(rows))
+            if self.staging is not None:
+                X, y, weight = self.staging(X, y, weight)
         begin = self.optimizer.step_count - self.first
         done = self.run(
             self.workspace,
@@ -213,6 +225,23 @@ class FusedSteps:
         return done
 
 
+class Staging:
+    """Memory of the device for some rows of data that it cannot hold at once, the same for every call."""
+
+    def __init__(self, kernels, rows, chunk, dtype):
+        self.kernels, rows = kernels, min(rows, chunk.count)
+        self.arrays = [
+            kernels.empty((rows, *chunk.X.shape[1:]), dtype),
+            kernels.empty((rows, *chunk.y.shape[1:]), np.int64 if chunk.labels else dtype),
+            None if chunk.weight is None else kernels.empty(rows, np.float64),
+        ]
+
+    def __call__(self, *arrays):
+        """The rows on the device."""
+        pairs = zip(arrays, self.arrays, strict=True)
+        return [None if array is None else self.kernels.send(array, there) for array, there in pairs]
+
+
 class EagerSteps:
     """Runs batches through stored gradients, one a call, with an update after every ``accumulate`` of them."""
 
@@ -221,6 +250,7 @@ class EagerSteps:
     def __init__(self, model, loss, optimizer, chunk, batch_size, accumulate):
         self.step = EagerStep(model, loss, optimizer)
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
+        self.X = model._kernels.to_host(chunk.X)
 
     def start(self, steps):
         """Make ready for so many batches, of which the last ones may be a shorter group."""
@@ -230,7 +260,7 @@ class EagerSteps:
     def __call__(self, rows, step_loss, step_hits):
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
-        step_loss[0], step_hits[0] = self.step.add(chunk.X[rows], chunk.y[rows], weight)
+        step_loss[0], step_hits[0] = self.step.add(self.X[rows], chunk.y[rows], weight)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()
@@ -321,19 +351,20 @@ class Snapshot:
     def __init__(self, network, optimizer):
         self._network, self._optimizer = network, optimizer
         self._before = optimizer.step_count
-        self._values = np.empty_like(network.values)
+        self._values = np.empty(network.size, network.dtype)
         self._epoch = None
 
     def take(self, epoch):
         """Keep the weights, unless some are not finite."""
-        if self._network.finite():
-            np.copyto(self._values, self._network.values)
+        values = self._network.values_if_finite()
+        if values is not None:
+            np.copyto(self._values, values)
             self._epoch = epoch
 
     def restore(self):
         """Put the weights back and let the optimizer begin anew, where there were updates; returns what was done."""
         if self._optimizer.step_count == self._before or self._epoch is None:
             return "nothing has been changed"
-        np.copyto(self._network.values, self._values)
+        self._network.write(self._network.values, self._values)
         self._optimizer.reset()
         return f"weights are back at those epoch {self._epoch} began with, and the optimizer at its beginning"

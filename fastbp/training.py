@@ -254,6 +254,8 @@ class Validation:
         self.model, self.loss = model, loss
         self.X, self.y = data.checked_pair(model, loss, *pair, ("validation_data[0]", "validation_data[1]"))
         self.weight = loss.row_weight(self.y, None) if isinstance(loss, Loss) else None
+        if not model.network.on_host:
+            self.X, *_ = model._kernels.resident((self.X,), model.dtype) or (self.X,)
 
     def of(self, model):
         """The same for another model of this shape and dtype."""
@@ -271,7 +273,7 @@ class Validation:
         ones = np.ones(min(len(X), model.prediction_block))
         for start in range(0, len(X), model.prediction_block):
             part = slice(start, start + model.prediction_block)
-            prediction = model.predict(X[part])
+            prediction = model.predict(X[part], to_host=False)
             unused = prediction  # the gradient, written in place
             row_loss[part], row_hit = loss.of_rows(
                 model._kernels, prediction, self.y[part], ones[: len(prediction)], unused

@@ -128,8 +128,8 @@ def test_threads_set_before_a_backend_is_loaded():
 
 
 def test_unknown_device_lists_those_there_are():
-    for name in ("cuda", "gpu", None, 3):
-        with pytest.raises(ValueError, match="device must be one of 'cpu', 'reference'; got"):
+    for name in ("gpu", None, 3):
+        with pytest.raises(ValueError, match="device must be one of 'cpu', 'cuda', 'reference'; got"):
             backend.load(name)
 
 

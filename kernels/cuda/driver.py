@@ -203,6 +203,12 @@ def describe() -> dict[str, str]:
 
 
 # --------------------------------------------------------------------------------------------- memory
+def free_memory():
+    """Bytes that are free on the GPU; without end in the simulator."""
+    require()
+    return cuda.current_context().get_memory_info()[0]
+
+
 def empty(shape, dtype):
     """An uninitialised device array; rows of C order, the first element on a cache line."""
     require()

@@ -1,0 +1,153 @@
+"""A backend with memory of its own, for callers whose arrays may be on the host.
+
+`DeviceKernels` has the names of the contract. An array of the host is sent before a call and, where the call writes
+it, fetched after; an array that is on the device, or that another library has there, is used where it lies. So layers,
+losses and networks are the same code for every device, and what is to stay on the device is made there.
+"""
+
+import inspect
+
+import numpy as np
+
+from . import checks
+from .kernels import reference
+
+# The arrays of each call that may be on the host: those it reads, and those it writes.
+EXCHANGED = {
+    "activation_forward": (("z",), ("out",)),
+    "activation_backward": (("grad_out", "saved"), ("grad_z",)),
+    "linear_forward": (("x", "weight", "bias"), ("out", "saved")),
+    "linear_backward_input": (("grad_z", "weight", "saved"), ("grad_z_prev",)),
+    "linear_backward_params": (("x", "grad_z", "grad_weight", "grad_bias"), ("grad_weight", "grad_bias")),
+    "dropout": (("x", "rows"), ("out",)),
+    "loss_forward_backward": (("prediction", "target", "row_weight"), ("row_loss", "row_hit", "grad")),
+    "network_forward": (("x",), ("out",)),
+    "network_train_steps": (("x", "target", "row_weight"), ()),
+}
+RESIDENT_SHARE = 0.5  # of the free memory of the device, that data of one call of fit may take
+
+
+class DeviceKernels:
+    """The module of a backend, its calls taking arrays of the host as well.
+
+    Parameters
+    ----------
+    module : module
+        With the names of ``kernels/reference.py``, and its ``driver``.
+    """
+
+    def __init__(self, module):
+        self.module, self.driver = module, module.driver
+        for name, (read, written) in EXCHANGED.items():
+            setattr(self, name, self._exchanging(name, read, written))
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def _exchanging(self, name, read, written):
+        """The call of this name, which sends and fetches arrays of the host."""
+        function, places = getattr(self.module, name), list(inspect.signature(getattr(reference, name)).parameters)
+        read, written = ([places.index(argument) for argument in arguments] for arguments in (read, written))
+
+        def call(*arguments):
+            self.driver.require()
+            arguments, sent = list(arguments), {}
+            for place in read:
+                arguments[place] = self._there(arguments[place], sent, self.to_device)
+            fetched = [(arguments[place], place) for place in written if isinstance(arguments[place], np.ndarray)]
+            for place in written:
+                arguments[place] = self._there(arguments[place], sent, self._empty_like)
+            result = function(*arguments)
+            for array, place in fetched:
+                array[...] = self.to_host(arguments[place])
+            return result
+
+        return call
+
+    def _there(self, array, sent, send):
+        """The array on the device; the same one for arguments that are the same memory."""
+        if not isinstance(array, np.ndarray):
+            return array
+        key = array.ctypes.data, array.shape, array.strides
+        if key not in sent:
+            sent[key] = send(array)
+        return sent[key]
+
+    def _empty_like(self, array):
+        return self.empty(array.shape, array.dtype)
+
+    # ------------------------------------------------------------------------------------ arrays
+    def write(self, view, values):
+        """Copy an array of the host, or a number, into a parameter buffer or a view of one."""
+        driver = self.driver
+        memory = driver.flat(view)
+        if view.ndim == 2:  # with what lies between its rows, which means nothing
+            rows, columns = view.shape
+            padded = np.zeros((rows, driver.leading(view)), view.dtype)
+            padded[:, :columns] = values
+            driver.to_device(padded.reshape(-1)[: memory.size], memory)
+        else:
+            host = np.empty(memory.size, view.dtype)
+            host[...] = values
+            driver.to_device(host, memory)
+
+    def is_there(self, value):
+        """Whether this is an array on a device already."""
+        return self.driver.is_on_device(value)
+
+    def matrix(self, argument, value, columns, rows=None):
+        """A two-dimensional array of the device, checked as `checks.matrix` checks one of the host, and not copied."""
+        array = self.driver.as_device_array(value)
+        shape = tuple(array.shape)
+        if len(shape) != 2 or shape[1] != columns or rows not in (None, shape[0]):
+            raise ValueError(f"{argument} must have shape ({'n' if rows is None else rows}, {columns}), got {shape}")
+        if not self.gathers(array.dtype) or not (array.is_c_contiguous() or array.size == 0):
+            raise TypeError(
+                f"{argument} must be C-contiguous where it is on the GPU and hold floats of 16, 32 or 64 bits, "
+                f"integers or bool, got dtype {array.dtype} and strides {array.strides}; make such a copy first"
+            )
+        return array
+
+    def batch(self, argument, value, columns, dtype, rows=None):
+        """`checks.batch`, on the device."""
+        if not self.is_there(value):
+            return self.to_device(checks.batch(argument, value, columns, dtype, rows))
+        array = self.matrix(argument, value, columns, rows)
+        if array.dtype != dtype:
+            raise TypeError(f"{argument} must have dtype {dtype} where it is on the GPU, got {array.dtype}; convert it")
+        return array
+
+    def to_host(self, array):
+        """The array on the host: a copy of one of the device."""
+        return array if isinstance(array, np.ndarray) else self.module.to_host(array)
+
+    def send(self, array, to):
+        """Copy an array of the host, as many rows as it has, into the first rows of one of the device."""
+        return self.driver.to_device(array, to[: len(array)])
+
+    # -------------------------------------------------------------------------------------- data
+    def resident(self, arrays, dtype):
+        """Copies of the arrays on the device, or None where they would take too much of its free memory.
+
+        Arrays that are there already are no copies. Those of a dtype that kernels do not read, or of another layout,
+        are converted to ``dtype`` a block at a time.
+        """
+        dtypes = [None if array is None else self._dtype_there(array, dtype) for array in arrays]
+        pairs = [pair for pair in zip(arrays, dtypes, strict=True) if pair[0] is not None]
+        size = sum(array.size * there.itemsize for array, there in pairs if not self.is_there(array))
+        if size > RESIDENT_SHARE * self.driver.free_memory():
+            return None
+        return [
+            None if array is None else self._held(array, there) for array, there in zip(arrays, dtypes, strict=True)
+        ]
+
+    def _dtype_there(self, array, dtype):
+        return array.dtype if self.gathers(array.dtype) else dtype
+
+    def _held(self, array, dtype):
+        if self.is_there(array):
+            return array
+        held = self.empty(array.shape, dtype)
+        for part in checks.blocks(array):
+            self.driver.to_device(checks.converted(array[part], dtype), held[part])
+        return held

@@ -388,7 +388,7 @@ class Function:
     ----------
     inputs : tuple of Variable or None
         The arguments; None for what is no variable.
-    saved_values : tuple
+    saved_tensors : tuple
         What ``save_for_backward`` was given. It goes, with all other attributes, when `Variable.backward` frees the
         graph.
     needs_input_grad : tuple of bool
@@ -409,7 +409,7 @@ class Function:
     ...
     ...     @staticmethod
     ...     def backward(ctx, grad_output):
-    ...         (x,) = ctx.saved_values
+    ...         (x,) = ctx.saved_tensors
     ...         return 2 * x * grad_output
     >>> y = Square.apply(x)
     """
@@ -417,7 +417,7 @@ class Function:
     reads_inputs = True
     has_parameters = False  # other than its arguments, whose gradients backward stores,
     stores_gradients = True  # unless it is told not to
-    inputs = saved_values = needs_input_grad = ()
+    inputs = saved_tensors = needs_input_grad = ()
 
     @property
     def label(self):
@@ -437,8 +437,8 @@ class Function:
         """Raise an error where what ``backward`` needs, other than the arguments, was changed; called before it."""
 
     def save_for_backward(self, *values):
-        """Keep values as ``ctx.saved_values``."""
-        self.saved_values = values
+        """Keep values as ``ctx.saved_tensors``."""
+        self.saved_tensors = values
 
     @classmethod
     def apply(cls, *arguments):

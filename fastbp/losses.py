@@ -27,7 +27,7 @@ class LossOf(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, grad * ctx.saved_values[0], None, None
+        return None, grad * ctx.saved_tensors[0], None, None
 
     @property
     def label(self):

@@ -498,7 +498,7 @@ class Cube(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        (x,) = ctx.saved_values
+        (x,) = ctx.saved_tensors
         return 3 * x**2 * grad_output
 
 
@@ -591,7 +591,7 @@ def test_a_wrong_function_shows_in_gradcheck():
     class Wrong(Cube):
         @staticmethod
         def backward(ctx, grad_output):
-            (x,) = ctx.saved_values
+            (x,) = ctx.saved_tensors
             return 3 * x * grad_output
 
     assert fastbp.gradcheck(Wrong.apply, [2.0, 3.0])["x"] > 0.1

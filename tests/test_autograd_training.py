@@ -134,7 +134,7 @@ def test_variables_as_parameters():
 
         @staticmethod
         def backward(ctx, grad_output):
-            x, factor = ctx.saved_values
+            x, factor = ctx.saved_tensors
             return grad_output * factor, grad_output * x
 
     X, y = regression()

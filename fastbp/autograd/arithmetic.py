@@ -74,7 +74,7 @@ class Multiply(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, y = ctx.saved_values
+        x, y = ctx.saved_tensors
         to_x, to_y = ctx.needs_input_grad
         return grad * y if to_x else None, grad * x if to_y else None
 
@@ -96,7 +96,7 @@ class Divide(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        y, z = ctx.saved_values
+        y, z = ctx.saved_tensors
         to_x = np.divide(grad, y)
         return to_x, -to_x * z if ctx.needs_input_grad[1] else None
 
@@ -120,7 +120,7 @@ class Power(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, y, z = ctx.saved_values
+        x, y, z = ctx.saved_tensors
         to_x = to_y = None
         if ctx.needs_input_grad[0]:
             exponent = (y or 1) if isinstance(y, int | float) else np.where(y == 0, 1, y)  # 0 x^0 is 0 for any x
@@ -175,7 +175,7 @@ class Exp(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * ctx.saved_values[0]
+        return grad * ctx.saved_tensors[0]
 
 
 def exp(x):
@@ -197,7 +197,7 @@ class Log(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return np.divide(grad, ctx.saved_values[0])
+        return np.divide(grad, ctx.saved_tensors[0])
 
 
 def log(x):
@@ -218,7 +218,7 @@ class Sqrt(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return np.divide(grad, 2.0 * ctx.saved_values[0])
+        return np.divide(grad, 2.0 * ctx.saved_tensors[0])
 
 
 def sqrt(x):
@@ -237,7 +237,7 @@ class Absolute(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * np.sign(ctx.saved_values[0])
+        return grad * np.sign(ctx.saved_tensors[0])
 
 
 def absolute(x):
@@ -257,7 +257,7 @@ class Maximum(Function):
 
     @classmethod
     def backward(cls, ctx, grad):
-        x, y = ctx.saved_values
+        x, y = ctx.saved_tensors
         tied = np.equal(x, y)
         return tuple(np.where(tied, grad / 2, np.where(cls.loses(*pair), 0, grad)) for pair in ((x, y), (y, x)))
 
@@ -301,7 +301,7 @@ class Max(Function):
 
     @classmethod
     def backward(cls, ctx, grad):
-        x, axis, keepdims, z = ctx.saved_values
+        x, axis, keepdims, z = ctx.saved_tensors
         grad = _expanded(grad, axis, keepdims)
         if isinstance(axis, int) and np.ndim(x):
             flow = np.zeros_like(x)
@@ -357,7 +357,7 @@ class Sum(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        shape, axis, keepdims = ctx.saved_values
+        shape, axis, keepdims = ctx.saved_tensors
         return np.broadcast_to(_expanded(grad, axis, keepdims), shape), None, None
 
 
@@ -377,7 +377,7 @@ class Mean(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        shape, axis, keepdims, count = ctx.saved_values
+        shape, axis, keepdims, count = ctx.saved_tensors
         return np.broadcast_to(_expanded(np.divide(grad, count), axis, keepdims), shape), None, None
 
 
@@ -397,7 +397,7 @@ class Reshape(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return np.reshape(grad, ctx.saved_values[0]), None
+        return np.reshape(grad, ctx.saved_tensors[0]), None
 
 
 def reshape(x, *shape):
@@ -415,7 +415,7 @@ class Transpose(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return np.transpose(grad, ctx.saved_values[0]), None
+        return np.transpose(grad, ctx.saved_tensors[0]), None
 
 
 def transpose(x, *axes):
@@ -437,7 +437,7 @@ class Index(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        shape, index = ctx.saved_values
+        shape, index = ctx.saved_tensors
         flow = np.zeros(shape, getattr(grad, "dtype", None))
         parts = index if isinstance(index, tuple) else (index,)
         if all(part is None or part is ... or isinstance(part, int | np.integer | slice) for part in parts):
@@ -465,7 +465,7 @@ class Concatenate(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        axis, ends = ctx.saved_values
+        axis, ends = ctx.saved_tensors
         return None, *np.split(grad, ends, axis=axis)
 
 

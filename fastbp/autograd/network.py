@@ -24,12 +24,12 @@ class Linear(Function):
         bias = None if bias is None else checks.converted(bias, dtype)
         ctx.save_for_backward(x, weight, bias, backend.load(device))
         out = np.empty((len(x), weight.shape[1]), dtype)
-        ctx.saved_values[-1].linear_forward(x, weight, bias, *IDENTITY, out, out)
+        ctx.saved_tensors[-1].linear_forward(x, weight, bias, *IDENTITY, out, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias, kernels = ctx.saved_values
+        x, weight, bias, kernels = ctx.saved_tensors
         grad = checks.converted(grad, x.dtype)
         to_x, to_weight, to_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
@@ -73,7 +73,7 @@ class MatMul(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, y = map(np.asarray, ctx.saved_values)
+        x, y = map(np.asarray, ctx.saved_tensors)
         grad = np.asarray(grad)
         if y.ndim == 1:  # as a matrix of one column
             y, grad = y[:, None], grad[..., None]
@@ -116,7 +116,7 @@ class Activation(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        shape, saved, code, parameter, kernels, _ = ctx.saved_values
+        shape, saved, code, parameter, kernels, _ = ctx.saved_tensors
         grad_z = np.empty_like(saved)
         if saved.size:
             grad = checks.converted(np.reshape(grad, saved.shape), saved.dtype)
@@ -125,7 +125,7 @@ class Activation(Function):
 
     @property
     def label(self):
-        return self.saved_values[-1] if self.saved_values else super().label
+        return self.saved_tensors[-1] if self.saved_tensors else super().label
 
 
 def _as_matrix(array):
@@ -222,11 +222,11 @@ class Dropout(Function):
     @staticmethod
     def forward(ctx, x, p, key, device):
         ctx.save_for_backward(p, key, backend.load(device))
-        return Dropout.dropped(x, *ctx.saved_values)
+        return Dropout.dropped(x, *ctx.saved_tensors)
 
     @staticmethod
     def backward(ctx, grad):
-        return Dropout.dropped(grad, *ctx.saved_values), None, None, None
+        return Dropout.dropped(grad, *ctx.saved_tensors), None, None, None
 
     @staticmethod
     def dropped(array, p, key, kernels):

@@ -80,9 +80,13 @@ def _panel(dtype):
     return _table.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
 
 
-def _transpose(dtype, n, shapes):
-    """The address of the kernel that transposes, where the input gradient of such a weight is the cheaper swapped."""
-    return context.transpose(dtype).address if any(linear.swaps.py_func(n, *shape) for shape in shapes) else 0
+def _transpose(dtype, wanted):
+    """The address of the kernel that transposes, where it is wanted."""
+    return context.transpose(dtype).address if wanted else 0
+
+
+def _narrow(dtype, rows, fan_out):
+    return linear.is_narrow.py_func(rows, fan_out, blocking.VECTOR_BYTES // dtype.itemsize, dtype.itemsize)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
@@ -102,9 +106,10 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
+    swaps = linear.swaps.py_func(len(grad_z), *weight.shape)
     panel, scratch = _panel(grad_z.dtype), _table.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
-        context.product(grad_z.dtype).address, _transpose(grad_z.dtype, len(grad_z), [weight.shape]), derive,
+        context.product(grad_z.dtype).address, _transpose(grad_z.dtype, swaps), derive,
         grad_z.itemsize, len(grad_z), *weight.shape, grad_z.ctypes.data, _ld(grad_z),
         weight.ctypes.data, _ld(weight), saved.ctypes.data, _ld(saved), activation_parameter,
         grad_z_prev.ctypes.data, _ld(grad_z_prev), panel.ctypes.data, scratch.ctypes.data,
@@ -113,10 +118,12 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
     """On the calling thread: gemm with x read along its columns."""
+    panel, transpose = _panel(x.dtype), _transpose(x.dtype, not beta and _narrow(x.dtype, *grad_weight.shape))
     context.linear_function("linear_backward_params")(
-        context.product(x.dtype).address, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
+        context.product(x.dtype).address, transpose, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
         x.ctypes.data, _ld(x), grad_z.ctypes.data, _ld(grad_z), beta,
         grad_weight.ctypes.data, _ld(grad_weight), 0 if grad_bias is None else grad_bias.ctypes.data,
+        panel.ctypes.data,
     )  # fmt: skip
 
 
@@ -263,9 +270,12 @@ class TrainingWorkspace(_Workspace):
         self.drops = bool((self.table[:, _table.KIND] == _table.KINDS.index("dropout")).any())
         self.labels = loss_name in _table.LABEL_LOSSES
         width, ldt = _table.activation_width(self.table), _table.leading_dimension(self.fan_out, self.dtype.itemsize)
-        inner = self.table[1:, [_table.FAN_IN, _table.FAN_OUT]][self.linear[1:]].tolist()
+        shapes = self.table[:, [_table.FAN_IN, _table.FAN_OUT]][self.linear].tolist()
+        lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
+        transposes = any(linear.swaps.py_func(batch_size, *shape) for shape in shapes[1:])
+        transposes |= any(_narrow(self.dtype, min(fan_in, lanes), fan_out) for fan_in, fan_out in shapes)
         self.set(
-            TRANSPOSE=_transpose(self.dtype, batch_size, inner),
+            TRANSPOSE=_transpose(self.dtype, transposes),
             DROPOUT=context.dropout(self.dtype).address if self.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,

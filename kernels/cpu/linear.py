@@ -5,7 +5,7 @@ functions are inlined into the walk (network.py) and, through `cpu.__init__`, ar
 """
 
 from ..jit import inline
-from .blocking import GRADIENT_SCRATCH, MC
+from .blocking import GRADIENT_SCRATCH, MC, PANEL_BYTES
 from .microkernel import FROM_BIAS, FROM_ZERO
 from .simd import call
 
@@ -62,10 +62,24 @@ def linear_backward_input(
 
 
 @inline
+def is_narrow(rows, fan_out, lanes, item):
+    """Whether rows of a weight get their gradient through its transpose: the outputs leave most lanes empty."""
+    return 2 * fan_out <= lanes and rows >= lanes and (rows + 15) * fan_out * item <= PANEL_BYTES
+
+
+@inline
 def linear_backward_params(
-    gemm, column_sum, n, fan_in, fan_out, x, ldx, grad_z, ldg, beta, grad_weight, ldw, grad_bias
+    gemm, transpose, column_sum, n, fan_in, fan_out, x, ldx, grad_z, ldg, beta, grad_weight, ldw, grad_bias, panel
 ):
-    """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise; any block of rows and columns."""
-    call(gemm, (fan_in, fan_out, n, x, 1, ldx, grad_z, ldg, 0, beta, 0, grad_weight, ldw, 0, 0, 0, 0, 0.0))
+    """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise; any block of rows and columns.
+
+    With ``transpose``, where `is_narrow`, it is made as ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
+    """
+    if transpose:
+        ldc = (fan_in + 15) // 16 * 16
+        call(gemm, (fan_out, fan_in, n, grad_z, 1, ldg, x, ldx, 0, FROM_ZERO, 0, panel, ldc, 0, 0, 0, 0, 0.0))
+        call(transpose, (fan_in, fan_out, panel, ldc, grad_weight, ldw))
+    else:
+        call(gemm, (fan_in, fan_out, n, x, 1, ldx, grad_z, ldg, 0, beta, 0, grad_weight, ldw, 0, 0, 0, 0, 0.0))
     if grad_bias:
         call(column_sum, (n, fan_out, grad_z, ldg, beta, grad_bias))

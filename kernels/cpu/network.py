@@ -16,7 +16,7 @@ from .. import table as layout
 from ..jit import inline
 from . import blocking
 from .elementwise import splitmix64
-from .linear import linear_backward_input, linear_backward_params, linear_forward
+from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
 from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements.
@@ -238,12 +238,13 @@ def round_up(n, unit):
 
 
 @inline
-def weights_region(record, step, n, thread, scratch):
+def weights_region(record, step, n, thread, panel):
     """Region 2: this thread's blocks of weights, gradient and update, the biases with the first block."""
     table, item, capacity = pointer(record[TABLE], np.int64), record[ITEMSIZE], record[CAPACITY]
     coefficients = record[COEFFICIENTS] + 8 * layout.COEFFICIENTS * step
     x, ldx = record[INPUT], table[layout.LD_IN]
     parameters, state_1, state_2 = record[PARAMETERS], record[STATE_1], record[STATE_2]
+    scratch = panel + record[PANEL_BYTES]
     block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
     task = 0
     for r in range(record[TABLE_ROWS]):
@@ -270,9 +271,12 @@ def weights_region(record, step, n, thread, scratch):
                         if i == 0 and row[layout.BIAS] >= 0:
                             sums = scratch
                         at = item * (row[layout.WEIGHT] + i * ld + j)
+                        transpose = 0
+                        if is_narrow(rows, fan_out, record[LANES], item):
+                            transpose = record[TRANSPOSE]
                         linear_backward_params(
-                            record[GEMM], record[COLUMN_SUM], n, rows, columns, x + item * i, ldx,
-                            grad_z + item * j, ld, 0, block, ld_scratch, sums,
+                            record[GEMM], transpose, record[COLUMN_SUM], n, rows, columns, x + item * i, ldx,
+                            grad_z + item * j, ld, 0, block, ld_scratch, sums, panel,
                         )  # fmt: skip
                         call(
                             record[OPTIMIZER],
@@ -318,7 +322,7 @@ def train_steps(record, thread):
                 record[STEPS_DONE] = step + 1
         if not finite:
             break
-        weights_region(record, step, n, thread, scratch)
+        weights_region(record, step, n, thread, panel)
         phase += 1
         barrier(record, phase)
 

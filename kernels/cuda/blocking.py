@@ -48,6 +48,13 @@ class Tile(NamedTuple):
         return self.warp_n // self.tn
 
 
+# By bytes of an element, the largest first. What a tile must load falls with its sides, and with the sides of a
+# thread's part what it reads of shared memory: 8 x 8 elements are 64 multiply-adds for four 16-byte loads, and leave
+# registers for two blocks of 256 threads, whose waits fill each other's. `bk` is as many terms as make the main loop
+# 5 to 10 KB of code, less than the 12 KB of the innermost instruction cache; for "small", whose four warps share them,
+# four times as many. "medium" is for products that "large" cannot spread over the GPU; "small" for those of small
+# batches, where a sum is a long chain of few warps: four slices make it a quarter as long.
+# float64 takes two registers an element: no 8 x 8, and half as many blocks.
 TILES = {
     4: (
         Tile("large", 128, 128, 8, 8, 8, 2, 4, 1, 2),
@@ -59,7 +66,8 @@ TILES = {
         Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 2),
     ),
 }
-# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 or 16 terms of a slice at a time.
+# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 or 16 terms of a slice at a time; bk is
+# the least that two panels of 16-byte accesses for every thread, or 16 terms a slice, take.
 MATRIX_TILES = (
     Tile("large", 128, 128, 16, 8, 8, 2, 4, 1, 2),
     Tile("medium", 64, 64, 16, 4, 8, 2, 2, 1, 4),

@@ -54,7 +54,7 @@ def product(dtype, layout, epilogue, tile, access="vectors", precision="float"):
 # bytes each), store panels, wait, and count. A smaller tile has fewer multiply-adds for what it loads.
 SHARE = {
     "float32": {"large": 0.84, "medium": 0.80, "small": 0.72},
-    "float64": {"medium": 0.68, "small": 0.50},
+    "float64": {"medium": 0.68, "small": 0.58},
 }
 
 

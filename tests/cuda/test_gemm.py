@@ -121,7 +121,7 @@ def test_epilogues(activation, dtype):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize(("layout", "tile"), zip(gemm.LAYOUTS, blocking.MATRIX_TILES, strict=True))
+@pytest.mark.parametrize(("layout", "tile"), list(zip(gemm.LAYOUTS, blocking.MATRIX_TILES, strict=True)))
 def test_tensor_cores(layout, tile, precision):
     # Small integers are exact in both; the simulator's instruction has the registers that the PTX manual gives it.
     check(layout, 35, 13, tile.bk + 5, "float32", tile, bias=True, precision=precision)

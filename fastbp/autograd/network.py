@@ -78,12 +78,10 @@ class MatMul(Function):
         if y.ndim == 1:  # as a matrix of one column
             y, grad = y[:, None], grad[..., None]
             to_y = _transposed(np.atleast_2d(x)) @ (grad[..., None, :] if x.ndim == 1 else grad)
-            to_y = to_y.sum(axis=tuple(range(to_y.ndim - 2)))[:, 0]
-            return (grad @ _transposed(y)).reshape(x.shape), to_y
+            return (grad @ _transposed(y)).reshape(x.shape), to_y[..., 0]
         if x.ndim == 1:  # as a matrix of one row
             row = grad[..., None, :]
-            to_x = row @ _transposed(y)
-            return to_x.sum(axis=tuple(range(to_x.ndim - 1))), x[:, None] @ row
+            return (row @ _transposed(y))[..., 0, :], x[:, None] @ row
         return grad @ _transposed(y), _transposed(x) @ grad
 
 

@@ -24,8 +24,12 @@ def simulated(*arguments):
 
 
 def test_tiny_cases_of_the_contract():
-    simulated("-m", "tiny", "-W", "ignore::RuntimeWarning", "tests/contract/test_contract.py")
+    simulated("-m", "tiny", "tests/contract/test_contract.py")
+
+
+def test_products():
+    simulated("tests/cuda/test_gemm.py")
 
 
 def test_steps():
-    simulated("-W", "ignore::RuntimeWarning", "tests/cuda/simulated_steps.py")
+    simulated("tests/cuda/test_steps.py")

@@ -1,15 +1,20 @@
 """Training and predicting as wholes, small enough for the simulator: the promises of the walk over the table.
 
-Run by test_simulator.py in a process with the simulator; on a machine with a GPU, as a file by its name.
+Runs on a GPU, and without one in the simulator, where test_simulator.py starts it.
 """
 
 import numpy as np
 import pytest
 
-from fastbp.kernels import cuda, reference, table
-from tests.contract import cases
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
-pytestmark = pytest.mark.skipif(not cuda.driver.simulated, reason="run by test_simulator.py")
+from fastbp.kernels import cuda, reference, table
+
+from ..contract import cases
+
+pytestmark = pytest.mark.skipif(
+    not cuda.driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
+)
 
 
 @pytest.fixture(autouse=True, params=["a launch a row of the table", "all steps in one launch"])

@@ -48,6 +48,8 @@ if hasattr(os, "register_at_fork"):
 class Kernel:
     """A compiled C-ABI function: `address`, and the library that keeps it alive."""
 
+    function = None  # the same for Python to call, once somebody has made it
+
     def __init__(self, library, symbol):
         self.library = library
         self.symbol = symbol

@@ -46,7 +46,7 @@ def _call(kernel, signature, *arguments):
 
 
 def _elementwise(kernel, c, other, parameter):
-    _call(kernel, context.ELEMENTWISE, *c.shape, c.ctypes.data, _ld(c), other.ctypes.data, _ld(other), parameter)
+    _call(kernel, context.ELEMENTWISE, *c.shape, _address(c), _ld(c), _address(other), _ld(other), parameter)
 
 
 def activation_forward(z, activation, activation_parameter, out):
@@ -56,7 +56,7 @@ def activation_forward(z, activation, activation_parameter, out):
 
 def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
     """Copies the gradient unless in place, then multiplies."""
-    if grad_z.ctypes.data != grad_out.ctypes.data:
+    if _address(grad_z) != _address(grad_out):
         _elementwise(context.activation_forward(grad_out.dtype, "identity"), grad_out, grad_z, 0.0)
     _elementwise(context.activation_backward(grad_z.dtype, _name(activation)), grad_z, saved, activation_parameter)
 
@@ -65,14 +65,14 @@ def dropout(x, rows, key, probability, out):
     """On the calling thread."""
     threshold = int(splitmix.threshold(probability).view(np.int64))
     _call(
-        context.dropout(x.dtype), context.DROPOUT, *x.shape, x.ctypes.data, _ld(x), out.ctypes.data, _ld(out),
-        rows.ctypes.data, key, threshold, 1 / (1 - probability),
+        context.dropout(x.dtype), context.DROPOUT, *x.shape, _address(x), _ld(x), _address(out), _ld(out),
+        _address(rows), key, threshold, 1 / (1 - probability),
     )  # fmt: skip
 
 
 def shuffle(rows, key):
     """On the calling thread."""
-    context.shuffle()(len(rows), rows.ctypes.data, int(key))
+    context.shuffle()(len(rows), _address(rows), int(key))
 
 
 def _panel(dtype):
@@ -92,12 +92,12 @@ def _narrow(dtype, rows, fan_out):
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
     """On the calling thread: gemm from the bias, activation on every finished panel."""
     activate = 0
-    if _name(activation) != "identity" or saved.ctypes.data != out.ctypes.data:
+    if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
     context.linear_function("linear_forward")(
-        context.product(x.dtype).address, activate, len(x), *weight.shape, x.ctypes.data, _ld(x),
-        weight.ctypes.data, _ld(weight), 0 if bias is None else bias.ctypes.data, activation_parameter,
-        out.ctypes.data, _ld(out), saved.ctypes.data, _ld(saved), 0,
+        context.product(x.dtype).address, activate, len(x), *weight.shape, _address(x), _ld(x),
+        _address(weight), _ld(weight), 0 if bias is None else _address(bias), activation_parameter,
+        _address(out), _ld(out), _address(saved), _ld(saved), 0,
     )  # fmt: skip
 
 
@@ -110,9 +110,9 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     panel, scratch = _panel(grad_z.dtype), _table.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
         context.product(grad_z.dtype).address, _transpose(grad_z.dtype, swaps), derive,
-        grad_z.itemsize, len(grad_z), *weight.shape, grad_z.ctypes.data, _ld(grad_z),
-        weight.ctypes.data, _ld(weight), saved.ctypes.data, _ld(saved), activation_parameter,
-        grad_z_prev.ctypes.data, _ld(grad_z_prev), panel.ctypes.data, scratch.ctypes.data,
+        grad_z.itemsize, len(grad_z), *weight.shape, _address(grad_z), _ld(grad_z),
+        _address(weight), _ld(weight), _address(saved), _ld(saved), activation_parameter,
+        _address(grad_z_prev), _ld(grad_z_prev), _address(panel), _address(scratch),
     )  # fmt: skip
 
 
@@ -121,9 +121,9 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
     panel, transpose = _panel(x.dtype), _transpose(x.dtype, not beta and _narrow(x.dtype, *grad_weight.shape))
     context.linear_function("linear_backward_params")(
         context.product(x.dtype).address, transpose, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
-        x.ctypes.data, _ld(x), grad_z.ctypes.data, _ld(grad_z), beta,
-        grad_weight.ctypes.data, _ld(grad_weight), 0 if grad_bias is None else grad_bias.ctypes.data,
-        panel.ctypes.data,
+        _address(x), _ld(x), _address(grad_z), _ld(grad_z), beta,
+        _address(grad_weight), _ld(grad_weight), 0 if grad_bias is None else _address(grad_bias),
+        _address(panel),
     )  # fmt: skip
 
 
@@ -133,20 +133,20 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
     scratch = np.empty(max(len(prediction), blocking.SQUARE), prediction.dtype)
     ldt = _ld(target) if target.ndim == 2 else 0
     _call(
-        kernel, context.LOSS, *prediction.shape, loss_parameter, prediction.ctypes.data, _ld(prediction),
-        target.ctypes.data, ldt,
-        row_weight.ctypes.data, row_loss.ctypes.data, row_hit.ctypes.data, scratch.ctypes.data,
-        grad.ctypes.data, _ld(grad),
+        kernel, context.LOSS, *prediction.shape, loss_parameter, _address(prediction), _ld(prediction),
+        _address(target), ldt,
+        _address(row_weight), _address(row_loss), _address(row_hit), _address(scratch),
+        _address(grad), _ld(grad),
     )  # fmt: skip
 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
     kernel = context.optimizer(values.dtype, _table.OPTIMIZERS[optimizer])
-    states = [array.ctypes.data for array in state] + [0, 0]
+    states = [_address(array) for array in state] + [0, 0]
     _call(
-        kernel, context.OPTIMIZER, 1, values.size, coefficients.ctypes.data, values.ctypes.data, 0,
-        grad.ctypes.data, 0, *states[:2],
+        kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
+        _address(grad), 0, *states[:2],
     )  # fmt: skip
 
 

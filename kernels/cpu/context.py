@@ -37,8 +37,10 @@ def _compiled(function, *arguments) -> Kernel:
 
 def c_function(kernel: Kernel, *arguments):
     """The kernel as a Python callable that releases the GIL: integers, and float64 where ``arguments`` say so."""
-    types_of = [ctypes.c_double if argument is FLOAT else ctypes.c_int64 for argument in arguments]
-    return ctypes.CFUNCTYPE(None, *types_of)(kernel.address)
+    if kernel.function is None:
+        types_of = [ctypes.c_double if argument is FLOAT else ctypes.c_int64 for argument in arguments]
+        kernel.function = ctypes.CFUNCTYPE(None, *types_of)(kernel.address)
+    return kernel.function
 
 
 @cache

@@ -1,0 +1,354 @@
+"""Models on the GPU: the same numbers as on the CPU, what lies where, moving, files, and errors.
+
+Runs on a GPU, and without one in the simulator, where test_simulator.py starts it: networks are tiny.
+"""
+
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
+
+import fastbp
+from fastbp import device as front
+from fastbp import steps
+from fastbp.kernels import cuda
+
+pytestmark = pytest.mark.skipif(
+    not cuda.driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
+)
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of losses and values of a few steps, which are all about 1
+ROWS, FEATURES, CLASSES = 11, 5, 3
+LOSS = fastbp.CrossEntropyLoss()
+
+
+def network(device="cuda", dtype="float32", dropout=0.0):
+    hidden = [fastbp.Linear(FEATURES, 7), fastbp.GELU(), *[fastbp.Dropout(dropout)] * (dropout > 0)]
+    return fastbp.Sequential(*hidden, fastbp.Linear(7, CLASSES), dtype=dtype, device=device, seed=1)
+
+
+@pytest.fixture
+def data(rng):
+    return rng.standard_normal((ROWS, FEATURES), dtype=np.float32), rng.integers(0, CLASSES, ROWS)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def there():
+    """Copies on the GPU."""
+    return cuda.to_device
+
+
+def trained(model, X, y, optimizer=None, **options):
+    """The history, after two epochs of three batches of which the last is short."""
+    optimizer = optimizer or fastbp.Adam(lr=0.05)
+    options = {"epochs": 2, "batch_size": 4, "verbose": False} | options
+    return model.fit(X, y, loss=options.pop("loss", LOSS), optimizer=optimizer, **options)
+
+
+def assert_close(first, second, dtype="float32"):
+    np.testing.assert_allclose(np.asarray(first, float), np.asarray(second, float), rtol=0, atol=TOLERANCE[dtype])
+
+
+# ------------------------------------------------------------------------------------- the same numbers
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fit_is_that_of_the_cpu(data, dtype):
+    X, y = data
+    models = [network(device, dtype, dropout=0.25) for device in ("cpu", "cuda")]
+    options = {"validation_data": (X[:6], y[:6]), "sample_weight": np.arange(ROWS) / ROWS}
+    cpu, gpu = (trained(model, X, y, **options) for model in models)
+    for key in ("loss", "val_loss", "accuracy", "val_accuracy"):
+        assert_close(cpu.column(key), gpu.column(key), dtype)
+    assert gpu[-1]["loss"] < gpu[0]["loss"]
+    assert_close(models[0].predict(X), models[1].predict(X), dtype)
+    assert_close(models[0].flat_parameters, models[1].flat_parameters, dtype)
+
+
+@pytest.mark.parametrize("how", ["clip_norm", "accumulate", "a loss of one's own"])
+def test_steps_through_stored_gradients(data, how):
+    X, target, loss = data[0][:7], data[0][:7, :CLASSES] ** 2, fastbp.MSELoss()
+    options = {"loss": (lambda prediction, target: loss(prediction, target)) if how.endswith("own") else loss}
+    options |= {"accumulate": 2 if how == "accumulate" else 1, "epochs": 1, "batch_size": 3}
+    results = []
+    for device in ("cpu", "cuda"):
+        optimizer = fastbp.SGD(lr=0.1, momentum=0.9, clip_norm=0.3 if how == "clip_norm" else None)
+        model = network(device)
+        results.append((trained(model, X, target, optimizer, **options).column("loss"), model.flat_parameters))
+    for cpu, gpu in zip(*results, strict=True):
+        assert_close(cpu, gpu)
+
+
+def test_own_loop_and_train_step(data):
+    X, y = data
+    results = []
+    for device in ("cpu", "cuda"):
+        model = network(device)
+        optimizer = fastbp.Adam(model.parameters(), lr=0.05)
+        losses = [model.train_step(X[:4], y[:4], LOSS, optimizer), model.train_step(X[4:6], y[4:6], LOSS, optimizer)]
+        prediction = model(X)
+        value, gradient = LOSS(prediction, y)
+        grad_input = model.backward(gradient)
+        grad_weight = np.array(model[0].grad_weight)
+        optimizer.step()
+        results.append((losses, prediction, value, grad_input, grad_weight, model.parameters()[0].data, model(X)))
+    for cpu, gpu in zip(*results, strict=True):
+        assert_close(cpu, gpu)
+
+
+def test_layers_and_losses_alone(data):
+    X, y = data
+    results = []
+    for device in ("cpu", "cuda"):
+        linear, activation = fastbp.Linear(FEATURES, CLASSES, seed=2, device=device), fastbp.Tanh(device=device)
+        out = activation(linear(X))
+        value, gradient = fastbp.CrossEntropyLoss(device=device)(out, y)
+        grad_input = linear.backward(activation.backward(gradient))
+        linear.update_parameters(0.5)
+        dropped = fastbp.Dropout(0.5, seed=3, device=device)(X)
+        results.append((out, value, gradient, grad_input, linear.grad_bias, linear.weight, dropped))
+    for cpu, gpu in zip(*results, strict=True):
+        assert_close(cpu, gpu)
+
+
+def test_digits_train_as_on_the_cpu():
+    """Images of 4 x 4 that show one of three strokes, and noise."""
+    rng = np.random.default_rng(5)
+    strokes = np.stack([np.eye(4), np.eye(4)[::-1], np.tri(4) - np.tri(4, k=-2)]).reshape(3, 16)
+    y = np.arange(15) % 3
+    X = (strokes[y] + 0.2 * rng.standard_normal((15, 16))).astype(np.float32)
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = fastbp.Sequential(fastbp.Linear(16, 8), fastbp.ReLU(), fastbp.Linear(8, 3), device=device, seed=0)
+        losses.append(trained(model, X, y, fastbp.Adam(lr=0.02), batch_size=5, epochs=6).column("loss"))
+        assert (model.predict(X).argmax(axis=1) == y).all()
+    assert_close(*losses)
+
+
+# ----------------------------------------------------------------------------------- data there, or not
+def test_data_that_do_not_fit_are_staged_to_the_same_bits(data, monkeypatch):
+    X, y = data
+    weight = np.arange(1.0, ROWS + 1)
+    models, losses = [network(), network()], []
+    losses.append(trained(models[0], X, y, sample_weight=weight).column("loss"))
+    sent = []
+    monkeypatch.setattr(front, "RESIDENT_SHARE", -1.0)
+    monkeypatch.setattr(steps, "STAGING_BYTES", 1)  # one batch at a time
+    send = front.DeviceKernels.send
+    monkeypatch.setattr(front.DeviceKernels, "send", lambda *given: sent.append(len(given[1])) or send(*given))
+    losses.append(trained(models[1], X, y, sample_weight=weight).column("loss"))
+    assert losses[0] == losses[1]
+    assert sent == [4] * 6 + [3] * 3 + [4] * 6 + [3] * 3  # X, y and weights of each batch of two epochs
+    assert models[0].flat_parameters.tobytes() == models[1].flat_parameters.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["int8", ">f4", "every other column"])
+def test_data_of_other_dtypes_and_layouts(data, kind):
+    X, y = (8 * data[0]).round(), data[1]
+    if kind == "every other column":
+        given = np.repeat(X, 2, axis=1)[:, ::2]
+    else:
+        given = X.astype(kind)
+    models = [network(), network()]
+    assert trained(models[0], X, y)[0]["loss"] == trained(models[1], given, y)[0]["loss"]
+    assert models[0].predict(X).tobytes() == models[1].predict(given).tobytes()
+
+
+def test_arrays_of_the_gpu_are_used_where_they_are(data, there, monkeypatch):
+    X, y = data
+    models = [network(), network()]
+    on_gpu = there(X)
+    expected = trained(models[0], X, y, validation_data=(X, y)).column("val_loss")
+    assert expected == trained(models[1], on_gpu, there(y), validation_data=(on_gpu, y)).column("val_loss")
+    step = [
+        model.train_step(*pair, LOSS, fastbp.SGD(lr=0.1))
+        for model, pair in zip(models, ((X, y), (on_gpu, there(y))), strict=True)
+    ]
+    assert step[0] == step[1]
+    prediction = models[1].predict(on_gpu, to_host=False)
+    assert cuda.driver.is_on_device(prediction)
+    assert cuda.to_host(prediction).tobytes() == models[0].predict(X).tobytes()
+    assert models[1](on_gpu).tobytes() == models[0](X).tobytes()
+
+    def no_copy(*_):
+        raise AssertionError("the data were copied to the host")
+
+    monkeypatch.setattr(front.DeviceKernels, "to_host", no_copy)
+    models[1].predict(on_gpu, to_host=False)
+
+
+def test_arrays_of_the_gpu_are_checked(data, there):
+    X, y = data
+    model = network()
+    with pytest.raises(ValueError, match=r"X must have shape \(n, 5\), got \(11, 4\)"):
+        model.predict(there(np.ascontiguousarray(X[:, :4])))
+    with pytest.raises(TypeError, match="x must have dtype float32 where it is on the GPU, got float64"):
+        model(there(X.astype(float)))
+    with pytest.raises(ValueError, match=r"y must hold labels from 0 to 2.*y\[2\] = 3"):
+        trained(model, there(X), there(np.where(np.arange(ROWS) == 2, 3, y)))
+    for use in (network("cpu").predict, network("cpu"), lambda X: trained(network("cpu"), X, y)):
+        with pytest.raises(TypeError, match=r'must be in the memory of the host here.*model.to\("cuda"\)'):
+            use(there(X))
+
+
+# ------------------------------------------------------------------------------------- what users see
+def test_arrays_that_users_see_are_read_only_copies_and_assigning_writes(data):
+    X, _ = data
+    model, cpu = network(), network("cpu")
+    for seen in (model[0].weight, model[0].bias, model.parameters()[0].data):
+        with pytest.raises(ValueError, match="read-only"):
+            seen[...] = 0
+    weight = np.arange(FEATURES * 7.0).reshape(FEATURES, 7) / 30
+    for one in (model, cpu):
+        one[0].weight = weight
+        one[0].bias = np.ones(7)
+        one.parameters()[-1].data = np.zeros(CLASSES)
+    assert (model[0].weight == weight.astype(np.float32)).all()
+    assert_close(model.predict(X), cpu.predict(X))
+    flat = np.linspace(-1, 1, model.flat_parameters.size)
+    model.flat_parameters = flat
+    assert (model.flat_parameters == flat.astype(np.float32)).all()
+    model.load_state_dict(cpu.state_dict())
+    assert all((model.state_dict()[name] == array).all() for name, array in cpu.state_dict().items())
+
+
+def test_weights_go_back_where_training_fails(data):
+    X, y = data
+    model = network()
+    before, optimizer = model.flat_parameters, fastbp.SGD(lr=1e30, momentum=0.5)
+    with pytest.raises(FloatingPointError, match="weights are back at those epoch 1 began with"):
+        trained(model, X, y, optimizer, epochs=5)
+    assert (model.flat_parameters == before).all()
+    assert optimizer.step_count == 0
+    assert not optimizer.state_dict()["velocity"].any()
+
+
+def test_early_stopping_restores_the_best_weights(data):
+    X, y = data
+    results = []
+    for device in ("cpu", "cuda"):
+        model = network(device)
+        history = trained(model, X, y, fastbp.SGD(lr=30.0), epochs=6, callbacks=[fastbp.EarlyStopping(2)])
+        results.append((history.column("loss"), model.flat_parameters))
+    assert len(results[0][0]) == len(results[1][0]) < 6
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-4)
+
+
+def test_many_networks(data):
+    models = [network(), network("cpu")]
+    histories = fastbp.fit_many(models, *data, loss=LOSS, optimizer=lambda: fastbp.SGD(lr=0.1), batch_size=4)
+    assert_close(*(history.column("loss") for history in histories))
+
+
+# ------------------------------------------------------------------------------------- moving, files
+def test_moving_there_and_back_goes_on_as_if_nothing_had_happened(data):
+    X, y = data
+    model, still = network("cpu"), network("cpu")
+    optimizers = [fastbp.Adam(lr=0.05), fastbp.Adam(lr=0.05)]
+    first = model[0]
+    for device in ("cuda", "cpu", "cuda"):
+        before = model.flat_parameters
+        assert model.to(device) is model
+        assert (model.device, model[0]) == (device, first)
+        assert (model.flat_parameters == before).all()
+        losses = [trained(one, X, y, o)[-1]["loss"] for one, o in zip((model, still), optimizers, strict=True)]
+        assert_close(*losses)
+        assert (cuda.driver.is_on_device(optimizers[0].state[0])) == (device == "cuda")
+    assert_close(model.predict(X), still.predict(X))
+    assert_close(optimizers[0].state_dict()["exp_avg"], optimizers[1].state_dict()["exp_avg"])
+
+
+def test_moving_keeps_stored_gradients_and_needs_a_new_forward(data):
+    model = network("cpu")
+    model.backward(model(data[0]))
+    gradients = model.flat_gradients
+    model.to("cuda")
+    assert (model.flat_gradients == gradients).all()
+    with pytest.raises(RuntimeError, match="forward pass before it"):
+        model.backward(np.ones((ROWS, CLASSES), np.float32))
+
+
+def test_moving_without_room_changes_nothing(data, monkeypatch):
+    model, optimizer = network("cpu"), fastbp.Adam(lr=0.05)
+    trained(model, *data, optimizer)
+    before = model.flat_parameters
+    allocated, zeros = [], cuda.zeros
+
+    def full(shape, dtype):
+        allocated.append(shape)
+        if len(allocated) == 3:  # the values and the first buffer of the state fit
+            raise MemoryError("no room on the GPU")
+        return zeros(shape, dtype)
+
+    monkeypatch.setattr(cuda, "zeros", full)
+    with pytest.raises(MemoryError, match="no room"):
+        model.to("cuda")
+    assert model.device == "cpu"
+    assert (model.flat_parameters == before).all()
+    trained(model, *data, optimizer)
+
+
+@pytest.mark.parametrize(("made", "used"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_files_are_the_same_for_every_device(data, tmp_path, made, used):
+    X, y = data
+    model, optimizer = network(made), fastbp.Adam(lr=0.05)
+    trained(model, X, y, optimizer)
+    model.save(tmp_path / "model.npz", optimizer)
+    other = fastbp.load(tmp_path / "model.npz", device=used)
+    assert other.device == used
+    assert (other.flat_parameters == model.flat_parameters).all()
+    losses = [trained(one, X, y, o)[-1]["loss"] for one, o in ((model, optimizer), (other, other.optimizer))]
+    assert_close(*losses)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_are_independent(data, duplicate):
+    X, y = data
+    model, optimizer = network(), fastbp.Adam(lr=0.05)
+    trained(model, X, y, optimizer)
+    other, others = duplicate((model, optimizer))
+    before = model.flat_parameters
+    assert other.device == "cuda"
+    after = trained(other, X, y, others)[-1]["loss"]
+    assert (model.flat_parameters == before).all()
+    assert after == trained(model, X, y, optimizer)[-1]["loss"]
+    other.to("cpu")
+    assert isinstance(others.state[0], np.ndarray)
+
+
+# --------------------------------------------------------------------------------------------- errors
+def test_after_fork_the_error_says_what_to_do(data):
+    model = network()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        message = b"no error"
+        try:
+            model.predict(data[0])
+        except RuntimeError as error:
+            message = str(error).encode()
+        finally:
+            os.write(writer, message)
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as pipe:
+        assert b'multiprocessing.get_context("spawn")' in pipe.read()
+
+
+def test_out_of_memory_names_the_sizes(monkeypatch):
+    def full(*_):
+        raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+
+    model = network("cpu")
+    monkeypatch.setattr(cuda.driver.cuda, "device_array", full, raising=False)
+    with pytest.raises(MemoryError, match=r"no room on the GPU for an array of shape .* MiB free"):
+        model.to("cuda")
+    assert model.device == "cpu"

@@ -33,3 +33,7 @@ def test_products():
 
 def test_steps():
     simulated("tests/cuda/test_steps.py")
+
+
+def test_models():
+    simulated("tests/cuda/test_front.py")

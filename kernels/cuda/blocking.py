@@ -66,8 +66,8 @@ TILES = {
         Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 2),
     ),
 }
-# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 or 16 terms of a slice at a time; bk is
-# the least that two panels of 16-byte accesses for every thread, or 16 terms a slice, take.
+# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 (TF32) or 16 (BF16) terms at a time:
+# bk is 16 a slice.
 MATRIX_TILES = (
     Tile("large", 128, 128, 16, 8, 8, 2, 4, 1, 2),
     Tile("medium", 64, 64, 16, 4, 8, 2, 2, 1, 4),

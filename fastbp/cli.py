@@ -543,9 +543,10 @@ def _warmup(options):
 
 # ------------------------------------------------------------------------- compare and roofline
 def _compare(options):
-    names = compare.parse_what(options.what, options.threads)
+    names = compare.parse_what(options.what, options.threads, options.device)
+    known = compare.comparisons(options.device)
     asked = compare.parse_shapes(options.shapes) if options.shapes else None
-    if asked and not any(compare.COMPARISONS[name].shapes for name in names):
+    if asked and not any(known[name].shapes for name in names):
         raise ValueError(f"--shapes {options.shapes}, but {', '.join(names)} has none")
     found, missing = (None, []) if options.peers is None else compare.find_peers(options.peers)
     variables = measure.environment(options.threads, options.isa)
@@ -560,7 +561,7 @@ def _compare(options):
         print(f"without {name}: it is not installed")
     results = {}
     for name in names:
-        comparison = compare.COMPARISONS[name]
+        comparison = known[name]
         peers = comparison.chosen(found)
         columns = [*peers, compare.ONE_THREAD] if comparison.beside_one_thread(options.threads) else peers
         print(f"\n{compare.heading(comparison, columns)}", flush=True)

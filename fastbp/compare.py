@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import autograd, backend, layers, losses, many, model, optimizers, peers
+from . import autograd, backend, gpu_peers, layers, losses, many, model, optimizers, peers
 from .kernels import table
 from .measure import Case, Clock, ProgramClock, Rival, SampleClock, busy_core, installed, timed
 from .peers import Task
@@ -45,6 +45,11 @@ PREDICTIONS = {
     "I4096": ((784, 256, 128, 10), "relu", 4096, {}),
 }
 PREDICT_MOST = {"I1": 2e-6}  # seconds aimed at
+GPU_SHAPES = {
+    "G1": ((32, 64, 64, 1), "relu", 256, {"torch": 6, "torch-graph": 1.5}),
+    "G2": ((784, 256, 128, 10), "relu", 1024, {"torch": 3}),
+    "G3": ((4096, 4096, 4096, 4096), "relu", 1024, {"torch": 1}),
+}
 WIDTHS = {f"w{w}": ((10, w, w, 10), "relu", 128, {}) for w in (16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 97, 112, 128)}
 MANY = 32  # networks
 ONE_THREAD = "one thread"
@@ -53,6 +58,7 @@ GROUPS = {"all": SHAPES, "odd": ODD_SHAPES}
 PEERS = {  # name: the modules it needs
     "numpy": ("numpy",),
     "torch": ("torch",),
+    "torch-graph": ("torch",),  # on a GPU
     "jax": ("jax",),
     "sklearn": ("sklearn",),
     "onnxruntime": ("onnxruntime", "onnx"),
@@ -68,13 +74,14 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of results, relative to the la
 
 PRODUCT_SIZES = 128, 256, 512, 1024, 2048
 PRODUCT_TARGET_FROM = 256  # smaller products have no target
+GPU_PRODUCT_SIZE, GPU_PRODUCTS = 4096, 8  # of one product, and how many are waited for together
 LAYOUT = "its own layout", "our layout"
 
 
 # ------------------------------------------------------------------------------------------ options
 def parse_shapes(text: str) -> dict[str, tuple]:
     """Shapes by id, as layers and batch (``513-257-129-11@77``), or ``all``, or ``odd``; several with commas."""
-    known = SHAPES | ODD_SHAPES | PREDICTIONS
+    known = SHAPES | ODD_SHAPES | PREDICTIONS | GPU_SHAPES
     shapes = {}
     for name in text.split(","):
         if name in GROUPS:
@@ -97,15 +104,21 @@ def parse_shapes(text: str) -> dict[str, tuple]:
     return shapes
 
 
-def parse_what(text: str, threads: int) -> list[str]:
-    """Names of comparisons, separated by commas, or ``all`` that so many threads can make."""
+def comparisons(device) -> dict[str, "Comparison"]:
+    """The table for a device."""
+    return COMPARISONS if backend.on_host(device) else GPU_COMPARISONS
+
+
+def parse_what(text: str, threads: int, device: str = "cpu") -> list[str]:
+    """Names of comparisons on a device, separated by commas, or ``all`` that so many threads can make."""
+    known = comparisons(device)
     if text == "all":
-        return [name for name, comparison in COMPARISONS.items() if comparison.threads <= threads]
+        return [name for name, comparison in known.items() if comparison.threads <= threads]
     names = text.split(",")
     for name in names:
-        if name not in COMPARISONS:
-            raise ValueError(f"unknown comparison {name!r}: expected {', '.join(COMPARISONS)}, or all")
-        if COMPARISONS[name].threads > threads:
+        if name not in known:
+            raise ValueError(f"unknown comparison {name!r} on {device!r}: expected {', '.join(known)}, or all")
+        if known[name].threads > threads:
             raise ValueError(f"the comparison {name} needs --threads {COMPARISONS[name].threads}, got {threads}")
     return names
 
@@ -147,11 +160,13 @@ class Ours:
     def __init__(self, task, batch, dtype, device):
         self.model = network(task.widths, task.activation, dtype, device)
         self.task, self.batch = task, batch
-        self.loss, self.optimizer = losses.CrossEntropyLoss(), optimizers.Adam(lr=task.lr)
+        self.x = task.x if backend.on_host(device) else backend.load(device).to_device(task.x)
+        self.loss = losses.MSELoss() if task.y.ndim == 2 else losses.CrossEntropyLoss()
+        self.optimizer = optimizers.Adam(lr=task.lr)
 
     def train(self):
         self.model.fit(
-            self.task.x,
+            self.x,
             self.task.y,
             loss=self.loss,
             optimizer=self.optimizer,
@@ -161,7 +176,7 @@ class Ours:
         )
 
     def train_steps(self):
-        x, y = self.task.x, self.task.y
+        x, y = self.x, self.task.y
         for start in range(0, len(x), self.batch):
             self.step(x[start : start + self.batch], y[start : start + self.batch])
 
@@ -173,11 +188,11 @@ class Ours:
 
 
 def random_task(shape, batches, dtype):
-    """A classifier's task on random data, and the rows of each batch (batches, batch)."""
+    """A task on random data, and the rows of each batch (batches, batch): a classifier's; with one output MSE."""
     widths, activation, batch, _ = shape
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batches * batch, widths[0]), dtype=dtype)
-    y = rng.integers(0, widths[-1], len(x))
+    y = rng.integers(0, widths[-1], len(x)) if widths[-1] > 1 else rng.standard_normal((len(x), 1), dtype=dtype)
     return Task(widths, activation, LR, x, y), rng.permutation(len(x)).reshape(batches, batch)
 
 
@@ -210,6 +225,9 @@ def step_case(name, shape, trainers, protocol, batches=None) -> Case:
     facts["ours_warmup_seconds"] = warmup
     rivals, left_out = {}, {}
     for trainer in trainers:
+        if task.y.ndim == 2 and backend.on_host(protocol.device):
+            left_out[trainer.name] = "it is compared as a classifier only"
+            continue
         try:
             difference = _update_difference(trainer, task, rows[:1], protocol)
         except ValueError as error:
@@ -234,6 +252,7 @@ def step_case(name, shape, trainers, protocol, batches=None) -> Case:
         also={"train_step": Clock(ours.train_steps, batches)},
         left_out=left_out,
         facts=facts,
+        shares_cores=not backend.on_host(protocol.device),
     )
 
 
@@ -270,8 +289,9 @@ def _same(what, difference, tolerance, of):
 
 
 def _steps(shapes, names, protocol):
+    trainers = peers.TRAINERS if backend.on_host(protocol.device) else gpu_peers.TRAINERS
     for name, shape in shapes.items():
-        yield step_case(name, shape, [peers.TRAINERS[peer] for peer in names], protocol)
+        yield step_case(name, shape, [trainers[peer] for peer in names], protocol)
 
 
 # --------------------------------------------------------------------------- width, and a busy core
@@ -394,6 +414,40 @@ def product_case(kind, size, names, protocol) -> Case:
     return Case(
         kind, f"{size} x {size} x {size}", Clock(plain), rivals, flops=2 * size**3, also={"fused": Clock(fused)}
     )
+
+
+def gpu_product_case(kind, size, names, protocol) -> Case:
+    """`product_case` on the GPU: several products a call, and then the GPU is waited for."""
+    kernels, rng = backend.load(protocol.device), np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), dtype=protocol.dtype) for _ in range(2))
+    there, other = kernels.to_device(a), kernels.to_device(b)
+    out, identity = kernels.zeros((size, size), a.dtype), table.ACTIVATIONS.index("identity")
+    product = {
+        "NN": lambda: kernels.linear_forward(there, other, None, identity, 0.0, out, out),
+        "NT": lambda: kernels.linear_backward_input(there, other, there, identity, 0.0, out),
+        "TN": lambda: kernels.linear_backward_params(there, other, 0, out, None),
+    }[kind]
+
+    def call():
+        for _ in range(GPU_PRODUCTS):
+            product()
+        kernels.synchronize()
+
+    call()
+    expected, rivals = kernels.to_host(out), {}
+    for peer in names:
+        operation, found = gpu_peers.product(kind, a, b, GPU_PRODUCTS)
+        difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+        _same(f"{kind} {size}: {peer}", difference, TOLERANCE[protocol.dtype], "the largest value")
+        clock = Clock(operation.call, GPU_PRODUCTS)
+        rivals[peer] = Rival(clock, operation.version, operation.how, 0.85, {"difference": difference})
+    title = f"{size} x {size} x {size}"
+    return Case(kind, title, Clock(call, GPU_PRODUCTS), rivals, flops=2 * size**3, shares_cores=True)
+
+
+def _gpu_gemm(shapes, names, protocol):
+    for kind in ("NN", "NT", "TN"):
+        yield gpu_product_case(kind, GPU_PRODUCT_SIZE, names, protocol)
 
 
 def _gemm(shapes, names, protocol):
@@ -657,6 +711,10 @@ COMPARISONS = {
         "networks, layers @ batch", "a step of one network", _many, ("jax",), shapes={"S2": SHAPES["S2"]}
     ),
 }  # fmt: skip
+GPU_COMPARISONS = {
+    "steps": Comparison(*STEPS, _steps, ("torch", "torch-graph"), (), GPU_SHAPES, ("train_step",)),
+    "gemm": Comparison("product", "a product", _gpu_gemm, ("torch",), columns=()),
+}
 
 
 # -------------------------------------------------------------------------------------------- report

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
 import fastbp
+from fastbp import compare, measure, steps
 from fastbp import device as front
-from fastbp import steps
 from fastbp.kernels import cuda
 
 pytestmark = pytest.mark.skipif(
@@ -321,6 +321,19 @@ def test_copies_are_independent(data, duplicate):
     assert after == trained(model, X, y, optimizer)[-1]["loss"]
     other.to("cpu")
     assert isinstance(others.state[0], np.ndarray)
+
+
+# ----------------------------------------------------------------------------------------- comparison
+def test_comparison_of_ours(monkeypatch):
+    protocol = measure.Protocol(rounds=1, seconds=1e-4, device="cuda")
+    comparison = compare.comparisons("cuda")["steps"]
+    for shape in (((3, 4, 1), "relu", 2, {}), ((3, 4, 2), "relu", 2, {})):
+        result = protocol.measure(compare.step_case("tiny", shape, [], protocol, batches=2))
+        assert result["us"] > 0
+        assert compare.row(comparison, [], result)
+    monkeypatch.setattr(compare, "GPU_PRODUCTS", 1)
+    for kind in ("NN", "NT", "TN"):
+        assert protocol.measure(compare.gpu_product_case(kind, 5, [], protocol))["us"] > 0
 
 
 # --------------------------------------------------------------------------------------------- errors

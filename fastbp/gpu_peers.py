@@ -1,0 +1,109 @@
+"""Peers on the GPU, as in `peers`: PyTorch, a call at a time and as a CUDA graph of a step, TF32 off.
+
+An epoch ends when the GPU has finished: a peer waits for it there, as ``fit`` does.
+"""
+
+import numpy as np
+
+from .peers import Operation
+
+
+def _torch():
+    """PyTorch with a GPU, its products in float32 throughout."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("this PyTorch has no GPU")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch
+
+
+class Torch:
+    """PyTorch, eager."""
+
+    name = "torch"
+    how = "eager, Adam(fused=True), zero_grad(set_to_none=True), TF32 off, data on the GPU"
+    adam = {"fused": True}  # noqa: RUF012 - a constant
+
+    def __init__(self, task, weights, rows, threads):
+        torch = self.torch = _torch()
+        self.version = torch.__version__
+        activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[task.activation]
+        layers = []
+        for weight, bias in weights:
+            linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
+                linear.bias.copy_(torch.from_numpy(np.array(bias)))
+            layers += [linear, activation()]
+        self.model = torch.nn.Sequential(*layers[:-1]).cuda()
+        self.loss = torch.nn.MSELoss() if task.y.ndim == 2 else torch.nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.lr, **self.adam)
+        self.x, self.y, self.rows = (torch.from_numpy(np.asarray(array)).cuda() for array in (task.x, task.y, rows))
+
+    def train(self):
+        for batch in self.rows:
+            self.step(batch)
+        self.torch.cuda.synchronize()
+
+    def step(self, batch):
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(self.model(self.x[batch]), self.y[batch]).backward()
+        self.optimizer.step()
+
+    def weights(self):
+        values = [parameter.detach().cpu().numpy() for parameter in self.model.parameters()]
+        return [(weight.T, bias) for weight, bias in zip(values[::2], values[1::2], strict=True)]
+
+
+class TorchGraph(Torch):
+    """PyTorch, the step captured as a CUDA graph after three steps on another stream, as its manual says."""
+
+    name = "torch-graph"
+    how = "a step as a CUDA graph, Adam(fused=True, capturable=True), TF32 off, data on the GPU"
+    adam = {"fused": True, "capturable": True}  # noqa: RUF012 - a constant
+
+    def __init__(self, task, weights, rows, threads):
+        super().__init__(task, weights, rows, threads)
+        torch = self.torch
+        before = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.batch = self.rows[0].clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                super().step(self.batch)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            super().step(self.batch)
+        with torch.no_grad():  # back to the weights and the state of the start
+            for parameter, value in zip(self.model.parameters(), before, strict=True):
+                parameter.copy_(value)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+
+    def step(self, batch):
+        self.batch.copy_(batch)
+        self.graph.replay()
+
+
+TRAINERS = {peer.name: peer for peer in (Torch, TorchGraph)}
+
+
+def product(kind, a, b, calls) -> tuple[Operation, np.ndarray]:
+    """``A B``, ``A Bᵀ`` or ``Aᵀ B`` of arrays of the host, so many times a call; and the product."""
+    torch = _torch()
+    a, b = (torch.from_numpy(np.ascontiguousarray(array)).cuda() for array in (a, b))
+    a, b = a.T if kind == "TN" else a, b.T if kind == "NT" else b
+    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype, device="cuda")
+
+    def call():
+        for _ in range(calls):
+            torch.mm(a, b, out=out)
+        torch.cuda.synchronize()
+
+    call()
+    return Operation(call, torch.__version__, "mm(out=), TF32 off"), out.cpu().numpy()

@@ -40,6 +40,13 @@ def load(device):
     return _loaded[device]
 
 
+def require(device):
+    """Raise unless this process can compute on a device, with what to do about it."""
+    kernels = load(device)
+    if not on_host(device):
+        kernels.driver.require()
+
+
 def set_num_threads(threads):
     """Use this many workers, in the whole process, from the next call on.
 

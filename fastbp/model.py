@@ -538,7 +538,7 @@ def load(path, *, device="cpu"):
     ValueError
         The file is not a model of this library, or damaged.
     """
-    checks.choice("device", device, backend.MODULES)
+    backend.require(device)
     config, arrays = files.read(path)
     with files.refusing(path):
         layers = [LAYERS[name](**arguments) for name, arguments in config["layers"]]

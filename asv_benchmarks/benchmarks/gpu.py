@@ -11,7 +11,7 @@ class OnGPU(Benchmark):
     def setup(self, *_):
         super().setup()
         try:
-            require("fastbp.backend", "load")("cuda").driver.require()
+            require("fastbp.backend", "require")("cuda")
         except (ImportError, RuntimeError) as error:
             raise NotImplementedError(str(error)) from None
         self.peers = require("fastbp.gpu_peers")

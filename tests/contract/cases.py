@@ -471,7 +471,7 @@ def activation_calls(activation):
     def backward_bounds(eps, before, after):
         return [0.0 if exact else 6 * eps * (1 + PARAMETER) * np.abs(before[0]) + np.finfo(np.float32).tiny]
 
-    for rows, columns in ((1, 1), (3, 1), (1, 7), (5, 17), (0, 4), (4, 0), (13, 33)):
+    for rows, columns in ((1, 1), (3, 1), (1, 7), (5, 17), (0, 4), (4, 0), (13, 33), (7, 32)):
         for alias in (False, True):
             label = f"{activation}-{rows}x{columns}{'-in_place' if alias else ''}"
 
@@ -1496,6 +1496,20 @@ def one_inference_workspace_serves_batches_of_any_size(backend, dtype):
         out = np.empty((n, network.widths[-1]), dtype)
         backend.network_forward(workspace, parameters, x[:n], out)
         assert_same_rows(backend, out, whole[:n])
+
+
+@behaviour("InferenceWorkspace")
+def one_inference_workspace_serves_any_dtype_and_parameters(backend, dtype):
+    network = BEHAVIOUR_NETWORKS[2]
+    rows, _ = network.parameters(GENERATOR(30), dtype)
+    workspace = backend.InferenceWorkspace(rows, dtype)
+    for seed, x_dtype in enumerate((np.uint8, np.int16, np.float32, np.float64, np.uint8)):
+        _, parameters = network.parameters(GENERATOR(seed), dtype)
+        x = batch(GENERATOR(36), (20, network.widths[0]), x_dtype)
+        out, expected = (np.empty((20, network.widths[-1]), dtype) for _ in range(2))
+        backend.network_forward(workspace, parameters, x, out)
+        backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, x, expected)
+        assert_same_bits(out, expected)
 
 
 @behaviour("TrainingWorkspace")

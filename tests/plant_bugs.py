@@ -39,7 +39,7 @@ class Bug(NamedTuple):
 
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
-GRAPH = "backpropagation.py"
+GRAPH, CPU = "backpropagation.py", "kernels/cpu/__init__.py"
 LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
 
 BUGS = [
@@ -97,14 +97,84 @@ BUGS = [
     ),
     Bug(
         "a sum of columns with beta = 0 reads its output",
-        ELEMENTWISE, "        if beta:\n            total = load_row(total, out + j, tail)",
-        "        total = load_row(total, out + j, tail)",
+        ELEMENTWISE, "    if beta:\n        rest += load_row", "    if True:\n        rest += load_row",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(
         "the sum of columns misses the last row",
-        ELEMENTWISE, "for i in range(rows):\n            total += load_row",
-        "for i in range(rows - 1):\n            total += load_row",
+        ELEMENTWISE, "for i in range(whole, rows):\n        rest += load_row",
+        "for i in range(whole, rows - 1):\n        rest += load_row",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the sum of columns has one chain for a vector of four rows",
+        ELEMENTWISE, "total += load(total, z + i * ldz, ldz, columns)",
+        "total += load(total, z + i * ldz, 0, columns)",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the last panel of a sum of columns is written whole",
+        ELEMENTWISE, "rows, z + j, ldz, beta, out + j, columns - j)", "rows, z + j, ldz, beta, out + j, columns)",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "an even row of A is read where an odd one is",
+        SIMD, "offsets.append(b.mul(odd[i // power], I64(power)))", "offsets.append(odd[i // power])",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "the second group of rows of A begins in the first (tiles of more than GROUP rows: AVX-512, NEON)",
+        SIMD, "b.mul(b.extract_value(offsets, GROUP // 2), I64(2))", "b.extract_value(offsets, GROUP // 2)",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
+        "swapped input gradient: every block of rows is that of the first rows of the weight",
+        LINEAR, "weight + item * i * ldw", "weight",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "swapped input gradient: every block is written to the first",
+        LINEAR, "out = grad_z_prev + item * i", "out = grad_z_prev",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "swapped input gradient: every block takes what was saved from the first",
+        LINEAR, "saved + item * i, lds", "saved, lds",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "swapped input gradient: rows of the scratch are too short",
+        LINEAR, "ldc = (n + 15) // 16 * 16", "ldc = n // 16 * 16",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "swapped input gradient without its derivative",
+        LINEAR, "            if finish:\n", "            if finish and fan_in > MC:\n",
+        f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "the gradient of a narrow weight ignores beta",
+        CPU, "not beta and _narrow(", "_narrow(",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the gradient of a narrow weight reads grad_z by the wrong stride",
+        LINEAR, "n, grad_z, 1, ldg, x, ldx", "n, grad_z, 1, fan_out, x, ldx",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the transpose has no last rows",
+        ELEMENTWISE, "for i in range(0, rows, side):", "for i in range(0, rows - side + 1, side):",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the transpose writes whole squares",
+        ELEMENTWISE, "ldo, rows - i, columns - j)", "ldo, side, side)",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the transpose reads the shape of its output",
+        ELEMENTWISE, "ldx, columns - j, rows - i)", "ldx, rows - i, columns - j)",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(
@@ -121,6 +191,60 @@ BUGS = [
     Bug(
         "the fifth digit of a coefficient of exp, float64",
         FORMULAS, "T13 = T[2:]", "T13 = T[2:]\nT5 *= 1.00001",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "an activation leaves out the rows after the last four",
+        ELEMENTWISE, "else 0, rows):\n            z, out", "else 0, high):\n            z, out",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "an activation leaves out the last columns of four rows",
+        ELEMENTWISE, "for i in range(high if whole == columns else 0, rows):\n            z, out",
+        "for i in range(high, rows):\n            z, out",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "an activation writes four rows as far apart as those it reads",
+        ELEMENTWISE, "parameter), out + j, ld_other, None)", "parameter), out + j, ldc, None)",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "an activation of whole vectors leaves out the rows after the last four",
+        ELEMENTWISE, "for i in range(high if whole == columns else 0, rows):\n            z, out",
+        "for i in range(rows if whole == columns else 0, rows):\n            z, out",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "a derivative of whole vectors leaves out the rows after the last four",
+        ELEMENTWISE, "for i in range(high if whole == columns else 0, rows):\n            grad, saved",
+        "for i in range(rows if whole == columns else 0, rows):\n            grad, saved",
+        f"{CONTRACT} -k 'cpu and activation_backward'",
+    ),
+    Bug(
+        "a derivative leaves out the rows after the last four",
+        ELEMENTWISE, "else 0, rows):\n            grad, saved", "else 0, high):\n            grad, saved",
+        f"{CONTRACT} -k 'cpu and activation_backward'",
+    ),
+    Bug(
+        "a derivative leaves out the last columns of four rows",
+        ELEMENTWISE, "for i in range(high if whole == columns else 0, rows):\n            grad, saved",
+        "for i in range(high, rows):\n            grad, saved",
+        f"{CONTRACT} -k 'cpu and activation_backward'",
+    ),
+    Bug(
+        "a derivative reads four saved rows as far apart as those of the gradient",
+        ELEMENTWISE, "saved + j, ld_other, None), parameter)", "saved + j, ldc, None), parameter)",
+        f"{CONTRACT} -k 'cpu and activation_backward'",
+    ),
+    Bug(
+        "a run of memory that four rows do not divide loses its end",
+        ELEMENTWISE, " and rows * columns % TALL == 0:", ":",
+        f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "a block is taken for one run of memory though its output is not",
+        ELEMENTWISE, "if ldc == columns and ld_other == columns and", "if ldc == columns and",
         f"{CONTRACT} -k 'cpu and activation_forward'",
     ),
     Bug(
@@ -163,7 +287,7 @@ BUGS = [
     ),
     Bug(
         "inputs are taken in order, not by their index",
-        ELEMENTWISE, "row = index[i]", "row = i",
+        ELEMENTWISE, "row, later = index[i],", "row, later = i,",
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
@@ -187,6 +311,31 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
+        "the last column of gathered rows is lost",
+        ELEMENTWISE, "for j in range(whole, columns):", "for j in range(whole, columns - 1):",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "a call's fields in the wrong order: the leading dimension of x and the size of its elements",
+        CPU, "_address(x), workspace.fan_in, x.itemsize, count,", "_address(x), x.itemsize, workspace.fan_in, count,",
+        f"{CONTRACT} -k 'cpu and network_forward'",
+    ),
+    Bug(
+        "a training call's fields in the wrong order: keys and coefficients",
+        CPU, "_address(coefficients), _address(keys),", "_address(keys), _address(coefficients),",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "a workspace keeps the parameters of its first call",
+        CPU, "if self.pointed.get(field) is not array:", "if field not in self.pointed:",
+        f"{CONTRACT} -k 'cpu and Workspace'",
+    ),
+    Bug(
+        "a workspace reads every dtype as that of its first call",
+        CPU, "if source is not self.gathered[0] or not self.gathered[1]:", "if not self.gathered[1]:",
+        f"{CONTRACT} -k 'cpu and Workspace'",
+    ),
+    Bug(
         "Adam counts its updates from 0",
         "optimizers.py", "np.arange(first_step + 1, first_step + steps + 1", "np.arange(first_step, first_step + steps",
         "tests/test_losses_optimizers.py tests/test_mathematics.py -k adam",
@@ -194,7 +343,7 @@ BUGS = [
     # ---------------------------------------------------------------------------------------------- graph
     Bug(
         "graph: of a value that is used twice the last gradient counts",
-        GRAPH, "y.grad = grad * dy if flow is None else flow + grad * dy", "y.grad = grad * dy",
+        GRAPH, "y._grad = grad * dy if flow is None else flow + grad * dy", "y._grad = grad * dy",
         "tests/test_autograd.py -k used_twice",
     ),
     Bug(

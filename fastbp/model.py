@@ -23,6 +23,7 @@ from .steps import single_step
 # and what has to be converted takes no more memory.
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
+DEVICE_BLOCK_BYTES = 64 << 20  # likewise where rows are sent to a device, for which 16 MiB are microseconds
 
 _DROPOUT = network_table.KINDS.index("dropout")
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
@@ -87,12 +88,12 @@ class Sequential:
         self._drop_key = None  # random bits of the last forward pass, when it was in training mode
         self._trace = None  # (input, saved) of every row of the last forward
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
-        self.prediction_block = max(1, BLOCK_BYTES // row_bytes)
         if self._parameters.on_host:
             self._empty, self._batch = np.empty, checks.batch
-            self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, self.prediction_block))
-        else:  # where results of layers stay, and a block is milliseconds
+            self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, BLOCK_BYTES // row_bytes))
+        else:  # where results of layers stay
             self._empty, self._batch = self._kernels.empty, self._kernels.batch
+            self.prediction_block = max(1, DEVICE_BLOCK_BYTES // row_bytes)
         self._lock = threading.Lock()
 
     def __getstate__(self):

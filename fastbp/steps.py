@@ -56,6 +56,7 @@ class FusedStep:
         self.values, self.state = self.network.values, optimizer.state
         self.capacity = self.dimensions = 0
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
+        self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in table.LABEL_LOSSES, loss.target_range is not None
 
     def __call__(self, x, y):
@@ -67,6 +68,8 @@ class FusedStep:
         if n > self.capacity or y.ndim != self.dimensions or n == 0:
             self.make_ready(x, y)
         weight = self.loss.row_weight(y, None)
+        if self.staging is not None:
+            x, y, weight = self.staging(x, y, weight)
         coefficients = self.optimizer.next_coefficients()
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
@@ -176,7 +179,7 @@ class FusedSteps:
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels, self.staging = chunk.labels, None
+        self.labels = chunk.labels
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         else:
@@ -187,8 +190,7 @@ class FusedSteps:
         if not self.direct:
             row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
             self.most = max(1, STAGING_BYTES // (batch_size * row_bytes))
-            if not model.network.on_host:
-                self.staging = Staging(kernels, self.most * batch_size, chunk, self.dtype)
+        self.staging = None if model.network.on_host else Staging(kernels)
 
     def start(self, steps):
         """Make ready for so many steps."""
@@ -226,20 +228,22 @@ class FusedSteps:
 
 
 class Staging:
-    """Memory of the device for some rows of data that it cannot hold at once, the same for every call."""
+    """Memory of a device for rows that come from the host, the same from call to call: kernels find it where it was."""
 
-    def __init__(self, kernels, rows, chunk, dtype):
-        self.kernels, rows = kernels, min(rows, chunk.count)
-        self.arrays = [
-            kernels.empty((rows, *chunk.X.shape[1:]), dtype),
-            kernels.empty((rows, *chunk.y.shape[1:]), np.int64 if chunk.labels else dtype),
-            None if chunk.weight is None else kernels.empty(rows, np.float64),
-        ]
+    def __init__(self, kernels):
+        self.kernels, self.there = kernels, {}
 
     def __call__(self, *arrays):
-        """The rows on the device."""
-        pairs = zip(arrays, self.arrays, strict=True)
-        return [None if array is None else self.kernels.send(array, there) for array, there in pairs]
+        """The arrays on the device, by their place among the arguments; None, and what is there, as it is."""
+        return [
+            self._sent(place, array) if isinstance(array, np.ndarray) else array for place, array in enumerate(arrays)
+        ]
+
+    def _sent(self, place, array):
+        there = self.there.get(place)
+        if there is None or len(there) < len(array) or (there.dtype, there.shape[1:]) != (array.dtype, array.shape[1:]):
+            there = self.there[place] = self.kernels.empty(array.shape, array.dtype)
+        return self.kernels.send(array, there)
 
 
 class EagerSteps:

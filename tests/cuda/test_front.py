@@ -184,6 +184,18 @@ def test_arrays_of_the_gpu_are_used_where_they_are(data, there, monkeypatch):
     models[1].predict(on_gpu, to_host=False)
 
 
+def test_tensors_of_pytorch_are_used_where_they_are(data):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs PyTorch with a GPU")
+    X, y = data
+    models = [network(), network()]
+    tensor, labels = torch.from_numpy(X).cuda(), torch.from_numpy(y).cuda()
+    assert trained(models[0], X, y)[-1]["loss"] == trained(models[1], tensor, labels)[-1]["loss"]
+    prediction = torch.as_tensor(models[1].predict(tensor, to_host=False), device="cuda")
+    assert prediction.cpu().numpy().tobytes() == models[0].predict(X).tobytes()
+
+
 def test_arrays_of_the_gpu_are_checked(data, there):
     X, y = data
     model = network()

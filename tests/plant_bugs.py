@@ -316,6 +316,11 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
+        "a gather that asks ahead reads past the index",
+        ELEMENTWISE, "index[min(i + ahead, rows - 1)]", "index[i + ahead]",
+        "tests/contract/test_memory.py -k 'stay_inside and cpu'",
+    ),
+    Bug(
         "a call's fields in the wrong order: the leading dimension of x and the size of its elements",
         CPU, "_address(x), workspace.fan_in, x.itemsize, count,", "_address(x), x.itemsize, workspace.fan_in, count,",
         f"{CONTRACT} -k 'cpu and network_forward'",

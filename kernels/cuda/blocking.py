@@ -10,8 +10,8 @@ SECTOR_BYTES = 32  # the least that a row of global memory is read by
 class Tile(NamedTuple):
     """A block of threads makes ``bm x bn`` elements of C, ``bk`` terms at a time.
 
-    A block has ``warps_m x warps_n`` warps, times ``slices``; each slice takes its share of every ``bk`` terms, and
-    the shares are added in the order of the slices. A thread holds ``tm x tn`` elements in registers.
+    A block has ``warps_m x warps_n`` warps. A thread holds ``tm x tn`` elements in registers, and makes each from all
+    its terms in their order: so every tile gives the same bits.
     """
 
     name: str
@@ -22,12 +22,11 @@ class Tile(NamedTuple):
     tn: int
     warps_m: int
     warps_n: int
-    slices: int
     blocks: int  # that fit a multiprocessor: the compiler may use 65536 / (threads * blocks) registers a thread
 
     @property
     def threads(self) -> int:
-        return WARP * self.warps_m * self.warps_n * self.slices
+        return WARP * self.warps_m * self.warps_n
 
     @property
     def warp_m(self) -> int:
@@ -51,27 +50,27 @@ class Tile(NamedTuple):
 # By bytes of an element, the largest first. What a tile must load falls with its sides, and with the sides of a
 # thread's part what it reads of shared memory: 8 x 8 elements are 64 multiply-adds for four 16-byte loads, and leave
 # registers for two blocks of 256 threads, whose waits fill each other's. `bk` is as many terms as make the main loop
-# 5 to 10 KB of code, less than the 12 KB of the innermost instruction cache; for "small", whose four warps share them,
-# four times as many. "medium" is for products that "large" cannot spread over the GPU; "small" for those of small
-# batches, where a sum is a long chain of few warps: four slices make it a quarter as long.
+# 5 to 10 KB of code, less than the 12 KB of the innermost instruction cache. "medium" is for products that "large"
+# cannot spread over the GPU; "small" for those of small batches. No tile shares the terms of a sum among warps: its
+# bits would depend on the tile.
 # float64 takes two registers an element: no 8 x 8, and half as many blocks.
 TILES = {
     4: (
-        Tile("large", 128, 128, 8, 8, 8, 2, 4, 1, 2),
-        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 4),
-        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 4),
+        Tile("large", 128, 128, 8, 8, 8, 2, 4, 2),
+        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 4),
+        Tile("small", 32, 32, 16, 4, 4, 1, 2, 8),
     ),
     8: (
-        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 1, 2),
-        Tile("small", 32, 32, 32, 4, 8, 1, 1, 4, 2),
+        Tile("medium", 64, 64, 16, 8, 4, 2, 2, 2),
+        Tile("small", 32, 32, 16, 4, 4, 1, 2, 4),
     ),
 }
 # For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 (TF32) or 16 (BF16) terms at a time:
-# bk is 16 a slice.
+# bk is 16.
 MATRIX_TILES = (
-    Tile("large", 128, 128, 16, 8, 8, 2, 4, 1, 2),
-    Tile("medium", 64, 64, 16, 4, 8, 2, 2, 1, 4),
-    Tile("small", 32, 32, 64, 4, 8, 1, 1, 4, 4),
+    Tile("large", 128, 128, 16, 8, 8, 2, 4, 2),
+    Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4),
+    Tile("small", 32, 32, 16, 2, 4, 2, 2, 4),
 )
 # Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.
 ENOUGH_BLOCKS = 128
@@ -82,7 +81,7 @@ GROUP = 8
 
 
 def tile_of(m: int, n: int, itemsize: int, precision: str = "float") -> Tile:
-    """The largest tile that gives enough blocks, else the smallest; from the shape alone, so bits do not vary."""
+    """The largest tile that gives enough blocks, else the smallest."""
     tiles = TILES[itemsize] if precision == "float" else MATRIX_TILES
     for tile in tiles:
         if -(-m // tile.bm) * -(-n // tile.bn) >= ENOUGH_BLOCKS:

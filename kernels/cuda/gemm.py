@@ -4,7 +4,8 @@ A block of threads makes a tile of C. It copies a panel of A and a panel of B, `
 shared memory, where both lie term by term, and fetches the next two into registers while it multiplies these; a
 thread holds its part of the tile in registers. Rows, columns and terms that do not exist cost the main loop nothing:
 rows and columns beyond the last read the last again and are never stored, and the last terms, filled up with zeros,
-come first. (The blocking of CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
+come after it. An element is one chain of multiply-adds in the order of its terms, whatever the tile. (The blocking of
+CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
 """
 
 from functools import cache
@@ -49,12 +50,13 @@ ROUNDED = {"float": as_it_is, "tf32": rounded_to_tf32, "bf16": rounded_to_bf16}
 
 # ---------------------------------------------------------------------------------------------- panels
 @cache
-def panel(extent, terms, along_k, width, threads, element, pitch, precision):
+def panel(extent, terms, along_k, width, threads, element, pitch, precision, filler):
     """How a block copies a panel of A (or of B: read column for row) from global to shared memory.
 
     A panel has ``extent`` rows of ``terms`` terms. In global memory the terms of a row touch (``along_k``), or the
     rows of a term do; ``width`` elements are read at once. In shared memory it lies term by term, ``pitch`` elements
-    apart and rounded to the precision. Returns device functions, which work on ``units`` accesses a thread.
+    apart and rounded to the precision. ``filler`` stands for terms that do not exist. Returns device functions, which
+    work on ``units`` accesses a thread.
     """
     units = extent * terms // (width * threads)
     assert units * width * threads == extent * terms
@@ -99,18 +101,18 @@ def panel(extent, terms, along_k, width, threads, element, pitch, precision):
             positions[q] += step
 
     @device_function
-    def fetch_last(registers, array, positions, advance, thread, left):
-        """A panel of which only ``left`` terms exist; zeros for the others."""
+    def fetch_last(registers, array, positions, thread, left):
+        """A panel of which only ``left`` terms exist."""
         for q in range(units):
             term = term_of(thread + q * threads)
             for e in range(width):
-                registers[q * width + e] = element(0)
+                registers[q * width + e] = element(filler)
             if along_k:
                 for e in range(width):
                     if term + e < left:
-                        load_one(registers, q * width + e, array, positions[q] + advance + e)
+                        load_one(registers, q * width + e, array, positions[q] + e)
             elif term < left:
-                load(registers, q * width, array, positions[q] + advance)
+                load(registers, q * width, array, positions[q])
 
     @device_function
     def put(registers, shared, targets, stage):
@@ -130,7 +132,7 @@ def panel(extent, terms, along_k, width, threads, element, pitch, precision):
 # --------------------------------------------------------------------------------------- multiply-adds
 @cache
 def multiply(tile, element, pitch_a, pitch_b):
-    """A device function that multiplies all of a slice's terms in shared memory into the registers of a thread."""
+    """A device function that multiplies all terms in shared memory into the registers of a thread."""
     tm, tn = tile.tm, tile.tn
     width = VECTOR_BYTES * 8 // element.bitwidth
     stride_a, stride_b = width * tile.lanes_m, width * tile.lanes_n
@@ -159,9 +161,9 @@ def multiply(tile, element, pitch_a, pitch_b):
         return both
 
     terms, function = 1, one
-    while terms < tile.bk // tile.slices:
+    while terms < tile.bk:
         function, terms = twice(terms, function), 2 * terms
-    assert terms * tile.slices == tile.bk
+    assert terms == tile.bk
     return function
 
 
@@ -170,8 +172,8 @@ def multiply_by_matrices(tile, element, pitch_a, pitch_b, precision):
     """`multiply` by the tensor cores: the registers of a thread are those of `matrix_multiply_add`."""
     tm, tn = tile.tm, tile.tn
     multiply_add, step = matrix_multiply_add(precision)
-    each, slice_terms = step // 4, tile.bk // tile.slices
-    assert (tile.lanes_m, tile.lanes_n, slice_terms % step) == (8, 4, 0)
+    each = step // 4
+    assert (tile.lanes_m, tile.lanes_n, tile.bk % step) == (8, 4, 0)
     a_held, b_held = tm * each, tn // 2 * each
     load, _ = vector_access(1)
 
@@ -179,7 +181,7 @@ def multiply_by_matrices(tile, element, pitch_a, pitch_b, precision):
     def function(acc, shared, a, b):
         a_values = cuda.local.array(a_held, element)
         b_values = cuda.local.array(b_held, element)
-        for k in range(0, slice_terms, step):
+        for k in range(0, tile.bk, step):
             for x in range(each):
                 for i in range(tm):
                     load(a_values, i * each + x, shared, a + (k + 4 * x) * pitch_a + 8 * i)
@@ -324,8 +326,8 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='float'")
     tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
     bm, bn, bk, tm, tn = tile.bm, tile.bn, tile.bk, tile.tm, tile.tn
-    threads, slices, warps_n, lanes_m, lanes_n = tile.threads, tile.slices, tile.warps_n, tile.lanes_m, tile.lanes_n
-    warp_m, warp_n, warps = tile.warp_m, tile.warp_n, tile.warps_m * tile.warps_n
+    threads, warps_n, lanes_m, lanes_n = tile.threads, tile.warps_n, tile.lanes_m, tile.lanes_n
+    warp_m, warp_n = tile.warp_m, tile.warp_n
     # A thread's rows come in groups of `grain_m`, `group_m` apart, and its columns likewise.
     by_matrices = precision != "float"
     grain_m, grain_n = (1, 2) if by_matrices else (width, width)
@@ -338,8 +340,9 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     if by_matrices:  # a warp reads 8 rows of 4 terms: of which no two may be in one bank
         pitch_a, pitch_b = bm + 8, bn + 8
     access = width if vectors else 1
-    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, precision)
-    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b, precision)
+    # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
+    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, precision, -0.0)
+    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b, precision, 0.0)
     a_locate, a_fetch, a_fetch_last, a_put = a_panel.locate, a_panel.fetch, a_panel.fetch_last, a_panel.put
     b_locate, b_fetch, b_fetch_last, b_put = b_panel.locate, b_panel.fetch, b_panel.fetch_last, b_panel.put
     a_units, b_units = a_panel.units, b_panel.units
@@ -349,20 +352,19 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     else:
         multiply_add = multiply(tile, element, pitch_a, pitch_b)
     a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
-    slice_terms = bk // slices
 
     # The tile goes to C through shared memory, `part_rows` rows of every thread at a time: so whole lines are written,
     # and the code of the epilogue exists once. Rows are spread so that the stores of a warp meet in no bank.
     across = tile.warps_m * lanes_m
     pitch_c = bn + width * lanes_n % 32
     part_rows = tm
-    while slices * part_rows * across * pitch_c > EPILOGUE_BYTES * 8 // element.bitwidth:
+    while part_rows * across * pitch_c > EPILOGUE_BYTES * 8 // element.bitwidth:
         part_rows //= 2
     part_size, parts = part_rows * across * pitch_c, tm // part_rows
     assert parts * part_rows == tm
     chunks = bn // width  # of a row
     part_chunks = part_rows * across * chunks
-    shared_size = max(2 * stage_size, slices * part_size)
+    shared_size = max(2 * stage_size, part_size)
     held = tm * tn
     put_part = part_of_registers(part_rows, tm, tn, grain_n, across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
@@ -370,12 +372,12 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
 
     @device_function
     def place(thread):
-        """A thread's slice, its first row and column in the tile, and where its row is among those of all threads."""
-        lane, warp = thread % WARP, thread // WARP % warps
+        """A thread's first row and column in the tile, and where its row is among those of all threads."""
+        lane, warp = thread % WARP, thread // WARP
         lane_m, lane_n = lane // lanes_n, lane % lanes_n
         warp_row = warp // warps_n
         row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
-        return thread // (WARP * warps), row, column, warp_row * lanes_m + lane_m
+        return row, column, warp_row * lanes_m + lane_m
 
     # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
     @driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)
@@ -392,47 +394,62 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         a_targets = cuda.local.array(a_units, int32)
         b_targets = cuda.local.array(b_units, int32)
         z = cuda.local.array(width, element)
-        other = cuda.local.array(1, element)
 
         first_row, first_column = origin(m, n)
         thread = cuda.threadIdx.x
         lane = thread % WARP
-        share, row, column, _ = place(thread)
+        row, column, _ = place(thread)
 
         a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
         b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
         a_step = bk if a_along_k else bk * lda
         b_step = bk if b_along_k else bk * ldb
-        left = int32((max(k, 1) - 1) // bk)  # panels after the first
-        a_fetch_last(a_registers, a, a_positions, left * a_step, thread, k - left * bk)
-        b_fetch_last(b_registers, b, b_positions, left * b_step, thread, k - left * bk)
-        a_put(a_registers, shared, a_targets, 0)
-        b_put(b_registers, shared, b_targets, 0)
+        left = int32(k // bk)  # whole panels
         for i in range(held):
             acc[i] = element(0)
+        stage = int32(0)  # where the panels begin that are multiplied
+        if left > 0:
+            a_fetch(a_registers, a, a_positions, a_step)
+            b_fetch(b_registers, b, b_positions, b_step)
+            a_put(a_registers, shared, a_targets, stage)
+            b_put(b_registers, shared, b_targets, stage)
         cuda.syncthreads()
 
-        stage = int32(0)  # where the panels begin that are multiplied
-        a_read = share * slice_terms * pitch_a + row
-        b_read = share * slice_terms * pitch_b + a_size + column
+        a_read = row
+        b_read = a_size + column
         if by_matrices:  # by term and row, by term and column
             a_read += lane % 4 * pitch_a
             b_read += lane % 4 * pitch_b + lane // 4 - lane % 4 * grain_n
-        while left >= 0:
-            if left > 0:
-                a_fetch(a_registers, a, a_positions, a_step)
-                b_fetch(b_registers, b, b_positions, b_step)
+        while left > 1:
+            a_fetch(a_registers, a, a_positions, a_step)
+            b_fetch(b_registers, b, b_positions, b_step)
             multiply_add(acc, shared, int32(stage + a_read), int32(stage + b_read))
+            stage = int32(stage_size - stage)
+            a_put(a_registers, shared, a_targets, stage)
+            b_put(b_registers, shared, b_targets, stage)
+            cuda.syncthreads()
+            left = int32(left - 1)
+
+        # The last whole panel, then the tail.
+        tail, more = int32(k % bk), True
+        while more:
             if left > 0:
+                multiply_add(acc, shared, int32(stage + a_read), int32(stage + b_read))
+            more = tail > 0
+            if more:
+                # Fetched no sooner: beside all the factors there are no registers for it.
+                thread = thread_again()
+                a_fetch_last(a_registers, a, a_positions, thread, tail)
+                b_fetch_last(b_registers, b, b_positions, thread, tail)
                 stage = int32(stage_size - stage)
                 a_put(a_registers, shared, a_targets, stage)
                 b_put(b_registers, shared, b_targets, stage)
                 cuda.syncthreads()
-            left = int32(left - 1)
+                left, tail = int32(1), int32(0)
 
         thread = thread_again()
-        share, row, column, line = place(thread)
-        own = share * part_size + line * pitch_c + column
+        row, column, line = place(thread)
+        own = line * pitch_c + column
         for part in range(parts):
             cuda.syncthreads()
             put_part(acc, shared, own, part)
@@ -443,10 +460,6 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
                 r = q // lanes_m * warp_m + i // grain_m * group_m + q % lanes_m * grain_m + i % grain_m
                 for e in range(width):
                     load_one(z, e, shared, line * pitch_c + s + e)
-                for q in range(1, slices):
-                    for e in range(width):
-                        load_one(other, 0, shared, q * part_size + line * pitch_c + s + e)
-                        z[e] += other[0]
                 if first_row + r < m and first_column + s < n:
                     finish(
                         z, first_row + r, first_column + s, n, beta, bias, bias_offset, has_bias, parameter,

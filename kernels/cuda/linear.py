@@ -4,13 +4,8 @@ Arrays are flat, with an offset and a leading dimension. The walk (network.py) a
 """
 
 from ..table import SAVES_PRE_ACTIVATION
-from .blocking import tile_of
 from .elementwise import activation_forward, column_sum
 from .gemm import gemm
-
-# The tile decides in which order the terms of a sum are added, so it may not depend on how many rows a batch has: it is
-# the one for so many.
-ROWS = 4096
 
 
 def linear_forward(
@@ -18,7 +13,6 @@ def linear_forward(
     out, out_offset, ldo, saved, saved_offset, lds, stream,
 ):  # fmt: skip
     """``z = x @ weight + bias``, ``out = act(z)``; z to ``saved`` unless that is None."""
-    tile = tile_of(ROWS, fan_out, out.dtype.itemsize)
     epilogue, c = f"forward:{name}", (out, out_offset, ldo)
     apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # what the derivative does not ask for
     if apart or name == "identity":
@@ -27,7 +21,7 @@ def linear_forward(
         c = saved, saved_offset, lds
     gemm(
         "NN", n, fan_out, fan_in, x, x_offset, ldx, weight, w_offset, ldw, 0, bias, b_offset, parameter,
-        *c, saved, saved_offset, lds, epilogue, stream, tile=tile,
+        *c, saved, saved_offset, lds, epilogue, stream,
     )  # fmt: skip
     if apart:
         activation_forward(name, n, fan_out, *c, out, out_offset, ldo, parameter, stream)
@@ -41,7 +35,6 @@ def linear_backward_input(
     gemm(
         "NT", n, fan_in, fan_out, grad_z, g_offset, ldg, weight, w_offset, ldw, 0, None, 0, parameter,
         out, out_offset, ldo, saved, saved_offset, lds, "none" if name == "identity" else f"backward:{name}", stream,
-        tile=tile_of(ROWS, fan_in, out.dtype.itemsize),
     )  # fmt: skip
 
 

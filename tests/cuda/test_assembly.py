@@ -69,7 +69,7 @@ def test_product(tmp_path, layout, dtype, tile, capability):
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
 
     loop = machine_code.main_loop(machine_code.disassemble(cubin, tmp_path))
-    width, terms = 16 // np.dtype(dtype).itemsize, tile.bk // tile.slices
+    width, terms = 16 // np.dtype(dtype).itemsize, tile.bk
     opcode = {"float32": "FFMA", "float64": "DFMA"}[dtype]
     panels = (tile.bm + tile.bn) * tile.bk // (width * tile.threads)
     assert loop[opcode] == tile.tm * tile.tn * terms
@@ -92,10 +92,10 @@ def test_product_by_tensor_cores(tmp_path, precision, opcode, terms, tile, capab
         assert report.registers * tile.threads * tile.blocks <= REGISTERS
         assert report.shared <= STATIC_SHARED
         loop = machine_code.main_loop(machine_code.disassemble(cubin, tmp_path))
-        assert loop[opcode] == tile.tm // 2 * tile.tn // 2 * tile.bk // tile.slices // terms, loop
+        assert loop[opcode] == tile.tm // 2 * tile.tn // 2 * tile.bk // terms, loop
         # Beside the multiply-adds there is one load a register of theirs, or two that are packed into it.
         assert sum(count for name, count in loop.items() if name.startswith("LDS")) == (
-            (tile.tm + tile.tn // 2) * tile.bk // tile.slices // 4
+            (tile.tm + tile.tn // 2) * tile.bk // 4
         )
 
 

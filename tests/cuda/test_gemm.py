@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
 from fastbp.kernels import reference, table
-from fastbp.kernels.cuda import blocking, driver, gemm
+from fastbp.kernels.cuda import blocking, driver, gemm, linear
 
 
 def runs():
@@ -150,3 +150,39 @@ def test_tensor_cores_are_for_float32():
 def test_tile_of_a_shape():
     names = {shape: blocking.tile_of(*shape, 4).name for shape in [(4096, 4096), (1024, 1024), (64, 128), (1, 1)]}
     assert names == {(4096, 4096): "large", (1024, 1024): "medium", (64, 128): "small", (1, 1): "small"}
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_tile_changes_no_bit(dtype, layout):
+    rng, m, n, k = np.random.default_rng(3), 5, 6, 37
+    a, b = (rng.standard_normal(count).astype(dtype) for count in (m * k, n * k))
+    lda, ldb = m if layout == "TN" else k, k if layout == "NT" else n
+    outcomes = set()
+    for tile in blocking.TILES[a.itemsize]:
+        c = driver.to_device(np.empty(m * n, dtype))
+        gemm.gemm(
+            layout, m, n, k, driver.to_device(a), 0, lda, driver.to_device(b), 0, ldb, 0, None, 0, 0.0,
+            c, 0, n, None, 0, 0, "none", driver.stream(), tile=tile,
+        )  # fmt: skip
+        outcomes.add(driver.to_host(c).tobytes())
+    assert len(outcomes) == 1
+
+
+def test_a_row_is_the_same_in_any_batch(monkeypatch):
+    rng, fan_in, fan_out = np.random.default_rng(4), 37, 6
+    x, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((65, fan_in), (fan_in, fan_out)))
+
+    def forward(rows):
+        out = driver.to_device(np.empty(rows * fan_out, np.float32))
+        linear.linear_forward(
+            "identity", rows, fan_in, fan_out, driver.to_device(x[:rows].ravel()), 0, fan_in,
+            driver.to_device(weight.ravel()), 0, fan_out, None, 0, 0.0, out, 0, fan_out, None, 0, 0, driver.stream(),
+        )  # fmt: skip
+        return driver.to_host(out)
+
+    # As if this GPU were filled by two blocks: so the batches are made by different tiles.
+    monkeypatch.setattr(blocking, "ENOUGH_BLOCKS", 2)
+    assert blocking.tile_of(1, fan_out, 4) != blocking.tile_of(65, fan_out, 4)
+    outcomes = [forward(rows) for rows in (1, 65)]
+    np.testing.assert_array_equal(outcomes[0], outcomes[1][:fan_out])

@@ -66,9 +66,10 @@ TILES = {
     ),
 }
 # For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 (TF32) or 16 (BF16) terms at a time:
-# bk is 16.
+# bk is 16. One large block a multiprocessor: with the 128 registers of two, TF32's tail of k puts 8 bytes on the
+# stack.
 MATRIX_TILES = (
-    Tile("large", 128, 128, 16, 8, 8, 2, 4, 2),
+    Tile("large", 128, 128, 16, 8, 8, 2, 4, 1),
     Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4),
     Tile("small", 32, 32, 16, 2, 4, 2, 2, 4),
 )

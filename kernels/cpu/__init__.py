@@ -18,7 +18,7 @@ from . import blocking, context, linear, network, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
-# Many fields of a record at once: an item of a NumPy array at a time takes six times as long.
+# Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=7q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=11q").pack_into, 8 * network.COEFFICIENTS
 _threads = None  # None: as many as there are cores, fewer for little work

@@ -163,14 +163,15 @@ def serial():
 def warmup(dtype, activations, losses, optimizers):
     """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing.
 
-    The kernel of steps.py is compiled for the network that first uses it.
+    The kernel of steps.py is compiled for the network that first uses it, products of less precision when asked for.
     """
     if driver.simulated:
         return
     driver.require()
     parts = {*activations, "identity", *losses, *optimizers}
     for kernel in catalogue.kernels([dtype]):
-        if (kernel.part is None or kernel.part in parts) and not kernel.name.startswith("steps"):
+        wanted = kernel.precision == "ieee" and (kernel.part is None or kernel.part in parts)
+        if wanted and not kernel.name.startswith("steps"):
             kernel.function.compile(kernel.signature)
 
 

@@ -81,9 +81,14 @@ EPILOGUE_BYTES = 24 * 1024
 GROUP = 8
 
 
-def tile_of(m: int, n: int, itemsize: int, precision: str = "float") -> Tile:
+def tiles_of(itemsize: int, precision: str) -> tuple[Tile, ...]:
+    """The tiles of a product, the largest first."""
+    return TILES[itemsize] if precision == "ieee" else MATRIX_TILES
+
+
+def tile_of(m: int, n: int, itemsize: int, precision: str = "ieee") -> Tile:
     """The largest tile that gives enough blocks, else the smallest."""
-    tiles = TILES[itemsize] if precision == "float" else MATRIX_TILES
+    tiles = tiles_of(itemsize, precision)
     for tile in tiles:
         if -(-m // tile.bm) * -(-n // tile.bn) >= ENOUGH_BLOCKS:
             return tile

@@ -23,6 +23,11 @@ class Kernel(NamedTuple):
         """The activation, loss or optimizer whose kernel it is."""
         return next((word for word in self.name.replace(":", " ").split() if word in PARTS), None)
 
+    @property
+    def precision(self) -> str:
+        """Of the factors of a product; everything else is "ieee"."""
+        return next((word for word in self.name.split() if word in gemm.ROUNDED), "ieee")
+
 
 def kernels(dtypes=(np.float32, np.float64)):
     """All kernels for these dtypes."""

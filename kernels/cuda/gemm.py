@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import table
 from . import driver
-from .blocking import EPILOGUE_BYTES, GROUP, MATRIX_TILES, SECTOR_BYTES, TILES, VECTOR_BYTES, WARP, tile_of
+from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
 from .driver import cuda, device_function, libdevice, types
 from .formulas import formulas
 from .ptx import matrix_multiply_add, thread_again, vector_access
@@ -45,7 +45,7 @@ def rounded_to_bf16(x):
     return libdevice.int_as_float(np.int32((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000)) if x == x else x
 
 
-ROUNDED = {"float": as_it_is, "tf32": rounded_to_tf32, "bf16": rounded_to_bf16}
+ROUNDED = {"ieee": as_it_is, "tf32": rounded_to_tf32, "bf16": rounded_to_bf16}
 
 
 # ---------------------------------------------------------------------------------------------- panels
@@ -306,7 +306,7 @@ def block_order(bm, bn):
 
 
 @cache
-def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=True):
+def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=True):
     """The ``@cuda.jit`` kernel of a product.
 
     Parameters
@@ -314,7 +314,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     layout : "NN", "NT" or "TN"
     dtype : numpy.dtype or its name
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
-    precision : "float", "tf32" or "bf16"
+    precision : "ieee", "tf32" or "bf16"
         Of the factors of a product; sums are float32. The last two are for float32 and use the tensor cores.
     tile : Tile
     vectors : bool
@@ -322,14 +322,14 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    if precision != "float" and element != types.float32:
-        raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='float'")
+    if precision != "ieee" and element != types.float32:
+        raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='ieee'")
     tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
     bm, bn, bk, tm, tn = tile.bm, tile.bn, tile.bk, tile.tm, tile.tn
     threads, warps_n, lanes_m, lanes_n = tile.threads, tile.warps_n, tile.lanes_m, tile.lanes_n
     warp_m, warp_n = tile.warp_m, tile.warp_n
     # A thread's rows come in groups of `grain_m`, `group_m` apart, and its columns likewise.
-    by_matrices = precision != "float"
+    by_matrices = precision != "ieee"
     grain_m, grain_n = (1, 2) if by_matrices else (width, width)
     group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
     load_one, _ = vector_access(1)
@@ -379,8 +379,6 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
         row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
         return row, column, warp_row * lanes_m + lane_m
 
-    # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
-    @driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)
     def gemm_kernel(
         m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, has_bias, parameter,
         c, c_offset, ldc, saved, saved_offset, lds,
@@ -466,21 +464,25 @@ def gemm_kernel(layout, dtype, epilogue, precision="float", tile=None, vectors=T
                         c, c_offset, ldc, saved, saved_offset, lds,
                     )  # fmt: skip
 
-    return gemm_kernel
+    # What profilers show.
+    gemm_kernel.__qualname__ = f"gemm_{layout}_{precision}_{tile.name}_{epilogue.replace(':', '_')}"
+    # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
+    return driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)(gemm_kernel)
 
 
-def kernels(dtype, precision="float"):
-    """(name, kernel, signature) of every product of a network."""
+def kernels(dtype):
+    """(name, kernel, signature) of every product of a network, in every precision."""
     dtype, array, i = np.dtype(dtype), driver.vector(dtype), types.int64
     matrix = (array, i, i)
     signature = (i, i, i, *matrix, *matrix, i, array, i, i, types.float64, *matrix, *matrix)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    tiles = TILES[dtype.itemsize] if precision == "float" else MATRIX_TILES
-    for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
-        name = f"gemm {layout} {epilogue} {tile.name} {'vectors' if vectors else 'elements'}"
-        yield name, gemm_kernel(layout, dtype.name, epilogue, precision, tile, vectors), signature
+    for precision in ROUNDED if dtype == np.float32 else ("ieee",):
+        tiles = tiles_of(dtype.itemsize, precision)
+        for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
+            name = f"gemm {layout} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
+            yield name, gemm_kernel(layout, dtype.name, epilogue, precision, tile, vectors), signature
 
 
 def _is_aligned(array, offset, ld, width):
@@ -491,7 +493,7 @@ def _is_aligned(array, offset, ld, width):
 # --------------------------------------------------------------------------------------------- launcher
 def gemm(
     layout, m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, parameter,
-    c, c_offset, ldc, saved, saved_offset, lds, epilogue, stream, precision="float", tile=None,
+    c, c_offset, ldc, saved, saved_offset, lds, epilogue, stream, precision="ieee", tile=None,
 ):  # fmt: skip
     """``z = beta C + A B + bias``; ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``.
 
@@ -509,8 +511,8 @@ def gemm(
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
         Forward writes z to ``saved`` where the activation's derivative needs z; backward reads ``saved``.
     stream : stream or graph builder
-    precision : "float", "tf32" or "bf16"
-        What A and B are rounded to, of float32, for the tensor cores; "float" rounds nothing.
+    precision : "ieee", "tf32" or "bf16"
+        What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
     tile : Tile, optional
         Instead of the one that the shape asks for.
     """

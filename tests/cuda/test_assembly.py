@@ -44,9 +44,9 @@ def assemble(kernel, signature, capability):
     return cubin, report
 
 
-def product(dtype, layout, epilogue, tile, access="vectors", precision="float"):
-    name = f"gemm {layout} {epilogue} {tile.name} {access}"
-    return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype, precision) if found == name)
+def product(dtype, layout, epilogue, tile, access="vectors", precision="ieee"):
+    name = f"gemm {layout} {epilogue} {precision} {tile.name} {access}"
+    return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype) if found == name)
 
 
 # ---------------------------------------------------------------------------------------- the product

@@ -47,6 +47,16 @@ def require(device):
         kernels.driver.require()
 
 
+def check_precision(precision, dtype, device):
+    """Raise unless products of this dtype may have a precision on a device."""
+    checks.choice("precision", precision, table.PRECISIONS)
+    if precision not in load(device).precisions(dtype):
+        raise ValueError(
+            f'precision="{precision}" is for device="cuda" and dtype="float32", got device="{device}" and '
+            f'dtype="{np.dtype(dtype).name}"; leave it at "ieee" there'
+        )
+
+
 def set_num_threads(threads):
     """Use this many workers, in the whole process, from the next call on.
 

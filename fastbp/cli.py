@@ -30,6 +30,7 @@ from . import (
     tabular,
     terminal,
 )
+from .kernels.table import PRECISIONS
 
 ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
 OPTIMIZERS = {"adam": optimizers.Adam, "sgd": optimizers.SGD}
@@ -185,6 +186,12 @@ def _add_reading(parser):
 
 def _add_machine(parser):
     parser.add_argument("--device", choices=backend.MODULES, default="cpu", help="where to compute (%(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="ieee",
+        help="what factors of products are rounded to, with --device cuda (%(default)s: nothing)",
+    )
     parser.add_argument("--threads", type=_positive, help="workers (default: what the machine has)")
 
 
@@ -229,7 +236,7 @@ class _Job:
         self.options, self.folder = options, None
         self.table = _read(options)
         if options.start:
-            self.network, self.preprocessing = _load(options.start, options.device)
+            self.network, self.preprocessing = _load(options.start, options)
             self.parts = tabular.split(self.preprocessing.strata(self.table), *self.division())
         else:
             self._begin()
@@ -258,7 +265,13 @@ class _Job:
         parts = []
         for pair in itertools.pairwise(widths):
             parts += [layers.Linear(*pair), ACTIVATIONS[options.activation]()]
-        self.network = model.Sequential(*parts[:-1], dtype=options.dtype, device=options.device, seed=options.seed)
+        self.network = model.Sequential(
+            *parts[:-1],
+            dtype=options.dtype,
+            device=options.device,
+            seed=options.seed,
+            precision=options.precision,
+        )
         self.network.metadata = {
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "data": options.data,
@@ -330,8 +343,8 @@ def _use_threads(options):
         backend.set_num_threads(options.threads)
 
 
-def _load(run_or_model, device):
-    network = model.load(runs.model_path(run_or_model), device=device)
+def _load(run_or_model, options):
+    network = model.load(runs.model_path(run_or_model), device=options.device, precision=options.precision)
     if "preprocessing" not in network.metadata:
         raise ValueError(
             f"{run_or_model} does not say how to prepare data: it is not of `fastbp train`; use fastbp.load"
@@ -469,7 +482,7 @@ def _conclude(screen, job, seconds):
 # ------------------------------------------------------------------------- predict and evaluate
 def _predict(options):
     _use_threads(options)
-    network, preprocessing = _load(options.model, options.device)
+    network, preprocessing = _load(options.model, options)
     if options.proba and preprocessing.task != "classification":
         raise ValueError(f"--proba is for classes, and {options.model} predicts the number {preprocessing.target!r}")
     if options.output:
@@ -511,7 +524,7 @@ def _write_csv(path, preprocessing, prediction, probability):
 
 def _evaluate(options):
     _use_threads(options)
-    network, preprocessing = _load(options.model, options.device)
+    network, preprocessing = _load(options.model, options)
     table = _read(options)
     if options.target:
         table = table.renamed(options.target, preprocessing.target)

@@ -43,6 +43,10 @@ class Sequential:
         ``"cpu"``, ``"cuda"`` (an NVIDIA GPU; needs the extra of that name) or ``"reference"``.
     seed : int, optional
         Of the one generator that draws first values and shuffles; it is saved with the model.
+    precision : str
+        What the factors of matrix products are rounded to: by default, ``"ieee"``, nothing. On ``"cuda"`` in float32
+        ``"tf32"`` (8 bits of exponent, 10 of mantissa) and ``"bf16"`` (8 and 7) use the tensor cores; their sums, and
+        all that is not a product, stay float32. Like the device it is no part of a file.
 
     Attributes
     ----------
@@ -55,10 +59,10 @@ class Sequential:
         What the file of a loaded model held; pass it to `fit` to go on where training stopped.
     """
 
-    def __init__(self, *layers, dtype="float32", device="cpu", seed=None):
+    def __init__(self, *layers, dtype="float32", device="cpu", seed=None, precision="ieee"):
         self.dtype = checks.dtype("dtype", dtype)
         rows, prefixes = _lowered(layers)
-        self._parameters = Parameters(rows, prefixes, self.dtype, device)
+        self._parameters = Parameters(rows, prefixes, self.dtype, device, precision)
         self.layers = layers
         self.generator = checks.generator("seed", seed)
         self.training = True
@@ -80,6 +84,7 @@ class Sequential:
         self._drops = bool((table[:, network_table.KIND] == _DROPOUT).any())
         self._no_keys = np.zeros(1, np.uint64)
         self._activations = [network_table.activation_of(row) for row in table]
+        self._precision = int(table[0, network_table.PRECISION])
         self.in_features = int(table[0, network_table.FAN_IN])
         self.out_features = int(table[-1, network_table.FAN_OUT])
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
@@ -108,12 +113,18 @@ class Sequential:
     def device(self):
         return self._parameters.device
 
-    def to(self, device):
+    @property
+    def precision(self):
+        return self._parameters.precision
+
+    def to(self, device, precision="ieee"):
         """Move the model to another device, with its layers, stored gradients and the state of its optimizers.
 
         Parameters
         ----------
         device : str
+        precision : str
+            As for a new model: it belongs to the device, and does not go with the model to another.
 
         Returns
         -------
@@ -126,9 +137,9 @@ class Sequential:
             The device cannot be used, or has no room: the error says what to do, and nothing has been changed.
         """
         checks.choice("device", device, backend.MODULES)
-        if device != self.device:
+        if (device, precision) != (self.device, self.precision):
             with self.exclusive():
-                self._parameters.to(device)
+                self._parameters.to(device, precision)
                 for layer in self.layers:
                     layer.device, layer.last_call = device, None
             self._prepare()
@@ -241,7 +252,7 @@ class Sequential:
                 saved = out if output_is_enough else x
             else:
                 saved = out if output_is_enough else self._empty(out.shape, self.dtype)
-                kernels.linear_forward(x, weight, bias, *activation, out, saved)
+                kernels.linear_forward(x, weight, bias, *activation, out, saved, self._precision)
             trace.append((x, saved))
             x = out
         self._trace = trace
@@ -291,8 +302,8 @@ class Sequential:
                 kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
             else:
                 if store:
-                    kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i])
-                kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev)
+                    kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i], self._precision)
+                kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev, self._precision)
             grad_z = grad_z_prev
         return kernels.to_host(grad_z)
 
@@ -477,7 +488,8 @@ class Sequential:
 
     def __repr__(self):
         layers = "".join(f"    {layer!r},\n" for layer in self.layers)
-        return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",\n)'
+        precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
+        return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
 
     def __len__(self):
         return len(self.layers)
@@ -520,14 +532,14 @@ class Sequential:
         files.write(path, config, arrays)
 
 
-def load(path, *, device="cpu"):
+def load(path, *, device="cpu", precision="ieee"):
     """Read a model that `Sequential.save` wrote.
 
     Parameters
     ----------
     path : str or path
-    device : str
-        Where the model is to compute; files are the same for all.
+    device, precision : str
+        Where and how the model is to compute, as for `Sequential`; files are the same for all.
 
     Returns
     -------
@@ -564,7 +576,7 @@ def load(path, *, device="cpu"):
             model.optimizer.load_state_dict({"step_count": step_count} | state)
         if set(arrays) != {parameter.name for parameter in model.parameters()}:
             raise ValueError(f"it has arrays {sorted(arrays)}, which are not those of its layers")
-    return model
+    return model.to(device, precision)
 
 
 def _forgotten_rate(step):

@@ -26,6 +26,8 @@ class Parameters:
     prefixes : sequence of str
         What stands before ``weight`` and ``bias`` in a name, one a row.
     dtype, device
+    precision : str
+        Of products, a name from ``kernels.table.PRECISIONS`` that the device has for this dtype.
 
     Attributes
     ----------
@@ -33,9 +35,10 @@ class Parameters:
         Goes up whenever the library changes values; what is written into a view does not count.
     """
 
-    def __init__(self, layers, prefixes, dtype, device):
+    def __init__(self, layers, prefixes, dtype, device, precision="ieee"):
         self.device, self.dtype = device, dtype
-        self.table, self.size = network_table.lower(layers, dtype.itemsize)
+        backend.check_precision(precision, dtype, device)
+        self.table, self.size = network_table.lower(layers, dtype.itemsize, precision)
         self.prefixes = tuple(prefixes)
         self.optimizers = weakref.WeakSet()  # those that have state of this network
         self._allocate()
@@ -70,8 +73,20 @@ class Parameters:
         self.optimizers, self.version = weakref.WeakSet(), 0
         self._allocate_with(values, gradients)
 
-    def to(self, device):
+    @property
+    def precision(self):
+        """What the factors of products are rounded to."""
+        return network_table.PRECISIONS[self.table[0, network_table.PRECISION]]
+
+    def to(self, device, precision):
         """Move values, stored gradients and the state of the optimizers; where that fails, nothing has changed."""
+        backend.check_precision(precision, self.dtype, device)
+        if device != self.device:
+            self._move(device)
+        self.table = self.table.copy()
+        self.table[:, network_table.PRECISION] = network_table.PRECISIONS.index(precision)
+
+    def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)
         states = [(optimizer, list(map(self.pack, optimizer.state))) for optimizer in self.optimizers]
         try:

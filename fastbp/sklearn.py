@@ -242,7 +242,7 @@ class _Perceptron(BaseEstimator):
             if self.dropout:
                 chain.append(layers.Dropout(self.dropout))
         chain = chain[: chain.index(linear) + 1]  # no activation of the last one
-        return Sequential(*chain, dtype=self.dtype, device=self.device)
+        return Sequential(*chain, dtype=self.dtype, device=self.device, precision=self.precision)
 
     def _new_optimizer(self):
         if self.solver == "adam":
@@ -322,7 +322,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         Weights of the classes, times which the sample weights count.
     dtype : "float32" or "float64"
         Of the network and of all computation.
-    device : str
+    device, precision : str
         As in `Sequential`.
     callbacks : list or None
         As in `Sequential.fit`.
@@ -389,6 +389,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         class_weight=None,
         dtype="float32",
         device="cpu",
+        precision="ieee",
         callbacks=None,
     ):
         _store(self, locals())
@@ -504,6 +505,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         dropout=0.0,
         dtype="float32",
         device="cpu",
+        precision="ieee",
         callbacks=None,
     ):
         _store(self, locals())

@@ -199,7 +199,27 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
 
 
 # --------------------------------------------------------------------------------- linear layer
-def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+def precisions(dtype) -> tuple[str, ...]:
+    """The names from ``table.PRECISIONS`` that products of this dtype may have; "ieee" always."""
+    return _table.PRECISIONS if dtype == np.float32 else _table.PRECISIONS[:1]
+
+
+def _rounded(x, precision):
+    """The nearest numbers with as few bits as the precision has: tf32 rounds ties away from 0, bf16 to even."""
+    name = _table.PRECISIONS[precision]
+    if name not in precisions(x.dtype):
+        raise ValueError(f"precision {name!r} is for float32, got {x.dtype}")
+    if name == "ieee":
+        return x
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    if name == "tf32":
+        bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    else:
+        bits = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, bits.view(np.float32))
+
+
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """``z = x @ weight + bias``; ``out = act(z)``.
 
     Parameters
@@ -212,6 +232,9 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     saved : array (n, out), written
         ``out`` itself where the derivative needs only the output, else another array that
         receives ``z``.
+    precision : int
+        Code from ``table.PRECISIONS``, of those that `precisions` names: what ``x`` and ``weight`` are rounded to.
+        Other backends refuse what they do not have.
 
     Notes
     -----
@@ -219,14 +242,14 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     product decides.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        z = x @ weight
+        z = _rounded(x, precision) @ _rounded(weight, precision)
         if bias is not None:
             z = z + bias
         saved[...] = z
         activation_forward(z, activation, activation_parameter, out)
 
 
-def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``.
 
     Parameters
@@ -238,12 +261,15 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     activation, activation_parameter : int, float
         That activation; identity gives the plain gradient of the layer's input.
     grad_z_prev : array (n, in), written
+    precision : int
+        What ``grad_z`` and ``weight`` are rounded to.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        activation_backward(grad_z @ weight.T, saved, activation, activation_parameter, grad_z_prev)
+        product = _rounded(grad_z, precision) @ _rounded(weight, precision).T
+        activation_backward(product, saved, activation, activation_parameter, grad_z_prev)
 
 
-def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias`` likewise, column sums.
 
     Parameters
@@ -254,9 +280,11 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
         0 overwrites, without reading; 1 adds.
     grad_weight : array (in, out), written
     grad_bias : array (out,) or None, written
+    precision : int
+        What ``x`` and ``grad_z`` are rounded to for ``grad_weight``; the column sums are of ``grad_z`` as it is.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        weight_sum = x.T @ grad_z
+        weight_sum = _rounded(x, precision).T @ _rounded(grad_z, precision)
         grad_weight[...] = grad_weight + weight_sum if beta else weight_sum
         if grad_bias is not None:
             column_sum = grad_z.sum(axis=0)
@@ -529,7 +557,7 @@ def _forward(table, parameters, x, rows=None, step_key=0):
         saved = out if row[_table.SAVED] == row[_table.OUTPUT] else np.empty_like(out)
         kind = _table.KINDS[row[_table.KIND]]
         if kind == "linear":
-            linear_forward(x, weight, bias, *activation, out, saved)
+            linear_forward(x, weight, bias, *activation, out, saved, row[_table.PRECISION])
         elif kind == "activation":
             saved[...] = x
             activation_forward(x, *activation, out)
@@ -618,14 +646,15 @@ def network_train_steps(
             return step
         activation_backward(delta, saved, *_table.activation_of(table[-1]), delta)
         for i in range(len(table) - 1, -1, -1):
+            precision = table[i, _table.PRECISION]
             if views[i][0] is not None:
-                linear_backward_params(trace[i - 1][0] if i else xb, delta, 0, *grad_views[i])
+                linear_backward_params(trace[i - 1][0] if i else xb, delta, 0, *grad_views[i], precision)
             if i:
                 previous, activation = trace[i - 1], _table.activation_of(table[i - 1])
                 grad_previous = np.empty_like(previous[0])
                 kind = _table.KINDS[table[i, _table.KIND]]
                 if kind == "linear":
-                    linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous)
+                    linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous, precision)
                 else:
                     if kind == "dropout":
                         key = _splitmix.layer_key(keys[step], i).view(np.int64)

@@ -21,6 +21,9 @@ LOSSES = (
     "binary_cross_entropy", "binary_cross_entropy_with_logits",
 )  # fmt: skip
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam")
+# What the factors of a product are rounded to: nothing; 10 bits after the leading one; 7 (bfloat16). Sums keep the
+# dtype.
+PRECISIONS = ("ieee", "tf32", "bf16")
 
 # Losses whose target is one integer label a row; every other target has the prediction's shape.
 LABEL_LOSSES = frozenset({"cross_entropy"})
@@ -42,8 +45,9 @@ OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam"
     PARAMETER,  # the activation's parameter, or dropout's probability: the bits of a float64
     OUTPUT,  # output at OUTPUT * batch elements into the activation buffer
     SAVED,  # what the derivative needs, likewise; equal to OUTPUT where the output is enough
+    PRECISION,  # index into PRECISIONS, of the products of a linear row
     COLUMNS,  # number of columns; not a column
-) = range(12)
+) = range(13)
 
 COEFFICIENTS = 8  # float64 slots a step that an optimizer may read
 
@@ -64,7 +68,7 @@ def leading_dimension(columns: int, itemsize: int) -> int:
     return padded
 
 
-def lower(layers, itemsize: int) -> tuple[np.ndarray, int]:
+def lower(layers, itemsize: int, precision: str = "ieee") -> tuple[np.ndarray, int]:
     """Lower layers to the table.
 
     Parameters
@@ -73,6 +77,8 @@ def lower(layers, itemsize: int) -> tuple[np.ndarray, int]:
         ``kind`` and ``activation`` by name.
     itemsize : int
         Bytes an element of the parameter buffer has.
+    precision : str
+        Of all products, by name.
 
     Returns
     -------
@@ -82,6 +88,7 @@ def lower(layers, itemsize: int) -> tuple[np.ndarray, int]:
     """
     line = ALIGNMENT // itemsize
     table = np.full((len(layers), COLUMNS), -1, np.int64)
+    table[:, PRECISION] = PRECISIONS.index(precision)
     size = width = 0
     for row, (kind, fan_in, fan_out, has_bias, activation, parameter) in zip(table, layers, strict=True):
         ld_out = leading_dimension(fan_out, itemsize)

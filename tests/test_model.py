@@ -520,6 +520,21 @@ def test_two_trainers_of_one_model(device, rng):
     model.train_step(x, y, loss, optimizer)
 
 
+def test_precision_of_products(rng):
+    x = rng.standard_normal((9, 5), dtype=np.float32)
+    model = fastbp.Sequential(fastbp.Linear(5, 3), device="reference", seed=0, precision="tf32")
+    exact = fastbp.Sequential(fastbp.Linear(5, 3), seed=0).predict(x)
+    np.testing.assert_allclose(model.predict(x), exact, rtol=0, atol=0.01)
+    assert np.abs(model.predict(x) - exact).max() > 1e-5
+    np.testing.assert_allclose(model.to("cpu").predict(x), exact)
+    assert model.precision == "ieee"
+    with pytest.raises(ValueError, match=r'precision="bf16" is for device="cuda" .* got device="cpu"'):
+        model.to("cpu", precision="bf16")
+    assert (model.device, model.precision) == ("cpu", "ieee")
+    with pytest.raises(ValueError, match="precision must be one of 'ieee', 'tf32', 'bf16'; got 'fp8'"):
+        fastbp.Sequential(fastbp.Linear(5, 3), precision="fp8")
+
+
 def test_summary(device, capsys):
     model = small(device)
     model.summary()

@@ -89,8 +89,19 @@ def _narrow(dtype, rows, fan_out):
     return linear.is_narrow.py_func(rows, fan_out, blocking.VECTOR_BYTES // dtype.itemsize, dtype.itemsize)
 
 
-def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+def precisions(dtype) -> tuple[str, ...]:
+    """All arithmetic is that of the dtype."""
+    return _table.PRECISIONS[:1]
+
+
+def _require_ieee(precision):
+    if precision:
+        raise ValueError(f"the CPU computes in its dtype only, got precision {_table.PRECISIONS[precision]!r}")
+
+
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """On the calling thread: gemm from the bias, activation on every finished panel."""
+    _require_ieee(precision)
     activate = 0
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
@@ -101,8 +112,9 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     )  # fmt: skip
 
 
-def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """On the calling thread: gemm with transposed panels of the weight, derivative on every finished panel."""
+    _require_ieee(precision)
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
@@ -116,8 +128,9 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     )  # fmt: skip
 
 
-def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
+    _require_ieee(precision)
     panel, transpose = _panel(x.dtype), _transpose(x.dtype, not beta and _narrow(x.dtype, *grad_weight.shape))
     context.linear_function("linear_backward_params")(
         context.product(x.dtype).address, transpose, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
@@ -156,6 +169,7 @@ class _Workspace:
 
     def __init__(self, table, dtype, capacity):
         self.table = np.ascontiguousarray(table)
+        _require_ieee(self.table[:, _table.PRECISION].max())
         self.dtype = np.dtype(dtype)
         self.record = np.zeros(network.FIELDS, np.int64)
         self.address, self.bytes = self.record.ctypes.data, memoryview(self.record).cast("B")

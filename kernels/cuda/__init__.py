@@ -41,30 +41,36 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     )  # fmt: skip
 
 
-def linear_forward(x, weight, bias, activation, activation_parameter, out, saved):
+def precisions(dtype) -> tuple[str, ...]:
+    """Of float32 also those of the tensor cores."""
+    return _table.PRECISIONS if dtype == np.float32 else _table.PRECISIONS[:1]
+
+
+def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """A product whose epilogue adds the bias and activates."""
     apart = _matrix(saved) if saved is not out else (None, 0, 0)
     linear.linear_forward(
         _name(activation), len(x), *weight.shape, *_matrix(x), *_matrix(weight),
         None if bias is None else driver.flat(bias), 0, activation_parameter,
-        *_matrix(out), *apart, driver.stream(),
+        *_matrix(out), *apart, _table.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
-def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev):
+def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """A product with the transposed weight whose epilogue multiplies by the derivative."""
     linear.linear_backward_input(
         _name(activation), len(grad_z), *weight.shape, *_matrix(grad_z), *_matrix(weight), *_matrix(saved),
-        activation_parameter, *_matrix(grad_z_prev), driver.stream(),
+        activation_parameter, *_matrix(grad_z_prev), _table.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
-def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias):
+def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """A product with the transposed input, and column sums."""
     scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
     linear.linear_backward_params(
         len(x), *grad_weight.shape, *_matrix(x), *_matrix(grad_z), beta, *_matrix(grad_weight),
-        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, driver.stream(),
+        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, _table.PRECISIONS[precision],
+        driver.stream(),
     )  # fmt: skip
 
 

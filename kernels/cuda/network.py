@@ -29,6 +29,7 @@ class Row:
         self.kind = layout.KINDS[row[layout.KIND]]
         code, self.parameter = layout.activation_of(row)
         self.activation = layout.ACTIVATIONS[code]
+        self.precision = layout.PRECISIONS[row[layout.PRECISION]]
         self.fan_in, self.fan_out, self.ld_in, self.ld_out = (
             int(row[column]) for column in (layout.FAN_IN, layout.FAN_OUT, layout.LD_IN, layout.LD_OUT)
         )
@@ -67,7 +68,7 @@ class _Workspace:
                 linear_forward(
                     row.activation, n, row.fan_in, row.fan_out, *x, parameters, row.weight, row.ld_out,
                     None if row.bias < 0 else parameters, row.bias, row.parameter,
-                    *target, *(saved or (None, 0, 0)), stream,
+                    *target, *(saved or (None, 0, 0)), row.precision, stream,
                 )  # fmt: skip
             elif row.kind == "activation":
                 if saved:
@@ -166,7 +167,7 @@ class TrainingWorkspace(_Workspace):
                 x = self.output(previous) if previous else self.input
                 linear_backward_params(
                     n, row.fan_in, row.fan_out, *x, *g, 0, grad, row.weight, row.ld_out,
-                    None if row.bias < 0 else grad, row.bias, self.scratch, stream,
+                    None if row.bias < 0 else grad, row.bias, self.scratch, row.precision, stream,
                 )  # fmt: skip
             if previous is None or row.number == self.first_trained:
                 break
@@ -174,7 +175,7 @@ class TrainingWorkspace(_Workspace):
             if row.kind == "linear":
                 linear_backward_input(
                     activation, n, row.fan_in, row.fan_out, *g, parameters, row.weight, row.ld_out,
-                    *self.saved(previous), previous.parameter, *of_previous, stream,
+                    *self.saved(previous), previous.parameter, *of_previous, row.precision, stream,
                 )  # fmt: skip
                 continue
             if row.kind == "dropout":

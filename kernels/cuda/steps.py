@@ -254,6 +254,8 @@ def signature(dtype, x, target, labelled):
 
 def suits(workspace, n):
     """Whether steps of ``n`` rows are made here."""
+    if any(row.precision != "ieee" for row in workspace.rows):
+        return False
     widest = max(max(row.fan_in, row.fan_out) for row in workspace.rows)
     return widest <= MOST_WIDTH and workspace.size <= MOST_PARAMETERS and n <= MOST_ROWS
 

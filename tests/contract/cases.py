@@ -21,6 +21,7 @@ from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from fastbp.kernels import reference, table
 
@@ -434,6 +435,56 @@ def accumulating_two_halves_is_the_whole(backend, dtype):
     backend.linear_backward_params(x[40:], grad_z[40:], 1, *halves)
     assert_same_bits(whole[0], halves[0])
     assert_same_bits(whole[1], halves[1])
+
+
+def with_fewer_bits(x, precision):
+    """Rounded by arithmetic, where the backends work on bits: tf32 ties away from 0, bf16 to even."""
+    bits = {"ieee": 24, "tf32": 11, "bf16": 8}[precision]
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    scaled = np.ldexp(mantissa, bits)
+    whole = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) if precision == "tf32" else np.rint(scaled)
+    return np.ldexp(whole, exponent - bits)
+
+
+def product(backend, function, a, b, out, precision):
+    """``out = a @ b`` by one of the linear functions."""
+    if function == "linear_forward":
+        backend.linear_forward(a, b, None, 0, 0.0, out, out, precision)
+    elif function == "linear_backward_input":
+        backend.linear_backward_input(a, b.T.copy(), out, 0, 0.0, out, precision)
+    else:
+        backend.linear_backward_params(a.T.copy(), b, 0, out, None, precision)
+
+
+def add_precision_case(function):
+    """Every precision, beside float64 products of what the factors are rounded to; others are refused."""
+
+    @behaviour(function)
+    def factors_are_rounded_to_the_precision(backend, dtype):
+        rng = GENERATOR(7)
+        for m, n, k in ((3, 5, 2), (13, 7, 17), (33, 17, 21)):
+            a, b = matrix(rng, (m, k), dtype, False), matrix(rng, (k, n), dtype, False)
+            a[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])  # halfway between two numbers of tf32, of bf16
+            for code, precision in enumerate(table.PRECISIONS):
+                out = np.zeros((m, n), dtype)
+                if precision not in backend.precisions(dtype):
+                    with pytest.raises(ValueError, match="precision"):
+                        product(backend, function, a, b, out, code)
+                    continue
+                product(backend, function, a, b, out, code)
+                expected = np.matmul(*(with_fewer_bits(x, precision) if dtype == np.float32 else x for x in (a, b)))
+                bound = (16 + np.sqrt(k)) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))
+                assert (np.abs(out - expected) <= bound).all()
+
+
+for name in ("linear_forward", "linear_backward_input", "linear_backward_params"):
+    add_precision_case(name)
+
+
+@behaviour("precisions")
+def ieee_is_among_the_precisions(backend, dtype):
+    assert set(backend.precisions(dtype)) <= set(table.PRECISIONS)
+    assert backend.precisions(dtype)[0] == "ieee"
 
 
 # ------------------------------------------------------------------------------------- activations
@@ -1643,6 +1694,7 @@ TINY = (
     "linear_*-1x7x5-gelu_tanh*", "linear_*-2x17x13-elu*", "linear_*-2x12x7-leaky_relu*", "linear_*-3x11x3-softplus*",
     "linear_*-3x16x11-identity*", "linear_*-5x13x5-selu*", "linear_*-7x17x7-tanh*", "linear_*-12x13x1-sigmoid*",
     "linear_*-1x13x12-silu*", "linear_*-3x17x12-relu-integers-no_bias*",
+    "linear_*-factors_are_rounded_to_the_precision", "precisions-*",
     "linear_*-33x11x33-sigmoid*", "linear_*-2x33x31-selu*", "linear_*-33x65x5-identity*",
     "activation_*-5x17*", "activation_*-relu-0x4", "activation_*-relu-4x0",
     "dropout-0x3-0.5*", "dropout-1x1-*", "dropout-3x7-*", "dropout-17x33-0.5*", "shuffle-*",

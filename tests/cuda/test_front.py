@@ -103,6 +103,37 @@ def test_own_loop_and_train_step(data):
         assert_close(cpu, gpu)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_precision_is_that_of_the_reference(data, precision):
+    X, y = data
+    models = [network(device).to(device, precision) for device in ("reference", "cuda")]
+    assert [model.precision for model in models] == [precision] * 2
+    for step in ("first", "trained"):
+        outputs = [model(X) for model in models]
+        assert_close(*outputs)
+        assert np.abs(outputs[1] - models[1].to("cuda")(X)).max() > 1e-4, step  # what "ieee" gives is not that
+        models[1].to("cuda", precision)
+        losses = [trained(model, X, y, epochs=1, shuffle=False).column("loss") for model in models]
+        assert_close(*losses)
+    assert_close(models[0].predict(X), models[1].predict(X))
+
+
+def test_precision_belongs_to_the_device(data, tmp_path):
+    X, _ = data
+    model = network("cuda").to("cuda", "tf32")
+    exact = network("cpu").predict(X)
+    model.save(tmp_path / "model.npz")
+    loaded = fastbp.load(tmp_path / "model.npz", device="cuda", precision="tf32")
+    assert (loaded.precision, fastbp.load(tmp_path / "model.npz").precision) == ("tf32", "ieee")
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    assert copy.deepcopy(model).precision == pickle.loads(pickle.dumps(model)).precision == "tf32"
+    assert 'precision="tf32"' in repr(model)
+    np.testing.assert_array_equal(model.to("cpu").predict(X), exact)
+    assert model.precision == "ieee"
+    with pytest.raises(ValueError, match=r'precision="tf32" is for .*float32", got .*float64'):
+        network("cuda", "float64").to("cuda", "tf32")
+
+
 def test_layers_and_losses_alone(data):
     X, y = data
     results = []

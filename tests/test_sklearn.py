@@ -53,7 +53,8 @@ def test_names_and_defaults_are_those_of_scikit_learn(cls):
     theirs = inspect.signature(getattr(neural_network, cls.__name__)).parameters
     ours = inspect.signature(cls).parameters
     shared = set(ours) & set(theirs)
-    added = {"dropout", "dtype", "device", "precision", "callbacks"} | ({"class_weight"} if cls is MLPClassifier else set())
+    added = {"dropout", "dtype", "device", "precision", "callbacks"}
+    added |= {"class_weight"} if cls is MLPClassifier else set()
     assert set(ours) - shared == added
     assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in list(ours.values())[2:])

@@ -9,6 +9,8 @@ import numbers
 
 import numpy as np
 
+from .kernels import exchange
+
 BLOCK_BYTES = 1 << 20  # what is looked at in one go: it stays in the second-level cache for the second look
 
 
@@ -78,9 +80,7 @@ def dtype(argument, value):
 
 
 # ---------------------------------------------------------------------------------------- arrays
-def on_device(value):
-    """Whether this is an array in the memory of a GPU."""
-    return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
+on_device = exchange.on_gpu
 
 
 def numeric(argument, value):

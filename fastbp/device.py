@@ -97,7 +97,10 @@ class DeviceKernels:
 
     def matrix(self, argument, value, columns, rows=None):
         """A two-dimensional array of the device, checked as `checks.matrix` checks one of the host, and not copied."""
-        array = self.driver.as_device_array(value)
+        try:
+            array = self.driver.as_device_array(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{argument}: {error}") from error
         shape = tuple(array.shape)
         if len(shape) != 2 or shape[1] != columns or rows not in (None, shape[0]):
             raise ValueError(f"{argument} must have shape ({'n' if rows is None else rows}, {columns}), got {shape}")

@@ -6,6 +6,7 @@ tells the few places where a twin stands in for what the simulator lacks (libdev
 """
 
 import os
+import weakref
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -23,10 +24,13 @@ except ImportError as error:
 from numba import cuda, types
 from numba.cuda.core import config
 
+from .. import exchange
+
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
 simulated = bool(config.ENABLE_CUDASIM)
 
 if simulated:
+    from numba.cuda.cudadrv.devicearray import FakeCUDAArray as NumbaArray
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     class _Simulator:
@@ -50,6 +54,7 @@ if simulated:
     )
 else:
     from numba.cuda import libdevice as libdevice
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
 
 _process = None  # which process opened the driver
 
@@ -214,7 +219,7 @@ def empty(shape, dtype):
     require()
     dtype = np.dtype(dtype)
     try:
-        return cuda.device_array(shape, dtype)
+        array = cuda.device_array(shape, dtype)
     except Exception as error:
         if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
             raise
@@ -224,6 +229,8 @@ def empty(shape, dtype):
             f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {size / 2**20:.1f} MiB, "
             f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
         ) from error
+    array.__class__ = DeviceArray
+    return array
 
 
 def zeros(shape, dtype):
@@ -254,25 +261,14 @@ def to_host(array, to=None):
     if not array.is_c_contiguous():
         return np.lib.stride_tricks.as_strided(to_host(flat(array)), array.shape, array.strides).copy()
     result = array.copy_to_host(to, stream=stream())
-    cuda.synchronize()
+    _wait()
     return result
 
 
-def is_on_device(array) -> bool:
-    """Whether kernels can read an array where it is."""
-    return hasattr(array, "__cuda_ndarray__") or hasattr(array, "__cuda_array_interface__")
-
-
-def as_device_array(array):
-    """A device array of Numba's, over the same memory; raises TypeError for an array of the host."""
-    if hasattr(array, "__cuda_ndarray__"):
-        return array
-    if hasattr(array, "__cuda_array_interface__"):
-        return cuda.as_cuda_array(array)
-    raise TypeError(
-        f"expected an array on the GPU; got {type(array).__name__} in the memory of the host; use "
-        'to_device(array), or model.to("cuda")'
-    )
+def _wait():
+    """Wait until all launches before have finished; copies on another stream go on."""
+    if not simulated:
+        stream().synchronize()
 
 
 def flat(array):
@@ -293,12 +289,8 @@ def flat(array):
 def window(array, start, shape, strides, dtype):
     """An array over the memory of another, ``start`` bytes after its first element."""
     if simulated:
-        memory = {"data": (address(array) + start, False), "shape": shape, "strides": strides, "version": 3}
-        owner = SimpleNamespace(__array_interface__=memory | {"typestr": np.dtype(dtype).str}, array=array)
-        return type(array)(np.asarray(owner))
-    from numba.cuda.cudadrv.devicearray import DeviceNDArray
-
-    return DeviceNDArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
+        return NumbaArray(np.asarray(exchange.Memory(address(array) + start, shape, strides, dtype, array)))
+    return NumbaArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
 
 
 def leading(array) -> int:
@@ -309,3 +301,133 @@ def leading(array) -> int:
 def address(array) -> int:
     """Where a device array begins."""
     return array.ctypes.data if simulated else array.device_ctypes_pointer.value
+
+
+# ---------------------------------------------------------------------------------- other libraries
+@cache
+def device():
+    """The device of all arrays as DLPack has it, (type, number); that of the simulator is the host."""
+    return (exchange.CPU, 0) if simulated else (exchange.CUDA, cuda.get_current_device().id)
+
+
+class DeviceArray(NumbaArray):
+    """An array of Numba's, which other libraries can use where it is: what they then do comes after our launches."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return super().__cuda_array_interface__ | {"stream": int(stream())}
+
+    def __dlpack_device__(self):
+        return device()
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A capsule with this memory, as the array API standard has it.
+
+        Parameters
+        ----------
+        stream : int, optional
+            The consumer's stream, which is made to wait for our launches: 1 is the legacy default stream, as is None,
+            2 the default stream of the thread, -1 waits for nothing, others are handles.
+        max_version : (int, int), optional
+            Of the capsule; without it the capsule has no version.
+        dl_device : (int, int), optional
+            Where the consumer wants the array: here, or on the host, which takes a copy.
+        copy : bool, optional
+
+        Raises
+        ------
+        BufferError
+            What is asked for cannot be had.
+        ValueError
+            ``stream`` is none of these.
+        """
+        if dl_device not in (None, device()):
+            if tuple(dl_device) != (exchange.CPU, 0) or copy is False:
+                raise BufferError(
+                    f"dl_device must be {device()}, where the array is, or with a copy (1, 0), the host; got "
+                    f"{dl_device} and copy={copy}"
+                )
+            host = to_host(self)
+            return exchange.given(_memory(host, host), (exchange.CPU, 0), max_version, True)
+        _let_follow(stream)
+        array = self
+        if copy:
+            if not self.is_c_contiguous():
+                raise BufferError("copy must be None or False for an array that is not C-contiguous, got True")
+            array = to_device(self, empty(self.shape, self.dtype))
+            _wait()
+        return exchange.given(_memory(array, array), device(), max_version, bool(copy))
+
+
+def _let_follow(other):
+    """Make a stream of another library, numbered as in DLPack, wait for the launches before."""
+    if other is not None and (not isinstance(other, int) or other < -1 or other == 0):
+        raise ValueError(
+            f"stream must be None, -1, 1, 2 or the handle of a CUDA stream, got {other!r}; "
+            f"0 may mean different streams and is not allowed"
+        )
+    if simulated or other == -1:
+        return
+    event = cuda.event(timing=False)
+    event.record(stream())
+    event.wait(cuda.external_stream(1 if other is None else other))
+
+
+def is_on_device(array) -> bool:
+    """Whether kernels can read an array where it is."""
+    return exchange.on_gpu(array)
+
+
+def as_device_array(array):
+    """A device array of Numba's, over the same memory; raises TypeError for an array of the host.
+
+    Arrays of other libraries come through DLPack, which lets our stream wait for what writes them, or through
+    ``__cuda_array_interface__``, where the host waits.
+    """
+    if hasattr(array, "__cuda_ndarray__"):
+        return array
+    name = f"{type(array).__module__}.{type(array).__name__}"
+    if exchange.offers_gpu_memory(array):
+        kind, number = exchange.device_of(array)
+        if kind == exchange.CUDA and number != _device_number():
+            raise ValueError(
+                f"expected an array on GPU {_device_number()}, where this process computes; got {name} on GPU "
+                f"{number}; copy it there first"
+            )
+        try:
+            lent = exchange.taken(array, int(stream()) or None)
+        except BufferError as error:
+            raise TypeError(f"{name} cannot be used where it is on the GPU: {error}") from error
+        return _borrowed(lent)
+    if hasattr(array, "__cuda_array_interface__"):
+        lent = cuda.as_cuda_array(array)
+        return _borrowed(lent)
+    raise TypeError(
+        f'expected an array on the GPU; got {name} in the memory of the host; use to_device(array), or model.to("cuda")'
+    )
+
+
+def _device_number():
+    return 0 if simulated else device()[1]
+
+
+def _memory(array, owner):
+    """The memory of an array of the device, or of one of NumPy's that stands for it."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else address(array)
+    return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
+
+
+def _borrowed(lent):
+    """A device array over memory of another library, which gets it back when the launches that read it have finished.
+
+    Without that, a temporary array could be freed, and its memory used again, before a launch comes to it.
+    """
+    memory = _memory(lent, None)
+    weakref.finalize(memory, _give_back, lent).atexit = False
+    if simulated:
+        return NumbaArray(np.asarray(memory))
+    return cuda.from_cuda_array_interface(memory.__array_interface__, owner=memory)
+
+
+def _give_back(lent):
+    _wait()

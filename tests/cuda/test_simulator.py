@@ -37,3 +37,7 @@ def test_steps():
 
 def test_models():
     simulated("tests/cuda/test_front.py")
+
+
+def test_exchange():
+    simulated("tests/cuda/test_exchange.py")

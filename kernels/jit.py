@@ -78,32 +78,31 @@ def compile_kernel(function, signature) -> Kernel:
         return _kernels[name]
 
 
-@cache
-def _stamp() -> str:
-    """A hash of all that any kernel of the CPU depends on."""
+def stamp_of(folder, *parts) -> str:
+    """A hash of all that any kernel of a folder depends on: sources, versions, and what else there is."""
     digest = hashlib.sha256()
-    target = registry.cpu_target.target_context.codegen()
-    for part in (
-        platform.python_version(),
-        numba.__version__,
-        llvmlite.__version__,
-        FLAGS,
-        target.magic_tuple(),
-        {name: getattr(numba.config, name) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")},
-    ):
+    for part in (platform.python_version(), numba.__version__, llvmlite.__version__, *parts):
         digest.update(repr(part).encode())
-    folder = Path(__file__).parent
-    for source in sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")]):
+    here = Path(__file__).parent
+    for source in sorted([*here.glob("*.py"), *here.glob(f"{folder}/*.py")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
 @cache
-def cache_directory() -> Path | None:
+def _stamp() -> str:
+    target = registry.cpu_target.target_context.codegen()
+    settings = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+    return stamp_of("cpu", FLAGS, target.magic_tuple(), {name: getattr(numba.config, name) for name in settings})
+
+
+@cache
+def cache_directory(stamp=None) -> Path | None:
     """Where compiled kernels are kept; None with FASTBP_CACHE=0 or when no safe directory can be written.
 
-    FASTBP_CACHE_DIR, else the user's cache directory. Entries are machine code, so a directory that somebody
-    else owns or may write to is refused, and one in a place where others may put another in its stead.
+    FASTBP_CACHE_DIR, else the user's cache directory, and in it one for each `stamp_of`; None for the CPU's. Entries
+    are machine code, so a directory that somebody else owns or may write to is refused, and one in a place where others
+    may put another in its stead.
     """
     if os.environ.get("FASTBP_CACHE", "1") == "0":
         return None
@@ -111,7 +110,7 @@ def cache_directory() -> Path | None:
         root = os.environ.get("FASTBP_CACHE_DIR")
         if root is None:
             root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbp"
-        directory = Path(root) / _stamp()[:16]
+        directory = Path(root) / (stamp or _stamp())[:16]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, is_safe in ((directory, _is_private), (directory.parent, _keeps_its_entries)):
             if hasattr(os, "getuid") and not is_safe(path.stat()):
@@ -160,34 +159,49 @@ def _unpacked(raw: bytes) -> list[bytes]:
     return parts
 
 
-def _load(path) -> Kernel | None:
-    """The kernel in a cache file, or None: then it is compiled."""
-    if path is None:
-        return None
+def read_entry(path) -> list[bytes] | None:
+    """The parts of a cache file; None where there is none, or a damaged one."""
     try:
-        name, symbol, *code = _unpacked(path.read_bytes())
-        serialized = name.decode(), "object", tuple(code)
-        return Kernel(registry.cpu_target.target_context.codegen().unserialize_library(serialized), symbol.decode())
-    except Exception:  # missing, torn, foreign, or Numba's private API moved: compiling is always right
+        return _unpacked(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
-def _save(path, kernel):
-    """Write the cache file in one step; failing to is no error."""
-    if path is None:
-        return
+def write_entry(path, *parts: bytes):
+    """Write a cache file in one step; failing to is no error."""
     temporary = None
     try:
-        name, _, code = kernel.library.serialize_using_object_code()
-        raw = _packed(name.encode(), kernel.symbol.encode(), *code)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             temporary = file.name
-            file.write(raw)
+            file.write(_packed(*parts))
         os.replace(temporary, path)
         temporary = None
-    except Exception:  # full disk, no permission, or Numba's private API moved: run uncached
+    except OSError:  # full disk, no permission
         pass
     finally:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def _load(path) -> Kernel | None:
+    """The kernel in a cache file, or None: then it is compiled."""
+    parts = path and read_entry(path)
+    if not parts:
+        return None
+    try:
+        name, symbol, *code = parts
+        serialized = name.decode(), "object", tuple(code)
+        return Kernel(registry.cpu_target.target_context.codegen().unserialize_library(serialized), symbol.decode())
+    except Exception:  # foreign, or Numba's private API moved: compiling is always right
+        return None
+
+
+def _save(path, kernel):
+    if path is None:
+        return
+    try:
+        name, _, code = kernel.library.serialize_using_object_code()
+    except Exception:  # Numba's private API moved: run uncached
+        return
+    write_entry(path, name.encode(), kernel.symbol.encode(), *code)

@@ -426,7 +426,7 @@ BUGS = [
     ),
     Bug(
         "the processor does not belong to the stamp",
-        JIT, "        target.magic_tuple(),\n", "",
+        JIT, "target.magic_tuple(), ", "",
         "tests/test_cache.py -k flags_and_features",
     ),
     Bug(

@@ -9,9 +9,13 @@ import os
 import weakref
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+from .. import jit
+from .fingerprint import fingerprint
 
 try:
     from numba_cuda import __version__  # Numba itself has an older numba.cuda, without what these kernels use
@@ -53,7 +57,11 @@ if simulated:
         hiloint2double=lambda high, low: (np.int64(high) << 32 | np.int64(low) & 0xFFFFFFFF).view(np.float64),
     )
 else:
+    from numba.cuda import dispatcher as _dispatcher
     from numba.cuda import libdevice as libdevice
+    from numba.cuda.codegen import CUDACodeLibrary
+    from numba.cuda.core.caching import NullCache
+    from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
 
 _process = None  # which process opened the driver
@@ -76,7 +84,11 @@ def kernel(function=None, *, threads=None, blocks=None):
     if simulated:
         return cuda.jit(function)
     bounds = threads if blocks is None else (threads, blocks)
-    return cuda.jit(function, launch_bounds=bounds)
+    # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; and without
+    # it the PTX that the tests read is what becomes machine code.
+    compiled = cuda.jit(function, launch_bounds=bounds, lto=False)
+    compiled._cache = _Files(compiled)
+    return compiled
 
 
 def vector(dtype):
@@ -88,28 +100,27 @@ def _type_of(dtype):
     return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
 
 
-def ptx(dispatcher, signature, capability) -> str:
-    """The PTX of a kernel for a compute capability such as ``(9, 0)``; needs no GPU."""
-    options = dispatcher.targetoptions
+def compiled_for(dispatcher, signature, capability):
+    """Numba's kernel as a launch on a GPU of this compute capability, such as ``(9, 0, "a")``, would compile it.
+
+    It needs no GPU: ``library.get_asm_str()`` is its PTX, ``library.get_cubin().code`` the machine code.
+    """
     with _as_if_on(capability):
-        text, _ = cuda.compile(
-            dispatcher.py_func, signature, device=False, abi="numba", cc=capability,
-            fastmath=bool(options.get("fastmath")), launch_bounds=options.get("launch_bounds"),
-        )  # fmt: skip
-    return text
+        made = _dispatcher._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
+        made.library.get_cubin()
+    return made
 
 
 @contextmanager
 def _as_if_on(capability):
-    """Within it, what a kernel calls compiles without asking a driver for its GPU, of which only this is read."""
-    from numba.cuda import dispatcher
-
-    ask = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    """Within it Numba compiles for a GPU without asking a driver for it, of which only this is read."""
+    ask, architecture = _dispatcher.get_current_device, CUDACodeLibrary._ensure_cc
+    _dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    CUDACodeLibrary._ensure_cc = lambda library, given: given or capability
     try:
         yield
     finally:
-        dispatcher.get_current_device = ask
+        _dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
 
 
 def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
@@ -117,14 +128,95 @@ def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba.cuda.cudadrv.libs import get_cudalib
 
-    architecture = "sm_" + "".join(map(str, capability))
-    text = ptx(dispatcher, signature, capability)
-    sources = [ObjectCode.from_ptx(text.encode())]
-    if "cudaCGSynchronize" in text:  # waits for the whole grid, by a function of the CUDA runtime
+    made = compiled_for(dispatcher, signature, capability)
+    with _as_if_on(capability):
+        sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
+    if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
+    architecture = "sm_" + "".join(map(str, capability))
     linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
     code, log = linker.link("cubin").code, linker.get_info_log()
     return code, log.decode() if isinstance(log, bytes) else log
+
+
+# ---------------------------------------------------------------------------------------------- cache
+if not simulated:
+
+    class _Files(NullCache):
+        """What Numba asks for a kernel before it compiles, and gives it afterwards: machine code in files, as in `jit`.
+
+        Numba's own cache would not do: it knows a kernel by its name and runs what it unpickles.
+        """
+
+        def __init__(self, dispatcher):
+            self.dispatcher = dispatcher
+
+        def load_overload(self, signature, target_context):
+            """The kernel, in the context of the GPU; None where it has to be compiled."""
+            try:
+                made = self.load(signature)
+                if made is not None:
+                    made.bind()
+                return made
+            except Exception:  # foreign code, or Numba's private API moved: compiling is always right
+                return None
+
+        def load(self, signature):
+            """The kernel in its file, or None."""
+            path, parts = self.path(signature), None
+            if path is not None:
+                parts = jit.read_entry(path)
+            if parts is None:
+                return None
+            from cuda.core import ObjectCode
+
+            name, cooperative, code = parts
+            library = CUDACodeLibrary(None, name.decode(), entry_name=name.decode())
+            library._cubin_cache[library._ensure_cc(None)] = ObjectCode.from_cubin(code, name=name.decode())
+            library._finalized = True
+            return _dispatcher._Kernel._rebuild(
+                cooperative=cooperative == b"cooperative", name=name.decode(),
+                signature=types.void(*normalize_signature(signature)[0]), codelibrary=library, debug=False,
+                lineinfo=False, call_helper=None, extensions=[],
+            )  # fmt: skip
+
+        def save_overload(self, signature, made):
+            """Write its file, of machine code that is there by now; failing to is no error."""
+            try:
+                path, code = self.path(signature), made.library.get_cubin().code
+                cooperative = b"cooperative" if made.cooperative else b""
+                if path is not None and not made.launch_config_sensitive:
+                    jit.write_entry(path, made.entry_name.encode(), cooperative, code)
+            except Exception:  # Numba's private API moved: run uncached
+                pass
+
+        def path(self, signature) -> Path | None:
+            """Where the kernel is kept for the GPU in use; None where it is not."""
+            options = self.dispatcher.targetoptions
+            if options["debug"] or options["link"] or options["extensions"]:  # need more than machine code
+                return None
+            directory = jit.cache_directory(_stamp())
+            if directory is None:
+                return None
+            function, (arguments, _) = self.dispatcher.py_func, normalize_signature(signature)
+            architecture = CUDACodeLibrary(None, "")._ensure_cc(None)
+            name = fingerprint(function, repr(arguments), repr(sorted(options.items())), repr(architecture))
+            return directory / f"{function.__name__}-{name[:32]}.kernel"
+
+
+@cache
+def _stamp() -> str:
+    """A hash of all that any kernel of the GPU depends on."""
+    from cuda import bindings, core, pathfinder
+    from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
+
+    # The versions that these libraries tell are not those of every release, so their files stand for them.
+    libraries = [pathfinder.load_nvidia_dynamic_lib(name).abs_path for name in ("nvvm", "nvJitLink")]
+    files = [Path(path).resolve() for path in (*libraries, get_libdevice(), get_cudalib("cudadevrt", static=True))]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    settings = {name: getattr(config, name) for name in ("OPT", "CUDA_DEBUGINFO_DEFAULT", "CUDA_ENABLE_NRT")}
+    versions = __version__, core.__version__, bindings.__version__, str(core.Linker.which_backend())
+    return jit.stamp_of("cuda", versions, stats, settings)
 
 
 # --------------------------------------------------------------------------------------------- device
@@ -196,6 +288,7 @@ def describe() -> dict[str, str]:
     if simulated:
         return lines | {"GPU": "simulator"}
     require()
+    directory = jit.cache_directory(_stamp())
     device = cuda.get_current_device()
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
     free, total = cuda.current_context().get_memory_info()
@@ -204,6 +297,7 @@ def describe() -> dict[str, str]:
         "compute capability": ".".join(map(str, device.compute_capability)),
         "multiprocessors": str(multiprocessors()),
         "memory": f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+        "kernel cache": str(directory) if directory else "off",
     }
 
 

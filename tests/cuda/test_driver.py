@@ -1,8 +1,20 @@
-"""What a machine without the package, or without a GPU, says; and that the CPU imports nothing of CUDA."""
+"""What a machine without the package, or without a GPU, says; that the CPU imports nothing of CUDA; kernels on disk."""
 
+import contextlib
+import hashlib
+import importlib.util
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
+
+from ..test_cache import DAMAGES, kernels
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None, reason='needs numba-cuda: pip install "fastbp[cuda]"'
+)
 
 
 def import_without_the_package():
@@ -25,8 +37,8 @@ def use_without_a_driver():
             use()
 
 
+@needs_package
 def test_without_a_driver_the_error_says_what_to_do(fresh):
-    pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
     fresh(use_without_a_driver, NUMBA_ENABLE_CUDASIM=None, FASTBP_TEST_DEVICES=None)
 
 
@@ -43,3 +55,230 @@ def train_on_the_cpu():
 
 def test_the_cpu_imports_nothing_of_cuda(fresh):
     fresh(train_on_the_cpu)
+
+
+# ------------------------------------------------------------------------------------ kernels on disk
+CAPABILITY = (9, 0, "a")
+NAMES = "step_loss", "steps cross_entropy nesterov"  # a plain one, and one whose blocks wait for one another
+
+
+@contextlib.contextmanager
+def on_a_gpu_of(capability):
+    """All that Numba does for a launch up to the machine code; nothing is given to a driver."""
+    from fastbp.kernels.cuda import driver
+
+    numbas = driver._dispatcher._Kernel
+    bind, numbas.bind = numbas.bind, lambda made: made.library.get_cubin()
+    try:
+        with driver._as_if_on(capability):
+            yield driver
+    finally:
+        numbas.bind = bind
+
+
+def catalogued(dtype="float32"):
+    from fastbp.kernels.cuda import catalogue
+
+    return {kernel.name: kernel for kernel in catalogue.kernels([dtype])}
+
+
+def compile_and_report(names=NAMES, may_compile=True):
+    """Print what Numba has of these kernels, and how many it compiled."""
+    known, report = catalogued(), {}
+    with on_a_gpu_of(CAPABILITY) as driver:
+        compiled, make = [], driver._dispatcher._Kernel.__init__
+
+        def counted(made, function, *arguments, **options):
+            compiled.append(function.__name__)
+            make(made, function, *arguments, **options)
+
+        driver._dispatcher._Kernel.__init__ = counted
+        for name in names:
+            kernel = known[name]
+            made = kernel.function.compile(kernel.signature)
+            assert made is kernel.function.compile(kernel.signature)
+            cubin = made.library.get_cubin()
+            assert not made.debug
+            assert made.extensions == []
+            report[name] = [
+                hashlib.sha256(cubin.code).hexdigest(), str(cubin.code_type), made.entry_name, made.cooperative,
+                str(made.argument_types), str(made.signature.return_type), made.shared_memory_carveout,
+            ]  # fmt: skip
+    print(json.dumps({"kernels": report, "compiled": compiled}))
+
+
+@pytest.fixture(scope="module")
+def cached(fresh):
+    """`compile_and_report` in a process with this cache directory."""
+
+    def call(directory, *arguments, **environment):
+        environment = {"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": str(directory)} | environment
+        return json.loads(fresh(compile_and_report, *arguments, NUMBA_ENABLE_CUDASIM=None, **environment).stdout)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def filled(cached, tmp_path_factory):
+    """(A cache directory with the kernels of `NAMES`, the report of the process that filled it)."""
+    directory = tmp_path_factory.mktemp("filled")
+    return directory, cached(directory)
+
+
+@needs_package
+def test_what_is_loaded_is_what_was_compiled(cached, filled):
+    directory, first = filled
+    assert first["compiled"] == ["step_loss_kernel", "steps_kernel"]
+    assert [report[3] for report in first["kernels"].values()] == [False, True]  # cooperative
+    assert cached(directory) == {"kernels": first["kernels"], "compiled": []}
+
+
+@needs_package
+@pytest.mark.parametrize("damage", ["empty", "one bit", "text"])
+def test_a_damaged_file_is_compiled_again(cached, filled, damage, tmp_path):
+    shutil.copytree(filled[0], tmp_path / "cache")
+    path = kernels(tmp_path / "cache")["step_loss_kernel"]
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    mended = cached(tmp_path / "cache", NAMES[:1])
+    assert mended["compiled"] == ["step_loss_kernel"]
+    assert cached(tmp_path / "cache", NAMES[:1]) == mended | {"compiled": []}
+
+
+@needs_package
+def test_the_cache_can_be_switched_off(cached, tmp_path):
+    report = cached(tmp_path, NAMES[:1], FASTBP_CACHE="0")
+    assert report["compiled"] == ["step_loss_kernel"]
+    assert not any(tmp_path.iterdir())
+
+
+def refused_by_the_driver():
+    """Code that cannot be loaded is compiled."""
+    kernel = catalogued()["step_loss"]
+    with on_a_gpu_of(CAPABILITY) as driver:
+        bind, refused = driver._dispatcher._Kernel.bind, []
+
+        def refuse_once(made):
+            if not refused:
+                refused.append(made)
+                raise RuntimeError("no kernel image is available for execution on the device")
+            return bind(made)
+
+        driver._dispatcher._Kernel.bind = refuse_once
+        assert kernel.function.compile(kernel.signature) is not refused[0]
+        assert hasattr(kernel.function.overloads[kernel.signature], "fndesc")  # which only the compiler leaves
+
+
+@needs_package
+def test_what_the_driver_refuses_is_compiled(fresh, filled):
+    fresh(refused_by_the_driver, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(filled[0]), NUMBA_ENABLE_CUDASIM=None)
+
+
+def print_names():
+    """The file of every kernel, by the kernel."""
+    from fastbp.kernels.cuda import catalogue
+
+    with on_a_gpu_of(CAPABILITY):
+        found = {}
+        for kernel in catalogue.kernels():
+            path = kernel.function._cache.path(kernel.signature)
+            found.setdefault(str(path), []).append((id(kernel.function), kernel.name))
+        print(json.dumps(found))
+
+
+@needs_package
+def test_every_kernel_has_a_file_of_its_own_the_same_in_every_process(fresh, tmp_path):
+    """Two kernels are one only where they are the same object."""
+    environment = {"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": str(tmp_path), "NUMBA_ENABLE_CUDASIM": None}
+    first, second = (json.loads(fresh(print_names, PYTHONHASHSEED=seed, **environment).stdout) for seed in ("1", "2"))
+    assert list(first) == list(second)
+    assert "None" not in first
+    assert all(len({function for function, _ in kernels}) == 1 for kernels in first.values())
+    assert len(first) > 300
+
+
+def what_makes_another_file():
+    """A file's name follows each of the things that its code follows."""
+    import numpy as np
+
+    from fastbp.kernels.cuda import blocking, driver, formulas, gemm
+    from fastbp.kernels.cuda.fingerprint import fingerprint
+
+    def named(function, signature, capability=CAPABILITY):
+        with driver._as_if_on(capability):
+            return function._cache.path(signature)
+
+    def product(group=blocking.GROUP, tile=blocking.TILES[4][-1]):
+        gemm.GROUP = group
+        gemm.gemm_kernel.cache_clear()
+        gemm.block_order.cache_clear()
+        return gemm.gemm_kernel("NN", "float32", "none", "float", tile, True)
+
+    signature = next(signature for _, _, signature in gemm.kernels("float32"))
+    plain = named(product(), signature)
+    assert named(product(), signature) == plain
+    changed = [
+        named(product(group=4), signature),  # a constant that a device function finds by name
+        named(product(tile=blocking.TILES[4][-1]._replace(bk=32)), signature),
+        named(product(), (driver.types.int32, *signature[1:])),
+        named(product(), signature, (8, 0, "")),
+        named(product(), signature, (9, 0, "")),
+    ]
+    kernel = product()
+    kernel.targetoptions["launch_bounds"] = (64, 1)
+    changed.append(named(kernel, signature))
+    kernel.targetoptions["debug"] = True
+    assert named(kernel, signature) is None
+
+    single, double = np.dtype(np.float32), np.dtype(np.float64)
+    softplus = formulas.formulas(single)["softplus"].py_func
+    changed += map(fingerprint, (softplus, formulas.formulas(double)["softplus"].py_func))
+    softplus.__globals__["log1p_of_unit"] = formulas.formulas(single)["exp_of_nonpositive"]  # two calls down
+    changed.append(fingerprint(softplus))
+    constants = 1, 1.0, True, "1", None, (1,), ((1,),), single, double, driver.types.int32, driver.types.int64, len, int
+    constants += (*map(np.float32, (1, 2, 0.0, -0.0)), np.float64(1))
+    changed += (fingerprint(lambda constant=constant: constant) for constant in constants)
+    assert len({plain, *changed}) == 1 + len(changed)
+
+
+@needs_package
+def test_what_makes_another_file(fresh, tmp_path):
+    fresh(what_makes_another_file, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path), NUMBA_ENABLE_CUDASIM=None)
+
+
+def use_what_has_no_fingerprint():
+    """A kernel of which it is not known what it depends on is compiled each time."""
+    with on_a_gpu_of(CAPABILITY) as driver:
+        unknown = {"not": "known"}
+
+        @driver.kernel(threads=32)
+        def kernel(out):
+            out[0] = unknown is None
+
+        signature = (driver.vector("bool"),)
+        with pytest.raises(TypeError, match="has no fingerprint"):
+            kernel._cache.path(signature)
+        assert kernel._cache.load_overload(signature, None) is None
+        kernel._cache.save_overload(signature, None)
+
+
+@needs_package
+def test_what_has_no_fingerprint_is_not_cached(fresh, tmp_path):
+    fresh(use_what_has_no_fingerprint, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path), NUMBA_ENABLE_CUDASIM=None)
+    assert not list(tmp_path.rglob("*.kernel"))
+
+
+def test_the_sources_of_a_folder_belong_to_its_stamp(monkeypatch, tmp_path):
+    from fastbp.kernels import jit
+
+    shutil.copytree(Path(jit.__file__).parent, tmp_path / "kernels")
+    before = {folder: jit.stamp_of(folder) for folder in ("cpu", "cuda")}
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "kernels/jit.py"))
+    assert {folder: jit.stamp_of(folder) for folder in before} == before
+    for changed, stays in (("cuda/ptx.py", "cpu"), ("cpu/simd.py", "cuda")):
+        with open(tmp_path / "kernels" / changed, "a") as file:
+            file.write("# changed\n")
+        now = {folder: jit.stamp_of(folder) for folder in before}
+        assert [folder for folder in now if now[folder] == before[folder]] == [stays]
+        before = now
+    (tmp_path / "kernels/activations.py").write_text("")
+    assert all(jit.stamp_of(folder) != stamp for folder, stamp in before.items())

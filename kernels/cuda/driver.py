@@ -201,7 +201,7 @@ if not simulated:
             function, (arguments, _) = self.dispatcher.py_func, normalize_signature(signature)
             architecture = CUDACodeLibrary(None, "")._ensure_cc(None)
             name = fingerprint(function, repr(arguments), repr(sorted(options.items())), repr(architecture))
-            return directory / f"{function.__name__}-{name[:32]}.kernel"
+            return directory / f"{function.__qualname__.rpartition('.')[2]}-{name[:32]}.kernel"
 
 
 @cache

@@ -211,7 +211,7 @@ def what_makes_another_file():
         gemm.GROUP = group
         gemm.gemm_kernel.cache_clear()
         gemm.block_order.cache_clear()
-        return gemm.gemm_kernel("NN", "float32", "none", "float", tile, True)
+        return gemm.gemm_kernel("NN", "float32", "none", "ieee", tile, True)
 
     signature = next(signature for _, _, signature in gemm.kernels("float32"))
     plain = named(product(), signature)

@@ -16,6 +16,7 @@ from .kernels import reference
 EXCHANGED = {
     "activation_forward": (("z",), ("out",)),
     "activation_backward": (("grad_out", "saved"), ("grad_z",)),
+    "softmax": (("z",), ("out",)),
     "linear_forward": (("x", "weight", "bias"), ("out", "saved")),
     "linear_backward_input": (("grad_z", "weight", "saved"), ("grad_z_prev",)),
     "linear_backward_params": (("x", "grad_z", "grad_weight", "grad_bias"), ("grad_weight", "grad_bias")),

@@ -198,6 +198,22 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
         grad_z[...] = grad_out * _activation(activation)[1](saved, activation_parameter)
 
 
+def softmax(z, out):
+    """``out_ij = e^(z_ij - m_i) / sum_j e^(z_ij - m_i)`` with ``m_i`` the largest of row i.
+
+    -inf becomes 0. A row that has NaN or +inf, or nothing but -inf, becomes NaN: its shares have no value.
+
+    Parameters
+    ----------
+    z : array (n, features)
+    out : array (n, features), written
+        May be ``z`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        exponential = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
+        out[...] = exponential / exponential.sum(axis=1, keepdims=True)
+
+
 # --------------------------------------------------------------------------------- linear layer
 def precisions(dtype) -> tuple[str, ...]:
     """The names from ``table.PRECISIONS`` that products of this dtype may have; "ieee" always."""

@@ -61,6 +61,15 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     _elementwise(context.activation_backward(grad_z.dtype, _name(activation)), grad_z, saved, activation_parameter)
 
 
+def softmax(z, out):
+    """On the calling thread; in place or not."""
+    scratch = np.empty(blocking.SQUARE, z.dtype)
+    _call(
+        context.softmax_rows(z.dtype), context.SOFTMAX, *z.shape, _address(z), _ld(z), _address(out), _ld(out),
+        _address(scratch),
+    )  # fmt: skip
+
+
 def dropout(x, rows, key, probability, out):
     """On the calling thread."""
     threshold = int(splitmix.threshold(probability).view(np.int64))
@@ -426,6 +435,8 @@ def warmup(dtype, activations, losses, optimizers):
             context.activation_backward(dtype, activation)
     for loss in losses:
         context.loss(dtype, loss)
+    if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # whose predictions become probabilities
+        context.softmax_rows(dtype)
     for optimizer in optimizers:
         context.optimizer(dtype, optimizer)
     context.walk("forward")

@@ -12,7 +12,7 @@ from numba import from_dtype, types
 
 from .. import table
 from ..jit import Kernel, compile_kernel
-from . import elementwise, gemm, linear, losses, network, optimizers
+from . import elementwise, gemm, linear, losses, network, optimizers, softmax
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
@@ -21,6 +21,7 @@ INTS, FLOATS = Pointer(types.int64), Pointer(types.float64)
 # The kernels as Python calls them: pointers are integers.
 PRODUCT = (INT,) * 17 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
+SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
 OPTIMIZER = (INT,) * 9
 DROPOUT = (*(INT,) * 9, FLOAT)
@@ -66,6 +67,12 @@ def activation_backward(dtype, name) -> Kernel:
     """``c *= act'(other)``."""
     p = _real(dtype)
     return _compiled(_backward_kernels(name), INT, INT, p, INT, p, INT, FLOAT)
+
+
+@cache
+def softmax_rows(dtype) -> Kernel:
+    p = _real(dtype)
+    return _compiled(softmax.softmax, INT, INT, p, INT, p, INT, p)
 
 
 @cache

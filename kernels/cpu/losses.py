@@ -16,24 +16,20 @@ from .simd import (
     lanes,
     load,
     load_converted_first,
-    load_corner,
     load_filled,
     max_lanes,
-    maximum,
     select,
-    square,
     store,
-    store_corner,
     sum_lanes,
-    transpose,
     zeros,
 )
+from .softmax import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 
 exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]
 log1p_of_unit = FORMULAS["log1p_of_unit"]
 sigmoid = FORMULAS["sigmoid"]
-MINUS_INFINITY, NAN = float("-inf"), float("nan")
+NAN = float("nan")
 
 
 # -------------------------------------------------------------------------------- losses of elements
@@ -126,35 +122,12 @@ def kernel_of_elements(name):
 
 # ------------------------------------------------------------------------------------- cross-entropies
 @inline
-def largest_of(columns, logits):
-    """The largest of a row, and NaN at most where the row has one."""
-    width = lanes(logits)
-    largest = load_filled(zeros(logits, 1, 1), logits, columns, MINUS_INFINITY)
-    for j in range(width, columns, width):
-        largest = maximum(largest, load_filled(largest, logits + j, columns - j, MINUS_INFINITY))
-    return max_lanes(largest)
-
-
-@inline
-def exponentials(columns, logits, shift, out):
-    """``out = e^(logits - shift)``; returns the sum."""
-    width = lanes(out)
-    total = zeros(out, 1, 1)
-    for j in range(0, columns, width):
-        tail = columns - j
-        e = exp_of_nonpositive(load_filled(total, logits + j, tail, MINUS_INFINITY) - shift)
-        store(e, out + j, 0, tail)
-        total += e
-    return sum_lanes(total)
-
-
-@inline
 def add_logarithms(rows, scratch, row_loss):
     """``row_loss += log(scratch)``, a vector of rows at a time."""
     width = lanes(scratch)
     for i in range(0, rows, width):
         tail = rows - i
-        logarithm = log_of_normal(load_filled(zeros(scratch, 1, 1), scratch + i, tail, 1.0))
+        logarithm = log_of_normal(load_filled(zeros(scratch, 1, 1), scratch + i, 0, tail, 1.0))
         store(load(logarithm, row_loss + i, 0, tail) + logarithm, row_loss + i, 0, tail)
 
 
@@ -163,7 +136,7 @@ def first_largest(label, logits, largest):
     """Whether no column before ``label`` is as large as ``largest``."""
     width = lanes(logits)
     for j in range(0, label, width):
-        if any_lane(load_filled(zeros(logits, 1, 1), logits + j, label - j, MINUS_INFINITY) == largest):
+        if any_lane(load_filled(zeros(logits, 1, 1), logits + j, 0, label - j, MINUS_INFINITY) == largest):
             return False
     return True
 
@@ -176,7 +149,7 @@ def cross_entropy_of_rows(
     width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
-        shift = largest_of(columns, logits)
+        shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
         hit = of_label == 0.0 and first_largest(label, logits, shift)
         of_all = 0.0
@@ -187,7 +160,7 @@ def cross_entropy_of_rows(
                 shifted = load(total, logits + j, 0, tail) - shift
                 total += select(first_lanes(total, tail), shifted, 0.0)
             of_all = each * sum_lanes(total)
-        normaliser = exponentials(columns, logits, shift, slope)
+        normaliser = sum_lanes(exponentials(zeros(grad, 1, 1), columns, logits, 0, shift, slope, 0))
         scratch[i] = normaliser
         row_hit[i] = hit and normaliser == normaliser  # NaN anywhere in the row is no hit
         row_loss[i] = -(1.0 - smoothing) * of_label - of_all
@@ -208,8 +181,7 @@ def cross_entropy_of_few_classes(
     width, each = lanes(grad), smoothing / columns
     for i in range(0, rows, width):
         count = min(width, rows - i)
-        logits = load_corner(square(grad), prediction + i * ldp, ldp, count, columns)
-        store(transpose(logits), scratch, width, None)
+        rows_into_lanes(count, columns, prediction + i * ldp, ldp, scratch)
         label = load_converted_first(zeros(grad, 1, 1), target + i, count)
         weight = load_converted_first(label, row_weight + i, count)
         largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
@@ -232,7 +204,7 @@ def cross_entropy_of_few_classes(
         for c in range(columns):
             e = load(label, scratch + c * width, 0, None) * share - weight * each
             store(e - select(label == c, weight * (1.0 - smoothing), 0.0), scratch + c * width, 0, None)
-        store_corner(transpose(load(square(grad), scratch, width, None)), grad + i * ldg, ldg, count, columns)
+        lanes_into_rows(count, columns, scratch, grad + i * ldg, ldg)
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
@@ -259,7 +231,7 @@ def soft_cross_entropy(
     width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, y = prediction + i * ldp, grad + i * ldg, target + i * ldt
-        shift = largest_of(columns, logits)
+        shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         mass, of_target = zeros(grad, 1, 1), zeros(grad, 1, 1)
         for j in range(0, columns, width):
             mass += load(mass, y + j, 0, columns - j)
@@ -271,7 +243,7 @@ def soft_cross_entropy(
             of_class = select(smoothed == 0.0, 0.0, smoothed * shifted)  # not NaN where the logit is -inf
             of_target += select(first_lanes(mass, tail), of_class, 0.0)
         row_loss[i] = -sum_lanes(of_target)
-        normaliser = exponentials(columns, logits, shift, slope)
+        normaliser = sum_lanes(exponentials(zeros(grad, 1, 1), columns, logits, 0, shift, slope, 0))
         row_loss[i] = row_loss[i] + total_mass * logarithm_of(grad, normaliser)
         row_hit[i] = 0
         scale = element(grad, row_weight[i])

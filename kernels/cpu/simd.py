@@ -354,19 +354,21 @@ def load_corner(tc, tile, p, ld, rows, columns):
 
 
 @intrinsic
-def load_filled(tc, tile, p, columns, fill):
-    """A tile of one row like ``tile`` at ``p``; ``fill`` beyond ``columns``."""
+def load_filled(tc, tile, p, ld, columns, fill):
+    """`load` with ``fill`` beyond ``columns``."""
 
     def codegen(ctx, b, sig, args):
-        masks = _lane_masks(b, tile, args[2], columns)
-        beyond = _splat(b, tile, _float(ctx, b, args[3], fill, tile.dtype))
-        row = [
-            _load(b, tile, _at(b, args[1], tile.dtype, None, tile.vector, j * tile.lanes), masks[j], beyond)
-            for j in range(tile.vectors)
-        ]
-        return _tile(b, row)
+        masks = _lane_masks(b, tile, args[3], columns)
+        beyond = _splat(b, tile, _float(ctx, b, args[4], fill, tile.dtype))
+        rows = []
+        for i in range(tile.rows):
+            offset = b.mul(args[2], I64(i))
+            for j in range(tile.vectors):
+                p = _at(b, args[1], tile.dtype, offset, tile.vector, j * tile.lanes)
+                rows.append(_load(b, tile, p, masks[j], beyond))
+        return _tile(b, rows)
 
-    return tile(tile, p, columns, fill), codegen
+    return tile(tile, p, types.intp, columns, fill), codegen
 
 
 @intrinsic
@@ -703,24 +705,30 @@ def first_lanes(tc, x, columns):
 
 
 # ------------------------------------------------------------------------------------------ across lanes
-def _reduction(name, start):
-    """The reduction of all lanes of a one-row tile, vectors first, in a tree whose shape is fixed."""
+def _reduction(name, number):
+    """The reduction of every row of a tile, vectors first, in a tree whose shape is fixed.
+
+    A tile of one vector a row, the same in all lanes; or, of a tile of one row, a ``number``.
+    """
 
     def typed(tc, x):
+        result = x.dtype if number else x.shaped(x.rows, 1)
+
         def codegen(ctx, b, sig, args):
-            vectors = _vectors(b, args[0], x)
-            total = vectors[0]
-            for v in vectors[1:]:
-                total = _combine(b, name, total, v)
+            vectors, rows = _vectors(b, args[0], x), []
+            for i in range(0, x.registers, x.vectors):
+                total = vectors[i]
+                for v in vectors[i + 1 : i + x.vectors]:
+                    total = _combine(b, name, total, v)
+                rows.append(total)
             width = x.lanes
             while width > 1:
                 width //= 2
-                half = ir.VectorType(I32, x.lanes)
-                order = ir.Constant(half, [(i + width) % x.lanes for i in range(x.lanes)])
-                total = _combine(b, name, total, b.shuffle_vector(total, total, order))
-            return b.extract_element(total, I32(0))
+                order = ir.Constant(ir.VectorType(I32, x.lanes), [(i + width) % x.lanes for i in range(x.lanes)])
+                rows = [_combine(b, name, total, b.shuffle_vector(total, total, order)) for total in rows]
+            return b.extract_element(rows[0], I32(0)) if number else _tile(b, rows)
 
-        return x.dtype(x), codegen
+        return result(x), codegen
 
     return intrinsic(typed)
 
@@ -746,8 +754,8 @@ def _combine(b, name, x, y):
     return b.select(b.fcmp_unordered(">=", x, y), x, y)  # NaN in x stays; NaN in y loses: callers test for NaN
 
 
-sum_lanes = _reduction("sum", 0.0)
-max_lanes = _reduction("max", float("-inf"))
+sum_lanes, max_lanes = _reduction("sum", number=True), _reduction("max", number=True)
+sum_across, max_across = _reduction("sum", number=False), _reduction("max", number=False)
 
 
 @intrinsic

@@ -574,6 +574,107 @@ def forward_is_the_same_wherever_the_value_stands(backend, dtype):
         np.testing.assert_array_equal(row[0], column[:, 0])
 
 
+# ----------------------------------------------------------------------------------------- softmax
+def probability_gauge(eps, z):
+    """Of a softmax: the roundings of the sum, and of ``z - max``, which a rounding moves by eps times its size."""
+    spread = z.max(axis=1, keepdims=True, initial=-np.inf) - z
+    exponential = np.exp(-spread)
+    share = exponential / exponential.sum(axis=1, keepdims=True)
+    return ((16 + np.sqrt(z.shape[1])) * eps + eps * np.minimum(spread, 1e4)) * share
+
+
+def softmax_call(label, make):
+    """``make(rng, dtype) -> z``; the result apart or in place."""
+
+    def bounds(eps, before, after):
+        with np.errstate(all="ignore"):
+            return [np.nan_to_num(probability_gauge(eps, before[0])) + np.finfo(np.float32).tiny]
+
+    def apart(rng, dtype):
+        z = make(rng, dtype)
+        return given(z), output(z.shape, dtype)
+
+    call("softmax", label, apart, bounds, quick=True)
+    call("softmax", f"{label}-in_place", lambda rng, dtype: (updated(make(rng, dtype)), Same(0)), bounds, quick=True)
+
+
+def softmax_calls():
+    shapes = ((0, 3), (3, 0), (1, 1), (5, 1), (3, 2), (5, 7), (8, 10), (17, 16), (1, 17), (9, 33), (13, 64), (4, 513))
+    for n, columns in (*shapes, (300, 10), (66, 9)):
+        softmax_call(f"{n}x{columns}", lambda rng, dtype, shape=(n, columns): 3 * matrix(rng, shape, dtype, False))
+    for columns in (11, 40):
+        for size in (0.0, 1e-30, 50.0, 1e4, 3e38):
+            softmax_call(
+                f"{columns}_of_size_{size:g}",
+                lambda rng, dtype, columns=columns, size=size: (
+                    rng.choice([-1.0, 0.0, 1.0], (19, columns)) * size
+                ).astype(dtype),
+            )
+
+        def not_finite(rng, dtype, columns=columns):
+            z = matrix(rng, (16, columns), dtype, False)
+            z[2, 3] = z[4, -1] = z[5, 0] = np.nan
+            z[7, 4], z[8, -1], z[9], z[10, 6], z[11, ::2] = np.inf, np.inf, -np.inf, -np.inf, -np.inf
+            z[13, :2], z[14, 1], z[14, 5], z[15, -1] = np.inf, np.inf, -np.inf, -np.inf
+            return z
+
+        softmax_call(f"{columns}_not_finite", not_finite)
+
+
+softmax_calls()
+
+
+def probabilities(backend, z):
+    backend.softmax(z, out := np.empty_like(z))
+    return out
+
+
+@behaviour("softmax")
+def slice_is_slice_of_softmax(backend, dtype):
+    for columns in (2, 9, 16, 17, 40, 513):
+        z = matrix(GENERATOR(51), (50, columns), dtype, False)
+        whole = probabilities(backend, z)
+        for i, j in ((0, 1), (3, 20), (6, 11), (49, 50)):
+            assert_same_bits(probabilities(backend, z[i:j]), whole[i:j])
+
+
+@behaviour("softmax")
+def nan_stays_in_its_row_of_softmax(backend, dtype):
+    for columns in (1, 5, 16, 40):
+        for bad in (np.nan, np.inf):
+            z = matrix(GENERATOR(52), (21, columns), dtype, False)
+            z[6, columns // 2] = bad
+            out = probabilities(backend, z)
+            assert np.isnan(out[6]).all()
+            assert np.isfinite(np.delete(out, 6, axis=0)).all()
+
+
+@behaviour("softmax")
+def probabilities_of_a_row_are_shares(backend, dtype):
+    """They sum to 1, equal logits have equal shares, a shift by a number is not seen, what is masked gets nothing."""
+    for columns in (1, 4, 13, 32, 100):
+        z = GENERATOR(53).integers(-8, 9, (30, columns)).astype(dtype)
+        out = probabilities(backend, z)
+        assert np.abs(out.astype(np.float64).sum(axis=1) - 1).max() < 4 * np.finfo(dtype).eps
+        assert_same_bits(probabilities(backend, z + dtype(4096)), out)
+        even = np.full((5, columns), -7, dtype)
+        np.testing.assert_array_equal(probabilities(backend, even), dtype(1) / dtype(columns))
+        z[:, 1::2] = -np.inf
+        out = probabilities(backend, z)
+        assert (out[:, 1::2] == 0).all()
+        np.testing.assert_array_equal(out[:, ::2] > 0, True)
+
+
+@behaviour("softmax")
+def softmax_is_the_gradient_of_cross_entropy_and_its_label(backend, dtype):
+    for columns in (3, 16, 40):
+        z, labels = 3 * matrix(GENERATOR(54), (23, columns), dtype, False), GENERATOR(55).integers(0, columns, 23)
+        grad = evaluate(backend, "cross_entropy", 0.0, z, labels, np.ones(23))[2]
+        of_label = np.eye(columns)[labels]
+        limit = 2 * probability_gauge(np.finfo(dtype).eps, z.astype(np.float64)) + 4 * np.finfo(dtype).eps * of_label
+        assert (np.abs(probabilities(backend, z) - (grad + of_label)) <= limit).all()
+
+
 # ---------------------------------------------------------------------------------- random numbers
 def dropout_calls():
     for n, features in ((0, 3), (1, 1), (3, 7), (8, 16), (17, 33), (5, 513)):
@@ -700,8 +801,7 @@ def softmax_gauge(eps, smoothing, prediction, target):
     gauge, mass = (16 + np.sqrt(out)) * eps, target.sum(axis=1, keepdims=True)
     spread = prediction.max(axis=1, keepdims=True) - prediction
     weighted = np.where(target == 0, 0, target * spread)
-    exponential = np.exp(-spread)
-    share = (gauge + eps * np.minimum(spread, 1e4)) * mass * exponential / exponential.sum(axis=1, keepdims=True)
+    share = mass * probability_gauge(eps, prediction)
     return gauge * (mass[:, 0] * (1 + np.log(out)) + weighted.sum(axis=1)), share + 4 * eps * target
 
 
@@ -1697,6 +1797,7 @@ TINY = (
     "linear_*-factors_are_rounded_to_the_precision", "precisions-*",
     "linear_*-33x11x33-sigmoid*", "linear_*-2x33x31-selu*", "linear_*-33x65x5-identity*",
     "activation_*-5x17*", "activation_*-relu-0x4", "activation_*-relu-4x0",
+    "softmax-0x3*", "softmax-3x0*", "softmax-1x1*", "softmax-5x7*", "softmax-17x16*", "softmax-9x33*", "softmax-11_*",
     "dropout-0x3-0.5*", "dropout-1x1-*", "dropout-3x7-*", "dropout-17x33-0.5*", "shuffle-*",
     "loss_forward_backward-*-0x3*", "loss_forward_backward-*-1x1", "loss_forward_backward-*-5x7*",
     "loss_forward_backward-*-17x16", "loss_forward_backward-*-not_finite", "loss_forward_backward-*_digits",

@@ -65,7 +65,7 @@ def softmax(z, out):
     """On the calling thread; in place or not."""
     scratch = np.empty(blocking.SQUARE, z.dtype)
     _call(
-        context.softmax_rows(z.dtype), context.SOFTMAX, *z.shape, _address(z), _ld(z), _address(out), _ld(out),
+        context.softmax(z.dtype), context.SOFTMAX, *z.shape, _address(z), _ld(z), _address(out), _ld(out),
         _address(scratch),
     )  # fmt: skip
 
@@ -436,7 +436,7 @@ def warmup(dtype, activations, losses, optimizers):
     for loss in losses:
         context.loss(dtype, loss)
     if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # whose predictions become probabilities
-        context.softmax_rows(dtype)
+        context.softmax(dtype)
     for optimizer in optimizers:
         context.optimizer(dtype, optimizer)
     context.walk("forward")

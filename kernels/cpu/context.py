@@ -12,7 +12,7 @@ from numba import from_dtype, types
 
 from .. import table
 from ..jit import Kernel, compile_kernel
-from . import elementwise, gemm, linear, losses, network, optimizers, softmax
+from . import elementwise, gemm, linear, losses, network, optimizers, probabilities
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
@@ -70,9 +70,9 @@ def activation_backward(dtype, name) -> Kernel:
 
 
 @cache
-def softmax_rows(dtype) -> Kernel:
+def softmax(dtype) -> Kernel:
     p = _real(dtype)
-    return _compiled(softmax.softmax, INT, INT, p, INT, p, INT, p)
+    return _compiled(probabilities.softmax, INT, INT, p, INT, p, INT, p)
 
 
 @cache

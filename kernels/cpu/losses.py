@@ -8,6 +8,7 @@ predictions and one of targets to values and slopes; the cross-entropies are wri
 
 from ..jit import inline
 from .elementwise import FORMULAS
+from .probabilities import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 from .simd import (
     absolute,
     any_lane,
@@ -23,7 +24,6 @@ from .simd import (
     sum_lanes,
     zeros,
 )
-from .softmax import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 
 exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from .. import table as _table
-from . import catalogue, driver, elementwise, linear, losses, network, optimizers, record
+from . import catalogue, driver, elementwise, linear, losses, network, optimizers, probabilities, record
 
 name = "cuda"
 
@@ -39,6 +39,11 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
         _name(activation), *grad_out.shape, *_matrix(grad_out), *_matrix(saved), *_matrix(grad_z),
         activation_parameter, driver.stream(),
     )  # fmt: skip
+
+
+def softmax(z, out):
+    """Several threads a row; in place or not."""
+    probabilities.softmax(*z.shape, *_matrix(z), *_matrix(out), driver.stream())
 
 
 def precisions(dtype) -> tuple[str, ...]:

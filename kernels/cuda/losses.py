@@ -14,6 +14,7 @@ from ..activations import exp_of_nonpositive, log1p_of_unit, log_of_normal, sigm
 from .driver import cuda, device_function, kernel, types, vector
 from .formulas import absolute, formulas, select, typed
 from .launch import THREADS, first_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
+from .probabilities import exponentials
 from .record import CURRENT, NEXT, STEP_HITS, STEP_LOSS, STOPPED
 
 
@@ -105,8 +106,7 @@ def loss_of_elements(name, dtype):
 # ----------------------------------------------------------------------------------- cross-entropies
 def cross_entropy(dtype):
     """Softmax cross-entropy of integer labels."""
-    parts, number = formulas(dtype), dtype.type
-    exponential, logarithm = parts["exp_of_nonpositive"], parts["log_of_normal"]
+    logarithm, exponentials_of_row, number = formulas(dtype)["log_of_normal"], exponentials(dtype), dtype.type
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
     @device_function
@@ -128,13 +128,10 @@ def cross_entropy(dtype):
         of_label -= shift
         total, of_all = zero, zero
         if inside:
-            for j in range(lane, columns, lanes):
-                shifted = prediction[s + j] - shift
-                if smoothing > zero:
-                    of_all += shifted
-                e = exponential(shifted)
-                grad[g + j] = e
-                total += e
+            if smoothing > zero:
+                for j in range(lane, columns, lanes):
+                    of_all += prediction[s + j] - shift
+            total = exponentials_of_row(lane, lanes, columns, prediction, s, shift, grad, g)
         total = sum_over_lanes(shared, total, lane, lanes)
         of_all = sum_over_lanes(shared, of_all, lane, lanes)
         if inside:

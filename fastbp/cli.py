@@ -355,7 +355,7 @@ def _load(run_or_model, options):
 def _metrics(network, preprocessing, x, y):
     outputs = network.predict(x)
     if preprocessing.task == "classification":
-        return metrics.classification(losses.CrossEntropyLoss.probabilities(outputs), y)
+        return metrics.classification(losses.CrossEntropyLoss.probabilities(outputs, device=network.device), y)
     return metrics.regression(preprocessing.values(outputs), preprocessing.in_own_units(y))
 
 
@@ -490,7 +490,7 @@ def _predict(options):
     table = _read(options)
     outputs = network.predict(preprocessing.inputs(table, network.dtype))
     prediction = preprocessing.values(outputs)
-    probability = losses.CrossEntropyLoss.probabilities(outputs) if options.proba else None
+    probability = losses.CrossEntropyLoss.probabilities(outputs, device=network.device) if options.proba else None
     if options.output and options.output.endswith(".npz"):
         arrays = {"prediction": prediction}
         if options.proba:

@@ -7,6 +7,7 @@ epoch of ``model.fit`` divided by its batches, everything included; a peer takes
 
 import collections.abc
 import dataclasses
+import functools
 import itertools
 import tempfile
 from pathlib import Path
@@ -458,28 +459,34 @@ def _gemm(shapes, names, protocol):
 ELEMENTWISE_SHAPE = 64, 64
 
 
-def elementwise_case(name, names, protocol) -> Case:
-    """An activation on `ELEMENTWISE_SHAPE`: the compiled kernel, called from Python with its arguments bound.
+def elementwise_case(name, names, protocol, shape=ELEMENTWISE_SHAPE) -> Case:
+    """An activation or the softmax: the compiled kernel, called from Python with its arguments bound.
 
-    A layer calls it like that from compiled code; the checks and addresses of the contract's function, made for
-    tests, are told beside. The softmax is that of ``predict_proba``.
+    A layer calls an activation like that from compiled code; the addresses that the contract's function makes are
+    told beside. Arguments are numbers of C already, as those of a peer are tensors.
     """
     kernels = backend.load(protocol.device)
-    x = laid_out(np.random.default_rng(0).standard_normal(ELEMENTWISE_SHAPE, dtype=protocol.dtype))
-    out, also = np.empty_like(x), {}
+    x = laid_out(np.random.default_rng(0).standard_normal(shape, dtype=protocol.dtype))
+    out, also = laid_out(x), {}
     if name == "softmax":
-        call = lambda: losses.CrossEntropyLoss.probabilities(x)  # noqa: E731
-        expected = call()
+        contract = lambda: kernels.softmax(x, out)  # noqa: E731
     else:
         code = table.ACTIVATIONS.index(name)
         contract = lambda: kernels.activation_forward(x, code, 0.0, out)  # noqa: E731
-        contract()
-        call, expected = contract, np.array(out)
-        if hasattr(kernels, "context"):
-            context, row = kernels.context, x.strides[0] // x.itemsize
-            kernel = context.c_function(context.activation_forward(x.dtype, name), *context.ELEMENTWISE)
-            call = lambda: kernel(*x.shape, x_at, row, out_at, row, 0.0)  # noqa: E731
-            x_at, out_at, also = x.ctypes.data, out.ctypes.data, {"contract": Clock(contract)}
+    contract()
+    call, expected = contract, np.array(out)
+    if hasattr(kernels, "context"):
+        context, row = kernels.context, x.strides[0] // x.itemsize
+        scratch = np.empty(kernels.blocking.SQUARE, x.dtype)
+        if name == "softmax":
+            function, last = context.c_function(context.softmax(x.dtype), *context.SOFTMAX), scratch.ctypes.data
+        else:
+            kernel = context.activation_forward(x.dtype, name)
+            function, last = context.c_function(kernel, *context.ELEMENTWISE), 0.0
+        arguments = *x.shape, x.ctypes.data, row, out.ctypes.data, row, last
+        arguments = [of_c(argument) for of_c, argument in zip(function.argtypes, arguments, strict=True)]
+        call, also = functools.partial(function, *arguments), {"contract": Clock(contract)}
+        call.scratch = scratch  # of which the kernel has the address only
     rivals = {}
     for peer in names:
         operation = peers.ELEMENTWISE[peer](name, x, protocol.threads)
@@ -490,6 +497,8 @@ def elementwise_case(name, names, protocol) -> Case:
 def _elementwise(shapes, names, protocol):
     for name in ("sigmoid", "tanh", "gelu", "softmax"):
         yield elementwise_case(name, names, protocol)
+    for columns in (10, 1000):
+        yield elementwise_case("softmax", names, protocol, (ELEMENTWISE_SHAPE[0], columns))
 
 
 # -------------------------------------------------------------------------------------------- graph

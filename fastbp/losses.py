@@ -34,6 +34,24 @@ class LossOf(Function):
         return type(self.loss).__name__
 
 
+def _as_read(argument, value):
+    """A matrix as kernels read it: float64 is kept, every other real dtype becomes float32."""
+    array = checks.matrix(argument, value)
+    return checks.converted(array, np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def _mapped(device, prediction, call):
+    """What ``call(kernels, prediction, out)`` writes: on the GPU for a prediction that is there, else on the host."""
+    kernels = backend.load(device)
+    if not backend.on_host(device) and kernels.is_there(prediction):
+        out = kernels.empty(prediction.shape, prediction.dtype)
+    else:
+        prediction = _as_read("prediction", prediction)
+        out = np.empty_like(prediction)
+    call(kernels, prediction, out)
+    return out
+
+
 class Loss:
     """What the losses share.
 
@@ -84,10 +102,8 @@ class Loss:
         """
         if type(prediction) is Variable:
             return LossOf.apply(self, prediction, target, sample_weight)
-        prediction = checks.matrix("prediction", prediction)
+        prediction = _as_read("prediction", prediction)
         checks.not_empty("prediction", prediction)
-        dtype = np.dtype(np.float64 if prediction.dtype == np.float64 else np.float32)
-        prediction = checks.converted(prediction, dtype)
         target = self.checked_target("target", target, *prediction.shape)
         if sample_weight is not None:
             sample_weight = checks.weights("sample_weight", sample_weight, len(prediction))
@@ -210,7 +226,7 @@ class BCELoss(Loss):
     target_range = 0, 1
 
     @staticmethod
-    def probabilities(prediction):
+    def probabilities(prediction, *, device="cpu"):
         """The prediction itself."""
         return prediction
 
@@ -225,10 +241,10 @@ class BCEWithLogitsLoss(Loss):
     target_range = 0, 1
 
     @staticmethod
-    def probabilities(prediction):
-        """``σ(s)`` of every element."""
-        exponential = np.exp(-np.abs(prediction))  # never overflows
-        return np.where(prediction >= 0, 1, exponential) / (1 + exponential)
+    def probabilities(prediction, *, device="cpu"):
+        """``σ(s)`` of every element, an array (n, out): on the GPU for a prediction that is there."""
+        sigmoid = table.ACTIVATIONS.index("sigmoid")
+        return _mapped(device, prediction, lambda kernels, z, out: kernels.activation_forward(z, sigmoid, 0.0, out))
 
 
 class CrossEntropyLoss(Loss):
@@ -293,10 +309,9 @@ class CrossEntropyLoss(Loss):
         return weight
 
     @staticmethod
-    def probabilities(prediction):
-        """``softmax(s)`` of every row."""
-        exponential = np.exp(prediction - prediction.max(axis=1, keepdims=True))
-        return exponential / exponential.sum(axis=1, keepdims=True)
+    def probabilities(prediction, *, device="cpu"):
+        """``softmax(s)`` of every row, an array (n, out): on the GPU for a prediction that is there."""
+        return _mapped(device, prediction, lambda kernels, z, out: kernels.softmax(z, out))
 
     def config(self):
         weight = None if self.class_weight is None else self.class_weight.tolist()

@@ -437,7 +437,7 @@ class Sequential:
             return self._kernels.matrix(argument, X, self.in_features)
         return checks.matrix(argument, X, self.in_features)
 
-    def predict_proba(self, X, loss=None):
+    def predict_proba(self, X, loss=None, *, to_host=True):
         """Probabilities, as the loss has them: softmax, sigmoid, or the outputs themselves.
 
         Parameters
@@ -446,6 +446,8 @@ class Sequential:
         loss : loss, optional
             A classification loss; by default the last one that `fit` or `train_step` used, which is kept in the
             file. The softmax for `CrossEntropyLoss`, the sigmoid for `BCEWithLogitsLoss`, the outputs for `BCELoss`.
+        to_host : bool
+            As in `predict`.
 
         Returns
         -------
@@ -462,7 +464,8 @@ class Sequential:
                 f"predict_proba needs a classification loss, got {loss!r}; "
                 f"pass loss=fastbp.CrossEntropyLoss() if the outputs are logits of classes"
             )
-        return loss.probabilities(self.predict(X))
+        probability = loss.probabilities(self.predict(X, to_host=False), device=self.device)
+        return self._kernels.to_host(probability) if to_host else probability
 
     # ------------------------------------------------------------------------------- description
     def __str__(self):

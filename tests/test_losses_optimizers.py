@@ -58,7 +58,7 @@ def test_cross_entropy(device, rng):
     value, gradient = fastbp.CrossEntropyLoss(device=device)(s, y)
     np.testing.assert_allclose(value, -np.log(p[np.arange(6), y]).mean())
     np.testing.assert_allclose(gradient, (p - np.eye(4)[y]) / 6, atol=1e-15)
-    np.testing.assert_allclose(fastbp.CrossEntropyLoss.probabilities(s), p)
+    np.testing.assert_allclose(fastbp.CrossEntropyLoss.probabilities(s, device=device), p)
 
 
 def test_cross_entropy_does_not_overflow(device):
@@ -222,12 +222,28 @@ def test_config_makes_the_same_loss(loss):
     assert json.loads(json.dumps(loss.config())) == loss.config()
 
 
-def test_probabilities(rng):
+def test_probabilities(device, rng):
     s = rng.normal(size=(4, 3)) * 1000
-    p = fastbp.BCEWithLogitsLoss.probabilities(s)
+    p = fastbp.BCEWithLogitsLoss.probabilities(s, device=device)
     assert np.isfinite(p).all()
-    np.testing.assert_allclose(fastbp.BCEWithLogitsLoss.probabilities(s / 1000), 1 / (1 + np.exp(-s / 1000)))
-    assert fastbp.BCELoss.probabilities(s) is s
+    p = fastbp.BCEWithLogitsLoss.probabilities(s / 1000, device=device)
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-s / 1000)))
+    assert fastbp.BCELoss.probabilities(s, device=device) is s
+
+
+@pytest.mark.parametrize("loss", [fastbp.CrossEntropyLoss, fastbp.BCEWithLogitsLoss])
+def test_probabilities_of_any_layout_and_dtype(device, rng, loss):
+    s = rng.normal(size=(9, 20)).astype(np.float32)
+    expected = loss.probabilities(s, device=device)
+    assert expected.dtype == np.float32
+    for given in (s.tolist(), s.astype(np.float64), np.asfortranarray(s), s[:, ::-1].copy()[:, ::-1]):
+        p = loss.probabilities(given, device=device)
+        assert p.dtype == np.asarray(given).dtype
+        np.testing.assert_allclose(p, expected, rtol=1e-5)
+    for given in (np.empty((0, 4)), np.empty((3, 0))):
+        assert loss.probabilities(given, device=device).shape == given.shape
+    with pytest.raises(ValueError, match=r"prediction must have shape \(n, features\), got \(20,\)"):
+        loss.probabilities(s[0], device=device)
 
 
 def test_every_loss_and_optimizer_of_the_contract_has_a_class():

@@ -438,11 +438,13 @@ def test_predict_proba(device, rng):
     x = rng.normal(size=(4, 3))
     with pytest.raises(ValueError, match="needs a classification loss, got None"):
         model.predict_proba(x)
-    expected = fastbp.CrossEntropyLoss.probabilities(model.predict(x))
+    expected = fastbp.CrossEntropyLoss.probabilities(model.predict(x), device=device)
     np.testing.assert_array_equal(model.predict_proba(x, loss=fastbp.CrossEntropyLoss()), expected)
     model.train_step(x, [0, 1, 0, 1], fastbp.CrossEntropyLoss(), fastbp.SGD(lr=0))
     np.testing.assert_array_equal(model.predict_proba(x), expected)
     np.testing.assert_allclose(expected.sum(axis=1), 1)
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    np.testing.assert_array_equal(model.predict_proba(rows[7:31]), model.predict_proba(rows)[7:31])
 
 
 def test_predict_proba_of_binary_losses(device, rng):

@@ -213,6 +213,23 @@ def test_arrays_of_the_gpu_are_used_where_they_are(data, there, monkeypatch):
 
     monkeypatch.setattr(front.DeviceKernels, "to_host", no_copy)
     models[1].predict(on_gpu, to_host=False)
+    models[1].predict_proba(on_gpu, to_host=False)
+
+
+@pytest.mark.parametrize("loss", [fastbp.CrossEntropyLoss(), fastbp.BCEWithLogitsLoss(), fastbp.BCELoss()])
+def test_probabilities_stay_on_the_gpu_until_the_end(data, there, loss, monkeypatch):
+    X, _ = data
+    model = network()
+    expected = loss.probabilities(model.predict(X))
+    copies = []
+    to_host = front.DeviceKernels.to_host
+    monkeypatch.setattr(front.DeviceKernels, "to_host", lambda *given: copies.append(given) or to_host(*given))
+    np.testing.assert_allclose(model.predict_proba(X, loss), expected, rtol=1e-5)
+    assert len(copies) == 1
+    probability = model.predict_proba(there(X), loss, to_host=False)
+    assert len(copies) == 1
+    assert cuda.driver.is_on_device(probability)
+    assert cuda.to_host(probability).tobytes() == model.predict_proba(X, loss).tobytes()
 
 
 def test_tensors_of_pytorch_are_used_where_they_are(data):

@@ -284,6 +284,30 @@ def test_activations_on_every_device(device, name, shape):
     assert fastbp.gradcheck(lambda v: operation(v, device=device), x)["x"] < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5,), 0), ((3, 4), -1), ((3, 20), 0), ((3, 20), 1), ((2, 3, 4), 1), ((0, 3), 1), ((3, 0), 0)]
+)
+def test_softmax(device, shape, axis):
+    x = values(SHAPE_ANY, shape, 0)
+    e = np.exp(x)
+    z = ag.softmax(Variable(x), axis, device=device)
+    np.testing.assert_allclose(z.data, e / e.sum(axis=axis, keepdims=True), rtol=1e-14)
+    assert fastbp.gradcheck(lambda v: ag.softmax(v, axis, device=device), x)["x"] < 1e-8
+    assert ag.softmax(Variable(x.astype(np.float32)), axis, device=device).dtype == np.float32
+
+
+def test_softmax_of_one_row_has_the_jacobian_of_the_textbook():
+    x = np.array([0.5, -1.0, 2.0, 1000.0 - 998.5])
+    p = np.exp(x) / np.exp(x).sum()
+    np.testing.assert_allclose(fastbp.jacobian(ag.softmax, x), np.diag(p) - np.outer(p, p), rtol=1e-12, atol=1e-16)
+    shifted = ag.softmax(x + 1e6).data  # whose exponentials have no value
+    np.testing.assert_allclose(shifted, p, rtol=1e-9)
+    with pytest.raises(ValueError, match="out of bounds"):
+        ag.softmax(x, 1)
+    with pytest.raises(ValueError, match="out of bounds"):
+        ag.softmax(2.0)
+
+
 @pytest.mark.parametrize("shape", [(1,), (40,), (5, 7), (2, 3, 4)])
 def test_dropout(device, shape):
     """The same elements back as forward; kept ones grow by ``1 / (1 - p)``."""

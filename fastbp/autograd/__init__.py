@@ -55,6 +55,7 @@ from .network import (
     selu,
     sigmoid,
     silu,
+    softmax,
     softplus,
     tanh,
 )
@@ -65,8 +66,8 @@ OPERATORS = {
 METHODS = (
     absolute, add, binary_cross_entropy, binary_cross_entropy_with_logits, cross_entropy, divide, dropout, elu, exp,
     gelu, half_squared_error, huber, index, l1, leaky_relu, linear, log, matmul, max, maximum, mean,
-    mean_squared_error, min, minimum, multiply, negative, power, relu, reshape, selu, sigmoid, silu, softplus, sqrt,
-    subtract, sum, tanh, to_dot, transpose,
+    mean_squared_error, min, minimum, multiply, negative, power, relu, reshape, selu, sigmoid, silu, softmax, softplus,
+    sqrt, subtract, sum, tanh, to_dot, transpose,
 )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ __all__ = [
     "selu",
     "sigmoid",
     "silu",
+    "softmax",
     "softplus",
     "sqrt",
     "subtract",

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import checks
 from .kernels import reference
+from .pieces import Pieces
 
 # The arrays of each call that may be on the host: those it reads, and those it writes.
 EXCHANGED = {
@@ -136,7 +137,7 @@ class DeviceKernels:
         Arrays that are there already are no copies. Those of a dtype that kernels do not read, or of another layout,
         are converted to ``dtype`` a block at a time.
         """
-        dtypes = [None if array is None else self._dtype_there(array, dtype) for array in arrays]
+        dtypes = self.dtypes(arrays, dtype)
         pairs = [pair for pair in zip(arrays, dtypes, strict=True) if pair[0] is not None]
         size = sum(array.size * there.itemsize for array, there in pairs if not self.is_there(array))
         if size > RESIDENT_SHARE * self.driver.free_memory():
@@ -145,8 +146,11 @@ class DeviceKernels:
             None if array is None else self._held(array, there) for array, there in zip(arrays, dtypes, strict=True)
         ]
 
-    def _dtype_there(self, array, dtype):
-        return array.dtype if self.gathers(array.dtype) else dtype
+    def dtypes(self, arrays, dtype):
+        """Those that the arrays have on the device: their own where kernels read it, else ``dtype``."""
+        return [
+            None if array is None else array.dtype if self.gathers(array.dtype) else np.dtype(dtype) for array in arrays
+        ]
 
     def _held(self, array, dtype):
         if self.is_there(array):
@@ -155,3 +159,7 @@ class DeviceKernels:
         for part in checks.blocks(array):
             self.driver.to_device(checks.converted(array[part], dtype), held[part])
         return held
+
+    def pieces(self, arrays, dtype, before=None):
+        """`Pieces` of arrays of the host."""
+        return Pieces(self, arrays, self.dtypes(arrays, dtype), before)

@@ -171,59 +171,93 @@ class EagerStep:
 
 # --------------------------------------------------------------------------------- steps of an epoch
 class FusedSteps:
-    """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows."""
+    """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows.
 
-    def __init__(self, model, loss, optimizer, chunk, batch_size):
+    Parameters
+    ----------
+    model, loss, optimizer
+    chunk : Chunk
+    batch_size : int
+    once : bool
+        Whether the data are used in one epoch only: then they are not kept on a device.
+    before : FusedSteps, optional
+        Of the chunk before, whose memory for pieces is used again.
+    """
+
+    def __init__(self, model, loss, optimizer, chunk, batch_size, once=False, before=None):
         kernels = model._kernels
-        self.run, self.step_keys = kernels.network_train_steps, model.step_keys
+        self.kernels, self.step_keys = kernels, model.step_keys
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels = chunk.labels
+        self.labels, self.pieces = chunk.labels, None
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         else:
-            there = kernels.resident((self.X, self.y, self.weight), self.dtype)
+            once = once and isinstance(self.X, np.ndarray)
+            there = None if once else kernels.resident((self.X, self.y, self.weight), self.dtype)
             self.direct = there is not None
             self.X, self.y, self.weight = there or (kernels.to_host(self.X), self.y, self.weight)
-        self.most = len(self.X)
+            if not self.direct:
+                self.pieces = kernels.pieces((self.X, self.y, self.weight), self.dtype, before and before.pieces)
+        self.together = len(self.X)
         if not self.direct:
             row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
-            self.most = max(1, STAGING_BYTES // (batch_size * row_bytes))
-        self.staging = None if model.network.on_host else Staging(kernels)
+            self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
-    def start(self, steps):
-        """Make ready for so many steps."""
-        self.first = self.optimizer.step_count
+    def start(self, order, steps):
+        """Make ready for so many steps, on the rows in this order."""
+        self.batch, self.first = 0, self.optimizer.step_count
         self.coefficients = self.optimizer.coefficients(self.first, steps)
         self.keys = self.step_keys(steps)
+        if self.pieces is not None:
+            self.pieces.start(order, self.together * self.batch_size)
+
+    @property
+    def most(self):
+        """The most steps the next call may have: those of a piece, where data come in pieces."""
+        return self.together if self.pieces is None else self.together - self.batch % self.together
 
     def __call__(self, rows, step_loss, step_hits):
         """Steps done with these rows; fewer than there are batches when a loss is not finite."""
+        steps = len(step_loss)
+        begin = self.optimizer.step_count - self.first
+        run = self._run_piece if self.pieces is not None else self._run
+        done = run(
+            rows, self.coefficients[begin : begin + steps], self.keys[begin : begin + steps], step_loss, step_hits
+        )
+        self.batch += done + (done < steps)
+        return done
+
+    def _run(self, rows, coefficients, keys, step_loss, step_hits):
+        """From the data itself, or from a copy."""
         X, y, weight = self.X, self.y, self.weight
         if not self.direct:
             X = checks.converted(X[rows], self.dtype)
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
             rows = np.arange(len(rows))
-            if self.staging is not None:
-                X, y, weight = self.staging(X, y, weight)
-        begin = self.optimizer.step_count - self.first
-        done = self.run(
-            self.workspace,
-            self.values,
-            self.optimizer.state,
-            self.coefficients[begin : begin + len(step_loss)],
-            self.keys[begin : begin + len(step_loss)],
-            X,
-            y,
-            weight,
-            rows,
-            self.batch_size,
-            step_loss,
-            step_hits,
-        )
+        done = self.kernels.network_train_steps(
+            self.workspace, self.values, self.optimizer.state, coefficients, keys, X, y, weight, rows,
+            self.batch_size, step_loss, step_hits,
+        )  # fmt: skip
         self.optimizer.step_count += done
+        return done
+
+    def _run_piece(self, rows, coefficients, keys, step_loss, step_hits):
+        """From a piece on the device; the host makes the next one ready before it waits for the steps."""
+        piece, batch = divmod(self.batch, self.together)
+        arrays = self.pieces.arrays_of(piece)
+        wait = self.kernels.launch_train_steps(
+            self.workspace, self.values, self.optimizer.state, coefficients, keys, *arrays,
+            batch * self.batch_size + np.arange(len(rows)), self.batch_size,
+        )  # fmt: skip
+        try:
+            self.pieces.launched(piece)
+            self.pieces.prepare(piece + 1)
+        finally:
+            done = wait(step_loss, step_hits)
+            self.optimizer.step_count += done
         return done
 
 
@@ -256,7 +290,7 @@ class EagerSteps:
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         self.X = model._kernels.to_host(chunk.X)
 
-    def start(self, steps):
+    def start(self, order, steps):
         """Make ready for so many batches, of which the last ones may be a shorter group."""
         self.batch, self.batches = 0, steps
         self.step.count = 0.0
@@ -328,14 +362,13 @@ class Slices:
         Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out.
         """
         batch_size, steps = run_steps.batch_size, len(step_loss)
-        most = run_steps.most if self.most is None else self.most
         if self.steps is None:
             self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * self.row_operations)), FIRST_STEPS)
-        run_steps.start(steps)
+        run_steps.start(order, steps)
         done = 0
         while done < steps:
-            self.steps = max(1, min(self.steps, most))
-            stop = min(done + self.steps, steps)
+            most = run_steps.most if self.most is None else self.most
+            stop = min(done + max(1, min(self.steps, most)), steps)
             rows = order[done * batch_size : stop * batch_size]
             begin = time.perf_counter()
             self.interrupts.deferred = True

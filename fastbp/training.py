@@ -192,7 +192,8 @@ class Training:
             arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
             accumulate = self.settings.accumulate
             if fused(self.loss, self.optimizer) and accumulate == 1:
-                self._ready = chunk, FusedSteps(*arguments)
+                once = chunk is not self.source
+                self._ready = chunk, FusedSteps(*arguments, once, self._ready[1])
             else:
                 self._ready = chunk, EagerSteps(*arguments, accumulate)
         return self._ready[1]

@@ -131,6 +131,7 @@ InferenceWorkspace = network.InferenceWorkspace
 TrainingWorkspace = network.TrainingWorkspace
 network_forward = network.network_forward
 network_train_steps = network.network_train_steps
+launch_train_steps = network.launch_train_steps
 
 
 # ---------------------------------------------------------------------------------------------- buffers

@@ -6,6 +6,7 @@ tells the few places where a twin stands in for what the simulator lacks (libdev
 """
 
 import os
+import threading
 import weakref
 from contextlib import contextmanager
 from functools import cache
@@ -239,10 +240,26 @@ def require():
     _process = os.getpid()
 
 
-@cache
 def stream():
     """The stream of all launches; it waits for the default stream of other libraries, and they for it."""
-    return 0 if simulated else cuda.stream()
+    return 0 if simulated else _stream("launches")
+
+
+def copy_stream():
+    """The stream of copies that are made beside the launches."""
+    return 0 if simulated else _stream("copies")
+
+
+_streams, _making_streams = {}, threading.Lock()
+
+
+def _stream(purpose):
+    """One for all threads."""
+    if purpose not in _streams:
+        with _making_streams:
+            if purpose not in _streams:
+                _streams[purpose] = cuda.stream()
+    return _streams[purpose]
 
 
 def capture(launches):
@@ -360,9 +377,32 @@ def to_host(array, to=None):
 
 
 def _wait():
-    """Wait until all launches before have finished; copies on another stream go on."""
+    """Wait until all launches before have finished; copies beside them go on."""
     if not simulated:
         stream().synchronize()
+
+
+def pinned(shape, dtype):
+    """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on."""
+    require()
+    return cuda.pinned_array(shape, dtype)
+
+
+def send(host, to):
+    """Copy page-locked memory to the device, beside the launches; it must stay as it is until the copy has ended."""
+    to.copy_to_device(host, stream=copy_stream())
+
+
+def mark(of):
+    """An event: what a stream has been given so far has ended. ``synchronize()`` of it waits for that on the host."""
+    event = cuda.event() if simulated else cuda.event(timing=False)
+    event.record(of)
+    return event
+
+
+def follow(event, on):
+    """Let what a stream is given from here on wait for an event."""
+    event.wait(on)
 
 
 def flat(array):
@@ -462,9 +502,7 @@ def _let_follow(other):
         )
     if simulated or other == -1:
         return
-    event = cuda.event(timing=False)
-    event.record(stream())
-    event.wait(cuda.external_stream(1 if other is None else other))
+    follow(mark(stream()), cuda.external_stream(1 if other is None else other))
 
 
 def is_on_device(array) -> bool:

@@ -253,10 +253,22 @@ def network_train_steps(
     ``parameters``, ``state``, ``x``, ``target`` and ``row_weight`` are on the device; the others are small and may be
     on the host, from where they are sent once.
     """
+    arguments = parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size
+    return launch_train_steps(workspace, *arguments)(step_loss, step_hits)
+
+
+def launch_train_steps(workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size):
+    """`network_train_steps`, which goes on while the device works.
+
+    Returns
+    -------
+    function (step_loss, step_hits) -> int
+        Waits for the last step; to be called once, before the next steps.
+    """
     count = len(rows)
     number = -(-count // batch_size)
     if number == 0:
-        return 0
+        return lambda step_loss, step_hits: 0
     run = Run(parameters, state, x, target, row_weight)
     if workspace.parameter_gradient is None:
         workspace.parameter_gradient = driver.zeros(run.parameters.size, workspace.dtype)
@@ -266,4 +278,4 @@ def network_train_steps(
         workspace.steps(run, batch_size, whole)
     if rest:
         workspace.steps(run, rest, 1)
-    return workspace.record.end(step_loss, step_hits)
+    return workspace.record.end

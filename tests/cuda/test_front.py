@@ -172,8 +172,8 @@ def test_data_that_do_not_fit_are_staged_to_the_same_bits(data, monkeypatch):
     sent = []
     monkeypatch.setattr(front, "RESIDENT_SHARE", -1.0)
     monkeypatch.setattr(steps, "STAGING_BYTES", 1)  # one batch at a time
-    send = front.DeviceKernels.send
-    monkeypatch.setattr(front.DeviceKernels, "send", lambda *given: sent.append(len(given[1])) or send(*given))
+    send = cuda.driver.send
+    monkeypatch.setattr(cuda.driver, "send", lambda host, to: sent.append(len(host)) or send(host, to))
     losses.append(trained(models[1], X, y, sample_weight=weight).column("loss"))
     assert losses[0] == losses[1]
     assert sent == [4] * 6 + [3] * 3 + [4] * 6 + [3] * 3  # X, y and weights of each batch of two epochs

@@ -41,3 +41,7 @@ def test_models():
 
 def test_exchange():
     simulated("tests/cuda/test_exchange.py")
+
+
+def test_pieces():
+    simulated("tests/cuda/test_pieces.py")

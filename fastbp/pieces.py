@@ -1,0 +1,109 @@
+"""Data that do not fit on a device: their rows go there a piece at a time, each while the steps before it run."""
+
+import weakref
+
+import numpy as np
+
+from . import checks
+
+
+class Pieces:
+    """Rows of arrays of the host in some order, on the device a piece at a time: the next comes while one is used.
+
+    Pieces take two places in turn, each of page-locked memory, where the host gathers rows, and memory of the device.
+    The host gathers when the last copy from there has ended, a copy begins when the launches that read its target have
+    ended, and launches wait for the copy that they read.
+
+    Parameters
+    ----------
+    kernels : DeviceKernels
+    arrays : sequence of arrays of the host, or None
+    dtypes : sequence of dtypes, or None
+        What they are converted to.
+    before : Pieces, optional
+        Whose places are used again, so that memory and its addresses stay.
+    """
+
+    def __init__(self, kernels, arrays, dtypes, before):
+        self.driver, self.arrays, self.dtypes = kernels.driver, arrays, dtypes
+        self.places = [_Place(kernels), _Place(kernels)] if before is None else before.places
+
+    def start(self, order, rows):
+        """Cut an order of rows into pieces of so many."""
+        self.order, self.rows = order, rows
+        for place in self.places:
+            place.holds = None
+
+    def prepare(self, piece):
+        """Gather a piece and begin to copy it, unless that has been done or there are no more."""
+        place, rows = self.places[piece % 2], self.order[piece * self.rows : (piece + 1) * self.rows]
+        if place.holds == piece or not len(rows):
+            return
+        place.holds = None
+        place.gather(self.arrays, self.dtypes, rows)
+        place.copy()
+        place.holds = piece
+
+    def arrays_of(self, piece):
+        """The arrays of a piece, for launches from here on."""
+        self.prepare(piece)
+        place = self.places[piece % 2]
+        self.driver.follow(place.copied, self.driver.stream())
+        return place.there
+
+    def launched(self, piece):
+        """What reads a piece has been launched."""
+        self.places[piece % 2].read = self.driver.mark(self.driver.stream())
+
+
+class _Place:
+    """Memory for a piece on both sides."""
+
+    def __init__(self, kernels):
+        self.kernels, self.driver = kernels, kernels.driver
+        self.memory = {}  # place among the arrays -> page-locked memory, memory of the device
+        self.holds = None  # the piece
+        self.copied = self.read = None  # events: the last copy, and the last launches that read it, have ended
+        weakref.finalize(self, _release, self.driver, self.memory).atexit = False
+
+    def gather(self, arrays, dtypes, rows):
+        if self.copied is not None:
+            self.copied.synchronize()
+        self.here, self.there = [], []
+        for argument, (array, dtype) in enumerate(zip(arrays, dtypes, strict=True)):
+            here, there = (None, None) if array is None else self._room(argument, (len(rows), *array.shape[1:]), dtype)
+            self.here.append(here)
+            self.there.append(there)
+            if array is not None:
+                _gather(array, rows, here)
+
+    def _room(self, argument, shape, dtype):
+        """The first rows of the memory of an argument, which grows."""
+        here, there = self.memory.get(argument, (None, None))
+        if here is None or len(here) < shape[0] or (here.dtype, here.shape[1:]) != (dtype, shape[1:]):
+            here, there = self.driver.pinned(shape, dtype), self.kernels.empty(shape, dtype)
+            self.memory[argument] = here, there
+        return here[: shape[0]], there[: shape[0]]
+
+    def copy(self):
+        copies = self.driver.copy_stream()
+        if self.read is not None:
+            self.driver.follow(self.read, copies)
+        for here, there in zip(self.here, self.there, strict=True):
+            if here is not None:
+                self.driver.send(here, there)
+        self.copied = self.driver.mark(copies)
+
+
+def _gather(array, rows, out):
+    """``out = array[rows]``, converted; without a copy between where the dtype is the same."""
+    if array.dtype == out.dtype and checks.readable(array):
+        np.take(array, rows, axis=0, out=out, mode="clip")  # the other modes write to a copy of out
+    else:
+        with np.errstate(over="ignore"):
+            out[...] = array[rows]
+
+
+def _release(driver, memory):
+    """Memory that a copy may still read or write is freed when the copies have ended."""
+    driver.mark(driver.copy_stream()).synchronize()

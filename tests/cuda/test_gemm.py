@@ -177,7 +177,8 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
         out = driver.to_device(np.empty(rows * fan_out, np.float32))
         linear.linear_forward(
             "identity", rows, fan_in, fan_out, driver.to_device(x[:rows].ravel()), 0, fan_in,
-            driver.to_device(weight.ravel()), 0, fan_out, None, 0, 0.0, out, 0, fan_out, None, 0, 0, driver.stream(),
+            driver.to_device(weight.ravel()), 0, fan_out, None, 0, 0.0, out, 0, fan_out, None, 0, 0, "ieee",
+            driver.stream(),
         )  # fmt: skip
         return driver.to_host(out)
 

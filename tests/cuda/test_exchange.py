@@ -269,6 +269,14 @@ def test_what_predict_leaves_on_the_gpu_offers_dlpack(x, version, kind):
     assert (network().predict(x) == values(prediction)).all()
 
 
+def test_the_device_in_a_capsule_is_ours(x, monkeypatch):
+    monkeypatch.setattr(driver, "device", lambda: (exchange.CUDA, 3))
+    array = cuda.to_device(x)
+    for version in (None, (1, 0)):
+        managed, _ = capsule_of(array, max_version=version)
+        assert (managed.tensor.device_type, managed.tensor.device_id) == (exchange.CUDA, 3)
+
+
 def test_no_rows():
     managed, _ = capsule_of(network().predict(np.zeros((0, 5), "f4"), to_host=False))
     assert (managed.tensor.data, managed.tensor.shape[:2]) == (None, [0, 3])

@@ -116,15 +116,21 @@ def test_a_piece_that_failed_is_made_anew(data, monkeypatch):
     pieces = Pieces(kernels(streams), data, [array.dtype for array in data], None)
     pieces.start(np.arange(ROWS), 5)
     pieces.prepare(0)
-    monkeypatch.setattr(pieces_module, "_gather", lambda *_: (_ for _ in ()).throw(OSError("the file has gone")))
+
+    def failing(array, rows, out):
+        out[...] = 0
+        raise OSError("the file has gone")
+
+    monkeypatch.setattr(pieces_module, "_gather", failing)
     with pytest.raises(OSError, match="the file has gone"):
         pieces.prepare(2)  # into the place of piece 0
     monkeypatch.undo()
     seen = []
     arrays = pieces.arrays_of(0)
-    streams.launch(lambda: seen.append(arrays[0].copy()))
+    streams.launch(lambda: seen.extend(array.copy() for array in arrays))
     streams.finish()
-    np.testing.assert_array_equal(seen[0], data[0][:5])
+    for array, whole in zip(seen, data, strict=True):
+        np.testing.assert_array_equal(array, whole[:5])
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -137,6 +143,7 @@ def driver(monkeypatch):
     if not cuda.driver.cuda.is_available():
         pytest.skip("needs a GPU; test_simulator.py runs it without one")
     monkeypatch.setattr(steps, "STAGING_BYTES", 2 * 4 * 40)
+    monkeypatch.setattr(steps, "SLICE_SECONDS", 1000)  # a call makes the steps of a piece, however slow they are
     return cuda.driver
 
 
@@ -176,6 +183,18 @@ def test_training_is_the_same_to_the_bit(data, late, no_room):
     assert late == 2 * ([8] * 6 + [7] * 3)
 
 
+def test_the_next_piece_is_sent_before_the_host_waits(data, driver, late, no_room, monkeypatch):
+    from fastbp.kernels.cuda.record import Record
+
+    end = Record.end
+    monkeypatch.setattr(Record, "end", lambda *given: late.append("wait") or end(*given))
+    mark, launches = driver.mark, driver.stream()
+    monkeypatch.setattr(driver, "mark", lambda of: late.extend(["launched"] * (of == launches)) or mark(of))
+    no_room()
+    trained(*data[:2], epochs=1)
+    assert late == [8, 8, "launched", 8, 8, "wait", "launched", 7, 7, "wait", "launched", "wait"]
+
+
 def test_memory_maps_come_in_pieces(data, late, no_room, tmp_path):
     X, y, _ = data
     expected = trained(X, y, shuffle=False, epochs=1)
@@ -187,7 +206,7 @@ def test_memory_maps_come_in_pieces(data, late, no_room, tmp_path):
 def test_a_batch_that_is_left_out_leaves_the_others_in_place(data, late, no_room):
     X, y, _ = data
     X = X.copy()
-    X[[5, 13]] = 3e38  # their losses are not finite
+    X[[1, 13]] = 3e38  # their losses are not finite
     options = {"on_nonfinite": "continue", "shuffle": False}
     expected = trained(X, y, **options)
     no_room()

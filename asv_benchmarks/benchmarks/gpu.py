@@ -25,24 +25,37 @@ class OnGPU(Benchmark):
 
 
 class Step(OnGPU):
-    """An epoch of ``fit`` divided by its batches, by a step of PyTorch."""
+    """A train step by one of PyTorch."""
 
     params = ("G1", "G2", "G3"), ("torch", "torch-graph")
     param_names = ("shape", "peer")
     unit = "times PyTorch"
 
-    def track_fit(self, shape, peer):
+    def result(self, shape, peer):
         found, trainers = self.compare.parse_shapes(shape)[shape], [self.peers.TRAINERS[peer]]
-        return peer_ratio(self.on_gpu(functools.partial(self.compare.step_case, shape, found, trainers)), peer)
+        return self.on_gpu(functools.partial(self.compare.step_case, shape, found, trainers))
+
+    def track_fit(self, shape, peer):
+        """An epoch of ``fit`` divided by its batches, by the clock of the host."""
+        return peer_ratio(self.result(shape, peer), peer)
+
+    def track_events(self, shape, peer):
+        """Many steps launched together, between two events on the GPU's stream."""
+        found = self.result(shape, peer)["peers"].get(peer)
+        return 1 / found["also_ratio"]["events"] if found else float("nan")
 
 
 class Product(OnGPU):
-    """A product of 4096 x 4096 x 4096 in float32, by PyTorch's with TF32 off."""
+    """A product of 4096 x 4096 x 4096 by PyTorch's of the same precision, by events.
 
-    params = ("NN", "NT", "TN")
-    param_names = ("kind",)
+    With "bf16" PyTorch casts A and B in each call and leaves C in bfloat16, where ours is float32.
+    """
+
+    params = ("NN", "NT", "TN"), ("ieee", "tf32", "bf16")
+    param_names = ("kind", "precision")
     unit = "times PyTorch"
 
-    def track_product(self, kind):
+    def track_product(self, kind, precision):
         size = self.compare.GPU_PRODUCT_SIZE
-        return peer_ratio(self.on_gpu(functools.partial(self.compare.gpu_product_case, kind, size, ["torch"])), "torch")
+        case = functools.partial(self.compare.gpu_product_case, kind, size, precision, ["torch"])
+        return peer_ratio(self.on_gpu(case), "torch")

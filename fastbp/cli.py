@@ -582,13 +582,17 @@ def _compare(options):
         for case in comparison.cases(asked or comparison.shapes, peers, protocol):
             results[name].append(protocol.measure(case))
             print(compare.row(comparison, columns, results[name][-1]), flush=True)
+            if options.json:  # after each row: what is killed later leaves what it has measured
+                _write_report(options, cores, protocol, results)
         print()
         for line in compare.remarks(comparison, results[name]):
             print(line)
-    if options.json:
-        report = {"version": _version(), "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
-        report |= {"machine": backend.load(options.device).config(), "load": measure.load()}
-        pathlib.Path(options.json).write_text(json.dumps(report | results, indent=1) + "\n")
+
+
+def _write_report(options, cores, protocol, results):
+    report = {"version": _version(), "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
+    report |= {"machine": backend.load(options.device).config(), "load": measure.load()}
+    pathlib.Path(options.json).write_text(json.dumps(report | results, indent=1) + "\n")
 
 
 def _where(options, cores):

@@ -75,7 +75,10 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of results, relative to the la
 
 PRODUCT_SIZES = 128, 256, 512, 1024, 2048
 PRODUCT_TARGET_FROM = 256  # smaller products have no target
-GPU_PRODUCT_SIZE, GPU_PRODUCTS = 4096, 8  # of one product, and how many are waited for together
+GPU_PRODUCT_SIZE = 4096
+# Of results beside those of another precision's units: of the largest, whose sums have thousands of rounded products.
+PRECISION_TOLERANCE = {"tf32": 2e-3, "bf16": 2e-2}
+LAUNCHED_FLOPS, MOST_LAUNCHED = 2e12, 1024  # of steps between two events: about 50 ms, and so many at most
 LAYOUT = "its own layout", "our layout"
 
 
@@ -184,6 +187,24 @@ class Ours:
     def step(self, x, y):
         self.model.train_step(x, y, self.loss, self.optimizer)
 
+    def launch(self, rows):
+        """The kernels' steps on the rows of (steps, batch), and nothing of ``fit`` around them; after `train`."""
+        kernels, y = backend.load(self.model.device), self.task.y
+        optimizer, steps = self.optimizer, len(rows)
+        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), optimizer, self.batch)
+        x, y, order = kernels.to_device(self.x), kernels.to_device(y), rows.ravel()
+        coefficients, keys = optimizer.coefficients(optimizer.step_count, steps), self.model.step_keys(steps)
+        values, loss, hits = self.model._parameters.values, np.zeros(steps), np.zeros(steps, np.int64)
+
+        def call():
+            done = kernels.network_train_steps(
+                workspace, values, optimizer.state, coefficients, keys, x, y, None, order, self.batch, loss, hits
+            )
+            if done < steps:
+                raise ValueError(f"step {done} of {steps} had a loss that is not finite")
+
+        return call
+
     def weights(self):
         return weights_of(self.model)
 
@@ -244,13 +265,22 @@ def step_case(name, shape, trainers, protocol, batches=None) -> Case:
             targets.get(trainer.name),
             {"warmup_seconds": warmup, "difference": difference},
         )
+        if not backend.on_host(protocol.device):
+            rivals[trainer.name].also["events"] = Clock(peer.launch, batches, gpu_peers.elapsed)
+    also = {"train_step": Clock(ours.train_steps, batches)}
+    if not backend.on_host(protocol.device):
+        times = max(
+            1, min(MOST_LAUNCHED, int(LAUNCHED_FLOPS / flops)) // batches
+        )  # the rows of an epoch again and again
+        launch = ours.launch(np.concatenate([rows] * times))
+        also["events"] = Clock(launch, batches * times, backend.load(protocol.device).elapsed)
     return Case(
         name,
         title_of(shape),
         Clock(ours.train, batches),
         rivals,
         flops=flops,
-        also={"train_step": Clock(ours.train_steps, batches)},
+        also=also,
         left_out=left_out,
         facts=facts,
         shares_cores=not backend.on_host(protocol.device),
@@ -417,38 +447,44 @@ def product_case(kind, size, names, protocol) -> Case:
     )
 
 
-def gpu_product_case(kind, size, names, protocol) -> Case:
-    """`product_case` on the GPU: several products a call, and then the GPU is waited for."""
+def gpu_product_case(kind, size, precision, names, protocol) -> Case:
+    """`product_case` on the GPU, in one of its precisions, timed by events."""
     kernels, rng = backend.load(protocol.device), np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size), dtype=protocol.dtype) for _ in range(2))
     there, other = kernels.to_device(a), kernels.to_device(b)
     out, identity = kernels.zeros((size, size), a.dtype), table.ACTIVATIONS.index("identity")
+    code = table.PRECISIONS.index(precision)
     product = {
-        "NN": lambda: kernels.linear_forward(there, other, None, identity, 0.0, out, out),
-        "NT": lambda: kernels.linear_backward_input(there, other, there, identity, 0.0, out),
-        "TN": lambda: kernels.linear_backward_params(there, other, 0, out, None),
+        "NN": lambda: kernels.linear_forward(there, other, None, identity, 0.0, out, out, code),
+        "NT": lambda: kernels.linear_backward_input(there, other, there, identity, 0.0, out, code),
+        "TN": lambda: kernels.linear_backward_params(there, other, 0, out, None, code),
     }[kind]
-
-    def call():
-        for _ in range(GPU_PRODUCTS):
-            product()
-        kernels.synchronize()
-
-    call()
+    product()
     expected, rivals = kernels.to_host(out), {}
+    tolerance, target = (
+        (TOLERANCE[protocol.dtype], 0.85) if precision == "ieee" else (PRECISION_TOLERANCE[precision], None)
+    )
     for peer in names:
-        operation, found = gpu_peers.product(kind, a, b, GPU_PRODUCTS)
+        operation, found = gpu_peers.product(kind, a, b, precision)
         difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-        _same(f"{kind} {size}: {peer}", difference, TOLERANCE[protocol.dtype], "the largest value")
-        clock = Clock(operation.call, GPU_PRODUCTS)
-        rivals[peer] = Rival(clock, operation.version, operation.how, 0.85, {"difference": difference})
-    title = f"{size} x {size} x {size}"
-    return Case(kind, title, Clock(call, GPU_PRODUCTS), rivals, flops=2 * size**3, shares_cores=True)
+        _same(f"{kind} {size} {precision}: {peer}", difference, tolerance, "the largest value")
+        clock = Clock(operation.call, elapsed=gpu_peers.elapsed)
+        rivals[peer] = Rival(clock, operation.version, operation.how, target, {"difference": difference})
+    return Case(
+        kind,
+        f"{size} x {size} x {size} {precision}",
+        Clock(product, elapsed=kernels.elapsed),
+        rivals,
+        flops=2 * size**3,
+        facts={"precision": precision},
+        shares_cores=True,
+    )
 
 
 def _gpu_gemm(shapes, names, protocol):
-    for kind in ("NN", "NT", "TN"):
-        yield gpu_product_case(kind, GPU_PRODUCT_SIZE, names, protocol)
+    for precision in backend.load(protocol.device).precisions(np.dtype(protocol.dtype)):
+        for kind in ("NN", "NT", "TN"):
+            yield gpu_product_case(kind, GPU_PRODUCT_SIZE, precision, names, protocol)
 
 
 def _gemm(shapes, names, protocol):
@@ -721,9 +757,14 @@ COMPARISONS = {
     ),
 }  # fmt: skip
 GPU_COMPARISONS = {
-    "steps": Comparison(*STEPS, _steps, ("torch", "torch-graph"), (), GPU_SHAPES, ("train_step",)),
-    "gemm": Comparison("product", "a product", _gpu_gemm, ("torch",), columns=()),
-}
+    "steps": Comparison(
+        STEPS[0], f"{STEPS[1]}, by the clock of the host", _steps, ("torch", "torch-graph"), (), GPU_SHAPES,
+        ("events", "train_step"),
+    ),
+    "gemm": Comparison(
+        "product", "a product, by events on the GPU's stream", _gpu_gemm, ("torch",), columns=()
+    ),
+}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- report
@@ -733,6 +774,7 @@ EXPLAINED = {
     "p99": "p99: what one call in a hundred exceeds, and the ratio of it",
     "aim": "aim: the time aimed at",
     "train_step": "train_step: one call from Python a step",
+    "events": "events: a step of many launched together, by events on the GPU's stream, and the ratio of it",
     "fused": "fused: with bias and ReLU, its derivative, or the bias gradient",
     "contract": "contract: the same through the function that checks nothing but makes addresses",
 }
@@ -778,6 +820,12 @@ def columns(comparison, names) -> list[tuple]:
     for column in comparison.columns:
         if column not in ("floor", "p99", "aim"):
             chosen.append((column, 12, lambda result, column=column: time(result["also_us"].get(column))))
+        if column == "events":
+            for name in names:
+                of_peer = peer(name, "also_ratio")
+                chosen.append(
+                    (name, len(name) + 3, lambda result, of=of_peer: _figure((of(result) or {}).get("events"), ".2f"))
+                )
     return [*chosen, ("  rounds", -8, _rounds)]
 
 

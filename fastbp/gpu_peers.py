@@ -1,6 +1,7 @@
 """Peers on the GPU, as in `peers`: PyTorch, a call at a time and as a CUDA graph of a step, TF32 off.
 
-An epoch ends when the GPU has finished: a peer waits for it there, as ``fit`` does.
+An epoch ends when the GPU has finished: a peer waits for it there, as ``fit`` does. `elapsed` is PyTorch's own clock of
+the GPU, for launches that nobody waits for in between.
 """
 
 import numpy as np
@@ -17,6 +18,18 @@ def _torch():
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch
+
+
+def elapsed(work) -> float:
+    """Seconds from the start of what ``work()`` launches to its end, by events on PyTorch's stream."""
+    from torch.cuda import Event
+
+    start, end = Event(enable_timing=True), Event(enable_timing=True)
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 class Torch:
@@ -43,9 +56,13 @@ class Torch:
         self.x, self.y, self.rows = (torch.from_numpy(np.asarray(array)).cuda() for array in (task.x, task.y, rows))
 
     def train(self):
+        self.launch()
+        self.torch.cuda.synchronize()
+
+    def launch(self):
+        """The steps of `train`, not waited for."""
         for batch in self.rows:
             self.step(batch)
-        self.torch.cuda.synchronize()
 
     def step(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
@@ -93,17 +110,29 @@ class TorchGraph(Torch):
 TRAINERS = {peer.name: peer for peer in (Torch, TorchGraph)}
 
 
-def product(kind, a, b, calls) -> tuple[Operation, np.ndarray]:
-    """``A B``, ``A Bᵀ`` or ``Aᵀ B`` of arrays of the host, so many times a call; and the product."""
+PRODUCTS = {  # how PyTorch multiplies in a precision
+    "ieee": "mm(out=), TF32 off",
+    "tf32": "mm(out=), allow_tf32",
+    "bf16": "mm under autocast(bfloat16), which casts A and B in each call and leaves C in bfloat16, ours in float32",
+}
+
+
+def product(kind, a, b, precision) -> tuple[Operation, np.ndarray]:
+    """``A B``, ``A Bᵀ`` or ``Aᵀ B`` of arrays of the host; and the product."""
     torch = _torch()
     a, b = (torch.from_numpy(np.ascontiguousarray(array)).cuda() for array in (a, b))
     a, b = a.T if kind == "TN" else a, b.T if kind == "NT" else b
     out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype, device="cuda")
+    settings = torch.backends.cuda.matmul
 
-    def call():
-        for _ in range(calls):
-            torch.mm(a, b, out=out)
-        torch.cuda.synchronize()
+    def in_float32():
+        settings.allow_tf32 = precision == "tf32"  # of the process: each call says what it needs
+        return torch.mm(a, b, out=out)
 
-    call()
-    return Operation(call, torch.__version__, "mm(out=), TF32 off"), out.cpu().numpy()
+    def in_bfloat16():
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return torch.mm(a, b)
+
+    call = in_bfloat16 if precision == "bf16" else in_float32
+    found = call().float() if precision == "bf16" else call()
+    return Operation(call, torch.__version__, PRODUCTS[precision]), found.cpu().numpy()

@@ -108,25 +108,36 @@ def installed(module: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------- clocks
+def by_host(work) -> float:
+    """Seconds that ``work()`` takes by the clock of the host."""
+    return timed(work)[1]
+
+
 @dataclasses.dataclass
 class Clock:
-    """A call that is timed many times in a row; it consists of ``units``, of which the time is told."""
+    """A call that is timed many times in a row; it consists of ``units``, of which the time is told.
+
+    ``elapsed(work)`` gives the seconds that ``work()`` takes: of the host, or of a GPU between two events.
+    """
 
     call: object
     units: int = 1
+    elapsed: object = by_host
 
     def prepare(self, seconds):
         """Warm up, and find how many calls take about so long."""
         self.call()
-        self.repeats = max(1, math.ceil(seconds / timed(self.call)[1]))
+        self.repeats = max(1, math.ceil(seconds / self.elapsed(self.call)))
 
     def read(self) -> dict:
         """Seconds a unit."""
         call = self.call
-        start = time.perf_counter()
-        for _ in range(self.repeats):
-            call()
-        return {"seconds": (time.perf_counter() - start) / (self.repeats * self.units)}
+
+        def work():
+            for _ in range(self.repeats):
+                call()
+
+        return {"seconds": self.elapsed(work) / (self.repeats * self.units)}
 
 
 class SampleClock(Clock):
@@ -191,13 +202,17 @@ def fastest(calls, seconds=0.02):
 # ------------------------------------------------------------------------------------------ a case
 @dataclasses.dataclass
 class Rival:
-    """What ours is compared with: its clock, version, the settings that make it fast, the ratio aimed at."""
+    """What ours is compared with: its clock, version, the settings that make it fast, the ratio aimed at.
+
+    ``also`` holds further clocks, under names that those of ours have in `Case.also`.
+    """
 
     clock: Clock
     version: str
     how: str
     target: float | None = None
     facts: dict = dataclasses.field(default_factory=dict)
+    also: dict[str, Clock] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -248,7 +263,9 @@ class Protocol:
         """Everything measured of a case; JSON can hold it."""
         wanted = min(self.rounds, case.most_rounds or self.rounds)
         with case.during():
-            for clock in (case.ours, *case.also.values(), *(rival.clock for rival in case.rivals.values())):
+            rivals = case.rivals.values()
+            clocks = [case.ours, *case.also.values(), *(rival.clock for rival in rivals)]
+            for clock in [*clocks, *(clock for rival in rivals for clock in rival.also.values())]:
                 clock.prepare(self.seconds)
             done = []
             while len(self._undisturbed(done, case)) < wanted and len(done) < MOST_ROUNDS * wanted:
@@ -269,10 +286,16 @@ class Protocol:
         if not pairs:
             ours.append(case.ours.read())
             limits.append(self.limit())
-        also = {name: clock.read() for name, clock in case.also.items()}
+        also, also_theirs = {}, {name: {} for name in case.rivals}
+        for what, clock in case.also.items():
+            for name, rival in case.rivals.items():
+                if what in rival.also:
+                    also_theirs[name][what] = rival.also[what].read()
+            also[what] = clock.read()
         share = (_cpu_seconds() - cpu) / (time.perf_counter() - wall)
         return {
-            "limit_of_one": one, "limits": limits, "pairs": pairs, "ours": ours, "also": also, "cpu_share": share,
+            "limit_of_one": one, "limits": limits, "pairs": pairs, "ours": ours, "also": also,
+            "also_theirs": also_theirs, "cpu_share": share,
         }  # fmt: skip
 
     def _undisturbed(self, rounds, case):
@@ -319,6 +342,7 @@ class Protocol:
             "left_out": case.left_out,
             "peers": {
                 name: self._rival_summary(rival, [done["pairs"][name] for done in used])
+                | _also_summary([(done["also_theirs"][name], done["also"]) for done in used])
                 for name, rival in case.rivals.items()
             },
             "rounds": rounds,
@@ -344,6 +368,18 @@ class Protocol:
                 theirs["p99_seconds"] / ours["p99_seconds"] for theirs, ours in pairs
             )
         return summary
+
+
+def _also_summary(rounds):
+    """Medians of a rival's further clocks, and of the ratios within a round."""
+    names = list(rounds[0][0])
+    return {
+        "also_us": {what: 1e6 * _median(theirs[what] for theirs, _ in rounds) for what in names},
+        "also_ratio": {
+            what: statistics.median(theirs[what]["seconds"] / ours[what]["seconds"] for theirs, ours in rounds)
+            for what in names
+        },
+    }
 
 
 def _median(readings, key="seconds"):

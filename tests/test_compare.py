@@ -187,6 +187,35 @@ def test_figures_are_medians_and_a_ratio_is_of_a_round():
     assert result["peers"]["peer"]["target_ratio"] == 2
 
 
+def test_further_clocks_are_compared_with_their_like():
+    rival = measure.Rival(Script(4.0, 4.0), "1", "scripted", also={"events": Script(6.0, 1.0)})
+    also = {"events": Script(2.0, 1.0), "train_step": Script(8.0, 8.0)}
+    case = measure.Case("x", "scripted", Script(1.0, 1.0), {"peer": rival}, also=also)
+    result = protocol().measure(case)
+    assert result["also_us"] == {"events": 1.5e6, "train_step": 8e6}
+    assert result["peers"]["peer"]["also_us"] == {"events": 3.5e6}
+    assert result["peers"]["peer"]["also_ratio"] == {"events": 2.0}
+    steps = compare.comparisons("cuda")["steps"]
+    heading, row = compare.heading(steps, ["peer"]), compare.row(steps, ["peer"], result)
+    assert row[: heading.rindex("peer") + len("peer")].endswith("2.00")
+
+
+def test_a_clock_of_another_kind():
+    """Its seconds are told, of several calls together."""
+    calls, works = [], []
+
+    def elapsed(work):
+        before = len(calls)
+        work()
+        works.append(len(calls) - before)
+        return 0.5 * works[-1]
+
+    clock = measure.Clock(lambda: calls.append(1), 2, elapsed)
+    clock.prepare(2.0)
+    assert clock.read() == {"seconds": 0.25}
+    assert works == [1, 4]
+
+
 def test_disturbed_rounds_are_dropped_counted_and_repeated(monkeypatch):
     monkeypatch.setattr(measure, "STEADY", 0.93)
     monkeypatch.setattr(measure, "_cpu_seconds", lambda: 1e9 * measure.time.perf_counter())

@@ -144,6 +144,7 @@ def gathers(dtype) -> bool:
 empty = driver.empty
 zeros = driver.zeros
 synchronize = driver.synchronize
+elapsed = driver.elapsed
 
 
 def to_device(array):

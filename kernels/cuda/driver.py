@@ -7,6 +7,7 @@ tells the few places where a twin stands in for what the simulator lacks (libdev
 
 import os
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from functools import cache
@@ -291,6 +292,23 @@ def synchronize():
     """Wait until all launches have finished."""
     require()
     cuda.synchronize()
+
+
+def elapsed(work) -> float:
+    """Seconds from the start of what ``work()`` launches on the `stream` to its end, by events.
+
+    Where launches come too slowly the GPU waits, and that counts. The simulator, which has no events, takes the time.
+    """
+    if simulated:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start, end = cuda.event(), cuda.event()
+    start.record(stream())
+    work()
+    end.record(stream())
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 @cache

@@ -15,7 +15,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import compare, measure, steps
 from fastbp import device as front
-from fastbp.kernels import cuda
+from fastbp.kernels import cuda, table
 
 pytestmark = pytest.mark.skipif(
     not cuda.driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
@@ -385,15 +385,16 @@ def test_copies_are_independent(data, duplicate):
 
 # ----------------------------------------------------------------------------------------- comparison
 def test_comparison_of_ours(monkeypatch):
+    monkeypatch.setattr(compare, "MOST_LAUNCHED", 4)
     protocol = measure.Protocol(rounds=1, seconds=1e-4, device="cuda")
     comparison = compare.comparisons("cuda")["steps"]
     for shape in (((3, 4, 1), "relu", 2, {}), ((3, 4, 2), "relu", 2, {})):
         result = protocol.measure(compare.step_case("tiny", shape, [], protocol, batches=2))
         assert result["us"] > 0
+        assert result["also_us"]["events"] > 0
         assert compare.row(comparison, [], result)
-    monkeypatch.setattr(compare, "GPU_PRODUCTS", 1)
-    for kind in ("NN", "NT", "TN"):
-        assert protocol.measure(compare.gpu_product_case(kind, 5, [], protocol))["us"] > 0
+    for kind, precision in zip(("NN", "NT", "TN"), table.PRECISIONS, strict=True):
+        assert protocol.measure(compare.gpu_product_case(kind, 5, precision, [], protocol))["us"] > 0
 
 
 # --------------------------------------------------------------------------------------------- errors

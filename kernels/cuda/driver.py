@@ -580,4 +580,5 @@ def _borrowed(lent):
 
 
 def _give_back(lent):
+    cuda.current_context()  # the collector may have come in any thread
     _wait()

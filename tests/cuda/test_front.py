@@ -3,9 +3,11 @@
 Runs on a GPU, and without one in the simulator, where test_simulator.py starts it: networks are tiny.
 """
 
+import concurrent.futures
 import copy
 import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -230,6 +232,40 @@ def test_probabilities_stay_on_the_gpu_until_the_end(data, there, loss, monkeypa
     assert len(copies) == 1
     assert cuda.driver.is_on_device(probability)
     assert cuda.to_host(probability).tobytes() == model.predict_proba(X, loss).tobytes()
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Runs functions at once; the simulator, which keeps a launch in the kernel itself, makes one launch at a time."""
+    if cuda.driver.simulated:
+        from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+        configured, one = FakeCUDAKernel.__getitem__, threading.Lock()
+
+        def configure(kernel, configuration):
+            def launch(*arguments):
+                with one:
+                    configured(kernel, configuration)(*arguments)
+
+            return launch
+
+        monkeypatch.setattr(FakeCUDAKernel, "__getitem__", configure)
+
+    def run(*functions):
+        with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+            return [future.result() for future in [pool.submit(function) for function in functions]]
+
+    return run
+
+
+def test_threads_predict_with_one_model(data, there, threads):
+    X, _ = data
+    model = network()
+    given = [X, X[:4], there(X[::-1].copy()), X[3:].astype(np.float64)]
+    expected = [model.predict(rows).tobytes() for rows in given]
+    together = threads(*[lambda rows=rows: [model.predict(rows).tobytes() for _ in range(2)] for rows in given])
+    assert together == [[one, one] for one in expected]
+    assert len(model._inference_workspaces) <= len(given)
 
 
 def test_tensors_of_pytorch_are_used_where_they_are(data):

@@ -27,14 +27,10 @@ def select(condition, x, y):
     return np.where(condition, x, y)
 
 
-def round_to_integer(x):
-    """The nearest integer, ties to even, as a float."""
-    return np.rint(x)
-
-
-def power_of_two(n):
-    """``2**n`` for an integral float in the range of normal exponents."""
-    return np.exp2(n)
+def nearest_power(x, factor):
+    """``(n, 2**n)`` for the integer n nearest to ``x * factor``, in the range of normal exponents."""
+    n = np.rint(x * factor)
+    return n, np.exp2(n)
 
 
 def exponent_and_mantissa(x):
@@ -54,7 +50,7 @@ def is_single(x):
     return x.dtype == np.float32
 
 
-PRIMITIVES = (fma, select, round_to_integer, power_of_two, exponent_and_mantissa, absolute, is_single)
+PRIMITIVES = (fma, select, nearest_power, exponent_and_mantissa, absolute, is_single)
 
 
 def bind(primitives: dict, compile_function) -> dict:
@@ -80,9 +76,16 @@ T = [1 / factorial(k) for k in range(14)]
 T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13 = T[2:]
 
 
+def lowest_exponent(x):
+    """The least x whose exponential is a normal number."""
+    if is_single(x):
+        return LOWEST_32
+    return LOWEST_64
+
+
 def reduced_exponential(x):
-    """``(s, q)`` with ``e^x = s (1 + q)``, ``s`` a power of two and ``|q| < 0.42``, for x in [LOWEST, 0]."""
-    n = round_to_integer(x * LOG2_E)
+    """``(s, q)`` with ``e^x = s (1 + q)``, ``s`` a power of two and ``|q| < 0.42``, for x in [LOWEST, -LOWEST]."""
+    n, s = nearest_power(x, LOG2_E)
     if is_single(x):
         r = fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, x))
         p = fma(fma(fma(fma(r, E6, E5), r, E4), r, E3), r, E2)
@@ -91,25 +94,19 @@ def reduced_exponential(x):
         p = fma(fma(fma(fma(r, T13, T12), r, T11), r, T10), r, T9)
         p = fma(fma(fma(fma(p, r, T8), r, T7), r, T6), r, T5)
         p = fma(fma(fma(p, r, T4), r, T3), r, T2)
-    return power_of_two(n), fma(r * r, p, r)
+    return s, fma(r * r, p, r)
 
 
 def exp_of_nonpositive(x):
     """``e^x`` for ``x <= 0``; 0 below the smallest normal number."""
-    if is_single(x):
-        lowest = LOWEST_32
-    else:
-        lowest = LOWEST_64
+    lowest = lowest_exponent(x)
     s, q = reduced_exponential(select(x < lowest, lowest, x))
     return select(x < lowest, 0.0, fma(s, q, s))
 
 
 def expm1_of_nonpositive(x):
     """``e^x - 1`` for ``x <= 0``, accurate near 0."""
-    if is_single(x):
-        lowest = LOWEST_32
-    else:
-        lowest = LOWEST_64
+    lowest = lowest_exponent(x)
     s, q = reduced_exponential(select(x < lowest, lowest, x))
     return fma(s, q, s - 1.0)
 
@@ -225,9 +222,12 @@ def tanh_derivative(saved, parameter):
 
 
 def sigmoid(z, parameter):
-    """``1 / (1 + e^-z)`` through ``e^-|z|``, which cannot overflow."""
-    e = exp_of_nonpositive(absolute(z) * -1.0)
-    return select(z < 0.0, e, 1.0) / (e + 1.0)
+    """``1 / (1 + e^-z)``, the exponential kept from its ends; 0 below the smallest normal number."""
+    lowest = lowest_exponent(z)
+    x = z * -1.0
+    x = select(x < lowest, lowest, x)
+    s, q = reduced_exponential(select(x > -lowest, -lowest, x))
+    return select(z < lowest, 0.0, 1.0 / (fma(s, q, s) + 1.0))
 
 
 def sigmoid_derivative(saved, parameter):
@@ -235,10 +235,10 @@ def sigmoid_derivative(saved, parameter):
     return saved * (1.0 - saved)
 
 
-def sigmoid_slope(z):
-    """``sigmoid'(z)`` from ``z``: ``s (1 - s)`` without the cancellation in ``1 - s``."""
+def sigmoid_and_slope(z):
+    """Sigmoid and its derivative from ``z``: ``s (1 - s)`` without the cancellation in ``1 - s``."""
     e = exp_of_nonpositive(absolute(z) * -1.0)
-    return e / ((e + 1.0) * (e + 1.0))
+    return select(z < 0.0, e, 1.0) / (e + 1.0), e / ((e + 1.0) * (e + 1.0))
 
 
 def leaky_relu(z, parameter):
@@ -303,8 +303,8 @@ def gelu_tanh_derivative(saved, parameter):
     """``s + z s' u'`` with ``s = sigmoid(2 u)``; from z."""
     square = saved * saved
     u = saved * fma(square, GELU_SLOPE * GELU_CUBE, GELU_SLOPE)
-    slope = saved * fma(square, 3.0 * GELU_SLOPE * GELU_CUBE, GELU_SLOPE)
-    return weighted(sigmoid_slope(u), slope) + sigmoid(u, parameter)
+    s, slope = sigmoid_and_slope(u)
+    return weighted(slope, saved * fma(square, 3.0 * GELU_SLOPE * GELU_CUBE, GELU_SLOPE)) + s
 
 
 def silu(z, parameter):
@@ -314,7 +314,8 @@ def silu(z, parameter):
 
 def silu_derivative(saved, parameter):
     """``s + z s'``; from z."""
-    return weighted(sigmoid_slope(saved), saved) + sigmoid(saved, parameter)
+    s, slope = sigmoid_and_slope(saved)
+    return weighted(slope, saved) + s
 
 
 def softplus(z, parameter):

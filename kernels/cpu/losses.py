@@ -28,7 +28,6 @@ from .simd import (
 exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]
 log1p_of_unit = FORMULAS["log1p_of_unit"]
-sigmoid = FORMULAS["sigmoid"]
 NAN = float("nan")
 
 
@@ -89,7 +88,8 @@ def binary_cross_entropy(p, y, parameter):
 @inline
 def binary_cross_entropy_with_logits(s, y, parameter):
     linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
-    return linear + log1p_of_unit(exp_of_nonpositive(absolute(s) * -1.0)), sigmoid(s, parameter) - y
+    e = exp_of_nonpositive(absolute(s) * -1.0)
+    return linear + log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0) - y
 
 
 SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean

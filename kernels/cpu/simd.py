@@ -620,41 +620,24 @@ absolute = _unary("fabs", "The absolute value.")
 
 
 @intrinsic
-def round_to_integer(tc, x):
-    """The nearest integer, ties to even, as a float; exact for |x| < 2**22 (2**51): add and subtract 1.5 * 2**23."""
+def nearest_power(tc, x, factor):
+    """``(n, 2**n)`` for the integer n nearest to ``x * factor``, within the range of normal exponents.
+
+    Added to 1.5 * 2**23 (2**52) a number loses its fraction, and the integer is in the low bits of the sum.
+    """
+    ty = types.UniTuple(x, 2)
 
     def codegen(ctx, b, sig, args):
         magic = _constant(x, 1.5 * 2.0 ** MANTISSA_BITS[x.dtype])
-        return _tile(b, [b.fsub(b.fadd(v, magic), magic) for v in _vectors(b, args[0], x)])
+        integers = ir.VectorType(INTEGERS[x.dtype], x.lanes)
+        bias = ir.Constant(integers, [EXPONENT_BIAS[x.dtype]] * x.lanes)
+        shift = ir.Constant(integers, [MANTISSA_BITS[x.dtype]] * x.lanes)
+        factors = _operand(ctx, b, args[1], factor, x)
+        sums = [_fma(b, x, v, w, magic) for v, w in zip(_vectors(b, args[0], x), factors, strict=True)]
+        powers = [b.bitcast(b.shl(b.add(b.bitcast(t, integers), bias), shift), x.vector) for t in sums]
+        return ctx.make_tuple(b, ty, [_tile(b, [b.fsub(t, magic) for t in sums]), _tile(b, powers)])
 
-    return x(x), codegen
-
-
-@intrinsic
-def power_of_two(tc, n):
-    """``2**n`` for integral n within the range of normal exponents."""
-
-    def codegen(ctx, b, sig, args):
-        integers = ir.VectorType(INTEGERS[n.dtype], n.lanes)
-        bias = ir.Constant(integers, [EXPONENT_BIAS[n.dtype]] * n.lanes)
-        shift = ir.Constant(integers, [MANTISSA_BITS[n.dtype]] * n.lanes)
-        return _tile(
-            b,
-            [
-                b.bitcast(b.shl(b.add(_integral(b, n, v, integers), bias), shift), n.vector)
-                for v in _vectors(b, args[0], n)
-            ],
-        )
-
-    return n(n), codegen
-
-
-def _integral(b, ty, value, integers):
-    """The integers of integral floats: the low bits of value + 1.5 * 2**mantissa, without a conversion."""
-    magic = 1.5 * 2.0 ** MANTISSA_BITS[ty.dtype]
-    shifted = b.bitcast(b.fadd(value, _constant(ty, magic)), integers)
-    zero = b.bitcast(_constant(ty, magic), integers)
-    return b.sub(shifted, zero)
+    return ty(x, factor), codegen
 
 
 @intrinsic

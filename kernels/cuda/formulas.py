@@ -60,20 +60,14 @@ def double(x):
     return False
 
 
-def round_single(x):
-    return libdevice.rintf(x)
+def power_single(x, factor):
+    n = libdevice.rintf(x * factor)
+    return n, libdevice.int_as_float(np.int32((libdevice.float2int_rn(n) + 127) << 23))
 
 
-def round_double(x):
-    return libdevice.rint(x)
-
-
-def power_single(n):
-    return libdevice.int_as_float(np.int32((libdevice.float2int_rn(n) + 127) << 23))
-
-
-def power_double(n):
-    return libdevice.hiloint2double(np.int32((libdevice.double2int_rn(n) + 1023) << 20), np.int32(0))
+def power_double(x, factor):
+    n = libdevice.rint(x * factor)
+    return n, libdevice.hiloint2double(np.int32((libdevice.double2int_rn(n) + 1023) << 20), np.int32(0))
 
 
 ROOT_2 = 1.4142135623730951
@@ -100,8 +94,7 @@ def formulas(dtype) -> dict:
     """Name -> device function: the activations and their parts, and the primitives."""
     is_single = dtype == SINGLE
     by_dtype = {
-        "round_to_integer": round_single if is_single else round_double,
-        "power_of_two": power_single if is_single else power_double,
+        "nearest_power": power_single if is_single else power_double,
         "exponent_and_mantissa": parts_single if is_single else parts_double,
     }
     primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root}

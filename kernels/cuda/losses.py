@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from .. import table
-from ..activations import exp_of_nonpositive, log1p_of_unit, log_of_normal, sigmoid
+from ..activations import exp_of_nonpositive, log1p_of_unit, log_of_normal
 from .driver import cuda, device_function, kernel, types, vector
 from .formulas import absolute, formulas, select, typed
 from .launch import THREADS, first_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
@@ -69,7 +69,8 @@ def binary_cross_entropy(p, y, parameter):
 
 def binary_cross_entropy_with_logits(s, y, parameter):
     linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
-    return linear + log1p_of_unit(exp_of_nonpositive(absolute(s) * -1.0)), sigmoid(s, parameter) - y
+    e = exp_of_nonpositive(absolute(s) * -1.0)
+    return linear + log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0) - y
 
 
 SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean

@@ -536,7 +536,7 @@ def as_device_array(array):
     """
     if hasattr(array, "__cuda_ndarray__"):
         return array
-    name = f"{type(array).__module__}.{type(array).__name__}"
+    name = type(array).__name__
     if exchange.offers_gpu_memory(array):
         kind, number = exchange.device_of(array)
         if kind == exchange.CUDA and number != _device_number():

@@ -23,10 +23,17 @@ from . import driver
 
 
 class Record:
-    """Host and device memory of a record; it grows, and then `device` is another array."""
+    """Host and device memory of a record; it grows, and then `device` is another array.
 
-    def __init__(self):
-        self.capacity = 0
+    Parameters
+    ----------
+    allocate : function (shape, dtype) -> array
+        Makes memory of the host. From other than page-locked memory a copy waits for all that the stream was given
+        before, as for rows of data that are still on their way.
+    """
+
+    def __init__(self, allocate=driver.pinned):
+        self.allocate, self.capacity = allocate, 0
         self.grow(256)
 
     def grow(self, size):
@@ -34,7 +41,7 @@ class Record:
             self.capacity = 1 << (size - 1).bit_length()
             self.device = driver.empty(self.capacity, np.int64)
             self.floats = self.device.view(np.float64)
-            self.host = np.zeros(self.capacity, np.int64)
+            self.host = self.allocate(self.capacity, np.int64)
 
     def begin(self, coefficients, keys, rows, batch_size, steps):
         """Send a run to the device; the arrays may be on the host or there."""
@@ -65,7 +72,7 @@ class Record:
         for out, field, dtype in ((step_loss, STEP_LOSS, np.float64), (step_hits, STEP_HITS, np.int64)):
             values = self.host[self.host[field] :][:known].view(dtype)
             if driver.is_on_device(out):
-                driver.to_device(values, driver.as_device_array(out)[:known])
+                driver.to_device(values.copy(), driver.as_device_array(out)[:known])  # the record is used again
             else:
                 out[:known] = values
         return done
@@ -73,7 +80,7 @@ class Record:
 
 def of_one_step(coefficients):
     """The record of a single update."""
-    record = Record()
+    record = Record(np.empty)  # is gone before it would be worth locking its pages
     record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1)
     return record
 

@@ -681,11 +681,96 @@ def network_train_steps(
     return len(step_loss)
 
 
+# ------------------------------------------------------------------------------- whole buffers
+def squared_norm(table, buffer):
+    """``Σ x²`` over all weights and biases, in float64; padding does not count.
+
+    Parameters
+    ----------
+    table : int64 array (rows, table.COLUMNS), C-contiguous
+        What ``table.lower`` made.
+    buffer : array (size,)
+        Of the parameters' shape: their values, gradients or state.
+
+    Returns
+    -------
+    float
+        Not finite where an element is not, or where the squares of float64 are too large. The order of the sum is
+        fixed: the same numbers have the same bits every time.
+    """
+    views = (view for pair in _table.parameter_views(table, buffer) for view in pair if view is not None)
+    with np.errstate(over="ignore"):
+        return float(sum(np.square(view, dtype=np.float64).sum() for view in views))
+
+
+def all_finite(table, buffer):
+    """Whether no weight or bias is NaN or infinite; padding does not count.
+
+    Parameters
+    ----------
+    table, buffer
+        As of `squared_norm`.
+
+    Returns
+    -------
+    bool
+    """
+    views = (view for pair in _table.parameter_views(table, buffer) for view in pair if view is not None)
+    return all(bool(np.isfinite(view).all()) for view in views)
+
+
+def scale(x, factor, out):
+    """``out = factor x``, the factor rounded to the dtype.
+
+    Parameters
+    ----------
+    x : array of any shape, C-contiguous
+    factor : float
+    out : array of the same shape and dtype, C-contiguous, written
+        May be ``x`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(x, x.dtype.type(factor), out=out)
+
+
+def copy(x, out):
+    """``out = x``.
+
+    Parameters
+    ----------
+    x : array of any shape, C-contiguous
+    out : array of the same shape and dtype, C-contiguous, written
+    """
+    np.copyto(out, x)
+
+
+def clear(out):
+    """``out = 0``.
+
+    Parameters
+    ----------
+    out : array of any shape, C-contiguous, written
+    """
+    out.fill(0)
+
+
 # -------------------------------------------------------------------------------------- buffers
 def gathers(dtype) -> bool:
     """Whether rows of this dtype can be read directly; other arrays are converted a block at a time."""
     dtype = np.dtype(dtype)
     return dtype.isnative and dtype.kind in "fiub"
+
+
+def gather(x, rows, out):
+    """``out[i] = x[rows[i]]``, converted to the dtype of ``out``.
+
+    Parameters
+    ----------
+    x : array (N, features), of a dtype that `gathers` accepts, C-contiguous
+    rows : int64 array (n,)
+    out : array (n, features), written
+    """
+    out[...] = x[rows]
 
 
 def empty(shape, dtype):

@@ -5,6 +5,7 @@ The single layers run on the calling thread; `network_forward` and `network_trai
 
 import contextlib
 import ctypes
+import math
 import struct
 import threading
 import time
@@ -12,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from .. import jit, splitmix
+from .. import jit, reference, splitmix
 from .. import table as _table
 from . import blocking, context, linear, network, team
 
@@ -170,6 +171,25 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
         kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
         _address(grad), 0, *states[:2],
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- whole buffers
+# A pass of NumPy over memory is as fast as any.
+scale, copy, clear = reference.scale, reference.copy, reference.clear
+
+
+def squared_norm(table, buffer):
+    """On the calling thread."""
+    result = np.empty(1)
+    kernel = context.squared_norm(buffer.dtype)
+    _call(kernel, context.SQUARED_NORM, len(table), _address(table), _address(buffer), _address(result))
+    return result.item()
+
+
+def all_finite(table, buffer):
+    """By the sum of the buffer, which is finite only where everything is; element by element where it is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(table, buffer)
 
 
 # --------------------------------------------------------------------------------------------- networks
@@ -373,6 +393,14 @@ def gathers(dtype) -> bool:
     return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float32, np.float64))
 
 
+def gather(x, rows, out):
+    """On the calling thread."""
+    _call(
+        context.gather(x.dtype, out.dtype), context.GATHER, *out.shape, _address(rows), _address(x), _ld(x),
+        _address(out), _ld(out),
+    )  # fmt: skip
+
+
 def empty(shape, dtype):
     """On a cache line."""
     return _table.aligned_empty(shape, dtype)
@@ -429,6 +457,7 @@ def warmup(dtype, activations, losses, optimizers):
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
+    context.squared_norm(dtype)
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
         if activation != "identity":

@@ -12,7 +12,7 @@ from numba import from_dtype, types
 
 from .. import table
 from ..jit import Kernel, compile_kernel
-from . import elementwise, gemm, linear, losses, network, optimizers, probabilities
+from . import buffers, elementwise, gemm, linear, losses, network, optimizers, probabilities
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
@@ -25,6 +25,8 @@ SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
 OPTIMIZER = (INT,) * 9
 DROPOUT = (*(INT,) * 9, FLOAT)
+GATHER = (INT,) * 7
+SQUARED_NORM = (INT,) * 4
 
 
 def _real(dtype) -> Pointer:
@@ -104,6 +106,11 @@ def gather(source, dtype) -> Kernel:
     """Rows by index from ``source`` to ``dtype``; a bool is read as the byte it is."""
     number = _real(np.uint8 if source == np.bool_ else source)
     return _compiled(elementwise.gather_rows, INT, INT, INTS, number, INT, _real(dtype), INT)
+
+
+@cache
+def squared_norm(dtype) -> Kernel:
+    return _compiled(buffers.squared_norm, INT, INTS, _real(dtype), FLOATS)
 
 
 @cache

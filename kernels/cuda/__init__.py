@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from .. import table as _table
-from . import catalogue, driver, elementwise, linear, losses, network, optimizers, probabilities, record
+from . import buffers, catalogue, driver, elementwise, linear, losses, network, optimizers, probabilities, record
 
 name = "cuda"
 
@@ -126,6 +126,42 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     )
 
 
+# ---------------------------------------------------------------------------------------- whole buffers
+def squared_norm(table, buffer):
+    """One number comes back."""
+    return _parameter_sum("square", table, buffer)
+
+
+def all_finite(table, buffer):
+    """One number comes back."""
+    return _parameter_sum("zero_if_finite", table, buffer) == 0
+
+
+def _parameter_sum(formula, table, buffer):
+    driver.require()
+    pieces = buffers.pieces_of(buffer.size)
+    sums = _scratch(pieces + 1, np.dtype(np.float64))
+    buffers.parameter_sum(formula, driver.flat(table), driver.flat(buffer), sums, driver.stream())
+    return driver.to_host(sums[pieces : pieces + 1]).item()
+
+
+def scale(x, factor, out):
+    """In place or not."""
+    driver.require()
+    buffers.scale(driver.flat(x), factor, driver.flat(out), driver.stream())
+
+
+def copy(x, out):
+    """From the device to itself."""
+    driver.to_device(x, out)
+
+
+def clear(out):
+    """A kernel: the host has no zeros to send."""
+    driver.require()
+    buffers.clear(driver.flat(out), driver.stream())
+
+
 # --------------------------------------------------------------------------------------------- networks
 InferenceWorkspace = network.InferenceWorkspace
 TrainingWorkspace = network.TrainingWorkspace
@@ -139,6 +175,13 @@ def gathers(dtype) -> bool:
     """Native floats of 16, 32 and 64 bits, integers and bool."""
     dtype = np.dtype(dtype)
     return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float16, np.float32, np.float64))
+
+
+def gather(x, rows, out):
+    """A thread an element."""
+    elementwise.gather_rows(
+        *out.shape, driver.flat(rows), driver.flat(x), x.shape[1], *_matrix(out), driver.stream()
+    )  # fmt: skip
 
 
 empty = driver.empty

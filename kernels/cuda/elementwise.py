@@ -143,13 +143,16 @@ def convert(rows, columns, x, x_offset, ldx, out, out_offset, ldo, stream):
 
 
 @cache
-def gather_kernel(dtype, labelled):
-    """``out[i] = x[rows[i]]`` for the rows of the batch that begins, and their labels."""
+def gather_kernel(dtype, of_step, labelled):
+    """``out[i] = x[rows[i]]`` for the rows of the batch that begins, and their labels.
+
+    Without ``of_step``, ``record`` is the rows themselves.
+    """
     number = dtype.type
 
     @kernel(threads=THREADS)
     def gather_kernel(rows, columns, record, x, ldx, out, out_offset, ldo, labels, batch_labels):
-        start = record[ROWS] + record[NEXT] * record[BATCH]
+        start = record[ROWS] + record[NEXT] * record[BATCH] if of_step else np.int64(0)
         row, row_step = first_row()
         column, column_step = first_column()
         for i in range(row, rows, row_step):
@@ -163,12 +166,21 @@ def gather_kernel(dtype, labelled):
 
 
 def gather(rows, columns, record, x, ldx, out, out_offset, ldo, labels, batch_labels, stream):
-    """Launch it; ``labels`` may be None."""
+    """Launch it for the batch that begins; ``labels`` may be None."""
     grid, block = over_rows(rows, columns)
     labelled = labels is not None
-    gather_kernel(out.dtype, labelled)[grid, block, stream](
+    gather_kernel(out.dtype, True, labelled)[grid, block, stream](
         rows, columns, record, x, ldx, out, out_offset, ldo, *((labels, batch_labels) if labelled else (record, record))
     )
+
+
+def gather_rows(rows, columns, index, x, ldx, out, out_offset, ldo, stream):
+    """Launch it for the rows that ``index`` names; nothing where there is no element."""
+    if rows and columns:
+        grid, block = over_rows(rows, columns)
+        gather_kernel(out.dtype, False, False)[grid, block, stream](
+            rows, columns, index, x, ldx, out, out_offset, ldo, index, index
+        )
 
 
 @cache
@@ -259,8 +271,9 @@ def kernels(dtype):
     for source in map(np.dtype, ("float64", "float32", "float16", "int64", "uint8", "bool")):
         x = vector(source)
         yield f"convert {source}", convert_kernel(dtype), (i, i, x, i, i, a, i, i)
+        signature = (i, i, ints, x, i, a, i, i, ints, ints)
+        yield f"gather_rows {source}", gather_kernel(dtype, False, False), signature
         for labelled in (False, True):
-            signature = (i, i, ints, x, i, a, i, i, ints, ints)
-            yield f"gather {source}{' labelled' * labelled}", gather_kernel(dtype, labelled), signature
+            yield f"gather {source}{' labelled' * labelled}", gather_kernel(dtype, True, labelled), signature
     yield "weights", weights_kernel(), (i, ints, doubles, doubles)
     yield "column_sum", column_sum_kernel(dtype), (i, i, i, i, a, i, i, a, i, i)

@@ -1740,6 +1740,107 @@ def serial_work_has_the_bits_of_the_team(backend, dtype):
             assert_same_bits(a, b)
 
 
+# ------------------------------------------------------------------------------- whole buffers
+SPREAD = Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), separate=True, dropout=0.25)  # rows of all kinds, padded
+SUMMED = (
+    Network((1, 1), ("identity",)), Network((7, 3), ("relu",)), Network((13, 33, 8, 3), ("relu",) * 3, bias=False),
+    SPREAD, Network((300, 257, 17), ("relu", "identity")), BIG,
+)  # fmt: skip
+
+
+def buffer_calls():
+    """Sums of whole numbers, exact in any order, of buffers whose padding is NaN."""
+    for network in SUMMED:
+
+        def parameters(rng, dtype, network=network):
+            rows, buffer = network.parameters(rng, dtype)
+            buffer[network.real(dtype)] = rng.integers(-9, 10, int(network.real(dtype).sum()))
+            return given(rows, strided=False), given(buffer)
+
+        for function in ("squared_norm", "all_finite"):
+            call(function, str(network), parameters, lambda eps, before, after: [], quick=True)
+
+    for shape in ((0,), (1,), (17,), (4099,), (0, 3), (5, 17), (130, 33)):
+        label = "x".join(map(str, shape))
+
+        def to_scale(rng, dtype, shape=shape):
+            return given(matrix(rng, shape, dtype, False), strided=False), 0.3, output(shape, dtype, strided=False)
+
+        def to_scale_in_place(rng, dtype, shape=shape):
+            return updated(matrix(rng, shape, dtype, False), strided=False), -1.7, Same(0)
+
+        def to_copy(rng, dtype, shape=shape):
+            x = matrix(rng, shape, dtype, False)
+            x[x > 1] = np.nan
+            return given(x, strided=False), output(shape, dtype, strided=False)
+
+        def to_clear(rng, dtype, shape=shape):
+            return (output(shape, dtype, strided=False),)
+
+        call("scale", label, to_scale, lambda eps, before, after: [2 * eps * np.abs(after[2])], quick=True)
+        call("scale", f"{label}-in_place", to_scale_in_place, lambda eps, before, after: [2 * eps * np.abs(after[0])])
+        call("copy", label, to_copy, lambda eps, before, after: [0.0], quick=True)
+        call("clear", label, to_clear, lambda eps, before, after: [0.0], quick=True)
+
+    for n, features, x_dtype in ((0, 3, np.float32), (1, 1, np.uint8), (5, 17, np.float64), (7, 33, np.int64),
+                                 (130, 65, np.float32), (9, 16, np.bool_)):  # fmt: skip
+
+        def to_gather(rng, dtype, n=n, features=features, x_dtype=x_dtype):
+            x = given(batch(rng, (n + 3, features), x_dtype), strided=False)
+            return x, given(rng.integers(0, n + 3, n)), output((n, features), dtype)
+
+        label = f"{n}x{features}-{np.dtype(x_dtype).name}"
+        call("gather", label, to_gather, lambda eps, before, after: [0.0], quick=True)
+
+
+buffer_calls()
+
+
+@behaviour("squared_norm")
+def squares_neither_overflow_nor_vanish(backend, dtype):
+    """Sizes whose squares float32 cannot hold; the sum is that of the exact squares but for its own rounding."""
+    network = SPREAD
+    for size in (1e30, 1.0, 1e-30):
+        rows, buffer = network.parameters(GENERATOR(50), dtype)
+        buffer *= dtype(size)
+        exact = math.fsum(np.square(buffer[network.real(dtype)], dtype=np.float64))
+        assert abs(backend.squared_norm(rows, buffer) - exact) <= 1e-12 * exact
+
+
+@behaviour("squared_norm")
+def same_numbers_have_the_same_sum(backend, dtype):
+    rows, buffer = SPREAD.parameters(GENERATOR(51), dtype)
+    assert backend.squared_norm(rows, buffer) == backend.squared_norm(rows, buffer)
+
+
+def spoilt_buffers(dtype):
+    """(table, buffer), an element of which is not finite: the first, one in the middle, the last."""
+    for network, place, bad in ((SUMMED[1], 0.0, np.inf), (SPREAD, 0.5, np.nan), (SPREAD, 1.0, -np.inf)):
+        rows, buffer = network.parameters(GENERATOR(52), dtype)
+        parameters = np.flatnonzero(network.real(dtype))
+        buffer[parameters[int(place * (len(parameters) - 1))]] = bad
+        yield rows, buffer
+
+
+@behaviour("squared_norm")
+def one_bad_element_makes_the_sum_bad(backend, dtype):
+    for rows, buffer in spoilt_buffers(dtype):
+        assert not math.isfinite(backend.squared_norm(rows, buffer))
+
+
+@behaviour("all_finite")
+def one_bad_element_is_seen_wherever_it_is(backend, dtype):
+    for rows, buffer in spoilt_buffers(dtype):
+        assert backend.all_finite(rows, buffer) is False
+
+
+@behaviour("all_finite")
+def large_elements_are_finite_though_their_sum_is_not(backend, dtype):
+    rows, buffer = SPREAD.parameters(GENERATOR(53), dtype)
+    buffer[SPREAD.real(dtype)] = np.finfo(dtype).max
+    assert backend.all_finite(rows, buffer) is True
+
+
 # ----------------------------------------------------------------------------------------- buffers
 @behaviour("empty")
 def empty_is_aligned_and_shaped(backend, dtype):
@@ -1813,6 +1914,9 @@ TINY = (
     "network_train_steps-1_1-identity-mean_squared_error-rmsprop-3@1-bool",
     "network_train_steps-1_2_2_1-relu_relu_identity-binary_cross_entropy_with_logits-sgd-43@16-float64",
     "network_train_steps-4_16_7_12_2-leaky_relu_elu_leaky_relu_identity-binary_cross_entropy-adam-3@1-*",
+    "squared_norm-1_1*", "squared_norm-7_3*", "squared_norm-13_33*", "squared_norm-5_40*", "squared_norm-s*",
+    "squared_norm-one*", "all_finite-1_1*", "all_finite-13_33*", "all_finite-5_40*", "all_finite-one*", "all_finite-l*",
+    "scale-0*", "scale-1*", "scale-5x17*", "copy-*", "clear-0*", "clear-1*", "clear-5x17", "gather-[01579]x*",
     "to_device-*", "to_host-*", "synchronize-*", "zeros-*", "gathers-*", "warmup-*", "config-*", "get_num_threads-*",
 )  # fmt: skip
 # Without a tiny case: the simulator's memory is aligned to nothing, and it runs one kernel at a time.

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from . import checks
 
 METHODS = {
@@ -50,14 +48,12 @@ class EarlyStopping:
         if record[self._watched] < self.best - self.min_delta:
             self.best, self.best_epoch = record[self._watched], record["epoch"]
             if self.restore_best:
-                values = model._kernels.to_host(model._parameters.values)
-                self._weights = np.empty_like(values) if self._weights is None else self._weights
-                np.copyto(self._weights, values)
+                self._weights = model.network.copied_values(self._weights)
         return record["epoch"] - (self.best_epoch or 0) >= self.patience
 
     def on_fit_end(self, model, history):
         if self._weights is not None:
-            model._parameters.write(model._parameters.values, self._weights)
+            model.network.restore_values(self._weights)
             self._weights = None
 
 

@@ -108,7 +108,8 @@ class Loss:
         if sample_weight is not None:
             sample_weight = checks.weights("sample_weight", sample_weight, len(prediction))
         weight = self.row_weight(target, sample_weight)
-        value, gradient, _ = self.of_batch(backend.load(self.device), prediction, target, weight)
+        gradient = np.empty_like(prediction)
+        value, _ = self.of_batch(backend.load(self.device), prediction, target, weight, gradient)
         return value, gradient
 
     # ----------------------------------------------------------------------------- for training
@@ -141,24 +142,24 @@ class Loss:
         ----------
         kernels : module
         prediction : array (n, out)
-        target : array (n,) or (n, out), checked
+        target : array (n,) or (n, out), checked; where it is on a device, in the dtype that the kernel reads
         weight : float64 array (n,)
             Weights with a sum of 1, by which the gradient is multiplied.
         gradient : array (n, out)
         """
         row_loss, row_hit = np.empty(len(prediction), prediction.dtype), np.empty(len(prediction), np.int64)
         code = table.LOSSES.index(self.kernel(target))
-        target = checks.converted(target, np.int64 if self.takes_labels(target) else prediction.dtype)
+        if isinstance(target, np.ndarray):
+            target = checks.converted(target, np.int64 if self.takes_labels(target) else prediction.dtype)
         kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
         return row_loss, row_hit
 
-    def of_batch(self, kernels, prediction, target, weight):
-        """Value, gradient and number of hits of a batch; ``weight`` float64 (n,) with any sum above 0, or None."""
+    def of_batch(self, kernels, prediction, target, weight, gradient):
+        """Value and number of hits of a batch, as `of_rows`; ``weight`` float64 (n,) with any sum above 0, or None."""
         weight = np.ones(len(prediction)) if weight is None else weight
         weight = weight / weight.sum()
-        gradient = np.empty_like(prediction)
         row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
-        return float((row_loss * weight).sum()), gradient, int(row_hit.sum())
+        return float((row_loss * weight).sum()), int(row_hit.sum())
 
     # ----------------------------------------------------------------------------------- files
     def config(self):

@@ -85,6 +85,7 @@ class Sequential:
         self._no_keys = np.zeros(1, np.uint64)
         self._activations = [network_table.activation_of(row) for row in table]
         self._precision = int(table[0, network_table.PRECISION])
+        self._first_trained = int((table[:, network_table.WEIGHT] >= 0).argmax())
         self.in_features = int(table[0, network_table.FAN_IN])
         self.out_features = int(table[-1, network_table.FAN_OUT])
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
@@ -237,6 +238,17 @@ class Sequential:
 
     def forward_in_mode(self, x, training):
         """`forward` in training or in evaluation mode, whatever the mode of the model."""
+        return self.handed_out(self.outputs(x, training))
+
+    def handed_out(self, out):
+        """What `outputs` returned, for the caller to change: on the host, and not what `backward` reads."""
+        result = self._kernels.to_host(out)
+        if self._trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
+            return out.copy()
+        return result
+
+    def outputs(self, x, training):
+        """`forward_in_mode`, its result where the model computes."""
         x = self._batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
         self._drop_key = self.step_keys(1)[0] if training else None
@@ -256,10 +268,7 @@ class Sequential:
             trace.append((x, saved))
             x = out
         self._trace = trace
-        result = kernels.to_host(out)
-        if trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
-            return out.copy()  # what is saved must survive what the caller does to the output
-        return result
+        return out
 
     def backward(self, grad_output, accumulate=False):
         """Gradients of all parameters, by the chain rule from the last layer to the first.
@@ -282,17 +291,25 @@ class Sequential:
         """`backward` without the gradients of the parameters: those that are stored stay."""
         return self._backward(grad_output, False)
 
-    def _backward(self, grad_output, store, accumulate=False):
+    def backward_parameters(self, grad_output, accumulate=False):
+        """`backward` without the gradient of the input, whose product can be the largest."""
+        self._backward(grad_output, True, accumulate, self._first_trained)
+
+    def _backward(self, grad_output, store, accumulate=False, last_row=None):
         if self._trace is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
         trace, activations, kernels = self._trace, self._activations, self._kernels
         grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
-        gradient_views = self._parameters.store_gradients() if store else None
+        gradient_views = self._parameters.store_gradients(all_overwritten=not accumulate) if store else None
         grad_z = self._empty(grad.shape, self.dtype)
         kernels.activation_backward(grad, trace[-1][1], *activations[-1], grad_z)
         for i in range(len(trace) - 1, -1, -1):
             x = trace[i][0]
             weight = self._parameters.views[i][0]
+            if store and weight is not None:
+                kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i], self._precision)
+            if i == last_row:
+                return None
             # The input of the first row has no activation before it.
             saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, IDENTITY)
             grad_z_prev = self._empty(x.shape, self.dtype)
@@ -301,8 +318,6 @@ class Sequential:
                     self._drop(i, grad_z, grad_z)
                 kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
             else:
-                if store:
-                    kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i], self._precision)
                 kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev, self._precision)
             grad_z = grad_z_prev
         return kernels.to_host(grad_z)

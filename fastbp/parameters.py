@@ -47,6 +47,7 @@ class Parameters:
     def _allocate(self):
         self.backend = backend.load(self.device)
         self.on_host = backend.on_host(self.device)
+        self.table_there = self.backend.to_device(self.table)
         self.values = self.backend.zeros(self.size, self.dtype)
         self.views = self.views_of(self.values)
         self._gradients = self._gradient_views = None
@@ -85,6 +86,7 @@ class Parameters:
             self._move(device)
         self.table = self.table.copy()
         self.table[:, network_table.PRECISION] = network_table.PRECISIONS.index(precision)
+        self.table_there = self.backend.to_device(self.table)
 
     def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)
@@ -123,12 +125,12 @@ class Parameters:
                 "or fit(), which do not store gradients; call forward() and backward() first"
             )
 
-    def store_gradients(self):
-        """(weight, bias) views to write gradients into; zero where none were stored."""
+    def store_gradients(self, all_overwritten=False):
+        """(weight, bias) views to write gradients into; zero where none were stored, unless all will be overwritten."""
         if self._gradients is None:
             self._gradients = self.backend.zeros(self.size, self.dtype)
             self._gradient_views = self.views_of(self._gradients)
-        elif not self._gradients_stored:
+        elif not self._gradients_stored and not all_overwritten:
             self.clear(self._gradients)
         self._gradients_stored = True
         return self._gradient_views
@@ -145,17 +147,11 @@ class Parameters:
 
     def gradient_norm(self):
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        views = real(self._readable_views(self.gradients))
-        rows = (np.einsum("...i,...i->...", view, view, dtype=np.float64) for view in views)
-        return math.sqrt(sum(float(row.sum()) for row in rows))
+        return math.sqrt(self.backend.squared_norm(self.table_there, self.gradients))
 
     def scale_gradients(self, factor):
         """Multiply the stored gradients."""
-        gradients = self.backend.to_host(self.gradients)
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.multiply(gradients, self.dtype.type(factor), out=gradients)
-        if not self.on_host:
-            self.write(self._gradients, gradients)
+        self.backend.scale(self.gradients, factor, self.gradients)
 
     # -------------------------------------------------------------------------- whole buffers
     def write(self, view, values):
@@ -167,19 +163,22 @@ class Parameters:
 
     def clear(self, buffer):
         """Set a buffer to zero."""
-        self.write(buffer, np.zeros((), self.dtype))
+        self.backend.clear(buffer)
 
-    def values_if_finite(self):
-        """The values as an array of the host, of padding as well; None where some are not finite.
+    def all_finite(self):
+        """Whether no value is NaN or infinite."""
+        return self.backend.all_finite(self.table_there, self.values)
 
-        So large that their sum is not finite counts as not.
-        """
-        values = self.backend.to_host(self.values)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(np.add.reduce(values)):  # of padding as well, which may hold anything
-                return values
-            views = real(self.views if self.on_host else self.views_of(values))
-            return values if all(math.isfinite(np.add.reduce(view, axis=None)) for view in views) else None
+    def copied_values(self, to=None):
+        """The values as a buffer of their device, which `restore_values` takes; ``to`` one that there is already."""
+        to = self.backend.empty(self.size, self.dtype) if to is None else to
+        self.backend.copy(self.values, to)
+        return to
+
+    def restore_values(self, copied):
+        """Make the values those of a copy."""
+        self.backend.copy(copied, self.values)
+        self.version += 1
 
     # ----------------------------------------------------------------------------------- views
     def named(self):

@@ -132,6 +132,7 @@ class EagerStep:
         if isinstance(self.loss, Loss):
             x = self.model._batch("x", x, self.model.in_features, self.model.dtype)
             checks.not_empty("x", x)
+            y = self.model._kernels.to_host(y) if checks.on_device(y) else y
             y = self.loss.checked_target("y", y, len(x), self.model.out_features)
             weight = self.loss.row_weight(y, None)
         self.count = 0.0
@@ -141,23 +142,31 @@ class EagerStep:
 
     def add(self, x, y, weight):
         """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
-        prediction = self.model.forward_in_mode(x, training=True)
-        checks.not_empty("x", prediction)
-        value, gradient, hits = self.evaluate(prediction, y, weight)
+        out = self.model.outputs(x, training=True)
+        checks.not_empty("x", out)
+        value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
-            rows = len(prediction) if weight is None else float(weight.sum())
+            rows = len(out) if weight is None else float(weight.sum())
             self.first = rows if self.count == 0 else self.first
             share = rows / self.first
-            self.model.backward(gradient if share == 1 else gradient * gradient.dtype.type(share), self.count > 0)
+            if share != 1:
+                gradient, whole = self.model._empty(gradient.shape, self.model.dtype), gradient
+                self.model._kernels.scale(whole, share, gradient)
+            self.model.backward_parameters(gradient, self.count > 0)
             self.count += share
         return value, hits
 
-    def evaluate(self, prediction, y, weight):
-        """Value, gradient and hits of a batch."""
+    def evaluate(self, out, y, weight):
+        """Value, gradient and hits of a batch; a loss of the user's own sees arrays of the host."""
+        model = self.model
         if isinstance(self.loss, Loss):
-            return self.loss.of_batch(self.model._kernels, prediction, y, weight)
+            gradient = model._empty(out.shape, model.dtype)
+            value, hits = self.loss.of_batch(model._kernels, out, y, weight, gradient)
+            return value, gradient, hits
+        prediction = model.handed_out(out)
         arguments = (prediction, y) if weight is None else (prediction, y, weight)
-        return *checked_result(self.loss(*arguments), prediction.shape), 0
+        value, gradient = checked_result(self.loss(*arguments), prediction.shape)
+        return value, model._batch("the gradient that loss returns", gradient, model.out_features, model.dtype), 0
 
     def update(self):
         """Update by the mean of the gradients since the last update, where there are some."""
@@ -280,6 +289,30 @@ class Staging:
         return self.kernels.send(array, there)
 
 
+class Rows:
+    """Rows of matrices in the dtype of a network: gathered by the kernels where they can read the data."""
+
+    def __init__(self, network, matrices):
+        self.kernels, self.dtype = network.backend, network.dtype
+        if network.on_host:
+            self.direct = all(checks.readable(matrix) and self.kernels.gathers(matrix.dtype) for matrix in matrices)
+        else:
+            there = self.kernels.resident(matrices, self.dtype)
+            self.direct = there is not None
+            matrices = there or [self.kernels.to_host(matrix) for matrix in matrices]
+        self.matrices = matrices
+
+    def __call__(self, rows):
+        """These rows of every matrix."""
+        if not self.direct:
+            return [checks.converted(matrix[rows], self.dtype) for matrix in self.matrices]
+        gathered = [self.kernels.empty((len(rows), matrix.shape[1]), self.dtype) for matrix in self.matrices]
+        rows = self.kernels.to_device(rows)
+        for matrix, out in zip(self.matrices, gathered, strict=True):
+            self.kernels.gather(matrix, rows, out)
+        return gathered
+
+
 class EagerSteps:
     """Runs batches through stored gradients, one a call, with an update after every ``accumulate`` of them."""
 
@@ -288,7 +321,9 @@ class EagerSteps:
     def __init__(self, model, loss, optimizer, chunk, batch_size, accumulate):
         self.step = EagerStep(model, loss, optimizer)
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
-        self.X = model._kernels.to_host(chunk.X)
+        # Labels go as they are, and what a loss of the user's own reads has its own dtype.
+        self.gathers_y = isinstance(loss, Loss) and not chunk.labels
+        self.batch_of = Rows(model.network, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
     def start(self, order, steps):
         """Make ready for so many batches, of which the last ones may be a shorter group."""
@@ -298,7 +333,8 @@ class EagerSteps:
     def __call__(self, rows, step_loss, step_hits):
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
-        step_loss[0], step_hits[0] = self.step.add(self.X[rows], chunk.y[rows], weight)
+        X, *y = self.batch_of(rows)
+        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()
@@ -388,20 +424,18 @@ class Snapshot:
     def __init__(self, network, optimizer):
         self._network, self._optimizer = network, optimizer
         self._before = optimizer.step_count
-        self._values = np.empty(network.size, network.dtype)
-        self._epoch = None
+        self._values = self._epoch = None
 
     def take(self, epoch):
         """Keep the weights, unless some are not finite."""
-        values = self._network.values_if_finite()
-        if values is not None:
-            np.copyto(self._values, values)
+        if self._network.all_finite():
+            self._values = self._network.copied_values(self._values)
             self._epoch = epoch
 
     def restore(self):
         """Put the weights back and let the optimizer begin anew, where there were updates; returns what was done."""
         if self._optimizer.step_count == self._before or self._epoch is None:
             return "nothing has been changed"
-        self._network.write(self._network.values, self._values)
+        self._network.restore_values(self._values)
         self._optimizer.reset()
         return f"weights are back at those epoch {self._epoch} began with, and the optimizer at its beginning"

@@ -338,6 +338,47 @@ def test_eager_steps_are_the_compiled_steps(device):
     np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-6)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_eager_steps_are_those_of_a_loop(device, own):
+    """Rows without parameters come first and last, and the user's loss writes into what it is given."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(8, 4)), rng.uniform(size=(8, 3))
+    loss, results = fastbp.MSELoss(device=device), []
+
+    def spoiling(prediction, target):
+        result = loss(prediction, target)
+        prediction[...] = np.nan
+        return result
+
+    for loop in (False, True):
+        layers = fastbp.Tanh(), fastbp.Sigmoid(), fastbp.Linear(4, 6), fastbp.Linear(6, 3), fastbp.Sigmoid()
+        model = fastbp.Sequential(*layers, dtype="float64", device=device, seed=0)
+        optimizer = fastbp.SGD(model.parameters(), lr=0.1, clip_norm=0.02)
+        for _ in range(3):
+            if loop:
+                value, gradient = loss(model(x), y)
+                model.backward(gradient)
+                optimizer.step()
+            else:
+                value = model.train_step(x, y, spoiling if own else loss, optimizer)
+        results.append((value, model.flat_parameters))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("kind", ["uint8", ">f4", "every other column"])
+def test_eager_steps_take_data_of_any_kind(device, kind):
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, 9, (20, 4)).astype("f4"), rng.integers(0, 9, (20, 3)).astype("f4")
+    given = [np.repeat(a, 2, axis=1)[:, ::2] if kind == "every other column" else a.astype(kind) for a in (x, y)]
+    results = []
+    for pair in ((x, y), given):
+        model = make(device, "float32")
+        options = {"loss": fastbp.MSELoss(), "optimizer": fastbp.SGD(lr=1e-3), "accumulate": 2}
+        results.append((fit(model, *pair, **options).column("loss"), model.flat_parameters.tobytes()))
+    assert results[0] == results[1]
+
+
 def test_batch_left_out_of_a_group(device):
     x, y = data()
     x[16:24] *= 1e300  # the last batch of the first group; finite, but its outputs are not

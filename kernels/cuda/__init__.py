@@ -185,9 +185,15 @@ def gather(x, rows, out):
 
 
 empty = driver.empty
-zeros = driver.zeros
 synchronize = driver.synchronize
 elapsed = driver.elapsed
+
+
+def zeros(shape, dtype):
+    """Cleared where it is."""
+    array = driver.empty(shape, dtype)
+    clear(array)
+    return array
 
 
 def to_device(array):

@@ -362,11 +362,6 @@ def empty(shape, dtype):
     return array
 
 
-def zeros(shape, dtype):
-    """A device array of zeros."""
-    return to_device(np.zeros(shape, dtype))
-
-
 def to_device(array, to=None):
     """A copy on the device; of a device array, the array itself."""
     require()

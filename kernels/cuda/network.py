@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import table as layout
 from . import driver, steps
+from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .losses import loss_forward_backward, step_loss
@@ -271,7 +272,8 @@ def launch_train_steps(workspace, parameters, state, coefficients, keys, x, targ
         return lambda step_loss, step_hits: 0
     run = Run(parameters, state, x, target, row_weight)
     if workspace.parameter_gradient is None:
-        workspace.parameter_gradient = driver.zeros(run.parameters.size, workspace.dtype)
+        workspace.parameter_gradient = driver.empty(run.parameters.size, workspace.dtype)
+        clear(workspace.parameter_gradient, driver.stream())
     workspace.record.begin(coefficients, keys, rows, batch_size, number)
     whole, rest = divmod(count, batch_size)
     if whole:

@@ -8,6 +8,7 @@ import copy
 import os
 import pickle
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,6 +50,28 @@ def there():
     return cuda.to_device
 
 
+@pytest.fixture
+def copies(monkeypatch):
+    """(how, elements) of the copies from now on: "sent" to the GPU, "fetched" from it, or "there", within it."""
+    counted, driver = Counter(), cuda.driver
+    to_device, to_host = driver.to_device, driver.to_host
+
+    def sending(array, to=None):
+        if not driver.is_on_device(array):
+            counted["sent", array.size] += 1
+        elif to is not None:
+            counted["there", array.size] += 1
+        return to_device(array, to)
+
+    def fetching(array, to=None):
+        counted["fetched", array.size] += 1
+        return to_host(array, to)
+
+    monkeypatch.setattr(driver, "to_device", sending)
+    monkeypatch.setattr(driver, "to_host", fetching)
+    return counted
+
+
 def trained(model, X, y, optimizer=None, **options):
     """The history, after two epochs of three batches of which the last is short."""
     optimizer = optimizer or fastbp.Adam(lr=0.05)
@@ -74,18 +97,71 @@ def test_fit_is_that_of_the_cpu(data, dtype):
     assert_close(models[0].flat_parameters, models[1].flat_parameters, dtype)
 
 
-@pytest.mark.parametrize("how", ["clip_norm", "accumulate", "a loss of one's own"])
+HOW = pytest.mark.parametrize("how", ["clip_norm", "accumulate", "a loss of one's own"])
+
+
+def through_stored_gradients(model, X, target, how, **options):
+    """The history of seven rows in batches of three."""
+    own = fastbp.MSELoss()
+    loss = (lambda prediction, target: own(prediction, target)) if how.endswith("own") else own
+    optimizer = fastbp.SGD(lr=0.1, momentum=0.9, clip_norm=0.3 if how == "clip_norm" else None)
+    options = {"loss": loss, "accumulate": 2 if how == "accumulate" else 1, "batch_size": 3} | options
+    return trained(model, X, target, optimizer, **options)
+
+
+@HOW
 def test_steps_through_stored_gradients(data, how):
-    X, target, loss = data[0][:7], data[0][:7, :CLASSES] ** 2, fastbp.MSELoss()
-    options = {"loss": (lambda prediction, target: loss(prediction, target)) if how.endswith("own") else loss}
-    options |= {"accumulate": 2 if how == "accumulate" else 1, "epochs": 1, "batch_size": 3}
+    X, target = data[0][:7], data[0][:7, :CLASSES] ** 2
     results = []
     for device in ("cpu", "cuda"):
-        optimizer = fastbp.SGD(lr=0.1, momentum=0.9, clip_norm=0.3 if how == "clip_norm" else None)
         model = network(device)
-        results.append((trained(model, X, target, optimizer, **options).column("loss"), model.flat_parameters))
+        losses = through_stored_gradients(model, X, target, how, epochs=1).column("loss")
+        results.append((losses, model.flat_parameters))
     for cpu, gpu in zip(*results, strict=True):
         assert_close(cpu, gpu)
+
+
+@HOW
+def test_steps_through_stored_gradients_leave_data_and_parameters_there(data, there, how, copies):
+    X, target = there(data[0][:7]), data[0][:7, :CLASSES] ** 2
+    model = network()
+    copies.clear()
+    through_stored_gradients(model, X, target, how, epochs=1, on_nonfinite="continue")
+    own, record = how.endswith("own"), 20  # numbers that an update reads
+    sizes = {1, 3} | ({1 * CLASSES, 3 * CLASSES} if own else set())  # the last batch is one row
+    assert {size for way, size in copies if way == "fetched"} <= sizes
+    assert {size for way, size in copies if way == "sent"} <= sizes | {record, target.size}
+    assert copies["sent", target.size] == (not own)
+    assert copies["sent", record] == (2 if how == "accumulate" else 3)
+
+
+def test_own_loop_leaves_parameters_there(data, copies):
+    X, y = data[0][:2], data[1][:2]
+    model = network()
+    optimizer, size = fastbp.Adam(model.parameters(), clip_norm=0.1), model.network.size
+    copies.clear()
+    for step in ("train_step", "own loop"):
+        before = model.predict(X)
+        if step == "train_step":
+            model.train_step(X, y, LOSS, optimizer)
+        else:
+            model.zero_grad()
+            model.backward(LOSS(model(X), y)[1])
+            optimizer.step()
+        assert (model.predict(X) != before).any()
+    assert copies["fetched", 1] == 2  # the norm
+    assert max(elements for _, elements in copies) < size
+
+
+def test_data_that_do_not_fit_go_through_stored_gradients_to_the_same_bits(data, monkeypatch):
+    X, target = data[0][:7], data[0][:7, :CLASSES] ** 2
+    results = []
+    for share in (front.RESIDENT_SHARE, -1.0):
+        monkeypatch.setattr(front, "RESIDENT_SHARE", share)
+        model = network()
+        losses = through_stored_gradients(model, X, target, "clip_norm", epochs=1).column("loss")
+        results.append((losses, model.flat_parameters.tobytes()))
+    assert results[0] == results[1]
 
 
 def test_own_loop_and_train_step(data):
@@ -324,6 +400,19 @@ def test_weights_go_back_where_training_fails(data):
     assert (model.flat_parameters == before).all()
     assert optimizer.step_count == 0
     assert not optimizer.state_dict()["velocity"].any()
+
+
+def test_copies_of_the_weights_stay_there(data, copies):
+    """A snapshot and the best weights of each of three epochs, and those put back."""
+    model, optimizer = network(), fastbp.SGD(lr=0.1)
+    stopping, size = fastbp.EarlyStopping(), model.network.size
+    optimizer.bind(model.network)
+    copies.clear()
+    losses = trained(model, *data, optimizer, epochs=3, callbacks=[stopping]).column("loss")
+    assert losses == sorted(losses, reverse=True)
+    assert copies["there", size] == 3 + 3 + 1
+    assert not copies["sent", size] + copies["fetched", size]
+    assert copies["fetched", 1] == 3  # whether they are finite
 
 
 def test_early_stopping_restores_the_best_weights(data):

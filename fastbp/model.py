@@ -419,7 +419,7 @@ class Sequential:
             Any real dtype and layout; what is not read directly is converted a block at a time.
         to_host : bool
             Whether the result is copied to the host; if not, it is where the model computes. That matters for the
-            device "cuda" only, whose arrays offer ``__cuda_array_interface__``.
+            device "cuda" only, whose arrays offer ``__dlpack__`` and ``__cuda_array_interface__``.
 
         Returns
         -------

@@ -175,6 +175,7 @@ def parts(report):
         ("machine", [*this, "machine"], 40),
         ("compare", [*compare, "steps,gemm"], 120),
         ("models and steps", _pytest("tests/cuda/test_front.py", "tests/cuda/test_steps.py"), 120),
+        ("exchange", _pytest("tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py"), 60),
         ("equal", [*this, "equal"], 60),
         ("large", [*this, "large"], 60),
         ("products", _pytest("tests/cuda/test_gemm.py", "tests/cuda/test_driver.py"), 60),

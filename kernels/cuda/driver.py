@@ -350,16 +350,23 @@ def empty(shape, dtype):
     try:
         array = cuda.device_array(shape, dtype)
     except Exception as error:
-        if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
+        if not _out_of_memory(error):
             raise
         free, total = cuda.current_context().get_memory_info()
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         raise MemoryError(
-            f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {size / 2**20:.1f} MiB, "
+            f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {_mib(shape, dtype)}, "
             f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
         ) from error
     array.__class__ = DeviceArray
     return array
+
+
+def _out_of_memory(error):
+    return "OUT_OF_MEMORY" in str(error).upper().replace(" ", "_")
+
+
+def _mib(shape, dtype):
+    return f"{int(np.prod(shape, dtype=np.int64)) * dtype.itemsize / 2**20:.1f} MiB"
 
 
 def to_device(array, to=None):
@@ -398,7 +405,16 @@ def _wait():
 def pinned(shape, dtype):
     """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on."""
     require()
-    return cuda.pinned_array(shape, dtype)
+    dtype = np.dtype(dtype)
+    try:
+        return cuda.pinned_array(shape, dtype)
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"the host has no page-locked memory left for an array of shape {shape} and dtype {dtype}: "
+            f"{_mib(shape, dtype)}; use smaller batches, or see what else on this machine locks memory"
+        ) from error
 
 
 def send(host, to):

@@ -551,3 +551,12 @@ def test_out_of_memory_names_the_sizes(monkeypatch):
     with pytest.raises(MemoryError, match=r"no room on the GPU for an array of shape .* MiB free"):
         model.to("cuda")
     assert model.device == "cpu"
+
+
+def test_page_locked_memory_that_is_not_there(data, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[2] Call to cuMemHostAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(cuda.driver.cuda, "pinned_array", full, raising=False)
+    with pytest.raises(MemoryError, match=r"no page-locked memory left for an array of shape .*: 0.0 MiB; use smaller"):
+        network().train_step(data[0], data[1], LOSS, fastbp.SGD(lr=0.1))

@@ -9,7 +9,7 @@ import numpy as np
 from .. import activations, splitmix
 from ..jit import inline
 from . import simd
-from .blocking import VECTORS_AHEAD
+from .blocking import TALL, VECTORS_AHEAD
 from .simd import (
     element,
     lanes,
@@ -33,7 +33,6 @@ FORMULAS = activations.bind(
 
 
 CHAINS = 4  # sums of a column that run side by side: an addition takes some cycles, a load half of one
-TALL = 4  # rows whose vectors run side by side: the operations on one vector wait for each other
 
 
 @inline

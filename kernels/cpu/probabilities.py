@@ -6,7 +6,8 @@ idles. A row's bits do not depend on the rows beside it.
 """
 
 from ..jit import inline
-from .elementwise import FORMULAS, TALL
+from .blocking import TALL
+from .elementwise import FORMULAS
 from .simd import (
     lanes,
     load,

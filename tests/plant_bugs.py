@@ -40,6 +40,7 @@ class Bug(NamedTuple):
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
 GRAPH, CPU = "backpropagation.py", "kernels/cpu/__init__.py"
+PROBABILITIES = "kernels/cpu/probabilities.py"
 LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
 
 BUGS = [
@@ -251,6 +252,36 @@ BUGS = [
         "ReLU makes 0 of NaN",
         FORMULAS, "return select(z <= 0.0, 0.0, z)", "return select(z > 0.0, z, 0.0)",
         f"{CONTRACT} -k 'cpu and activation_forward'",
+    ),
+    Bug(
+        "a softmax takes lanes beyond the row for columns",
+        PROBABILITIES, "columns - whole, MINUS_INFINITY) - shift)", "columns - whole, 0.0) - shift)",
+        f"{CONTRACT} -k 'cpu and softmax'",
+    ),
+    Bug(
+        "the largest of a row is looked for in its first vector",
+        PROBABILITIES, "for j in range(width, columns, width):", "for j in range(width, width, width):",
+        f"{CONTRACT} -k 'cpu and softmax'",
+    ),
+    Bug(
+        "a softmax leaves out the rows after the last that lie side by side",
+        PROBABILITIES, "for i in range(high, rows):", "for i in range(high, high):",
+        f"{CONTRACT} -k 'cpu and softmax'",
+    ),
+    Bug(
+        "the last few rows of a transposed softmax are written as if they were a square",
+        PROBABILITIES, "count = min(width, rows - i)", "count = width",
+        f"{CONTRACT} -k 'cpu and softmax'",
+    ),
+    Bug(
+        "a softmax of few columns subtracts the first of them",
+        PROBABILITIES, "for j in range(1, columns):", "for j in range(1, 1):",
+        f"{CONTRACT} -k 'cpu and softmax'",
+    ),
+    Bug(
+        "a sigmoid of -inf is not 0",
+        FORMULAS, "select(z < lowest, 0.0, 1.0 / (fma(s, q, s) + 1.0))", "1.0 / (fma(s, q, s) + 1.0)",
+        f"{CONTRACT} -k 'cpu and activation_forward-sigmoid'",
     ),
     Bug(
         "a hit is a label as large as the largest, not the first of them",

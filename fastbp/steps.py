@@ -292,9 +292,9 @@ class Staging:
 class Rows:
     """Rows of matrices in the dtype of a network: gathered by the kernels where they can read the data."""
 
-    def __init__(self, network, matrices):
-        self.kernels, self.dtype = network.backend, network.dtype
-        if network.on_host:
+    def __init__(self, model, matrices):
+        self.kernels, self.empty, self.dtype = model._kernels, model._empty, model.dtype
+        if model.network.on_host:
             self.direct = all(checks.readable(matrix) and self.kernels.gathers(matrix.dtype) for matrix in matrices)
         else:
             there = self.kernels.resident(matrices, self.dtype)
@@ -306,7 +306,7 @@ class Rows:
         """These rows of every matrix."""
         if not self.direct:
             return [checks.converted(matrix[rows], self.dtype) for matrix in self.matrices]
-        gathered = [self.kernels.empty((len(rows), matrix.shape[1]), self.dtype) for matrix in self.matrices]
+        gathered = [self.empty((len(rows), matrix.shape[1]), self.dtype) for matrix in self.matrices]
         rows = self.kernels.to_device(rows)
         for matrix, out in zip(self.matrices, gathered, strict=True):
             self.kernels.gather(matrix, rows, out)
@@ -323,7 +323,7 @@ class EagerSteps:
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         # Labels go as they are, and what a loss of the user's own reads has its own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
-        self.batch_of = Rows(model.network, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
+        self.batch_of = Rows(model, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
     def start(self, order, steps):
         """Make ready for so many batches, of which the last ones may be a shorter group."""

@@ -39,6 +39,7 @@ class Bug(NamedTuple):
 
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
+BUFFERS = "kernels/cpu/buffers.py"
 GRAPH, CPU = "backpropagation.py", "kernels/cpu/__init__.py"
 PROBABILITIES = "kernels/cpu/probabilities.py"
 LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
@@ -375,6 +376,43 @@ BUGS = [
         "Adam counts its updates from 0",
         "optimizers.py", "np.arange(first_step + 1, first_step + steps + 1", "np.arange(first_step, first_step + steps",
         "tests/test_losses_optimizers.py tests/test_mathematics.py -k adam",
+    ),
+    # --------------------------------------------------------------------- steps through stored gradients
+    Bug(
+        "norm: the padding of rows counts",
+        BUFFERS, "if ldx == columns:", "if True:",
+        f"{CONTRACT} -k 'cpu and squared_norm'",
+    ),
+    Bug(
+        "norm: the ends of rows do not count",
+        BUFFERS, "for j in range(whole, columns, width):", "for j in range(whole, columns - width, width):",
+        f"{CONTRACT} -k 'cpu and squared_norm'",
+    ),
+    Bug(
+        "a loss of the user's own gets the array that backward reads",
+        "model.py", "            return out.copy()\n", "            return out\n",
+        "tests/test_fit.py -k eager_steps_are_those_of_a_loop",
+    ),
+    Bug(
+        "gradients are added to what an older step left",
+        "parameters.py", "elif not self._gradients_stored and not all_overwritten:", "elif False:",
+        "tests/test_model.py -k stores_no_gradients",
+    ),
+    Bug(
+        "a shorter batch counts as much as the others of its group",
+        "steps.py", "scale(whole, share, gradient)", "scale(whole, 1.0, gradient)",
+        "tests/test_fit.py -k accumul",
+    ),
+    Bug(
+        "backward of steps ends before the first layer",
+        "model.py", "(table[:, network_table.WEIGHT] >= 0).argmax()", "len(table) - 1",
+        "tests/test_fit.py -k eager",
+    ),
+    Bug(
+        "the snapshot is the weights themselves",
+        "parameters.py", "        to = self.backend.empty(self.size, self.dtype) if to is None else to\n",
+        "        to = self.values if to is None else to\n",
+        "tests/test_fit.py -k nonfinite",
     ),
     # ---------------------------------------------------------------------------------------------- graph
     Bug(

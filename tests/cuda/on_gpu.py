@@ -1,10 +1,12 @@
-"""Everything that needs a GPU, in one call of under 8 minutes; prints a table last.
+"""Everything that needs a GPU, in one call of under 8 minutes; prints a table as it goes, and again at the end.
 
-    python tests/cuda/on_gpu.py [--seconds 460] [--only compare,large,…] [--json FILE]
+    python tests/cuda/on_gpu.py [--seconds 460] [--only smoke,steps,…] [--out FOLDER]
 
-Each part is a process of its own with its own time limit, so that one that hangs or crashes leaves the others. What
-is slowest and least likely to tell something new comes last. The exit code is 0 where every part passed. Where fastbp
-is not installed it is, without what it depends on, in a folder that is removed at the end.
+Each part is a process of its own with its own time limit, so that one that hangs or crashes leaves the others. What is
+worth most comes first: whether kernels run at all, how fast, and where thresholds should be; then the tests.
+Kernels that one part compiles the next finds on disk. ``--out`` keeps the output of each part, the figures of the
+comparisons and the table, written after every part. The exit code is 0 where every part passed. Where fastbp is not
+installed it is, without what it depends on, in a folder that is removed at the end.
 """
 
 import argparse
@@ -12,12 +14,14 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,9 @@ LARGE = 2**31 + 2**20  # elements of an array, more than 32 bits with a sign cou
 COLUMNS = 1 << 16  # of a product of that size
 LARGE_BYTES = 24 << 30  # free memory that the large sizes take
 TAIL = 3000  # characters of a failed part that are shown
+WIDTH = 220  # characters of a line of the table
+PATIENCE = 10  # seconds until a killed part is left behind
+FEWEST_SECONDS = 5  # that a part is begun with
 
 
 # ------------------------------------------------------------------------------- parts in this file
@@ -35,9 +42,252 @@ def machine():
     """The GPU and what it runs with."""
     import fastbp
 
+    query = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total"
+    if shutil.which("nvidia-smi"):
+        subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], check=False)
     fastbp.show_config("cuda")
 
 
+# ---------------------------------------------------------------------------------------------- smoke
+def _layer(shape, precision):
+    """A linear layer there and back: the three products and the column sums."""
+    from fastbp.kernels import table
+
+    n, fan_in, fan_out = shape
+    gelu, relu = (table.ACTIVATIONS.index(name) for name in ("gelu", "relu"))
+
+    def run(kernels):
+        rng = np.random.default_rng(0)
+        x, weight, grad_z, bias = (
+            rng.standard_normal(size, dtype=np.float32)
+            for size in ((n, fan_in), (fan_in, fan_out), (n, fan_out), (fan_out,))
+        )
+        out, saved, grad_x, grad_weight, grad_bias = map(np.zeros_like, (grad_z, grad_z, x, weight, bias))
+        kernels.linear_forward(x, weight, bias, gelu, 0.0, out, saved, precision)
+        kernels.linear_backward_input(grad_z, weight, x, relu, 0.0, grad_x, precision)
+        kernels.linear_backward_params(x, grad_z, 0, grad_weight, grad_bias, precision)
+        return out, saved, grad_x, grad_weight, grad_bias
+
+    return run
+
+
+def _elementwise(kernels):
+    from fastbp.kernels import table
+
+    x = np.random.default_rng(0).standard_normal((33, 70), dtype=np.float32)
+    forward, backward, probabilities, dropped = (np.zeros_like(x) for _ in range(4))
+    tanh = table.ACTIVATIONS.index("tanh")
+    kernels.activation_forward(x, tanh, 0.0, forward)
+    kernels.activation_backward(x, forward, tanh, 0.0, backward)
+    kernels.softmax(x, probabilities)
+    kernels.dropout(x, np.arange(33), 7, 0.5, dropped)
+    return forward, backward, probabilities, dropped
+
+
+def _loss(kernels):
+    from fastbp.kernels import table
+
+    rng = np.random.default_rng(0)
+    prediction, labels = rng.standard_normal((33, 10), dtype=np.float32), rng.integers(0, 10, 33)
+    loss, hit, grad = np.zeros(33, np.float32), np.zeros(33, np.int64), np.zeros_like(prediction)
+    code = table.LOSSES.index("cross_entropy")
+    kernels.loss_forward_backward(code, 0.1, prediction, labels, np.full(33, 1 / 33), loss, hit, grad)
+    return loss, hit, grad
+
+
+def _update(kernels):
+    from fastbp.kernels import table
+
+    values, grad, first = np.random.default_rng(0).standard_normal((3, 999), dtype=np.float32)
+    second = np.abs(first)
+    coefficients = np.zeros(table.COEFFICIENTS)
+    coefficients[:6] = 1e-3, 0.9, 0.1, 0.999, 1e-3, 1e-8
+    kernels.optimizer_step(table.OPTIMIZERS.index("adam"), coefficients, values, grad, (first, second))
+    return values, first, second
+
+
+def _training(in_one_kernel):
+    """Losses and predictions of a small network, its steps in one kernel or in a captured graph."""
+
+    def run(kernels):
+        import fastbp
+        from fastbp.kernels.cuda import steps
+
+        on_gpu = kernels.name == "cuda"
+        suits, steps.suits = steps.suits, lambda workspace, n: in_one_kernel
+        try:
+            rng = np.random.default_rng(0)
+            X, y = rng.standard_normal((50, 6), dtype=np.float32), rng.integers(0, 3, 50)
+            layers = fastbp.Linear(6, 16), fastbp.ReLU(), fastbp.Dropout(0.2), fastbp.Linear(16, 3)
+            model = fastbp.Sequential(*layers, device="cuda" if on_gpu else "reference", seed=0)
+            options = {"loss": fastbp.CrossEntropyLoss(), "optimizer": fastbp.Adam(lr=0.01)}
+            history = model.fit(X, y, **options, epochs=2, batch_size=12, verbose=False)
+        finally:
+            steps.suits = suits
+        return np.array(history.column("loss")), model.predict(X)
+
+    return run
+
+
+def smoke():
+    """One call of every kind of kernel gives what `reference` gives."""
+    from fastbp.kernels import cuda, reference, table
+    from tests.contract.host_arrays import HostArrays
+
+    cases = {"elementwise": _elementwise, "loss": _loss, "optimizer": _update}
+    for code, precision in enumerate(table.PRECISIONS):
+        cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
+        cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
+    cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
+    wrong = []
+    for name, case in cases.items():
+        start = time.perf_counter()
+        try:
+            found = case(HostArrays(cuda))
+            seconds = time.perf_counter() - start
+            difference = 0.0
+            for one, other in zip(found, case(reference), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+                difference = max(difference, float(np.abs(one - other).max()))
+            print(f"{name}: right, to {difference:.0e}, in {seconds:.1f} s", flush=True)
+        except Exception as error:
+            wrong.append(name)
+            traceback.print_exc()
+            print(f"{name}: WRONG, {' '.join(str(error).split())[:150]}", flush=True)
+    files = list(Path(os.environ.get("FASTBP_CACHE_DIR", "/nowhere")).rglob("*.kernel"))
+    print(f"{len(files)} kernels on disk", flush=True)
+    if wrong:
+        sys.exit(f"wrong: {'; '.join(wrong)}")
+
+
+def again():
+    """A second process finds every kernel of `smoke` on disk, and the driver takes it."""
+    folder = Path(os.environ["FASTBP_CACHE_DIR"])
+    before = set(folder.rglob("*.kernel"))
+    start = time.perf_counter()
+    smoke()
+    more = {path.name for path in folder.rglob("*.kernel")} - {path.name for path in before}
+    print(f"all of smoke from disk: {len(more)} compiled, {time.perf_counter() - start:.1f} s")
+    if more:
+        sys.exit(f"compiled again: {', '.join(sorted(more))[:300]}")
+
+
+def warm():
+    """Compile the catalogue, a process a core: what comes after it finds most kernels on disk."""
+    share, shares = (int(os.environ.get(name, default)) for name, default in (("SHARE", "-1"), ("SHARES", "0")))
+    if share >= 0:
+        from fastbp.kernels.cuda import catalogue
+
+        for kernel in list(catalogue.kernels())[share::shares]:
+            kernel.function.compile(kernel.signature)
+        return
+    from fastbp.kernels.cuda import driver
+
+    driver.require()
+    cores = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16))
+    command = [sys.executable, __file__, "--part", "warm"]
+    processes = [
+        subprocess.Popen(command, env=os.environ | {"SHARE": str(share), "SHARES": str(cores)})
+        for share in range(cores)
+    ]
+    codes = [process.wait() for process in processes]
+    print(f"{len(list(Path(os.environ['FASTBP_CACHE_DIR']).rglob('*.kernel')))} kernels on disk")
+    sys.exit(max(map(abs, codes)))
+
+
+# ----------------------------------------------------------------------------------------- thresholds
+STEP_WIDTHS, STEP_BATCHES, STEPS = (32, 128, 256, 512), (64, 256, 1024, 4096), 32
+PRODUCTS = ((256, 256, 512), (512, 512, 512), (1024, 512, 1024), (1024, 1024, 1024), (2048, 1024, 1024))
+LAUNCHES = 20  # of a product between two events
+
+
+def _least(work, times, readings=3):
+    """Microseconds of one of ``times`` parts of what ``work()`` launches, by events; the least of some readings."""
+    from fastbp.kernels import cuda
+
+    work()
+    return 1e6 * min(cuda.elapsed(work) for _ in range(readings)) / times
+
+
+def thresholds():
+    """What MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS of steps.py and ENOUGH_BLOCKS of blocking.py should be."""
+    failed = _step_thresholds()
+    _block_thresholds()
+    if failed:
+        sys.exit(f"{failed} of the steps failed")
+
+
+def _step_thresholds():
+    """A step by launches, by a graph, by the kernel of all steps: microseconds, by events around `STEPS` of them."""
+    from fastbp import compare
+    from fastbp.kernels.cuda import driver, network, steps
+
+    suits, capture = steps.suits, driver.capture
+    ways = {
+        "launches": (False, lambda launches: lambda: launches(driver.stream())),
+        "graph": (False, capture),
+        "one kernel": (True, capture),
+    }
+    failed = 0
+    print(f"{'layers @ batch':<26}{'parameters':>11}" + "".join(f"{way:>12}" for way in ways) + "  µs a step; now")
+    for width, batch in itertools.product(STEP_WIDTHS, STEP_BATCHES):
+        shape, times, now = ((width, width, width, 10), "relu", batch, {}), {}, "-"
+        task, rows = compare.random_task(shape, 4, "float32")
+        rows = np.concatenate([rows] * (STEPS // len(rows)))
+        for way, (in_one_kernel, captured) in ways.items():
+            network.steps.suits, driver.capture = lambda workspace, n: in_one_kernel, captured  # noqa: B023
+            try:
+                ours = compare.Ours(task, batch, "float32", "cuda")
+                ours.train()
+                times[way] = f"{_least(ours.launch(rows), STEPS):.1f}"
+                ((_, workspace),) = ours.model._training_workspaces.values()
+                now = "one kernel" if suits(workspace, batch) else "graph"
+            except Exception as error:
+                print(f"{way}: {' '.join(str(error).split())[:200]}")
+                times[way], failed = "failed", failed + 1
+            finally:
+                network.steps.suits, driver.capture = suits, capture
+        parameters = sum(b * (a + 1) for a, b in itertools.pairwise(shape[0]))
+        row = f"{compare.title_of(shape):<26}{parameters:>11}" + "".join(f"{times[way]:>12}" for way in ways)
+        print(f"{row}  {now}", flush=True)
+    return failed
+
+
+def _block_thresholds():
+    """A product by each tile: microseconds and blocks; a tile should be taken from where it is the fastest."""
+    from fastbp.kernels import cuda, table
+    from fastbp.kernels.cuda import blocking, driver, gemm
+
+    print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
+    for precision, (m, n, k) in itertools.product(table.PRECISIONS, PRODUCTS):
+        a, b, c = (cuda.zeros((rows * columns,), np.float32) for rows, columns in ((m, k), (k, n), (m, n)))
+        found = []
+        for tile in blocking.tiles_of(4, precision):
+
+            def work(tile=tile, a=a, b=b, c=c, m=m, n=n, k=k, precision=precision):
+                for _ in range(LAUNCHES):
+                    gemm.gemm(
+                        "NN", m, n, k, a, 0, k, b, 0, n, 0, None, 0, 0.0, c, 0, n, None, 0, 0, "none",
+                        driver.stream(), precision, tile,
+                    )  # fmt: skip
+
+            mark = "*" if tile == blocking.tile_of(m, n, 4, precision) else ""
+            blocks = -(-m // tile.bm) * -(-n // tile.bn)
+            found.append(f"{tile.name} {_least(work, LAUNCHES):.1f} ({blocks}){mark}")
+        print(f"{f'{m} x {n} x {k}':<22}{precision:<10}" + "   ".join(found), flush=True)
+
+
+def product():
+    """Products for a profiler: 4096 x 4096 x 4096 in each precision, after a first of each."""
+    from fastbp.kernels import cuda, table
+
+    a, b, c = (cuda.zeros((4096, 4096), np.float32) for _ in range(3))
+    for code in [*range(len(table.PRECISIONS))] * 2:
+        cuda.linear_forward(a, b, None, 0, 0.0, c, c, code)
+    cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------- equal and large
 def _network(widths, dtype="float32", seed=0):
     import fastbp
 
@@ -151,58 +401,91 @@ def _sanitizer():
     return [found, "--tool", "memcheck", "--error-exitcode", "9", *_pytest("-x", "tests/cuda/test_steps.py")]
 
 
+METRICS = {  # of ncu, and what they are called here
+    "gpu__time_duration.sum": "time",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM throughput",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM throughput",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "achieved occupancy",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank conflicts",
+    "launch__registers_per_thread": "registers",
+}
+
+
+def _profile():
+    found = shutil.which("ncu")
+    if found is None:
+        return None
+    skip = ["--kernel-name", "regex:gemm", "--launch-skip", "3", "--launch-count", "3"]
+    return [found, *skip, "--metrics", ",".join(METRICS), sys.executable, __file__, "--part", "product"]
+
+
 def _contract():
     workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     return _pytest(*workers, "tests/contract/test_contract.py")
 
 
-def parts(report):
-    """(name, command or None where it cannot run, most seconds); a function of this file is called by its name."""
+HERE = ("machine", "smoke", "again", "thresholds", "warm", "product", "equal", "large")  # functions of this file
+COMPARISONS = ("steps", "gemm")
+
+
+def parts(folder):
+    """(name, command or None where it is not installed, most seconds), the most valuable first."""
     this = [sys.executable, __file__, "--part"]
-    compare = [
-        sys.executable,
-        "-m",
-        "fastbp",
-        "compare",
-        "--device",
-        "cuda",
-        "--quick",
-        "--json",
-        str(report),
-        "--what",
-    ]
+    compare = [sys.executable, "-m", "fastbp", "compare", "--device", "cuda", "--quick"]
     return [
         ("machine", [*this, "machine"], 40),
-        ("compare", [*compare, "steps,gemm"], 120),
+        ("warm", [*this, "warm"], 75),
+        ("smoke", [*this, "smoke"], 90),
+        ("again", [*this, "again"], 40),
+        ("gemm", [*compare, "--json", str(folder / "gemm.json"), "--what", "gemm"], 60),
+        ("steps", [*compare, "--json", str(folder / "steps.json"), "--what", "steps"], 90),
+        ("thresholds", [*this, "thresholds"], 90),
         ("models and steps", _pytest("tests/cuda/test_front.py", "tests/cuda/test_steps.py"), 120),
         ("exchange", _pytest("tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py"), 60),
         ("equal", [*this, "equal"], 60),
+        ("profile", _profile(), 60),
+        ("products", _pytest("tests/cuda/test_gemm.py"), 60),
         ("large", [*this, "large"], 60),
-        ("products", _pytest("tests/cuda/test_gemm.py", "tests/cuda/test_driver.py"), 60),
         ("contract", _contract(), 150),
         ("sanitizer", _sanitizer(), 90),
     ]
 
 
 # ---------------------------------------------------------------------------------------------- table
-def run(command, seconds, packages):
-    """(outcome, output) of a part, with the packages of a folder."""
-    path = os.pathsep.join(filter(None, (str(packages), str(ROOT), os.environ.get("PYTHONPATH"))))
-    settings = {"FASTBP_TEST_DEVICES": "cuda", "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    environment = os.environ | settings
+def run(command, seconds, packages, path):
+    """The outcome of a part whose output goes to a file; it uses the packages and the kernels of a folder."""
+    places = os.pathsep.join(filter(None, (str(packages), str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {
+        "FASTBP_TEST_DEVICES": "cuda", "PYTHONPATH": places, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1", "FASTBP_CACHE_DIR": str(packages / "kernels-on-disk"), "FASTBP_CACHE": "1",
+    }  # fmt: skip
     environment.pop("NUMBA_ENABLE_CUDASIM", None)
-    with tempfile.TemporaryFile("w+") as output:
+    with path.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-            process.wait()
             code = None
-        output.seek(0)
-        return "passed" if code == 0 else "too long" if code is None else f"FAILED ({code})", output.read()
+        finally:
+            _end(process)
+    return "passed" if code == 0 else "too long" if code is None else f"FAILED ({code})"
+
+
+def _end(process):
+    """A process and those that it started; one that hangs in the driver is left behind."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+    process.kill()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        print(f"process {process.pid} does not end: what follows shares the GPU with it", flush=True)
 
 
 def install(folder):
@@ -220,60 +503,104 @@ def install(folder):
     subprocess.run([*pip, "--target", str(folder), str(source)], check=True)
 
 
-def lines_of(name, outcome, output, report):
-    """What the table says of a part."""
-    lines = [line for line in output.strip().splitlines() if line.strip()]
-    if outcome != "passed":
-        return lines[-1:]
-    if name == "compare" and report.exists():
-        found = []
-        for what, results in json.loads(report.read_text()).items():
-            for result in results if what in ("steps", "gemm") else ():
-                ours = f"{result['title']:<26}{result['us']:>10.1f} µs"
-                if what == "gemm":
-                    ours = f"{result['name']} {ours}{result['flops'] / result['us'] / 1e6:>8.1f} TFLOP/s"
-                for peer, figures in result["peers"].items():
-                    ours += f"   {peer} {figures['us']:.1f} µs, ratio {figures['ratio']:.2f}"
-                    ours += f" (aim {figures['target_ratio']:g})" if figures["target_ratio"] else ""
-                found.append(ours)
-        return found
-    return lines if name in ("machine", "equal", "large") else lines[-1:]
+def lines_of(name, outcome, output, folder):
+    """What the table says of a part; of one that was ended, what it had said until then."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    report = folder / f"{name}.json"
+    if name in COMPARISONS and report.exists():
+        return _compared(name, json.loads(report.read_text())) + ([] if outcome == "passed" else lines[-1:])
+    if name == "profile":
+        return _profiled(lines) or lines[-1:]
+    if name in HERE and outcome in ("passed", "too long"):
+        return lines
+    if name == "smoke":
+        return [line for line in lines if ": right, " in line or ": WRONG, " in line] or lines[-1:]
+    return lines[-1:]
+
+
+def _compared(what, report):
+    found = []
+    for result in report.get(what, ()):
+        ours = f"{result['title']:<26}{result['us']:>10.1f} µs"
+        if what == "gemm":
+            ours = f"{result['name']} {ours}{result['flops'] / result['us'] / 1e6:>8.1f} TFLOP/s"
+        if "events" in result["also_us"]:
+            ours += f", by events {result['also_us']['events']:.1f}"
+        for peer, figures in result["peers"].items():
+            ours += f"   {peer} {figures['us']:.1f} µs, ratio {figures['ratio']:.2f}"
+            ours += f" (aim {figures['target_ratio']:g})" if figures["target_ratio"] else ""
+            if "events" in figures["also_ratio"]:
+                ours += f", by events {figures['also_ratio']['events']:.2f}"
+        found += [ours, *(f"without {peer}: {reason}" for peer, reason in result["left_out"].items())]
+    return found
+
+
+def _profiled(lines):
+    """A line for each kernel that ncu has measured: its name, then the metrics."""
+    found = []
+    for line in lines:
+        words = line.split()
+        if words and words[0] in METRICS and found:
+            unit = words[1] if len(words) == 3 else ""
+            found[-1] += f"   {METRICS[words[0]]} {words[-1]} {unit}".rstrip()
+        elif line.startswith(" ") and (name := re.search(r"gemm_(NN|NT|TN)_\w+?(?=B\d+v|\b)", words[0])):
+            found.append(name[0])
+    return found
+
+
+def table_row(name, outcome, seconds, lines):
+    """The lines of a part in the table."""
+    first, *others = lines or [""]
+    return "\n".join(
+        [f"{name:<18}{outcome:<14}{seconds:>5.0f} s  {first[:WIDTH]}".rstrip()]
+        + [f"{'':<41}{line[:WIDTH]}" for line in others]
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=460, help="for everything together (%(default)s)")
     parser.add_argument("--only", help="names of parts, separated by commas")
-    parser.add_argument("--json", type=Path, help="where to keep the figures of the comparison")
-    parser.add_argument("--part", choices=("machine", "equal", "large"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="a folder for outputs, figures and the table")
+    parser.add_argument("--part", choices=HERE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         return globals()[options.part]()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the table
     begin, rows = time.monotonic(), []
-    folder = Path(tempfile.mkdtemp())
-    report = options.json.resolve() if options.json else folder / "compare.json"
-    install(folder)
-    for name, command, seconds in parts(report):
-        if options.only and name not in options.only.split(","):
-            continue
-        left = options.seconds - (time.monotonic() - begin)
-        start = time.monotonic()
-        if command is None or left < 5:
-            outcome, output = "not installed" if command is None else "no time left", ""
-        else:
-            outcome, output = run(command, min(seconds, left), folder)
-        rows.append((name, outcome, time.monotonic() - start, lines_of(name, outcome, output, report)))
-        print(f"== {name}: {outcome}", flush=True)
-        if outcome != "passed":
-            print(output[-TAIL:], flush=True)
-    shutil.rmtree(folder)
-    print("\n" + "-" * 100)
-    for name, outcome, seconds, lines in rows:
-        first, *others = lines or [""]
-        print(f"{name:<18}{outcome:<14}{seconds:>5.0f} s  {first}")
-        for line in others:
-            print(f"{'':<41}{line}")
-    return int(any(outcome != "passed" for _, outcome, _, _ in rows if outcome != "not installed"))
+    packages = Path(tempfile.mkdtemp())
+    folder = (options.out or packages / "out").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    known = parts(folder)
+    wanted = options.only.split(",") if options.only else [name for name, _, _ in known]
+    if unknown := set(wanted) - {name for name, _, _ in known}:
+        parser.error(f"--only {', '.join(sorted(unknown))}: expected {', '.join(name for name, _, _ in known)}")
+    try:
+        install(packages)
+        for name, command, seconds in known:
+            if name not in wanted:
+                continue
+            path, start = folder / f"{name.replace(' ', '-')}.txt", time.monotonic()
+            left = options.seconds - (start - begin)
+            if command is None or left < FEWEST_SECONDS:
+                rows.append((name, "not installed" if command is None else "no time left", 0, []))
+            else:
+                outcome = run(command, min(seconds, left), packages, path)
+                output = path.read_text(errors="replace")
+                rows.append((name, outcome, time.monotonic() - start, lines_of(name, outcome, output, folder)))
+                if outcome.startswith("FAILED"):
+                    print(output[-TAIL:], flush=True)
+            print(table_row(*rows[-1]), flush=True)
+            (folder / "table.txt").write_text("\n".join(table_row(*row) for row in rows) + "\n")
+    finally:  # whatever ends this, the table comes
+        shutil.rmtree(packages / "kernels-on-disk", ignore_errors=True)
+        print("\n" + "-" * 100)
+        for row in rows:
+            print(table_row(*row))
+        if options.out:
+            print(f"everything is in {folder}", flush=True)
+        shutil.rmtree(packages, ignore_errors=True)
+    return int(any(outcome not in ("passed", "not installed") for _, outcome, _, _ in rows))
 
 
 if __name__ == "__main__":

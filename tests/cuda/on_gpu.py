@@ -106,6 +106,23 @@ def _update(kernels):
     return values, first, second
 
 
+def _buffers(kernels):
+    """What is done to whole buffers, and rows that are gathered."""
+    import fastbp
+
+    model = fastbp.Sequential(fastbp.Linear(6, 16), fastbp.Linear(16, 3), device="reference", seed=0)
+    table, values = model.network.table, model.network.values
+    scaled, copied, cleared = np.zeros_like(values), np.zeros_like(values), values.copy()
+    x = np.random.default_rng(0).standard_normal((20, 6), dtype=np.float32)
+    gathered = np.zeros((5, 6), np.float32)
+    kernels.scale(values, 0.5, scaled)
+    kernels.copy(values, copied)
+    kernels.clear(cleared)
+    kernels.gather(x, np.arange(10)[::2].copy(), gathered)
+    norm, finite = kernels.squared_norm(table, values), kernels.all_finite(table, values)
+    return scaled, copied, cleared, gathered, np.float64(norm), np.int64(finite)
+
+
 def _training(in_one_kernel):
     """Losses and predictions of a small network, its steps in one kernel or in a captured graph."""
 
@@ -134,7 +151,7 @@ def smoke():
     from fastbp.kernels import cuda, reference, table
     from tests.contract.host_arrays import HostArrays
 
-    cases = {"elementwise": _elementwise, "loss": _loss, "optimizer": _update}
+    cases = {"elementwise": _elementwise, "loss": _loss, "optimizer": _update, "buffers": _buffers}
     for code, precision in enumerate(table.PRECISIONS):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)

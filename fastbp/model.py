@@ -292,7 +292,13 @@ class Sequential:
         return self._backward(grad_output, False)
 
     def backward_parameters(self, grad_output, accumulate=False):
-        """`backward` without the gradient of the input, whose product can be the largest."""
+        """`backward` without the gradient of the input, whose product can be the largest.
+
+        Parameters
+        ----------
+        grad_output, accumulate
+            As of `backward`.
+        """
         self._backward(grad_output, True, accumulate, self._first_trained)
 
     def _backward(self, grad_output, store, accumulate=False, last_row=None):

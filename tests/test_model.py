@@ -94,6 +94,21 @@ def test_backward_accumulates_when_told(device, rng):
     np.testing.assert_array_equal(model.flat_gradients, 0)
 
 
+def test_backward_of_the_parameters_alone(device, rng):
+    """Layers without parameters come first; gradients are overwritten, or added to."""
+    layers = fastbp.Tanh(), fastbp.Sigmoid(), fastbp.Linear(3, 4), fastbp.ReLU(), fastbp.Linear(4, 2)
+    model = fastbp.Sequential(*layers, dtype="float64", device=device, seed=0)
+    x, grad = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    model(x)
+    for accumulate in (False, True):
+        model.backward(grad)
+        model.backward(grad, accumulate=accumulate)
+        expected = model.flat_gradients
+        model.backward(grad)
+        assert model.backward_parameters(grad, accumulate=accumulate) is None
+        np.testing.assert_array_equal(model.flat_gradients, expected)
+
+
 def test_output_may_be_changed_before_backward(device, rng):
     x, grad = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
     results = []

@@ -4,6 +4,8 @@ Every kernel of a step finds there which step it is, so that the launches of all
 copy to the device, at its start, and one back, at its end; in between the host waits for nothing.
 """
 
+import threading
+
 import numpy as np
 
 from . import driver
@@ -78,11 +80,15 @@ class Record:
         return done
 
 
+_of_thread = threading.local()
+
+
 def of_one_step(coefficients):
-    """The record of a single update."""
-    record = Record(np.empty)  # is gone before it would be worth locking its pages
-    record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1)
-    return record
+    """The record of a single update, in memory that the calling thread keeps: allocating some waits for the GPU."""
+    if not hasattr(_of_thread, "record"):
+        _of_thread.record = Record(np.empty)  # a copy from other memory than page-locked has left it when it returns
+    _of_thread.record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1)
+    return _of_thread.record
 
 
 def _on_host(array):

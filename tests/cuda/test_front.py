@@ -522,6 +522,35 @@ def test_comparison_of_ours(monkeypatch):
         assert protocol.measure(compare.gpu_product_case(kind, 5, precision, [], protocol))["us"] > 0
 
 
+@pytest.mark.skipif(not cuda.driver.simulated, reason="the simulator's launches can be listened to")
+def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
+    """Each has a signature of the catalogue; else warming up would compile kernels that nobody launches."""
+    import numba
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+    from fastbp.kernels.cuda import catalogue, network
+
+    ahead, launched, launch = {}, {}, FakeCUDAKernel.__call__
+    for kernel in catalogue.kernels():
+        ahead.setdefault(kernel.function.fn, set()).add(tuple(map(str, kernel.signature)))
+
+    def listened(kernel, *arguments):
+        types = [cuda.driver.vector(a.dtype) if np.ndim(a) else numba.typeof(a) for a in arguments]
+        launched.setdefault(kernel.fn, set()).add(tuple(map(str, types)))
+        return launch(kernel, *arguments)
+
+    monkeypatch.setattr(FakeCUDAKernel, "__call__", listened)
+    monkeypatch.setattr(network.steps, "suits", lambda workspace, n: False)  # whose kernel is not among them
+    model = fastbp.Sequential(fastbp.Linear(FEATURES, 4), fastbp.GELU(), fastbp.Dropout(0.5), fastbp.Linear(4, CLASSES))
+    model = model.to("cuda")
+    trained(model, *data, epochs=1, batch_size=6, sample_weight=np.ones(ROWS))
+    trained(model, data[0], np.eye(CLASSES)[data[1]], loss=fastbp.MSELoss(), epochs=1, batch_size=ROWS)
+    model.predict_proba(data[0].astype(np.float64), loss=LOSS)
+    assert len(launched) >= 15
+    for function, signatures in launched.items():
+        assert signatures <= ahead[function], function.__qualname__
+
+
 # --------------------------------------------------------------------------------------------- errors
 def test_after_fork_the_error_says_what_to_do(data):
     model = network()

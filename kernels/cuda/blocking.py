@@ -23,6 +23,7 @@ class Tile(NamedTuple):
     warps_m: int
     warps_n: int
     blocks: int  # that fit a multiprocessor: the compiler may use 65536 / (threads * blocks) registers a thread
+    stages: int = 2  # places for a panel of A and of B in shared memory
 
     @property
     def threads(self) -> int:
@@ -65,13 +66,11 @@ TILES = {
         Tile("small", 32, 32, 16, 4, 4, 1, 2, 4),
     ),
 }
-# For the tensor cores, whose instructions give a warp 8 x 4 threads and take 8 (TF32) or 16 (BF16) terms at a time:
-# bk is 16. One large block a multiprocessor: with the 128 registers of two, TF32's tail of k puts 8 bytes on the
-# stack.
+# For the tensor cores.
 MATRIX_TILES = (
-    Tile("large", 128, 128, 16, 8, 8, 2, 4, 1),
-    Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4),
-    Tile("small", 32, 32, 16, 2, 4, 2, 2, 4),
+    Tile("large", 128, 128, 16, 8, 16, 2, 2, 2, 3),
+    Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4, 4),
+    Tile("small", 32, 32, 16, 2, 4, 2, 2, 4, 8),
 )
 # Blocks that a product should have, to give each multiprocessor of the GPUs of today (108 to 148) one.
 ENOUGH_BLOCKS = 128

@@ -75,6 +75,29 @@ def device_function(function):
     return function if simulated else cuda.jit(function, device=True, forceinline=True)
 
 
+def unrolled(count, function):
+    """A device function that calls ``function(turn, *arguments)`` for each turn below ``count``, a power of two.
+
+    The compiler leaves a loop over a long body as it is, for one GPU or another, and registers have no addresses; a
+    function that calls another twice is inlined for all.
+    """
+    turns = 1
+    while turns < count:
+        function, turns = _twice(turns, function), 2 * turns
+    if turns != count:
+        raise ValueError(f"count is a power of two; got {count}")
+    return function
+
+
+def _twice(turns, half):
+    @device_function
+    def both(turn, *arguments):
+        half(turn, *arguments)
+        half(turn + turns, *arguments)
+
+    return both
+
+
 def kernel(function=None, *, threads=None, blocks=None):
     """A kernel. ``threads``: the most a block will have; ``blocks``: the fewest that must fit a multiprocessor.
 

@@ -17,53 +17,32 @@ import numpy as np
 from .. import table
 from . import driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
-from .driver import cuda, device_function, libdevice, types
+from .driver import cuda, device_function, types, unrolled
 from .formulas import formulas
-from .ptx import matrix_multiply_add, thread_again, vector_access
+from .ptx import MMA, thread_again, vector_access
+from .tensor_cores import tensor_core_sums
 
 LAYOUTS = ("NN", "NT", "TN")
+PRECISIONS = ("ieee", *MMA)
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
 
-# ------------------------------------------------------------------------------------------- precisions
-@device_function
-def as_it_is(x):
-    return x
-
-
-@device_function
-def rounded_to_tf32(x):
-    """The nearest number with 10 bits after the leading one, ties away from 0."""
-    return libdevice.int_as_float(np.int32((libdevice.float_as_int(x) + 0x1000) & -0x2000)) if x == x else x
-
-
-@device_function
-def rounded_to_bf16(x):
-    """The nearest number with 7 bits after the leading one, ties to even."""
-    bits = libdevice.float_as_int(x)
-    return libdevice.int_as_float(np.int32((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000)) if x == x else x
-
-
-ROUNDED = {"ieee": as_it_is, "tf32": rounded_to_tf32, "bf16": rounded_to_bf16}
-
-
 # ---------------------------------------------------------------------------------------------- panels
 @cache
-def panel(extent, terms, along_k, width, threads, element, pitch, precision, filler):
+def panel(extent, terms, along_k, width, threads, element, pitch, filler):
     """How a block copies a panel of A (or of B: read column for row) from global to shared memory.
 
     A panel has ``extent`` rows of ``terms`` terms. In global memory the terms of a row touch (``along_k``), or the
     rows of a term do; ``width`` elements are read at once. In shared memory it lies term by term, ``pitch`` elements
-    apart and rounded to the precision. ``filler`` stands for terms that do not exist. Returns device functions, which
-    work on ``units`` accesses a thread.
+    apart. ``filler`` stands for terms that do not exist. Returns device functions, which work on ``units`` accesses a
+    thread.
     """
     units = extent * terms // (width * threads)
     assert units * width * threads == extent * terms
     # Along k, neighbouring threads share a sector of a row and then go to the next row.
     together = min(SECTOR_BYTES * 8 // (width * element.bitwidth), terms // width)
     across = extent // width
-    rounded = ROUNDED[precision]
     load, store = vector_access(width)
     load_one, store_one = vector_access(1)
 
@@ -118,8 +97,6 @@ def panel(extent, terms, along_k, width, threads, element, pitch, precision, fil
     def put(registers, shared, targets, stage):
         for q in range(units):
             at = int32(stage + targets[q])
-            for e in range(width):
-                registers[q * width + e] = rounded(registers[q * width + e])
             if along_k:
                 for e in range(width):
                     store_one(shared, at + e * pitch, registers, q * width + e)
@@ -140,79 +117,142 @@ def multiply(tile, element, pitch_a, pitch_b):
     load, _ = vector_access(width)
 
     @device_function
-    def one(acc, shared, a, b):
+    def one(term, acc, shared, a, b):
         a_values = cuda.local.array(tm, element)
         b_values = cuda.local.array(tn, element)
         for g in range(groups_a):
-            load(a_values, g * width, shared, a + g * stride_a)
+            load(a_values, g * width, shared, a + term * pitch_a + g * stride_a)
         for g in range(groups_b):
-            load(b_values, g * width, shared, b + g * stride_b)
+            load(b_values, g * width, shared, b + term * pitch_b + g * stride_b)
         for i in range(tm):
             for j in range(tn):
                 acc[i * tn + j] += a_values[i] * b_values[j]
 
-    def twice(terms, half):
-        # The compiler does not unroll a loop over so long a body; a function that calls another twice does.
-        @device_function
-        def both(acc, shared, a, b):
-            half(acc, shared, a, b)
-            half(acc, shared, a + terms * pitch_a, b + terms * pitch_b)
-
-        return both
-
-    terms, function = 1, one
-    while terms < tile.bk:
-        function, terms = twice(terms, function), 2 * terms
-    assert terms == tile.bk
-    return function
+    return unrolled(tile.bk, one)
 
 
 @cache
-def multiply_by_matrices(tile, element, pitch_a, pitch_b, precision):
-    """`multiply` by the tensor cores: the registers of a thread are those of `matrix_multiply_add`."""
-    tm, tn = tile.tm, tile.tn
-    multiply_add, step = matrix_multiply_add(precision)
-    each = step // 4
-    assert (tile.lanes_m, tile.lanes_n, tile.bk % step) == (8, 4, 0)
-    a_held, b_held = tm * each, tn // 2 * each
-    load, _ = vector_access(1)
+def multiply_add_sums(layout, tile, element, vectors):
+    """How a block makes the sums of its tile: a device function, the shared memory it needs, and a thread's elements.
+
+    ``sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb)`` leaves them in ``acc``,
+    row by row, for the tile that begins at C's ``first_row`` and ``first_column``. ``grain_m`` of a thread's rows
+    touch, and ``grain_n`` of its columns.
+    """
+    width = VECTOR_BYTES * 8 // element.bitwidth
+    bm, bn, bk, threads = tile.bm, tile.bn, tile.bk, tile.threads
+    place = thread_place(tile, width, width)
+    held = tile.tm * tile.tn
+
+    # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
+    a_along_k, b_along_k = layout != "TN", layout == "NT"
+    pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
+    access = width if vectors else 1
+    # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
+    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, -0.0)
+    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b, 0.0)
+    a_locate, a_fetch, a_fetch_last, a_put = a_panel.locate, a_panel.fetch, a_panel.fetch_last, a_panel.put
+    b_locate, b_fetch, b_fetch_last, b_put = b_panel.locate, b_panel.fetch, b_panel.fetch_last, b_panel.put
+    a_units, b_units = a_panel.units, b_panel.units
+    a_held, b_held = a_units * access, b_units * access
+    multiply_add = multiply(tile, element, pitch_a, pitch_b)
+    a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
 
     @device_function
-    def function(acc, shared, a, b):
-        a_values = cuda.local.array(a_held, element)
-        b_values = cuda.local.array(b_held, element)
-        for k in range(0, tile.bk, step):
-            for x in range(each):
-                for i in range(tm):
-                    load(a_values, i * each + x, shared, a + (k + 4 * x) * pitch_a + 8 * i)
-                for j in range(tn // 2):
-                    load(b_values, j * each + x, shared, b + (k + 4 * x) * pitch_b + 8 * j)
-            for i in range(0, tm, 2):
-                for j in range(0, tn, 2):
-                    multiply_add(
-                        acc, i * tn + j, (i + 1) * tn + j, a_values, i * each, b_values, j // 2 * each
-                    )  # fmt: skip
+    def sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb):
+        a_registers = cuda.local.array(a_held, element)
+        b_registers = cuda.local.array(b_held, element)
+        a_positions = cuda.local.array(a_units, int64)
+        b_positions = cuda.local.array(b_units, int64)
+        a_targets = cuda.local.array(a_units, int32)
+        b_targets = cuda.local.array(b_units, int32)
 
-    return function
+        thread = cuda.threadIdx.x
+        row, column, _ = place(thread)
+        a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
+        b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
+        a_step = bk if a_along_k else bk * lda
+        b_step = bk if b_along_k else bk * ldb
+        left = int32(k // bk)  # whole panels
+        for i in range(held):
+            acc[i] = element(0)
+        stage = int32(0)  # where the panels begin that are multiplied
+        if left > 0:
+            a_fetch(a_registers, a, a_positions, a_step)
+            b_fetch(b_registers, b, b_positions, b_step)
+            a_put(a_registers, shared, a_targets, stage)
+            b_put(b_registers, shared, b_targets, stage)
+        cuda.syncthreads()
+
+        a_read = row
+        b_read = a_size + column
+        while left > 1:
+            a_fetch(a_registers, a, a_positions, a_step)
+            b_fetch(b_registers, b, b_positions, b_step)
+            multiply_add(0, acc, shared, int32(stage + a_read), int32(stage + b_read))
+            stage = int32(stage_size - stage)
+            a_put(a_registers, shared, a_targets, stage)
+            b_put(b_registers, shared, b_targets, stage)
+            cuda.syncthreads()
+            left = int32(left - 1)
+
+        # The last whole panel, then the tail.
+        tail, more = int32(k % bk), True
+        while more:
+            if left > 0:
+                multiply_add(0, acc, shared, int32(stage + a_read), int32(stage + b_read))
+            more = tail > 0
+            if more:
+                # Fetched no sooner: beside all the factors there are no registers for it.
+                thread = thread_again()
+                a_fetch_last(a_registers, a, a_positions, thread, tail)
+                b_fetch_last(b_registers, b, b_positions, thread, tail)
+                stage = int32(stage_size - stage)
+                a_put(a_registers, shared, a_targets, stage)
+                b_put(b_registers, shared, b_targets, stage)
+                cuda.syncthreads()
+                left, tail = int32(1), int32(0)
+
+    return SimpleNamespace(sums=sums, shared=2 * stage_size, grain_m=width, grain_n=width)
 
 
 # -------------------------------------------------------------------------------------------- epilogues
 @cache
-def part_of_registers(rows, tm, tn, width, pitch, group):
+def thread_place(tile, grain_m, grain_n):
+    """A device function: a thread's first row and column in the tile, and which its row is among those of all threads.
+
+    Its rows come in groups of ``grain_m`` that touch, and its columns likewise.
+    """
+    warps_n, lanes_m, lanes_n, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.lanes_n, tile.warp_m, tile.warp_n
+
+    @device_function
+    def place(thread):
+        lane, warp = thread % WARP, thread // WARP
+        lane_m, lane_n = lane // lanes_n, lane % lanes_n
+        warp_row = warp // warps_n
+        row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
+        return row, column, warp_row * lanes_m + lane_m
+
+    return place
+
+
+@cache
+def part_of_registers(rows, tm, tn, grain, width, pitch, group):
     """A device function that puts part ``part``, of ``rows`` rows of a thread's registers, into shared memory.
+
+    ``grain`` columns of a thread touch, the next begin ``group`` further on; ``width`` are stored at once.
 
     Registers have no addresses, so the compiler must know which ones: there is a function for each part.
     """
     _, store = vector_access(width)
-    groups = tn // width
 
     def with_part(p, before):
         @device_function
         def put(acc, shared, line, part):
             if part == p:
                 for i in range(rows):
-                    for g in range(groups):
-                        store(shared, line + i * pitch + g * group, acc, (p * rows + i) * tn + g * width)
+                    for j in range(0, tn, width):
+                        store(shared, line + i * pitch + j // grain * group + j % grain, acc, (p * rows + i) * tn + j)
             else:
                 before(acc, shared, line, part)
 
@@ -325,59 +365,33 @@ def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=Tr
     if precision != "ieee" and element != types.float32:
         raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='ieee'")
     tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
-    bm, bn, bk, tm, tn = tile.bm, tile.bn, tile.bk, tile.tm, tile.tn
-    threads, warps_n, lanes_m, lanes_n = tile.threads, tile.warps_n, tile.lanes_m, tile.lanes_n
-    warp_m, warp_n = tile.warp_m, tile.warp_n
-    # A thread's rows come in groups of `grain_m`, `group_m` apart, and its columns likewise.
-    by_matrices = precision != "ieee"
-    grain_m, grain_n = (1, 2) if by_matrices else (width, width)
-    group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
-    load_one, _ = vector_access(1)
-
-    # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
-    a_along_k, b_along_k = layout != "TN", layout == "NT"
-    pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
-    if by_matrices:  # a warp reads 8 rows of 4 terms: of which no two may be in one bank
-        pitch_a, pitch_b = bm + 8, bn + 8
-    access = width if vectors else 1
-    # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
-    a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, precision, -0.0)
-    b_panel = panel(bn, bk, b_along_k, access, threads, element, pitch_b, precision, 0.0)
-    a_locate, a_fetch, a_fetch_last, a_put = a_panel.locate, a_panel.fetch, a_panel.fetch_last, a_panel.put
-    b_locate, b_fetch, b_fetch_last, b_put = b_panel.locate, b_panel.fetch, b_panel.fetch_last, b_panel.put
-    a_units, b_units = a_panel.units, b_panel.units
-    a_held, b_held = a_units * access, b_units * access
-    if by_matrices:
-        multiply_add = multiply_by_matrices(tile, element, pitch_a, pitch_b, precision)
+    if precision == "ieee":
+        maker = multiply_add_sums(layout, tile, element, vectors)
     else:
-        multiply_add = multiply(tile, element, pitch_a, pitch_b)
-    a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
+        maker = tensor_core_sums(layout, tile, precision, vectors)
+    make_sums, grain_m, grain_n = maker.sums, maker.grain_m, maker.grain_n
+    bm, bn, tm, tn, threads = tile.bm, tile.bn, tile.tm, tile.tn, tile.threads
+    lanes_m, lanes_n, warp_m = tile.lanes_m, tile.lanes_n, tile.warp_m
+    group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
+    place = thread_place(tile, grain_m, grain_n)
+    load_one, _ = vector_access(1)
 
     # The tile goes to C through shared memory, `part_rows` rows of every thread at a time: so whole lines are written,
     # and the code of the epilogue exists once. Rows are spread so that the stores of a warp meet in no bank.
     across = tile.warps_m * lanes_m
-    pitch_c = bn + width * lanes_n % 32
+    pitch_c = bn + (grain_n * lanes_n % 32 or width)
     part_rows = tm
-    while part_rows * across * pitch_c > EPILOGUE_BYTES * 8 // element.bitwidth:
+    while part_rows * across * pitch_c > max(maker.shared, EPILOGUE_BYTES * 8 // element.bitwidth):
         part_rows //= 2
     part_size, parts = part_rows * across * pitch_c, tm // part_rows
     assert parts * part_rows == tm
     chunks = bn // width  # of a row
     part_chunks = part_rows * across * chunks
-    shared_size = max(2 * stage_size, part_size)
+    shared_size = max(maker.shared, part_size)
     held = tm * tn
-    put_part = part_of_registers(part_rows, tm, tn, grain_n, across * pitch_c, group_n)
+    put_part = part_of_registers(part_rows, tm, tn, grain_n, min(grain_n, width), across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
-
-    @device_function
-    def place(thread):
-        """A thread's first row and column in the tile, and where its row is among those of all threads."""
-        lane, warp = thread % WARP, thread // WARP
-        lane_m, lane_n = lane // lanes_n, lane % lanes_n
-        warp_row = warp // warps_n
-        row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
-        return row, column, warp_row * lanes_m + lane_m
 
     def gemm_kernel(
         m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, has_bias, parameter,
@@ -385,68 +399,13 @@ def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=Tr
     ):  # fmt: skip
         shared = cuda.shared.array(shared_size, element, ALIGNMENT)
         acc = cuda.local.array(held, element)
-        a_registers = cuda.local.array(a_held, element)
-        b_registers = cuda.local.array(b_held, element)
-        a_positions = cuda.local.array(a_units, int64)
-        b_positions = cuda.local.array(b_units, int64)
-        a_targets = cuda.local.array(a_units, int32)
-        b_targets = cuda.local.array(b_units, int32)
         z = cuda.local.array(width, element)
 
         first_row, first_column = origin(m, n)
-        thread = cuda.threadIdx.x
-        lane = thread % WARP
-        row, column, _ = place(thread)
-
-        a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
-        b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
-        a_step = bk if a_along_k else bk * lda
-        b_step = bk if b_along_k else bk * ldb
-        left = int32(k // bk)  # whole panels
-        for i in range(held):
-            acc[i] = element(0)
-        stage = int32(0)  # where the panels begin that are multiplied
-        if left > 0:
-            a_fetch(a_registers, a, a_positions, a_step)
-            b_fetch(b_registers, b, b_positions, b_step)
-            a_put(a_registers, shared, a_targets, stage)
-            b_put(b_registers, shared, b_targets, stage)
-        cuda.syncthreads()
-
-        a_read = row
-        b_read = a_size + column
-        if by_matrices:  # by term and row, by term and column
-            a_read += lane % 4 * pitch_a
-            b_read += lane % 4 * pitch_b + lane // 4 - lane % 4 * grain_n
-        while left > 1:
-            a_fetch(a_registers, a, a_positions, a_step)
-            b_fetch(b_registers, b, b_positions, b_step)
-            multiply_add(acc, shared, int32(stage + a_read), int32(stage + b_read))
-            stage = int32(stage_size - stage)
-            a_put(a_registers, shared, a_targets, stage)
-            b_put(b_registers, shared, b_targets, stage)
-            cuda.syncthreads()
-            left = int32(left - 1)
-
-        # The last whole panel, then the tail.
-        tail, more = int32(k % bk), True
-        while more:
-            if left > 0:
-                multiply_add(acc, shared, int32(stage + a_read), int32(stage + b_read))
-            more = tail > 0
-            if more:
-                # Fetched no sooner: beside all the factors there are no registers for it.
-                thread = thread_again()
-                a_fetch_last(a_registers, a, a_positions, thread, tail)
-                b_fetch_last(b_registers, b, b_positions, thread, tail)
-                stage = int32(stage_size - stage)
-                a_put(a_registers, shared, a_targets, stage)
-                b_put(b_registers, shared, b_targets, stage)
-                cuda.syncthreads()
-                left, tail = int32(1), int32(0)
+        make_sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb)
 
         thread = thread_again()
-        row, column, line = place(thread)
+        _, column, line = place(thread)
         own = line * pitch_c + column
         for part in range(parts):
             cuda.syncthreads()
@@ -478,7 +437,7 @@ def kernels(dtype):
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    for precision in ROUNDED if dtype == np.float32 else ("ieee",):
+    for precision in PRECISIONS if dtype == np.float32 else ("ieee",):
         tiles = tiles_of(dtype.itemsize, precision)
         for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {layout} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"

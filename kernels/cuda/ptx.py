@@ -1,8 +1,9 @@
-"""What plain CUDA Python cannot say: 16-byte accesses and inline PTX; each with a plain twin.
+"""What plain CUDA Python cannot say: 16-byte accesses, copies that go on by themselves, tensor cores; each with a twin.
 
 The only file that emits LLVM IR for a GPU. The simulator runs the twins.
 """
 
+from collections import defaultdict
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ if not simulated:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
-    I32 = ir.IntType(32)
+    I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 # ------------------------------------------------------------------------------------- the thread
@@ -61,14 +62,15 @@ def _plain_access(count):
     return load, store
 
 
-def _wide_access(count):
-    def element(context, builder, array_type, array, index, offset=0):
-        # A negative index is not from the end, and nothing is checked.
-        data = context.make_array(array_type)(context, builder, value=array).data
-        return builder.gep(data, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
+def _element(context, builder, array_type, array, index, offset=0):
+    """The address of an element: a negative index is not from the end, and nothing is checked."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    return builder.gep(data, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
 
+
+def _wide_access(count):
     def vector(context, builder, array_type, array, index):
-        address = element(context, builder, array_type, array, index)
+        address = _element(context, builder, array_type, array, index)
         wide = ir.VectorType(context.get_value_type(array_type.dtype), count)
         return builder.bitcast(address, wide.as_pointer()), count * array_type.dtype.bitwidth // 8
 
@@ -78,7 +80,7 @@ def _wide_access(count):
             address, alignment = vector(context, builder, array, arguments[2], arguments[3])
             value = builder.load(address, align=alignment)
             for e in range(count):
-                register = element(context, builder, registers, arguments[0], arguments[1], e)
+                register = _element(context, builder, registers, arguments[0], arguments[1], e)
                 builder.store(builder.extract_element(value, I32(e)), register)
             return context.get_dummy_value()
 
@@ -90,7 +92,7 @@ def _wide_access(count):
             address, alignment = vector(context, builder, array, arguments[0], arguments[1])
             value = ir.Constant(address.type.pointee, ir.Undefined)
             for e in range(count):
-                register = element(context, builder, registers, arguments[2], arguments[3], e)
+                register = _element(context, builder, registers, arguments[2], arguments[3], e)
                 value = builder.insert_element(value, builder.load(register), I32(e))
             builder.store(value, address, align=alignment)
             return context.get_dummy_value()
@@ -100,90 +102,197 @@ def _wide_access(count):
     return load, store
 
 
+# ------------------------------------------------------------------------------------- copies
+if simulated:
+    # A thread's copies since it last waited, in groups, the oldest first; each is made when it is waited for, and until
+    # then NaN is in its place.
+    _groups = defaultdict(lambda: [[]])
+
+    def _own_groups():
+        return _groups[cuda.threadIdx.x]
+
+    def commit_copies():
+        _own_groups().append([])
+
+
+else:
+
+    def _statement(text):
+        """A device function without arguments that is one line of PTX; memory is as it was before it, or after it."""
+
+        @intrinsic
+        def function(typing_context):
+            def generate(context, builder, signature, arguments):
+                asm = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", side_effect=True)
+                builder.call(asm, [])
+                return context.get_dummy_value()
+
+            return types.void(), generate
+
+        return function
+
+    commit_copies = _statement("cp.async.commit_group;")
+
+
+@cache
+def wait_for_copies(groups):
+    """A device function: a thread waits until all its groups of copies but the newest ``groups`` are there.
+
+    A group is what it copied up to a call of ``commit_copies()`` from the one before. Other threads see the copies
+    after the next barrier.
+    """
+
+    def wait():
+        own = _own_groups()
+        while len(own) - 1 > groups:
+            for copy in own.pop(0):
+                copy()
+
+    return wait if simulated else _statement(f"cp.async.wait_group {groups};")
+
+
+@cache
+def asynchronous_copy(width):
+    """A device function that copies float32 from global to shared memory while the thread goes on.
+
+    ``copy(shared, to, array, index, count)`` is ``shared[to : to + count] = array[index : index + count]`` and zeros up
+    to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4, the indices and the arrays' first elements lie on
+    multiples of it; where ``count`` is 0, ``index`` need not exist. As a load may, it may reach over the array's end.
+    """
+
+    def plain(shared, to, array, index, count):
+        assert to % width == 0
+        assert 0 <= count <= width
+        assert index % width == 0 or count == 0
+
+        def copy():
+            for e in range(width):
+                inside = e == 0 or index + e < len(array)
+                shared[to + e] = (array[index + e] if inside else np.nan) if e < count else 0
+
+        shared[to : to + width] = np.nan
+        _own_groups()[-1].append(copy)
+
+    if simulated:
+        return plain
+    size = 4 * width
+    where = "cg" if width == 4 else "ca"  # 16 bytes may pass by L1
+
+    @intrinsic
+    def copy(typing_context, shared, to, array, index, count):
+        def generate(context, builder, signature, arguments):
+            def address(array, value, index, space, integer):
+                pointer = _element(context, builder, array, value, index)
+                pointer = builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(space))
+                return builder.ptrtoint(pointer, integer)
+
+            target = address(shared, arguments[0], arguments[1], 3, I32)
+            source = address(array, arguments[2], arguments[3], 1, I64)
+            bytes_ = builder.mul(arguments[4], I32(4))
+            asm = ir.InlineAsm(
+                ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
+                f"cp.async.{where}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", side_effect=True,
+            )  # fmt: skip
+            builder.call(asm, [target, source, bytes_])
+            return context.get_dummy_value()
+
+        return types.void(shared, to, array, index, types.int32), generate
+
+    return copy
+
+
 # ------------------------------------------------------------------------------------- tensor cores
+if simulated:
+
+    def _bf16(x):
+        bits = int(np.float32(x).view(np.uint32))
+        return 0x7FFF if x != x else bits + 0x7FFF + (bits >> 16 & 1) >> 16
+
+    def bf16_pair(x, y):
+        """Two float32 rounded to 7 bits after the leading one, ties to even: x in the lower half of the bits."""
+        return np.uint32(_bf16(y) << 16 | _bf16(x)).view(np.int32)
+
+else:
+
+    @intrinsic
+    def bf16_pair(typing_context, x, y):
+        def generate(context, builder, signature, arguments):
+            f32 = ir.FloatType()
+            convert = ir.InlineAsm(ir.FunctionType(I32, [f32, f32]), "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
+            return builder.call(convert, arguments)
+
+        return types.int32(types.float32, types.float32), generate
+
+
 MMA = {
-    "tf32": ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", 8),
-    "bf16": ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", 16),
+    "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+    "bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
 }
 
 
 @cache
-def matrix_multiply_add(precision):
-    """(function, terms): a warp's ``C += A B`` for A (16, terms) and B (terms, 8) of float32 numbers rounded before.
+def matrix_multiply_add(precision, apart):
+    """A warp's ``C += A B`` for 16 rows of A, 8 columns of B, and as many terms as two operands of a thread hold.
 
-    ``function(acc, at, below, a, a_at, b, b_at)``, on local arrays, called by all threads of a warp. With
-    ``g, t = lane // 4, lane % 4`` a thread has C's (g, 2t) and (g, 2t + 1) from ``acc[at]`` on, those of row g + 8
-    from ``acc[below]`` on; A's terms t, t + 4, ... of row g, then of row g + 8; and B's of column g. (A sum's terms
-    may be taken in any order: for bf16, t and t + 4 stand where the instruction has 2t and 2t + 1.)
+    ``function(acc, upper, lower, a, a_upper, a_lower, b, b_at)``, on local arrays, called by all threads of a warp.
+    With ``g, t = lane // 4, lane % 4``: ``acc[upper]`` and ``acc[upper + apart]`` are columns 2t and 2t + 1 of C's row
+    g, those at ``lower`` of row g + 8; from ``a_upper`` on are two operands of A's row g, from ``a_lower`` on of row
+    g + 8, from ``b_at`` on of B's column g. An operand is the 32 bits of a number, or of a pair of them. A sum's terms
+    may be taken in any order: what counts is that threads with the same t have operands of the same terms.
     """
-    instruction, terms = MMA[precision]
-    return (_plain_mma if simulated else _mma)(precision, instruction, terms // 4), terms
+    return (_plain_mma if simulated else _mma)(precision, apart)
 
 
-def _plain_mma(precision, instruction, each):
-    # The layout of the instruction's registers, as the PTX manual has it; threads meet at two barriers of the block.
-    packed = each // 2  # numbers in a register
-    registers = {}
+def _plain_mma(precision, apart):
+    # The layout of the instruction's registers, as the PTX manual has it. Threads meet at a barrier of the block, so of
+    # two calls that follow each other nobody can still read what the one before has left: two places are enough.
+    registers, calls = {}, defaultdict(int)
 
-    def function(acc, at, below, a, a_at, b, b_at):
-        lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
-        a_registers = [
-            [a[a_at + row * each + half * packed + e] for e in range(packed)] for half in range(2) for row in range(2)
-        ]
-        b_registers = [[b[b_at + half * packed + e] for e in range(packed)] for half in range(2)]
-        registers[warp, lane] = a_registers, b_registers
+    def numbers(operand):
+        bits = int(operand) & 0xFFFFFFFF
+        parts = [bits] if precision == "tf32" else [bits << 16 & 0xFFFFFFFF, bits & 0xFFFF0000]
+        return [np.uint32(part).view(np.float32) for part in parts]
+
+    def function(acc, upper, lower, a, a_upper, a_lower, b, b_at):
+        me = cuda.threadIdx.x
+        calls[me] += 1
+        place, lane, warp = calls[me] % 2, me % 32, me // 32
+        rows = [[x for half in range(2) for x in numbers(a[at + half])] for at in (a_upper, a_lower)]
+        registers[place, warp, lane] = rows, [x for half in range(2) for x in numbers(b[b_at + half])]
         cuda.syncthreads()
-        for register, index in enumerate((at, at + 1, below, below + 1)):
-            row, column = lane // 4 + register // 2 * 8, lane % 4 * 2 + register % 2
-            for term in range(4 * each):
-                half, thread, e = term // (4 * packed), term % (4 * packed) // packed, term % packed
-                x = registers[warp, row % 8 * 4 + thread][0][row // 8 + 2 * half][e]
-                acc[index] += x * registers[warp, column * 4 + thread][1][half][e]
-        cuda.syncthreads()
+        for register, index in enumerate((upper, upper + apart, lower, lower + apart)):
+            row, column = lane // 4, lane % 4 * 2 + register % 2
+            for thread in range(4):
+                x = registers[place, warp, row * 4 + thread][0][register // 2]
+                y = registers[place, warp, column * 4 + thread][1]
+                with np.errstate(invalid="ignore"):  # inf * 0, where a factor does not exist
+                    for e in range(len(y)):
+                        acc[index] += x[e] * y[e]
 
     return function
 
 
-def _mma(precision, instruction, each):
+def _mma(precision, apart):
     @intrinsic
-    def function(typing_context, acc, at, below, a, a_at, b, b_at):
+    def function(typing_context, acc, upper, lower, a, a_upper, a_lower, b, b_at):
         def generate(context, builder, signature, arguments):
-            def address(array_type, array, index, offset):
-                data = context.make_array(array_type)(context, builder, value=array).data
-                return builder.gep(data, [builder.add(index, index.type(offset))], inbounds=True)
+            def operand(array_type, array, index, half):
+                return builder.load(_element(context, builder, array_type, array, index, half))
 
-            def bits(array_type, array, index, offset):
-                return builder.bitcast(builder.load(address(array_type, array, index, offset)), I32)
-
-            def operand(array_type, array, index, offset):
-                """One register: a number, or the upper halves of two that follow each other."""
-                first = bits(array_type, array, index, offset)
-                if precision == "tf32":
-                    return first
-                second = bits(array_type, array, index, offset + 1)
-                return builder.or_(builder.lshr(first, I32(16)), builder.and_(second, I32(0xFFFF0000)))
-
-            step = each // 2
-            a_operands = [
-                operand(a, arguments[3], arguments[4], row * each + half * step)
-                for half in range(2)
-                for row in range(2)
-            ]
-            b_operands = [operand(b, arguments[5], arguments[6], half * step) for half in range(2)]
-            places = [address(acc, arguments[0], arguments[1 + row], e) for row in range(2) for e in range(2)]
+            a_operands = [operand(a, arguments[3], arguments[4 + row], half) for half in range(2) for row in range(2)]
+            b_operands = [operand(b, arguments[6], arguments[7], half) for half in range(2)]
+            places = [_element(context, builder, acc, arguments[0], at, e) for at in arguments[1:3] for e in (0, apart)]
             f32 = ir.FloatType()
-            result = ir.LiteralStructType([f32] * 4)
-            inputs = [*a_operands, *b_operands, *map(builder.load, places)]
             text = "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
             call = ir.InlineAsm(
-                ir.FunctionType(result, [I32] * 6 + [f32] * 4),
-                f"{instruction} {text}", "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True,
+                ir.FunctionType(ir.LiteralStructType([f32] * 4), [I32] * 6 + [f32] * 4),
+                f"{MMA[precision]} {text}", "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True,
             )  # fmt: skip
-            sums = builder.call(call, inputs, attrs=("convergent",))
+            sums = builder.call(call, [*a_operands, *b_operands, *map(builder.load, places)], attrs=("convergent",))
             for e, place in enumerate(places):
                 builder.store(builder.extract_value(sums, e), place)
             return context.get_dummy_value()
 
-        return types.void(acc, at, below, a, a_at, b, b_at), generate
+        return types.void(acc, upper, lower, a, a_upper, a_lower, b, b_at), generate
 
     return function

@@ -56,16 +56,17 @@ def disassemble(cubin, directory) -> str:
 
 LABEL = re.compile(r"(\.L_x?_?\d+):")
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]+?)\s*;")
+NEVER = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+@!U?PT\s")
 BRANCH = re.compile(r"BRA\b.*`\((\.L_x?_?\d+)\)")
 
 
 def loops(text) -> list[Counter]:
-    """How often each opcode is in each loop: from a label to the last branch back to it."""
+    """How often each opcode that may run is in each loop: from a label to the last branch back to it."""
     code, labels, ends = [], {}, {}
     for line in text.splitlines():
         if label := LABEL.match(line):
             labels[label[1]] = len(code)
-        elif instruction := INSTRUCTION.match(line):
+        elif (instruction := INSTRUCTION.match(line)) and not NEVER.match(line):
             code.append(instruction[1])
             branch = BRANCH.match(instruction[1])
             if branch and branch[1] in labels:

@@ -120,26 +120,52 @@ def test_epilogues(activation, dtype):
     check("NT", 9, 7, 5, dtype, epilogue=f"backward:{activation}")
 
 
+# In the simulator the tensor cores' instruction has the registers that the PTX manual gives it, and a copy is there
+# when it is waited for, and no sooner. Small integers are exact in both precisions.
+LARGE, MEDIUM, SMALL = blocking.MATRIX_TILES
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize(("layout", "tile"), list(zip(gemm.LAYOUTS, blocking.MATRIX_TILES, strict=True)))
-def test_tensor_cores(layout, tile, precision):
-    # Small integers are exact in both; the simulator's instruction has the registers that the PTX manual gives it.
-    check(layout, 35, 13, tile.bk + 5, "float32", tile, bias=True, precision=precision)
+def test_tensor_cores(layout, precision):
+    k = (SMALL.stages + 1) * SMALL.bk + 3  # every place of the pipeline is used again
+    check(layout, SMALL.bm + 3, 13, k, "float32", SMALL, beta=1, bias=True, precision=precision)
+
+
+@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize(("precision", "tile"), [("tf32", MEDIUM), ("bf16", LARGE)])
+def test_large_tiles_of_tensor_cores(layout, precision, tile):
+    check(layout, tile.bm - 3, tile.bn - 5, tile.stages * tile.bk + 5, "float32", tile, precision=precision)
+
+
+@pytest.mark.parametrize("k", [1, 16, 17])
+@pytest.mark.parametrize(("layout", "precision"), [("NN", "tf32"), ("NT", "bf16"), ("TN", "tf32")])
+def test_tensor_cores_with_any_alignment(layout, precision, k):
+    check(layout, SMALL.bm + 1, 7, k, "float32", SMALL, shift=1, bias=True, precision=precision)
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("tf32", 10), ("bf16", 7)])
 def test_tensor_cores_round_their_factors(precision, bits):
     unit = 2.0**-bits
-    x = np.array(
-        [1, 1 + unit, 1 + unit / 2 + unit / 64, 1 + unit / 4, -1 - 3 * unit / 4, 0, np.inf, np.nan], np.float32
-    )
-    one, out = np.ones(1, np.float32), driver.to_device(np.empty(8, np.float32))
-    gemm.gemm(
-        "NN", 8, 1, 1, driver.to_device(x), 0, 1, driver.to_device(one), 0, 1, 0, None, 0, 0.0,
-        out, 0, 1, None, 0, 0, "none", driver.stream(), precision,
-    )  # fmt: skip
-    expected = [1, 1 + unit, 1 + unit, 1, -1 - unit, 0, np.inf, np.nan]
-    np.testing.assert_array_equal(driver.to_host(out), np.array(expected, np.float32))
+    tie = 1 + unit if precision == "tf32" else 1.0  # away from 0; to even
+    cases = {
+        1: 1, 1 + unit: 1 + unit, 1 + unit / 2 + unit / 64: 1 + unit, 1 + unit / 4: 1, -1 - 3 * unit / 4: -1 - unit,
+        1 + unit / 2: tie, -1 - unit / 2: -tie, 1 + 3 * unit / 2: 1 + 2 * unit, 2 - unit / 4: 2, 0: 0,
+        2.0**-126 * (1 + unit): 2.0**-126 * (1 + unit), float(np.finfo(np.float32).max): np.inf,
+        np.inf: np.inf, -np.inf: -np.inf,
+    }  # fmt: skip
+    nan = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    x = np.concatenate([np.array(list(cases), np.float32), nan])
+    expected = np.concatenate([np.array(list(cases.values()), np.float32), nan])
+    one, out = np.ones(1, np.float32), driver.to_device(np.empty(len(x), np.float32))
+    for layout, factors in (("NN", (x, one)), ("TN", (one, x))):
+        a, b = map(driver.to_device, factors)
+        m, n = len(factors[0]), len(factors[1])
+        gemm.gemm(
+            layout, m, n, 1, a, 0, m if layout == "TN" else 1, b, 0, n, 0, None, 0, 0.0,
+            out, 0, n, None, 0, 0, "none", driver.stream(), precision,
+        )  # fmt: skip
+        np.testing.assert_array_equal(driver.to_host(out), expected)
 
 
 def test_tensor_cores_are_for_float32():
@@ -152,18 +178,21 @@ def test_tile_of_a_shape():
     assert names == {(4096, 4096): "large", (1024, 1024): "medium", (64, 128): "small", (1, 1): "small"}
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_tile_changes_no_bit(dtype, layout):
+@pytest.mark.parametrize(
+    ("dtype", "layout", "precision"),
+    [(dtype, layout, "ieee") for dtype in DTYPES for layout in gemm.LAYOUTS]
+    + [("float32", "NN", "tf32"), ("float32", "NT", "bf16"), ("float32", "TN", "tf32")],
+)
+def test_the_tile_changes_no_bit(dtype, layout, precision):
     rng, m, n, k = np.random.default_rng(3), 5, 6, 37
     a, b = (rng.standard_normal(count).astype(dtype) for count in (m * k, n * k))
     lda, ldb = m if layout == "TN" else k, k if layout == "NT" else n
     outcomes = set()
-    for tile in blocking.TILES[a.itemsize]:
+    for tile in blocking.tiles_of(a.itemsize, precision):
         c = driver.to_device(np.empty(m * n, dtype))
         gemm.gemm(
             layout, m, n, k, driver.to_device(a), 0, lda, driver.to_device(b), 0, ldb, 0, None, 0, 0.0,
-            c, 0, n, None, 0, 0, "none", driver.stream(), tile=tile,
+            c, 0, n, None, 0, 0, "none", driver.stream(), precision, tile,
         )  # fmt: skip
         outcomes.add(driver.to_host(c).tobytes())
     assert len(outcomes) == 1

@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
     @property
     def precision(self) -> str:
         """Of the factors of a product; everything else is "ieee"."""
-        return next((word for word in self.name.split() if word in gemm.PRECISIONS), "ieee")
+        return next((word for word in self.name.split() if word in table.PRECISIONS), "ieee")
 
 
 def kernels(dtypes=(np.float32, np.float64)):

@@ -19,11 +19,10 @@ from . import driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
 from .driver import cuda, device_function, types, unrolled
 from .formulas import formulas
-from .ptx import MMA, thread_again, vector_access
+from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
 LAYOUTS = ("NN", "NT", "TN")
-PRECISIONS = ("ieee", *MMA)
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
@@ -437,7 +436,7 @@ def kernels(dtype):
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    for precision in PRECISIONS if dtype == np.float32 else ("ieee",):
+    for precision in table.PRECISIONS if dtype == np.float32 else table.PRECISIONS[:1]:
         tiles = tiles_of(dtype.itemsize, precision)
         for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {layout} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"

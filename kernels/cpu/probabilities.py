@@ -42,14 +42,10 @@ def largest_of(tile, columns, z, ldz):
 def exponentials(tile, columns, z, ldz, shift, out, ldo):
     """``out = e^(z - shift)`` of the rows that ``tile`` has; their sums, spread over the lanes."""
     width, total = lanes(out), tile
-    whole = columns - columns % width
-    for j in range(0, whole, width):
-        e = exp_of_nonpositive(load(tile, z + j, ldz, None) - shift)
-        store(e, out + j, ldo, None)
-        total += e
-    if whole < columns:
-        e = exp_of_nonpositive(load_filled(tile, z + whole, ldz, columns - whole, MINUS_INFINITY) - shift)
-        store(e, out + whole, ldo, columns - whole)
+    for j in range(0, columns, width):
+        tail = columns - j
+        e = exp_of_nonpositive(load_filled(tile, z + j, ldz, tail, MINUS_INFINITY) - shift)
+        store(e, out + j, ldo, tail)
         total += e
     return total
 
@@ -58,13 +54,10 @@ def exponentials(tile, columns, z, ldz, shift, out, ldo):
 def softmax_of_rows(tile, columns, z, ldz, out, ldo):
     """Of the rows that ``tile``, which is 0, has."""
     width = lanes(out)
-    whole = columns - columns % width
     shift = max_across(largest_of(tile, columns, z, ldz))
     share = 1.0 / sum_across(exponentials(tile, columns, z, ldz, shift, out, ldo))
-    for j in range(0, whole, width):
-        store(load(tile, out + j, ldo, None) * share, out + j, ldo, None)
-    if whole < columns:
-        store(load(tile, out + whole, ldo, columns - whole) * share, out + whole, ldo, columns - whole)
+    for j in range(0, columns, width):
+        store(load(tile, out + j, ldo, columns - j) * share, out + j, ldo, columns - j)
 
 
 # -------------------------------------------------------------------------------------- a row in a lane

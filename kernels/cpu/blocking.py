@@ -26,7 +26,7 @@ class InstructionSet(NamedTuple):
 # Accumulators + NV + 1 registers of 32 (AVX-512, NEON) or 16 (AVX2, generic). mr_tail * nv must stay at or
 # above 8 where it can: two FMA a cycle at a latency of four cycles. The operations on one vector of an exponential
 # wait for each other, so several run side by side: as many as leave registers for its constants (AVX2: two rows take
-# 0.92 of the time of four, and of the time of one).
+# some 0.93 of the time of four, and 0.9 of that of one).
 INSTRUCTION_SETS = (
     InstructionSet("AVX-512", "avx512vl", 64, 12, 4, 2, 4, "avx512f"),
     InstructionSet("AVX2", "avx2", 32, 6, 2, 2, 2, "fma"),

@@ -1,0 +1,699 @@
+// Runs a launch: a block at a time (all blocks at once where they wait for one another), a thread until it waits.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <deque>
+
+#include "ptx.hpp"
+
+namespace emulator {
+namespace {
+
+template <class T>
+T as(uint64_t v) {
+  T t;
+  memcpy(&t, &v, sizeof(T));
+  return t;
+}
+template <class T>
+uint64_t bits(T t) {
+  uint64_t v = 0;
+  memcpy(&v, &t, sizeof(T));
+  return v;
+}
+
+float half(uint16_t h) {
+  int e = h >> 10 & 31, m = h & 1023;
+  float v = e == 0 ? ldexpf(m, -24) : e == 31 ? (m ? NAN : INFINITY) : ldexpf(m + 1024, e - 25);
+  return h >> 15 ? -v : v;
+}
+uint16_t to_bf16(float x) {
+  uint32_t b = (uint32_t)bits(x);
+  if (x != x) return 0x7fff;
+  return (uint16_t)((b + 0x7fff + (b >> 16 & 1)) >> 16);
+}
+float from_bf16(uint16_t h) { return as<float>((uint64_t)h << 16); }
+float truncated_to_tf32(uint32_t b) { return as<float>(b & 0xffffe000u); }  // what the hardware looks at
+float rounded_to_tf32(float x) {
+  if (x != x) return x;
+  return as<float>((bits(x) + 0x1000) & 0xffffe000u);
+}
+
+template <class T>
+bool compare(Compare c, T a, T b) {
+  bool unordered = a != a || b != b;
+  switch (c) {
+    case EQ: return a == b;
+    case NE: return !unordered && a != b;
+    case LT: return a < b;
+    case LE: return a <= b;
+    case GT: return a > b;
+    case GE: return a >= b;
+    case EQU: return unordered || a == b;
+    case NEU: return unordered || a != b;
+    case LTU: return unordered || a < b;
+    case LEU: return unordered || a <= b;
+    case GTU: return unordered || a > b;
+    case GEU: return unordered || a >= b;
+    case NUM: return !unordered;
+    default: return unordered;
+  }
+}
+
+enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_GRID, DONE };
+
+struct Copy {
+  uint64_t to, from;
+  int bytes, from_bytes;
+};
+
+struct Thread {
+  int pc = 0;
+  State state = RUNNING;
+  unsigned index = 0;
+  std::vector<uint64_t> r;
+  std::vector<uint8_t> local;
+  std::deque<std::vector<Copy>> groups;  // of asynchronous copies; the last is open
+};
+
+// Of a byte of shared memory: who wrote and read it since which barrier.
+struct Shadow {
+  int writer = -1, reader = -1;
+  uint32_t written = 0, read = 0;
+  bool readers = false, copied_to = false;
+};
+
+struct Block {
+  const Launch& launch;
+  const Kernel& kernel;
+  Dim at;
+  std::vector<Thread> threads;
+  std::vector<uint8_t> shared;
+  std::vector<Shadow> shadow;
+  uint32_t epoch = 1;
+
+  Block(const Launch& launch, Dim at) : launch(launch), kernel(*launch.kernel), at(at) {
+    unsigned n = launch.block.x * launch.block.y * launch.block.z;
+    size_t size = kernel.shared_bytes;
+    if (launch.dynamic_shared) size = (size + 15) / 16 * 16 + launch.dynamic_shared;
+    shared.assign(size, 0xff);  // NaN
+    shadow.resize(size);
+    threads.resize(n);
+    for (unsigned i = 0; i < n; i++) {
+      auto& t = threads[i];
+      t.index = i;
+      t.r.assign(kernel.registers, 0xfffffffffffffff7ull);
+      t.local.assign(kernel.local_bytes, 0xff);
+      t.groups.emplace_back();
+      unsigned x = i % launch.block.x, y = i / launch.block.x % launch.block.y,
+               z = i / (launch.block.x * launch.block.y);
+      const unsigned values[] = {x,     y,    z,    launch.block.x, launch.block.y, launch.block.z,
+                                 at.x,  at.y, at.z, launch.grid.x,  launch.grid.y,  launch.grid.z,
+                                 i % 32};
+      for (auto [which, index] : kernel.special) t.r[index] = values[which];
+    }
+  }
+
+  [[noreturn]] void fault(const Thread& t, const std::string& what) {
+    throw std::runtime_error(what + " by thread " + std::to_string(t.index) + " of block " + std::to_string(at.x) +
+                             "," + std::to_string(at.y) + " in " + kernel.name.substr(0, 200) + ": " +
+                             kernel.lines[t.pc]);
+  }
+
+  uint64_t value(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index]; }
+  uint64_t address(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index] + o.value; }
+
+  void watch(Thread& t, uint64_t at, int bytes, bool write) {
+    for (uint64_t b = at; b < at + bytes; b++) {
+      auto& s = shadow[b];
+      int me = (int)t.index;
+      if (s.copied_to) fault(t, "race: shared byte " + std::to_string(b) + ", to which a copy is under way");
+      if (s.written == epoch && s.writer != me)
+        fault(t, std::string("race: shared byte ") + std::to_string(b) + (write ? " written" : " read") +
+                     ", written by thread " + std::to_string(s.writer));
+      if (write) {
+        if (s.read == epoch && (s.readers || s.reader != me))
+          fault(t, "race: shared byte " + std::to_string(b) + " written, read by thread " + std::to_string(s.reader));
+        s.written = epoch;
+        s.writer = me;
+      } else if (s.read != epoch) {
+        s.read = epoch;
+        s.reader = me;
+        s.readers = false;
+      } else if (s.reader != me) {
+        s.readers = true;
+      }
+    }
+  }
+
+  uint8_t* memory(Thread& t, Space space, uint64_t at, int bytes, bool write, int aligned) {
+    if (aligned && at % aligned) fault(t, "misaligned access of " + std::to_string(bytes) + " bytes");
+    if (space == SHARED) {
+      if (at + bytes > shared.size() || at + bytes < at)
+        fault(t, "shared access at " + std::to_string(at) + " beyond " + std::to_string(shared.size()));
+      watch(t, at, bytes, write);
+      return shared.data() + at;
+    }
+    if (space == LOCAL) fault(t, "local memory");
+    if (!is_allocated(at, bytes)) fault(t, std::string(write ? "write" : "read") + " of memory that is not allocated");
+    return (uint8_t*)at;
+  }
+
+  static int bytes_of(Type type) {
+    switch (type) {
+      case B8:
+      case U8:
+      case S8:
+      case PRED: return 1;
+      case B16:
+      case U16:
+      case S16:
+      case F16:
+      case BF16: return 2;
+      case B32:
+      case U32:
+      case S32:
+      case F32: return 4;
+      default: return 8;
+    }
+  }
+
+  static uint64_t extended(Type type, const uint8_t* p) {
+    switch (type) {
+      case S8: {
+        int8_t v;
+        memcpy(&v, p, 1);
+        return (uint64_t)(int64_t)v;
+      }
+      case S16: {
+        int16_t v;
+        memcpy(&v, p, 2);
+        return (uint64_t)(int64_t)v;
+      }
+      case S32: {
+        int32_t v;
+        memcpy(&v, p, 4);
+        return (uint64_t)(int64_t)v;
+      }
+      default: {
+        uint64_t v = 0;
+        memcpy(&v, p, bytes_of(type));
+        return v;
+      }
+    }
+  }
+
+  void finish_copies(Thread& t, size_t keep) {  // the open group does not count
+    while (t.groups.size() - 1 > keep) {
+      for (auto& c : t.groups.front()) {
+        uint8_t* from = c.from_bytes ? memory(t, GLOBAL, c.from, c.from_bytes, false, 0) : nullptr;
+        for (int b = 0; b < c.bytes; b++) shadow[c.to + b].copied_to = false;
+        uint8_t* to = memory(t, SHARED, c.to, c.bytes, true, 0);
+        memset(to, 0, c.bytes);
+        if (from) memcpy(to, from, c.from_bytes);
+      }
+      t.groups.pop_front();
+    }
+  }
+
+  template <class T>
+  static uint64_t integer(Op op, uint64_t x, uint64_t y, bool& bad) {
+    using U = typename std::make_unsigned<T>::type;
+    T a = (T)x, b = (T)y;
+    switch (op) {
+      case ADD: return (uint64_t)(U)((U)a + (U)b);
+      case SUB: return (uint64_t)(U)((U)a - (U)b);
+      case MUL_LO: return (uint64_t)(U)((uint64_t)a * (uint64_t)b);
+      case MUL_HI: return (uint64_t)(U)(T)(((__int128)a * (__int128)b) >> (8 * sizeof(T)));
+      case DIV:
+        if (b == 0) {
+          bad = true;
+          return 0;
+        }
+        return (uint64_t)(U)(b == (T)-1 && std::is_signed<T>::value ? (T)(0 - (U)a) : a / b);
+      case REM:
+        if (b == 0) {
+          bad = true;
+          return 0;
+        }
+        return (uint64_t)(U)(b == (T)-1 && std::is_signed<T>::value ? 0 : a % b);
+      case MIN: return (uint64_t)(U)std::min(a, b);
+      case MAX: return (uint64_t)(U)std::max(a, b);
+      default: return 0;
+    }
+  }
+
+  template <class T>
+  static uint64_t floating(Op op, uint64_t x, uint64_t y) {
+    T a = as<T>(x), b = as<T>(y);
+    switch (op) {
+      case ADD: return bits<T>(a + b);
+      case SUB: return bits<T>(a - b);
+      case MUL_LO: return bits<T>(a * b);
+      case DIV: return bits<T>(a / b);
+      case MIN: return bits<T>(a != a ? b : b != b ? a : (a == b ? (std::signbit(a) ? a : b) : std::min(a, b)));
+      case MAX: return bits<T>(a != a ? b : b != b ? a : (a == b ? (std::signbit(a) ? b : a) : std::max(a, b)));
+      default: return 0;
+    }
+  }
+
+  uint64_t arithmetic(Thread& t, const Instruction& in, uint64_t x, uint64_t y) {
+    bool bad = false;
+    uint64_t v;
+    switch (in.type) {
+      case F32: v = floating<float>(in.op, x, y); break;
+      case F64: v = floating<double>(in.op, x, y); break;
+      case S16: v = integer<int16_t>(in.op, x, y, bad); break;
+      case U16:
+      case B16: v = integer<uint16_t>(in.op, x, y, bad); break;
+      case S32: v = integer<int32_t>(in.op, x, y, bad); break;
+      case U32:
+      case B32: v = integer<uint32_t>(in.op, x, y, bad); break;
+      case S64: v = integer<int64_t>(in.op, x, y, bad); break;
+      case U64:
+      case B64: v = integer<uint64_t>(in.op, x, y, bad); break;
+      default: fault(t, "type");
+    }
+    if (bad) fault(t, "division by zero");
+    return v;
+  }
+
+  static int64_t sign_extended(Type type, uint64_t v) {
+    switch (type) {
+      case S8: return (int8_t)v;
+      case S16: return (int16_t)v;
+      case S32: return (int32_t)v;
+      default: return (int64_t)v;
+    }
+  }
+  static uint64_t masked(Type type, uint64_t v) {
+    int n = bytes_of(type);
+    return n == 8 ? v : v & ((1ull << 8 * n) - 1);
+  }
+  static bool is_signed(Type type) { return type >= S8 && type <= S64; }
+  static bool is_float(Type type) { return type >= F16; }
+
+  static double rounded(double x, Rounding how) {
+    switch (how) {
+      case RZI: return trunc(x);
+      case RMI: return floor(x);
+      case RPI: return ceil(x);
+      default: return nearbyint(x);
+    }
+  }
+
+  uint64_t converted(Thread& t, const Instruction& in, uint64_t v) {
+    if (in.to_tf32) return bits(rounded_to_tf32(as<float>(v)));
+    if (is_float(in.from)) {
+      double x = in.from == F64   ? as<double>(v)
+                 : in.from == F32 ? (double)as<float>(v)
+                 : in.from == F16 ? half((uint16_t)v)
+                                  : from_bf16((uint16_t)v);
+      if (in.rounding >= RNI && is_float(in.type)) x = rounded(x, in.rounding);
+      switch (in.type) {
+        case F64: return bits(x);
+        case F32: {
+          if (in.rounding == RZ) fault(t, "rounding");
+          float f = (float)x;
+          return bits(f);
+        }
+        case BF16: return to_bf16((float)x);
+        default: break;
+      }
+      x = rounded(x, in.rounding);
+      int n = 8 * bytes_of(in.type);
+      if (is_signed(in.type)) {
+        double most = ldexp(1.0, n - 1);
+        int64_t i = x != x      ? (n == 64 ? INT64_MIN : 0)
+                    : x >= most ? (n == 64 ? INT64_MAX : (int64_t)most - 1)
+                    : x < -most ? (n == 64 ? INT64_MIN : -(int64_t)most)
+                                : (int64_t)x;
+        return masked(in.type, (uint64_t)i);
+      }
+      double most = ldexp(1.0, n);
+      uint64_t u = x != x      ? (n == 64 ? 1ull << 63 : 0)
+                   : x >= most ? (n == 64 ? ~0ull : (uint64_t)most - 1)
+                   : x < 0     ? 0
+                               : (uint64_t)x;
+      return masked(in.type, u);
+    }
+    if (is_float(in.type)) {
+      if (in.type == F32)
+        return is_signed(in.from) ? bits((float)sign_extended(in.from, v)) : bits((float)masked(in.from, v));
+      if (in.type == F64)
+        return is_signed(in.from) ? bits((double)sign_extended(in.from, v)) : bits((double)masked(in.from, v));
+      fault(t, "conversion");
+    }
+    uint64_t wide = is_signed(in.from) ? (uint64_t)sign_extended(in.from, v) : masked(in.from, v);
+    return masked(in.type, wide);
+  }
+
+  // Runs a thread until it waits.
+  void go(Thread& t) {
+    const auto& code = kernel.code;
+    auto& r = t.r;
+    uint64_t count = 0;
+    for (;; t.pc++) {
+      const Instruction& in = code[t.pc];
+      if (in.guard >= 0 && (r[in.guard] != 0) == in.negated) continue;
+      if (++count > 400000000ull) fault(t, "endless");
+      auto S = [&](int i) { return value(t, in.s[i]); };
+      auto D = [&](uint64_t v) { r[in.d[0].index] = v; };
+      switch (in.op) {
+        case ADD:
+        case SUB:
+        case MUL_LO:
+        case MUL_HI:
+        case DIV:
+        case REM:
+        case MIN:
+        case MAX: D(arithmetic(t, in, S(0), S(1))); break;
+        case MUL_WIDE:
+          if (in.type == S32) D((uint64_t)((int64_t)(int32_t)S(0) * (int64_t)(int32_t)S(1)));
+          else if (in.type == U32) D((uint64_t)(uint32_t)S(0) * (uint32_t)S(1));
+          else if (in.type == S16) D((uint32_t)((int32_t)(int16_t)S(0) * (int32_t)(int16_t)S(1)));
+          else if (in.type == U16) D((uint32_t)(uint16_t)S(0) * (uint16_t)S(1));
+          else fault(t, "type");
+          break;
+        case MAD_LO: D(masked(in.type, S(0) * S(1) + S(2))); break;
+        case MAD_WIDE:
+          if (in.type == S32) D((uint64_t)((int64_t)(int32_t)S(0) * (int64_t)(int32_t)S(1)) + S(2));
+          else if (in.type == U32) D((uint64_t)(uint32_t)S(0) * (uint32_t)S(1) + S(2));
+          else fault(t, "type");
+          break;
+        case FMA:
+          if (in.type == F32) D(bits(fmaf(as<float>(S(0)), as<float>(S(1)), as<float>(S(2)))));
+          else if (in.type == F64) D(bits(fma(as<double>(S(0)), as<double>(S(1)), as<double>(S(2)))));
+          else fault(t, "type");
+          break;
+        case ABS:
+          if (in.type == F32) D(bits(fabsf(as<float>(S(0)))));
+          else if (in.type == F64) D(bits(fabs(as<double>(S(0)))));
+          else {
+            int64_t v = sign_extended(in.type, S(0));
+            D(masked(in.type, (uint64_t)(v < 0 ? 0 - (uint64_t)v : (uint64_t)v)));
+          }
+          break;
+        case NEG:
+          if (in.type == F32) D(bits(-as<float>(S(0))));
+          else if (in.type == F64) D(bits(-as<double>(S(0))));
+          else D(masked(in.type, 0 - S(0)));
+          break;
+        case NOT: D(in.type == PRED ? !S(0) : masked(in.type, ~S(0))); break;
+        case AND: D(masked(in.type, S(0) & S(1))); break;
+        case OR: D(masked(in.type, S(0) | S(1))); break;
+        case XOR: D(masked(in.type, S(0) ^ S(1))); break;
+        case SHL: {
+          uint64_t n = (uint32_t)S(1);
+          int w = 8 * bytes_of(in.type);
+          D(n >= (uint64_t)w ? 0 : masked(in.type, S(0) << n));
+          break;
+        }
+        case SHR: {
+          uint64_t n = (uint32_t)S(1);
+          int w = 8 * bytes_of(in.type);
+          if (is_signed(in.type)) {
+            int64_t v = sign_extended(in.type, S(0));
+            D(masked(in.type, (uint64_t)(v >> (n >= (uint64_t)w ? w - 1 : n))));
+          } else D(n >= (uint64_t)w ? 0 : masked(in.type, S(0)) >> n);
+          break;
+        }
+        case MOV: D(in.type == PRED ? S(0) : masked(in.type, S(0))); break;
+        case MOV_PACK: {
+          int w = 8 * bytes_of(in.type) / (int)in.s.size();
+          uint64_t v = 0;
+          for (size_t i = 0; i < in.s.size(); i++) v |= (w == 64 ? S(i) : S(i) & ((1ull << w) - 1)) << (w * i);
+          D(v);
+          break;
+        }
+        case MOV_UNPACK: {
+          int w = 8 * bytes_of(in.type) / (int)in.d.size();
+          uint64_t v = S(0);
+          for (size_t i = 0; i < in.d.size(); i++) r[in.d[i].index] = (v >> (w * i)) & ((1ull << w) - 1);
+          break;
+        }
+        case CVT: D(converted(t, in, S(0))); break;
+        case CVT_PAIR:
+          if (in.type != BF16) fault(t, "type");
+          D((uint64_t)to_bf16(as<float>(S(0))) << 16 | to_bf16(as<float>(S(1))));
+          break;
+        case SETP: {
+          bool v;
+          if (in.type == F32) v = compare(in.compare, as<float>(S(0)), as<float>(S(1)));
+          else if (in.type == F64) v = compare(in.compare, as<double>(S(0)), as<double>(S(1)));
+          else if (is_signed(in.type))
+            v = compare(in.compare, sign_extended(in.type, S(0)), sign_extended(in.type, S(1)));
+          else v = compare(in.compare, masked(in.type, S(0)), masked(in.type, S(1)));
+          D(v);
+          break;
+        }
+        case SELP: D(masked(in.type, S(2) ? S(0) : S(1))); break;
+        case RCP:
+          if (in.type == F32) D(bits(1.0f / as<float>(S(0))));
+          else D(bits(1.0 / as<double>(S(0))));
+          break;
+        case SQRT:
+          if (in.type == F32) D(bits(sqrtf(as<float>(S(0)))));
+          else D(bits(sqrt(as<double>(S(0)))));
+          break;
+        case CLZ: {
+          uint64_t v = masked(in.type, S(0));
+          int w = 8 * bytes_of(in.type), n = 0;
+          while (n < w && !(v >> (w - 1 - n) & 1)) n++;
+          D(n);
+          break;
+        }
+        case POPC: D(__builtin_popcountll(masked(in.type, S(0)))); break;
+        case PRMT: {
+          uint64_t all = (S(0) & 0xffffffffull) | S(1) << 32, how = S(2), v = 0;
+          for (int i = 0; i < 4; i++) {
+            int n = how >> 4 * i & 15;
+            uint64_t b = all >> 8 * (n & 7) & 255;
+            if (n & 8) b = b & 128 ? 255 : 0;
+            v |= b << 8 * i;
+          }
+          D(v);
+          break;
+        }
+        case LD: {
+          int n = bytes_of(in.type), all = n * in.vector;
+          uint8_t* p = memory(t, in.space, address(t, in.s[0]), all, false, all);
+          for (int i = 0; i < in.vector; i++) r[in.d[i].index] = extended(in.type, p + n * i);
+          break;
+        }
+        case ST: {
+          int n = bytes_of(in.type), all = n * in.vector;
+          uint8_t* p = memory(t, in.space, address(t, in.d[0]), all, true, all);
+          for (int i = 0; i < in.vector; i++) {
+            uint64_t v = value(t, in.s[i]);
+            memcpy(p + n * i, &v, n);
+          }
+          break;
+        }
+        case LD_PARAM: {
+          uint64_t at = address(t, in.s[0]);
+          const uint8_t* p = at < (uint64_t)kernel.parameter_bytes ? launch.parameters.data() + at
+                                                                   : t.local.data() + (at - kernel.parameter_bytes);
+          int n = bytes_of(in.type);
+          for (int i = 0; i < in.vector; i++) r[in.d[i].index] = extended(in.type, p + n * i);
+          break;
+        }
+        case ST_PARAM: {
+          uint64_t v = value(t, in.s[0]);
+          memcpy(t.local.data() + (address(t, in.d[0]) - kernel.parameter_bytes), &v, bytes_of(in.type));
+          break;
+        }
+        case BRA: t.pc = in.target - 1; break;
+        case RET:
+          if (t.groups.size() > 1 || !t.groups[0].empty()) {
+            t.groups.emplace_back();
+            finish_copies(t, 0);
+          }
+          t.state = DONE;
+          return;
+        case BAR: t.state = AT_BARRIER; return;
+        case CALL_GRID_HANDLE: {
+          uint64_t v = 1;
+          memcpy(t.local.data() + (in.d[0].value - kernel.parameter_bytes), &v, 8);
+          break;
+        }
+        case CALL_GRID_SYNC:
+          if (!launch.cooperative) fault(t, "grid synchronization in a launch that is not cooperative");
+          t.state = AT_GRID;
+          return;
+        case MMA:
+        case LDMATRIX:
+        case WARP_SYNC: t.state = AT_WARP; return;
+        case CP_ASYNC: {
+          uint64_t to = address(t, in.d[0]), from = address(t, in.s[0]);
+          int n = (int)S(1), given = in.s.size() > 2 ? (int)(uint32_t)S(2) : n;
+          if (given > n) fault(t, "more bytes than a copy has");
+          if (to % n || (given && from % n)) fault(t, "misaligned copy");
+          memory(t, SHARED, to, n, true, 0);
+          for (int b = 0; b < n; b++) shadow[to + b].copied_to = true;  // from now until somebody waits for it
+          t.groups.back().push_back({to, from, n, given});
+          break;
+        }
+        case CP_COMMIT: t.groups.emplace_back(); break;
+        case CP_WAIT: finish_copies(t, in.d[0].value); break;
+        default: fault(t, "instruction");
+      }
+    }
+  }
+
+  void together(unsigned warp) {
+    Thread* lane[32];
+    for (int i = 0; i < 32; i++) lane[i] = &threads[32 * warp + i];
+    const Instruction& in = kernel.code[lane[0]->pc];
+    if (in.op == MMA && in.from == B32) {
+      float a[16][8], b[8][8];
+      for (int l = 0; l < 32; l++) {
+        int g = l / 4, q = l % 4;
+        auto S = [&](int i) { return truncated_to_tf32((uint32_t)value(*lane[l], in.s[i])); };
+        a[g][q] = S(0);
+        a[g + 8][q] = S(1);
+        a[g][q + 4] = S(2);
+        a[g + 8][q + 4] = S(3);
+        b[q][g] = S(4);
+        b[q + 4][g] = S(5);
+      }
+      accumulate<8>(in, lane, a, b, 6);
+    } else if (in.op == MMA) {
+      float a[16][16], b[16][8];
+      for (int l = 0; l < 32; l++) {
+        int g = l / 4, q = l % 4;
+        for (int h = 0; h < 2; h++) {
+          auto S = [&](int i) { return from_bf16((uint16_t)(value(*lane[l], in.s[i]) >> 16 * h)); };
+          a[g][2 * q + h] = S(0);
+          a[g + 8][2 * q + h] = S(1);
+          a[g][2 * q + 8 + h] = S(2);
+          a[g + 8][2 * q + 8 + h] = S(3);
+          b[2 * q + h][g] = S(4);
+          b[2 * q + 8 + h][g] = S(5);
+        }
+      }
+      accumulate<16>(in, lane, a, b, 6);
+    } else if (in.op == LDMATRIX) {
+      uint8_t* rows[32];
+      for (size_t i = 0; i < 8 * in.d.size(); i++)
+        rows[i] = memory(*lane[i], SHARED, address(*lane[i], in.s[0]), 16, false, 16);
+      for (int l = 0; l < 32; l++)
+        for (size_t i = 0; i < in.d.size(); i++) {
+          uint32_t v = 0;
+          if (!in.transposed) memcpy(&v, rows[8 * i + l / 4] + 4 * (l % 4), 4);
+          else
+            for (int h = 0; h < 2; h++) {
+              uint16_t e;
+              memcpy(&e, rows[8 * i + 2 * (l % 4) + h] + 2 * (l / 4), 2);
+              v |= (uint32_t)e << 16 * h;
+            }
+          lane[l]->r[in.d[i].index] = v;
+        }
+    }
+    for (auto t : lane) {
+      t->pc++;
+      t->state = RUNNING;
+    }
+  }
+
+  template <int K>
+  void accumulate(const Instruction& in, Thread** lane, float (&a)[16][K], float (&b)[K][8], int c) {
+    float out[32][4];
+    for (int l = 0; l < 32; l++)
+      for (int e = 0; e < 4; e++) {
+        int row = l / 4 + 8 * (e / 2), column = 2 * (l % 4) + e % 2;
+        double sum = as<float>(value(*lane[l], in.s[c + e]));
+        for (int k = 0; k < K; k++) sum += (double)a[row][k] * b[k][column];
+        out[l][e] = (float)sum;
+      }
+    for (int l = 0; l < 32; l++)
+      for (int e = 0; e < 4; e++) lane[l]->r[in.d[e].index] = bits(out[l][e]);
+  }
+
+  // Until every thread has ended or waits for the grid; true when all have ended.
+  bool advance() {
+    for (;;) {
+      bool moved = false;
+      for (auto& t : threads)
+        if (t.state == RUNNING) {
+          go(t);
+          moved = true;
+        }
+      for (unsigned w = 0; w < threads.size() / 32; w++) {
+        bool all = true;
+        for (unsigned i = 32 * w; i < 32 * w + 32; i++)
+          all &= threads[i].state == AT_WARP && threads[i].pc == threads[32 * w].pc;
+        if (all) {
+          together(w);
+          moved = true;
+        }
+      }
+      if (moved) continue;
+      unsigned done = 0, barrier = 0, grid = 0;
+      int pc = -1;
+      for (auto& t : threads) {
+        done += t.state == DONE;
+        barrier += t.state == AT_BARRIER;
+        grid += t.state == AT_GRID;
+        if (t.state == AT_BARRIER) {
+          if (pc >= 0 && t.pc != pc) fault(t, "threads of a block wait at different barriers");
+          pc = t.pc;
+        }
+      }
+      if (done == threads.size()) return true;
+      if (barrier && done + barrier == threads.size()) {
+        if (done) fault(threads[0], "a barrier that some threads of the block never reach");
+        epoch++;
+        for (auto& t : threads)
+          if (t.state == AT_BARRIER) {
+            t.state = RUNNING;
+            t.pc++;
+          }
+        continue;
+      }
+      if (grid == threads.size()) return false;
+      for (auto& t : threads)
+        if (t.state != DONE) fault(t, "deadlock");
+    }
+  }
+};
+
+}  // namespace
+
+void execute(const Launch& launch) {
+  unsigned threads = launch.block.x * launch.block.y * launch.block.z;
+  if (threads == 0 || threads > 1024 || threads > (unsigned)launch.kernel->most_threads)
+    throw std::runtime_error("launch: " + std::to_string(threads) + " threads a block, of " +
+                             std::to_string(launch.kernel->most_threads) + " in " + launch.kernel->name);
+  if (!launch.grid.x || !launch.grid.y || !launch.grid.z || launch.grid.y > 65535 || launch.grid.z > 65535)
+    throw std::runtime_error("launch: grid");
+  if (launch.cooperative) {
+    std::vector<std::unique_ptr<Block>> blocks;
+    for (unsigned z = 0; z < launch.grid.z; z++)
+      for (unsigned y = 0; y < launch.grid.y; y++)
+        for (unsigned x = 0; x < launch.grid.x; x++) blocks.push_back(std::make_unique<Block>(launch, Dim{x, y, z}));
+    for (;;) {
+      unsigned done = 0;
+      for (auto& b : blocks) done += b->advance();
+      if (done == blocks.size()) return;
+      if (done) throw std::runtime_error("some blocks ended while others wait for the grid, in " + launch.kernel->name);
+      for (auto& b : blocks) {
+        b->epoch++;
+        for (auto& t : b->threads) {
+          uint64_t ok = 0;
+          memcpy(t.local.data() + (b->kernel.code[t.pc].d[0].value - b->kernel.parameter_bytes), &ok, 4);
+          t.state = RUNNING;
+          t.pc++;
+        }
+      }
+    }
+  }
+  for (unsigned z = 0; z < launch.grid.z; z++)
+    for (unsigned y = 0; y < launch.grid.y; y++)
+      for (unsigned x = 0; x < launch.grid.x; x++) {
+        Block block(launch, Dim{x, y, z});
+        block.advance();
+      }
+}
+
+}  // namespace emulator

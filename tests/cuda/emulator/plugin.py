@@ -1,0 +1,12 @@
+"""``pytest -p tests.cuda.emulator.plugin``: Numba hands the driver PTX, which it takes as well as machine code."""
+
+from cuda.core import ObjectCode
+from numba import cuda  # noqa: F401 - before its parts
+from numba.cuda.codegen import CUDACodeLibrary
+
+
+def ptx_as_code(library, cc=None):
+    return ObjectCode.from_ptx(library.get_asm_str(cc).encode())
+
+
+CUDACodeLibrary.get_cubin = ptx_as_code

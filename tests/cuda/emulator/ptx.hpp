@@ -1,0 +1,131 @@
+// PTX as decoded instructions, and launches of its kernels.
+//
+// What is here is what the kernels of this library use; anything else is an error when a module is loaded. All
+// arithmetic is IEEE: a kernel with an approximate or flushing instruction is refused.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+enum Type : uint8_t { NONE, PRED, B8, B16, B32, B64, U8, U16, U32, U64, S8, S16, S32, S64, F16, BF16, F32, F64 };
+enum Op : uint8_t {
+  ADD,
+  SUB,
+  MUL_LO,
+  MUL_HI,
+  MUL_WIDE,
+  MAD_LO,
+  MAD_WIDE,
+  FMA,
+  DIV,
+  REM,
+  MIN,
+  MAX,
+  ABS,
+  NEG,
+  NOT,
+  AND,
+  OR,
+  XOR,
+  SHL,
+  SHR,
+  MOV,
+  MOV_PACK,
+  MOV_UNPACK,
+  CVT,
+  CVT_PAIR,
+  SETP,
+  SELP,
+  RCP,
+  SQRT,
+  LD,
+  ST,
+  LD_PARAM,
+  ST_PARAM,
+  BRA,
+  RET,
+  BAR,
+  WARP_SYNC,
+  CALL_GRID_HANDLE,
+  CALL_GRID_SYNC,
+  MMA,
+  LDMATRIX,
+  CP_ASYNC,
+  CP_COMMIT,
+  CP_WAIT,
+  NOP,
+  SHFL,
+  BFE,
+  CLZ,
+  POPC,
+  PRMT
+};
+enum Compare : uint8_t { EQ, NE, LT, LE, GT, GE, EQU, NEU, LTU, LEU, GTU, GEU, NUM, NAN_ };
+enum Space : uint8_t { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum Rounding : uint8_t { DEFAULT, RN, RZ, RNI, RZI, RMI, RPI, RNA };
+
+struct Operand {
+  bool immediate = true;
+  int index = 0;       // of a register
+  uint64_t value = 0;  // of an immediate; of an address its offset
+};
+
+struct Instruction {
+  Op op = NOP;
+  Type type = NONE, from = NONE;
+  Compare compare = EQ;
+  Space space = GENERIC;
+  Rounding rounding = DEFAULT;
+  uint8_t vector = 1;
+  bool negated = false;     // the predicate
+  bool transposed = false;  // matrices that ldmatrix reads
+  bool to_tf32 = false;
+  int guard = -1;  // register of the predicate
+  int target = -1;
+  std::vector<Operand> d, s;
+  int line = 0;
+};
+
+struct Parameter {
+  std::string name;
+  int size, offset;
+};
+
+struct Kernel {
+  std::string name;
+  std::vector<Instruction> code;
+  std::vector<Parameter> parameters;
+  int registers = 0, parameter_bytes = 0, shared_bytes = 0, most_threads = 1024, local_bytes = 0;
+  std::vector<std::string> lines;            // the text of every instruction
+  std::vector<std::pair<int, int>> special;  // special registers: which, and the register that holds it
+};
+
+struct Module {
+  std::map<std::string, std::shared_ptr<Kernel>> kernels;
+};
+
+std::shared_ptr<Module> parse(const std::string& text);
+
+struct Dim {
+  unsigned x, y, z;
+};
+struct Launch {
+  std::shared_ptr<Kernel> kernel;
+  Dim grid, block;
+  unsigned dynamic_shared;
+  bool cooperative;
+  std::vector<uint8_t> parameters;  // as the kernel reads them
+};
+
+// Raises std::runtime_error for what a GPU would fault on, and for what compute-sanitizer looks for: memory that is not
+// allocated, misaligned accesses, races in shared memory, barriers that not all threads reach.
+void execute(const Launch& launch);
+
+// Whether [address, address + size) lies in one allocation of the device.
+bool is_allocated(uint64_t address, uint64_t size);
+}  // namespace emulator

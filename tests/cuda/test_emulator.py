@@ -1,0 +1,47 @@
+"""What can be run of the CUDA backend without a GPU, as it would run on one: compiled kernels, real host code.
+
+The driver is chosen when a process starts, so all of it runs in processes of its own.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
+
+from . import emulator
+
+pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="needs Linux and a C++ compiler")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """Run pytest in a process with the emulated GPU."""
+    environment = emulator.environment(tmp_path_factory.mktemp("emulator"))
+
+    def run(*arguments):
+        plugins = ["-p", "tests.cuda.emulator.plugin", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-4000:]
+
+    return run
+
+
+def test_faults_are_found(emulated):
+    emulated("tests/cuda/emulator/faults.py")
+
+
+def test_steps(emulated):
+    emulated("tests/cuda/test_steps.py")
+
+
+def test_models(emulated):
+    emulated("tests/cuda/test_front.py", "tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py")
+
+
+def test_products(emulated):
+    emulated("tests/cuda/test_gemm.py")

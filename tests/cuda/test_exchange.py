@@ -63,7 +63,7 @@ class Versioned(ctypes.Structure):
 new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
-KEPT = []  # every tensor and deleter made here, as a library keeps them until the deleter has run
+KEPT = []  # every tensor, deleter and memory given, as a library keeps them until the deleter has run
 CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 
 
@@ -99,7 +99,7 @@ class Lent:
         else:
             self.managed = Versioned(*self.version, flags=self.flags, tensor=tensor)
         self.managed.deleter = deleter_of(self.managed.tensor, self.deleted)
-        KEPT.append(self.managed)
+        KEPT.append((self.managed, array))
         name = b"dltensor" if self.version is None else b"dltensor_versioned"
         return new_capsule(ctypes.addressof(self.managed), name, None)
 

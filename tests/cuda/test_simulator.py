@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
+from . import emulator
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,17 +33,7 @@ def test_products():
     simulated("tests/cuda/test_gemm.py")
 
 
-def test_steps():
-    simulated("tests/cuda/test_steps.py")
-
-
-def test_models():
-    simulated("tests/cuda/test_front.py")
-
-
-def test_exchange():
-    simulated("tests/cuda/test_exchange.py")
-
-
-def test_pieces():
-    simulated("tests/cuda/test_pieces.py")
+@pytest.mark.skipif(emulator.compiler() is not None, reason="the emulated GPU runs them")
+@pytest.mark.parametrize("name", ["steps", "front", "exchange", "pieces"])
+def test_host_code(name):
+    simulated(f"tests/cuda/test_{name}.py")

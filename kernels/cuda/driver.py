@@ -125,17 +125,6 @@ def _type_of(dtype):
     return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
 
 
-def compiled_for(dispatcher, signature, capability):
-    """Numba's kernel as a launch on a GPU of this compute capability, such as ``(9, 0, "a")``, would compile it.
-
-    It needs no GPU: ``library.get_asm_str()`` is its PTX, ``library.get_cubin().code`` the machine code.
-    """
-    with _as_if_on(capability):
-        made = _dispatcher._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
-        made.library.get_cubin()
-    return made
-
-
 @contextmanager
 def _as_if_on(capability):
     """Within it Numba compiles for a GPU without asking a driver for it, of which only this is read."""
@@ -149,12 +138,15 @@ def _as_if_on(capability):
 
 
 def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
-    """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU."""
+    """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU.
+
+    Up to the assembler it is what a launch compiles on a GPU of this compute capability, such as ``(9, 0, "a")``.
+    """
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba.cuda.cudadrv.libs import get_cudalib
 
-    made = compiled_for(dispatcher, signature, capability)
     with _as_if_on(capability):
+        made = _dispatcher._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
         sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
     if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))

@@ -194,6 +194,24 @@ def test_entry_that_is_no_file(cached, copy):
     assert report["results"] == right
 
 
+# --------------------------------------------------------------------------------------------- warmup
+def predict_after_warmup():
+    """Print what probabilities compile after a warmup for their losses."""
+    from fastbp.kernels import jit
+
+    losses = ["cross_entropy", "binary_cross_entropy_with_logits"]
+    fastbp.warmup("float32", activations=["relu"], losses=losses, optimizers=["sgd"])
+    before = len(jit.compiled)
+    model = fastbp.Sequential(fastbp.Linear(3, 4), fastbp.ReLU(), fastbp.Linear(4, 2), seed=0)
+    for loss in (fastbp.CrossEntropyLoss(), fastbp.BCEWithLogitsLoss()):
+        model.predict_proba(np.ones((5, 3), np.float32), loss)
+    print(json.dumps([before > 0, jit.compiled[before:]]))
+
+
+def test_nothing_is_compiled_for_probabilities_after_warmup(fresh):
+    assert json.loads(fresh(predict_after_warmup, FASTBP_CACHE="0").stdout) == [True, []]
+
+
 # -------------------------------------------------------------------------------- unusable directories
 def test_cache_can_be_switched_off(cached, copy):
     directory, right = copy

@@ -464,8 +464,10 @@ def warmup(dtype, activations, losses, optimizers):
             context.activation_backward(dtype, activation)
     for loss in losses:
         context.loss(dtype, loss)
-    if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # whose predictions become probabilities
+    if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # predictions become probabilities by it
         context.softmax(dtype)
+    if "binary_cross_entropy_with_logits" in losses:
+        context.activation_forward(dtype, "sigmoid")
     for optimizer in optimizers:
         context.optimizer(dtype, optimizer)
     context.walk("forward")

@@ -211,6 +211,37 @@ def test_product_for_neon_assembled_not_run(fresh):
         check_product(text, ARM, product["isa"])
 
 
+# -------------------------------------------------------------------------------------- exponentials
+def print_exponentials():
+    """The register tile of this process, and the text of kernels that are made of exponentials, float32."""
+    single = np.dtype("float32")
+    kernels = {name: context.activation_forward(single, name) for name in ("sigmoid", "tanh", "silu")}
+    kernels |= {"softmax": context.softmax(single)}
+    texts = {name: kernel.assembly() for name, kernel in kernels.items()}
+    print(json.dumps({"isa": blocking.ISA._asdict(), "texts": texts}))
+
+
+@pytest.mark.parametrize("instruction_set", ["AVX-512", "AVX2"])
+def test_exponentials(fresh, warm_cache, instruction_set):
+    """Whole registers, so many side by side as fit: with 32 of them none is stored to the stack and read again."""
+    environment = x86_environment(instruction_set)
+    printed = fresh(print_exponentials, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None, **environment)
+    printed = json.loads(printed.stdout)
+    isa = printed["isa"]
+    assert isa["name"] == instruction_set
+    for name, text in printed["texts"].items():
+        codes, _ = loops_over_k(text, X86)
+        counts = []
+        for code in codes:
+            widths = [match[1] for line in code if (match := X86.multiply_add.match(line))]
+            assert set(widths) <= set(WIDTHS[isa["vector_bytes"]]), name
+            counts.append(len(widths))
+            stored = [line for line in code if X86.stack.search(line) and X86.store.match(line)]
+            if instruction_set == "AVX-512":
+                assert not [line for line in stored if X86.vector.search(line)], name
+        assert max(counts) >= 7 * isa["tall"], name  # those of an exponential, not masked, of rows side by side
+
+
 # -------------------------------------------------------------------------------------------- symbols
 # What the C wrapper that Numba puts around a kernel refers to; all of it is there when Numba is imported.
 OF_THE_WRAPPER = re.compile(

@@ -212,13 +212,21 @@ if not simulated:
             options = self.dispatcher.targetoptions
             if options["debug"] or options["link"] or options["extensions"]:  # need more than machine code
                 return None
-            directory = jit.cache_directory(_stamp())
+            directory = cache_directory()
             if directory is None:
                 return None
             function, (arguments, _) = self.dispatcher.py_func, normalize_signature(signature)
             architecture = CUDACodeLibrary(None, "")._ensure_cc(None)
             name = fingerprint(function, repr(arguments), repr(sorted(options.items())), repr(architecture))
             return directory / f"{function.__qualname__.rpartition('.')[2]}-{name[:32]}.kernel"
+
+
+def cache_directory() -> Path | None:
+    """Where machine code is kept; None also where the toolkit is not found that it would depend on."""
+    try:
+        return jit.cache_directory(_stamp())
+    except Exception:  # each of the packages asked has errors of its own
+        return None
 
 
 @cache
@@ -338,7 +346,7 @@ def describe() -> dict[str, str]:
     if simulated:
         return lines | {"GPU": "simulator"}
     require()
-    directory = jit.cache_directory(_stamp())
+    directory = cache_directory()
     device = cuda.get_current_device()
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
     free, total = cuda.current_context().get_memory_info()

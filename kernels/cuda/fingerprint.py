@@ -41,6 +41,9 @@ def fingerprint(function, *others) -> str:
             put(kind.__qualname__, len(value))
             for element in value:
                 add(element)
+        elif kind is dict:
+            put("dict")
+            add(tuple(value.items()))
         elif isinstance(value, frozenset):  # of a literal in the code
             put("set", *sorted(map(repr, value)))
         elif isinstance(value, CodeType):
@@ -77,20 +80,23 @@ def fingerprint(function, *others) -> str:
         add(function.__code__)
         add(function.__defaults__)
         add(tuple((function.__kwdefaults__ or {}).items()))
+        names, visited = _names(function.__code__), set()
         for cell in function.__closure__ or ():
-            add(cell.cell_contents)
-        names = _names(function.__code__)
+            add_found(cell.cell_contents, names, visited)
         for name in names:
-            if name not in function.__globals__:
-                continue  # a builtin, or an attribute
-            value = function.__globals__[name]
-            put("global", name)
-            add(value)
-            if isinstance(value, ModuleType) and value.__name__.startswith(OURS):
-                for attribute in names:
-                    if hasattr(value, attribute):
-                        put("attribute", attribute)
-                        add(getattr(value, attribute))
+            if name in function.__globals__:  # else a builtin, or an attribute
+                put("global", name)
+                add_found(function.__globals__[name], names, visited)
+
+    def add_found(value, names, visited):
+        """A value, and of a module of ours what the function may look up in it."""
+        add(value)
+        if isinstance(value, ModuleType) and value.__name__.startswith(OURS) and value not in visited:
+            visited.add(value)
+            for name in names:
+                if hasattr(value, name):
+                    put("attribute", name)
+                    add_found(getattr(value, name), names, visited)
 
     add(function)
     add(others)

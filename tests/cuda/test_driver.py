@@ -234,6 +234,9 @@ def what_makes_another_file():
     changed += map(fingerprint, (softplus, formulas.formulas(double)["softplus"].py_func))
     softplus.__globals__["log1p_of_unit"] = formulas.formulas(single)["exp_of_nonpositive"]  # two calls down
     changed.append(fingerprint(softplus))
+    for size in (1024, 2048):
+        gemm.EPILOGUE_BYTES = size
+        changed.append(fingerprint(lambda: gemm.EPILOGUE_BYTES))  # a constant of a module
     constants = 1, 1.0, True, "1", None, (1,), ((1,),), single, double, driver.types.int32, driver.types.int64, len, int
     constants += (*map(np.float32, (1, 2, 0.0, -0.0)), np.float64(1))
     changed += (fingerprint(lambda constant=constant: constant) for constant in constants)
@@ -248,7 +251,7 @@ def test_what_makes_another_file(fresh, tmp_path):
 def use_what_has_no_fingerprint():
     """A kernel of which it is not known what it depends on is compiled each time."""
     with on_a_gpu_of(CAPABILITY) as driver:
-        unknown = {"not": "known"}
+        unknown = object()
 
         @driver.kernel(threads=32)
         def kernel(out):

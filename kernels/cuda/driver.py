@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +135,13 @@ def _as_if_on(capability):
         yield
     finally:
         _dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
+
+
+@lru_cache(maxsize=1)
+def _typed(dispatcher, signature):
+    """Numba's kernel up to LLVM: the same for every GPU, and most of the time."""
+    with _as_if_on((8, 0)):
+        return _dispatcher._Kernel(dispatcher.py_func, signature, **dispatcher.targetoptions)
 
 
 def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:

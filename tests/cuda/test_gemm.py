@@ -199,6 +199,18 @@ def test_the_tile_changes_no_bit(dtype, layout, precision):
     assert len(outcomes) == 1
 
 
+@pytest.mark.skipif(driver.simulated, reason="the simulator rounds a product before it adds it, and so makes no -0.0")
+@pytest.mark.parametrize("tile", blocking.TILES[4], ids=lambda tile: tile.name)
+def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
+    a, b = (driver.to_device(np.full(1, x, np.float32)) for x in (-1e-30, 1e-30))
+    c = driver.to_device(np.empty(1, np.float32))
+    gemm.gemm(
+        "NN", 1, 1, 1, a, 0, 1, b, 0, 1, 0, None, 0, 0.0, c, 0, 1, None, 0, 0, "none", driver.stream(), tile=tile
+    )  # fmt: skip
+    assert driver.to_host(c)[0] == 0
+    assert np.signbit(driver.to_host(c)[0])
+
+
 def test_a_row_is_the_same_in_any_batch(monkeypatch):
     rng, fan_in, fan_out = np.random.default_rng(4), 37, 6
     x, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((65, fan_in), (fan_in, fan_out)))

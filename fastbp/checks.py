@@ -121,7 +121,8 @@ def shape(argument, array, expected):
 
 def readable(array):
     """Whether kernels can read the memory of the array as it lies."""
-    return array.flags.c_contiguous and array.flags.aligned
+    flags = array.flags
+    return flags.c_contiguous and flags.aligned
 
 
 def converted(array, dtype):

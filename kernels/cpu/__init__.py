@@ -22,6 +22,7 @@ _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=7q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=11q").pack_into, 8 * network.COEFFICIENTS
+_DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
 
 
@@ -201,7 +202,8 @@ class _Workspace:
         _require_ieee(self.table[:, _table.PRECISION].max())
         self.dtype = np.dtype(dtype)
         self.record = np.zeros(network.FIELDS, np.int64)
-        self.address, self.bytes = self.record.ctypes.data, memoryview(self.record).cast("B")
+        self.address = self.record.ctypes.data
+        self.bytes, self.fields = memoryview(self.record).cast("B"), memoryview(self.record)
         self.arrays = []
         self.pointed = {}  # field -> array
         self.pace, self.paced = team.Pace(), False
@@ -249,7 +251,7 @@ class _Workspace:
         """Set a field to the address of an array that callers pass again and again."""
         if self.pointed.get(field) is not array:
             self.pointed[field] = array
-            self.record[field] = 0 if array is None else array.ctypes.data
+            self.fields[field] = 0 if array is None else array.ctypes.data
 
     def threads_for(self, multiply_adds):
         """Workers for regions of so much work each."""
@@ -270,10 +272,10 @@ class _Workspace:
         alone = threads == 1
         if not alone:
             self.barrier[0] = 0
-            self.record[network.THREADS] = threads
+            self.fields[network.THREADS] = threads
             alone = not team.run(partial(self.walk, self.address), threads)
         if alone:
-            self.record[network.THREADS] = 1
+            self.fields[network.THREADS] = 1
             self.walk(self.address, 0)
         if self.paced:
             self.pace.record(threads, (time.perf_counter() - start) / units)
@@ -355,7 +357,7 @@ def network_forward(workspace, parameters, x, out):
     gather = 0 if x.dtype == workspace.dtype else workspace.gather(x.dtype)
     _set_rows(
         workspace.bytes, _ROWS_AT,
-        gather, _address(x), workspace.fan_in, x.itemsize, count, _address(out), workspace.fan_out,
+        gather, id(x) + _DATA, workspace.fan_in, x.itemsize, count, id(out) + _DATA, workspace.fan_out,
     )  # fmt: skip
     workspace.run(threads, count or 1)
 
@@ -375,15 +377,15 @@ def network_train_steps(
     gather_target = ldt = 0
     if not workspace.labels:
         gather_target, ldt = context.gather(target.dtype, workspace.dtype).address, target.shape[1]
-    _set_rows(workspace.bytes, _ROWS_AT, workspace.gather(x.dtype), _address(x), x.shape[1], x.itemsize, count, 0, 0)
+    _set_rows(workspace.bytes, _ROWS_AT, workspace.gather(x.dtype), id(x) + _DATA, x.shape[1], x.itemsize, count, 0, 0)
     _set_steps(
         workspace.bytes, _STEPS_AT,
-        _address(coefficients), _address(keys), gather_target, _address(target), ldt,
-        0 if row_weight is None else _address(row_weight), _address(rows), batch_size,
-        _address(step_loss), _address(step_hits), 0,
+        id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
+        0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
+        id(step_loss) + _DATA, id(step_hits) + _DATA, 0,
     )  # fmt: skip
     workspace.run(threads, count or 1)
-    return int(workspace.record[network.STEPS_DONE])
+    return workspace.fields[network.STEPS_DONE]
 
 
 # ---------------------------------------------------------------------------------------------- buffers

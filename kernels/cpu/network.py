@@ -19,7 +19,8 @@ from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
 from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 
-# Fields of the record. Addresses are in bytes, leading dimensions in elements.
+# Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
+# field holds where NumPy keeps its address (see `given`).
 (
     THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
     # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
@@ -39,6 +40,12 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 
 LINEAR_KIND, DROPOUT_KIND = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
+
+
+@inline
+def given(record, field):
+    """The address of a caller's array: reading it here is a load, in Python it takes a quarter of a microsecond."""
+    return pointer(record[field], np.int64)[0]
 
 
 @inline
@@ -156,14 +163,14 @@ def backward_rows(record, rows, first, panel, index, key):
 @inline
 def gather(record, start, first, rows, scale):
     """Rows ``first ...`` of the batch that begins at ``start``: inputs, targets and their weights."""
-    index_address = record[ROWS] + 8 * (start + first)
+    index_address = given(record, ROWS) + 8 * (start + first)
     index = pointer(index_address, np.int64)
     table = pointer(record[TABLE], np.int64)
     fan_in, ldx = table[layout.FAN_IN], table[layout.LD_IN]
     x = record[INPUT] + record[ITEMSIZE] * first * ldx
-    call(record[GATHER_X], (rows, fan_in, index_address, record[X], record[LDX], x, ldx))
+    call(record[GATHER_X], (rows, fan_in, index_address, given(record, X), record[LDX], x, ldx))
     if record[TARGET_IS_LABEL]:
-        labels, batch = pointer(record[TARGET], np.int64), pointer(record[TARGET_BATCH], np.int64)
+        labels, batch = pointer(given(record, TARGET), np.int64), pointer(record[TARGET_BATCH], np.int64)
         for i in range(rows):
             if i + blocking.VECTORS_AHEAD < rows:
                 prefetch(labels + index[i + blocking.VECTORS_AHEAD])
@@ -172,12 +179,12 @@ def gather(record, start, first, rows, scale):
         ldt = record[LD_TARGET_BATCH]
         columns = table[(record[TABLE_ROWS] - 1) * layout.COLUMNS + layout.FAN_OUT]
         y = record[TARGET_BATCH] + record[ITEMSIZE] * first * ldt
-        call(record[GATHER_TARGET], (rows, columns, index_address, record[TARGET], record[LDT], y, ldt))
+        call(record[GATHER_TARGET], (rows, columns, index_address, given(record, TARGET), record[LDT], y, ldt))
     weight = pointer(record[BATCH_WEIGHT], np.float64) + first
     if record[ROW_WEIGHT]:
-        given = pointer(record[ROW_WEIGHT], np.float64)
+        row_weight = pointer(given(record, ROW_WEIGHT), np.float64)
         for i in range(rows):
-            weight[i] = given[index[i]] * scale
+            weight[i] = row_weight[index[i]] * scale
     else:
         for i in range(rows):
             weight[i] = scale
@@ -188,10 +195,11 @@ def weight_scale(record, start, n):
     """1 / the sum of the batch's row weights; 0 when they are all 0, so that the batch counts for nothing."""
     if record[ROW_WEIGHT] == 0:
         return 1.0 / n
-    index, given = pointer(record[ROWS] + 8 * start, np.int64), pointer(record[ROW_WEIGHT], np.float64)
+    index = pointer(given(record, ROWS) + 8 * start, np.int64)
+    row_weight = pointer(given(record, ROW_WEIGHT), np.float64)
     total = 0.0
     for i in range(n):
-        total += given[index[i]]
+        total += row_weight[index[i]]
     if total == 0.0:
         return 0.0
     return 1.0 / total
@@ -205,13 +213,13 @@ def rows_region(record, step, start, n, thread, panel):
     end = table + (record[TABLE_ROWS] - 1) * layout.COLUMNS
     ldo, classes = end[layout.LD_OUT], end[layout.FAN_OUT]
     loss_parameter = as_floats(record)[LOSS_PARAMETER]
-    key = pointer(record[KEYS], np.int64)[step]
+    key = pointer(given(record, KEYS), np.int64)[step]
     scale = weight_scale(record, start, n)
     begin, stop = share(n, thread, record[THREADS])
     for first in range(begin, stop, blocking.ROWS):
         rows = min(blocking.ROWS, stop - first)
         gather(record, start, first, rows, scale)
-        index = record[ROWS] + 8 * (start + first)
+        index = given(record, ROWS) + 8 * (start + first)
         forward_rows(
             record, record[OUTPUTS], record[INPUT] + item * first * ldx, ldx, rows, first, panel, 0, 0, index, key
         )
@@ -241,7 +249,7 @@ def round_up(n, unit):
 def weights_region(record, step, n, thread, panel):
     """Region 2: this thread's blocks of weights, gradient and update, the biases with the first block."""
     table, item, capacity = pointer(record[TABLE], np.int64), record[ITEMSIZE], record[CAPACITY]
-    coefficients = record[COEFFICIENTS] + 8 * layout.COEFFICIENTS * step
+    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
     x, ldx = record[INPUT], table[layout.LD_IN]
     parameters, state_1, state_2 = record[PARAMETERS], record[STATE_1], record[STATE_2]
     scratch = panel + record[PANEL_BYTES]
@@ -299,7 +307,7 @@ def train_steps(record, thread):
     """`reference.network_train_steps` for one thread; leaves the number of steps done in the record."""
     panel = record[SCRATCH] + thread * record[SCRATCH_BYTES]
     scratch = panel + record[PANEL_BYTES]
-    losses, hits = pointer(record[STEP_LOSS], np.float64), pointer(record[STEP_HITS], np.int64)
+    losses, hits = pointer(given(record, STEP_LOSS), np.float64), pointer(given(record, STEP_HITS), np.int64)
     loss, row_hit = pointer(scratch, np.float64), pointer(record[ROW_HIT], np.int64)
     count, batch = record[COUNT], record[BATCH]
     steps = (count + batch - 1) // batch
@@ -336,10 +344,10 @@ def forward(record, thread):
     begin, stop = share(record[COUNT], thread, record[THREADS])
     for first in range(begin, stop, record[CAPACITY]):
         rows = min(record[CAPACITY], stop - first)
-        x, ldx = record[X] + record[X_ITEMSIZE] * first * record[LDX], record[LDX]
+        x, ldx = given(record, X) + record[X_ITEMSIZE] * first * record[LDX], record[LDX]
         if record[GATHER_X]:
             buffer = panel + record[PANEL_BYTES]
             call(record[GATHER_X], (rows, fan_in, 0, x, ldx, buffer, ldi))
             x, ldx = buffer, ldi
-        out = record[OUT] + item * first * record[LD_OUT]
+        out = given(record, OUT) + item * first * record[LD_OUT]
         forward_rows(record, outputs, x, ldx, rows, 0, panel, out, record[LD_OUT], 0, 0)

@@ -159,48 +159,10 @@ struct Block {
     return (uint8_t*)at;
   }
 
-  static int bytes_of(Type type) {
-    switch (type) {
-      case B8:
-      case U8:
-      case S8:
-      case PRED: return 1;
-      case B16:
-      case U16:
-      case S16:
-      case F16:
-      case BF16: return 2;
-      case B32:
-      case U32:
-      case S32:
-      case F32: return 4;
-      default: return 8;
-    }
-  }
-
   static uint64_t extended(Type type, const uint8_t* p) {
-    switch (type) {
-      case S8: {
-        int8_t v;
-        memcpy(&v, p, 1);
-        return (uint64_t)(int64_t)v;
-      }
-      case S16: {
-        int16_t v;
-        memcpy(&v, p, 2);
-        return (uint64_t)(int64_t)v;
-      }
-      case S32: {
-        int32_t v;
-        memcpy(&v, p, 4);
-        return (uint64_t)(int64_t)v;
-      }
-      default: {
-        uint64_t v = 0;
-        memcpy(&v, p, bytes_of(type));
-        return v;
-      }
-    }
+    uint64_t v = 0;
+    memcpy(&v, p, size_of(type));
+    return is_signed(type) ? (uint64_t)sign_extended(type, v) : v;
   }
 
   void finish_copies(Thread& t, size_t keep) {  // the open group does not count
@@ -287,7 +249,7 @@ struct Block {
     }
   }
   static uint64_t masked(Type type, uint64_t v) {
-    int n = bytes_of(type);
+    int n = size_of(type);
     return n == 8 ? v : v & ((1ull << 8 * n) - 1);
   }
   static bool is_signed(Type type) { return type >= S8 && type <= S64; }
@@ -321,7 +283,7 @@ struct Block {
         default: break;
       }
       x = rounded(x, in.rounding);
-      int n = 8 * bytes_of(in.type);
+      int n = 8 * size_of(in.type);
       if (is_signed(in.type)) {
         double most = ldexp(1.0, n - 1);
         int64_t i = x != x      ? (n == 64 ? INT64_MIN : 0)
@@ -405,13 +367,13 @@ struct Block {
         case XOR: D(masked(in.type, S(0) ^ S(1))); break;
         case SHL: {
           uint64_t n = (uint32_t)S(1);
-          int w = 8 * bytes_of(in.type);
+          int w = 8 * size_of(in.type);
           D(n >= (uint64_t)w ? 0 : masked(in.type, S(0) << n));
           break;
         }
         case SHR: {
           uint64_t n = (uint32_t)S(1);
-          int w = 8 * bytes_of(in.type);
+          int w = 8 * size_of(in.type);
           if (is_signed(in.type)) {
             int64_t v = sign_extended(in.type, S(0));
             D(masked(in.type, (uint64_t)(v >> (n >= (uint64_t)w ? w - 1 : n))));
@@ -420,14 +382,14 @@ struct Block {
         }
         case MOV: D(in.type == PRED ? S(0) : masked(in.type, S(0))); break;
         case MOV_PACK: {
-          int w = 8 * bytes_of(in.type) / (int)in.s.size();
+          int w = 8 * size_of(in.type) / (int)in.s.size();
           uint64_t v = 0;
           for (size_t i = 0; i < in.s.size(); i++) v |= (w == 64 ? S(i) : S(i) & ((1ull << w) - 1)) << (w * i);
           D(v);
           break;
         }
         case MOV_UNPACK: {
-          int w = 8 * bytes_of(in.type) / (int)in.d.size();
+          int w = 8 * size_of(in.type) / (int)in.d.size();
           uint64_t v = S(0);
           for (size_t i = 0; i < in.d.size(); i++) r[in.d[i].index] = (v >> (w * i)) & ((1ull << w) - 1);
           break;
@@ -458,7 +420,7 @@ struct Block {
           break;
         case CLZ: {
           uint64_t v = masked(in.type, S(0));
-          int w = 8 * bytes_of(in.type), n = 0;
+          int w = 8 * size_of(in.type), n = 0;
           while (n < w && !(v >> (w - 1 - n) & 1)) n++;
           D(n);
           break;
@@ -476,13 +438,13 @@ struct Block {
           break;
         }
         case LD: {
-          int n = bytes_of(in.type), all = n * in.vector;
+          int n = size_of(in.type), all = n * in.vector;
           uint8_t* p = memory(t, in.space, address(t, in.s[0]), all, false, all);
           for (int i = 0; i < in.vector; i++) r[in.d[i].index] = extended(in.type, p + n * i);
           break;
         }
         case ST: {
-          int n = bytes_of(in.type), all = n * in.vector;
+          int n = size_of(in.type), all = n * in.vector;
           uint8_t* p = memory(t, in.space, address(t, in.d[0]), all, true, all);
           for (int i = 0; i < in.vector; i++) {
             uint64_t v = value(t, in.s[i]);
@@ -494,13 +456,13 @@ struct Block {
           uint64_t at = address(t, in.s[0]);
           const uint8_t* p = at < (uint64_t)kernel.parameter_bytes ? launch.parameters.data() + at
                                                                    : t.local.data() + (at - kernel.parameter_bytes);
-          int n = bytes_of(in.type);
+          int n = size_of(in.type);
           for (int i = 0; i < in.vector; i++) r[in.d[i].index] = extended(in.type, p + n * i);
           break;
         }
         case ST_PARAM: {
           uint64_t v = value(t, in.s[0]);
-          memcpy(t.local.data() + (address(t, in.d[0]) - kernel.parameter_bytes), &v, bytes_of(in.type));
+          memcpy(t.local.data() + (address(t, in.d[0]) - kernel.parameter_bytes), &v, size_of(in.type));
           break;
         }
         case BRA: t.pc = in.target - 1; break;

@@ -55,25 +55,6 @@ const std::map<std::string, Type> TYPES = {{"pred", PRED}, {"b8", B8},   {"b16",
                                            {"s16", S16},   {"s32", S32}, {"s64", S64}, {"f16", F16}, {"bf16", BF16},
                                            {"f32", F32},   {"f64", F64}, {"tf32", B32}};
 
-int size_of(Type type) {
-  switch (type) {
-    case PRED:
-    case B8:
-    case U8:
-    case S8: return 1;
-    case B16:
-    case U16:
-    case S16:
-    case F16:
-    case BF16: return 2;
-    case B32:
-    case U32:
-    case S32:
-    case F32: return 4;
-    default: return 8;
-  }
-}
-
 struct Parser {
   Kernel& kernel;
   std::map<std::string, int> registers, labels;

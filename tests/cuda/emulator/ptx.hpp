@@ -13,6 +13,25 @@
 namespace emulator {
 
 enum Type : uint8_t { NONE, PRED, B8, B16, B32, B64, U8, U16, U32, U64, S8, S16, S32, S64, F16, BF16, F32, F64 };
+inline int size_of(Type type) {
+  switch (type) {
+    case PRED:
+    case B8:
+    case U8:
+    case S8: return 1;
+    case B16:
+    case U16:
+    case S16:
+    case F16:
+    case BF16: return 2;
+    case B32:
+    case U32:
+    case S32:
+    case F32: return 4;
+    default: return 8;
+  }
+}
+
 enum Op : uint8_t {
   ADD,
   SUB,

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 BACKENDS = tuple(os.environ.get("FASTBP_TEST_DEVICES", "reference,cpu").split(","))
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240  # seconds until a process counts as one that hangs
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=BACKENDS)

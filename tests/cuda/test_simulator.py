@@ -29,11 +29,7 @@ def test_tiny_cases_of_the_contract():
     simulated("-m", "tiny", "tests/contract/test_contract.py")
 
 
-def test_products():
-    simulated("tests/cuda/test_gemm.py")
-
-
 @pytest.mark.skipif(emulator.compiler() is not None, reason="the emulated GPU runs them")
-@pytest.mark.parametrize("name", ["steps", "front", "exchange", "pieces"])
-def test_host_code(name):
+@pytest.mark.parametrize("name", ["gemm", "steps", "front", "exchange", "pieces"])
+def test_what_a_gpu_runs_too(name):
     simulated(f"tests/cuda/test_{name}.py")

@@ -104,6 +104,7 @@ def busy_core():
 
 
 def installed(module: str) -> bool:
+    """Whether a module can be imported."""
     return importlib.util.find_spec(module) is not None
 
 

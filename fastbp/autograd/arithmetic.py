@@ -27,6 +27,8 @@ def _scalars(x, y):
 
 # ---------------------------------------------------------------------------------- arithmetic
 class Add(Function):
+    """What `add` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -47,6 +49,8 @@ def add(x, y):
 
 
 class Subtract(Function):
+    """What `subtract` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -67,6 +71,8 @@ def subtract(x, y):
 
 
 class Multiply(Function):
+    """What `multiply` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
@@ -88,6 +94,8 @@ def multiply(x, y):
 
 
 class Divide(Function):
+    """What `divide` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x, y):
         z = np.divide(x, y)
@@ -111,6 +119,8 @@ def divide(x, y):
 
 
 class Power(Function):
+    """What `power` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x, y):
         x, y = (one if isinstance(one, int | float) else np.asarray(one) for one in (x, y))
@@ -145,6 +155,8 @@ def power(x, y):
 
 
 class Negative(Function):
+    """What `negative` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -165,6 +177,8 @@ def negative(x):
 
 # ---------------------------------------------------------------------------------- functions
 class Exp(Function):
+    """What `exp` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -190,6 +204,8 @@ def exp(x):
 
 
 class Log(Function):
+    """What `log` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -208,6 +224,8 @@ def log(x):
 
 
 class Sqrt(Function):
+    """What `sqrt` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -230,6 +248,8 @@ def sqrt(x):
 
 
 class Absolute(Function):
+    """What `absolute` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -247,6 +267,8 @@ def absolute(x):
 
 # ---------------------------------------------------------------------------- maxima and minima
 class Maximum(Function):
+    """What `maximum` puts into the graph."""
+
     select = staticmethod(np.maximum)
     loses = staticmethod(np.less)  # whether the first is not selected against the second
 
@@ -263,6 +285,8 @@ class Maximum(Function):
 
 
 class Minimum(Maximum):
+    """What `minimum` puts into the graph."""
+
     select = staticmethod(np.minimum)
     loses = staticmethod(np.greater)
 
@@ -290,6 +314,8 @@ def minimum(x, y):
 
 
 class Max(Function):
+    """What `max` puts into the graph."""
+
     select = staticmethod(np.max)
     place = staticmethod(np.argmax)
 
@@ -314,6 +340,8 @@ class Max(Function):
 
 
 class Min(Max):
+    """What `min` puts into the graph."""
+
     select = staticmethod(np.min)
     place = staticmethod(np.argmin)
 
@@ -348,6 +376,8 @@ def _expanded(array, axis, keepdims):
 
 
 class Sum(Function):
+    """What `sum` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -367,6 +397,8 @@ def sum(x, axis=None, keepdims=False):
 
 
 class Mean(Function):
+    """What `mean` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -388,6 +420,8 @@ def mean(x, axis=None, keepdims=False):
 
 # -------------------------------------------------------------------------------------- shapes
 class Reshape(Function):
+    """What `reshape` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -406,6 +440,8 @@ def reshape(x, *shape):
 
 
 class Transpose(Function):
+    """What `transpose` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -428,6 +464,8 @@ def transpose(x, *axes):
 
 
 class Index(Function):
+    """What `index` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -456,6 +494,8 @@ def index(x, place):
 
 
 class Concatenate(Function):
+    """What `concatenate` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod

@@ -17,6 +17,8 @@ from ..layers import IDENTITY
 
 # ------------------------------------------------------------------------------------- products
 class Linear(Function):
+    """What `linear` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x, weight, bias, device):
         dtype = np.float32 if np.result_type(x, weight) == np.float32 else np.float64
@@ -66,6 +68,8 @@ def linear(x, weight, bias=None, *, device="cpu"):
 
 
 class MatMul(Function):
+    """What `matmul` puts into the graph."""
+
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
@@ -99,6 +103,8 @@ def matmul(x, y):
 
 # ---------------------------------------------------------------------------------- activations
 class Activation(Function):
+    """What the activations put into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -214,6 +220,8 @@ def softplus(x, *, device="cpu"):
 
 
 class Softmax(Function):
+    """What `softmax` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod
@@ -257,6 +265,8 @@ def softmax(x, axis=-1, *, device="cpu"):
 
 # -------------------------------------------------------------------------------------- dropout
 class Dropout(Function):
+    """What `dropout` puts into the graph."""
+
     reads_inputs = False
 
     @staticmethod

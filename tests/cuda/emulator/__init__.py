@@ -9,13 +9,16 @@ It says nothing about time, machine code, or the order in which a GPU would run 
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 NAME = "libcuda.so.1"  # as the driver's is called
-FLAGS = ("-std=c++17", "-O2", "-mfma", "-ffp-contract=off", "-shared", "-fPIC")
+FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
+if platform.machine() == "x86_64":
+    FLAGS.append("-mfma")  # an instruction instead of a function
 
 
 def compiler() -> str | None:

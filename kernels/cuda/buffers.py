@@ -64,6 +64,7 @@ def clear(out, stream):
 # ---------------------------------------------------------------------------------------------- sums
 # What is summed, in float64, over the elements x of a dtype.
 def square(x):
+    """Of the norm."""
     return np.float64(x) * np.float64(x)
 
 

@@ -532,9 +532,9 @@ BUGS = [
 
 def copy_package(directory):
     """The package with its kernels inside, and the tests: what a process that starts there imports."""
-    for folder, name in (("fastbp", "fastbp"), ("kernels", "fastbp/kernels"), ("tests", "tests")):
+    for folder in ("fastbp", "tests"):
         shutil.copytree(
-            ROOT / folder, directory / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            ROOT / folder, directory / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
         )
     shutil.copy(ROOT / "pyproject.toml", directory)
 

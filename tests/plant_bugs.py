@@ -2,11 +2,13 @@
 
 The tests are worth what they catch. Every row of BUGS is a mistake that somebody could make; some test of those
 named must fail with it, and all must pass without it. A text that is no longer in its file is an error: then the
-row is to be brought up to date. Not part of the test suite. Arguments are parts of the titles of rows to run.
+row is to be brought up to date; test_planted_bugs.py looks for them. Arguments are parts of the titles of rows to
+run; ``--sample N --seed S`` runs N of them, the same for the same seed.
 """
 
 import argparse
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -310,7 +312,7 @@ BUGS = [
     ),
     Bug(
         "weights of the rows are ignored",
-        NETWORK, "weight[i] = given[index[i]] * scale", "weight[i] = scale",
+        NETWORK, "weight[i] = row_weight[index[i]] * scale", "weight[i] = scale",
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
@@ -356,12 +358,13 @@ BUGS = [
     ),
     Bug(
         "a call's fields in the wrong order: the leading dimension of x and the size of its elements",
-        CPU, "_address(x), workspace.fan_in, x.itemsize, count,", "_address(x), x.itemsize, workspace.fan_in, count,",
+        CPU, "id(x) + _DATA, workspace.fan_in, x.itemsize, count,",
+        "id(x) + _DATA, x.itemsize, workspace.fan_in, count,",
         f"{CONTRACT} -k 'cpu and network_forward'",
     ),
     Bug(
         "a training call's fields in the wrong order: keys and coefficients",
-        CPU, "_address(coefficients), _address(keys),", "_address(keys), _address(coefficients),",
+        CPU, "id(coefficients) + _DATA, id(keys) + _DATA,", "id(keys) + _DATA, id(coefficients) + _DATA,",
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
@@ -584,8 +587,13 @@ def passing(bugs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("titles", nargs="*")
-    titles = parser.parse_args().titles
+    parser.add_argument("--sample", type=int, metavar="N", help="run N of the rows")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="which ones (default: %(default)s)")
+    arguments = parser.parse_args()
+    titles = arguments.titles
     bugs = [bug for bug in BUGS if not titles or any(part in bug.title for part in titles)]
+    if arguments.sample is not None:
+        bugs = random.Random(arguments.seed).sample(bugs, min(arguments.sample, len(bugs)))
     with tempfile.TemporaryDirectory(prefix="fastbp-bugs-") as directory:
         for bug in bugs:  # every text is where it is looked for, before anything takes time
             copy_package(Path(directory))

@@ -27,10 +27,31 @@ except ImportError as error:
         'pip install "fastbp[cuda12]" for CUDA 12'
     ) from error
 
-from numba import cuda, types
-from numba.cuda.core import config
 
-from .. import exchange
+def _check_versions():
+    """Raise for releases that these kernels do not run on: private API is used, so numba-cuda's bound is narrow."""
+    for package, version, fits, expected in (
+        ("numba-cuda", __version__, _release(__version__) == (0, 30), "0.30"),
+        ("NumPy", np.__version__, _release(np.__version__) < (2, 5), "below 2.5, for numba-cuda 0.30 uses row_stack"),
+    ):
+        if not fits:
+            raise ImportError(
+                f'device "cuda" needs {package} {expected}, got {version}: pip install "fastbp[cuda]" for CUDA 13, '
+                'pip install "fastbp[cuda12]" for CUDA 12, brings releases that fit'
+            )
+
+
+def _release(version):
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+_check_versions()
+
+from numba import cuda, types  # noqa: E402  an unfit release may fail at its import
+from numba.cuda.core import config  # noqa: E402
+
+from .. import exchange  # noqa: E402
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
 simulated = bool(config.ENABLE_CUDASIM)

@@ -1,6 +1,9 @@
 """What users read where the device "cuda" cannot be used: each way to ask for it, and nothing changed by it."""
 
 import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -39,6 +42,16 @@ def without_the_package(path):
     ask_for_it(ImportError, NO_PACKAGE, path)
 
 
+def with_another_release(path, package, version):
+    sys.modules.setdefault("numba_cuda", ModuleType("numba_cuda")).__version__ = "0.30.4"
+    if package == "numba-cuda":
+        sys.modules["numba_cuda"].__version__ = version
+    else:
+        np.__version__ = version
+    message = rf'device "cuda" needs {package} .*0\.30.*, got {version}: pip install "fastbp\[cuda\]" for CUDA 13'
+    ask_for_it(ImportError, message, path)
+
+
 def without_a_driver(path):
     from fastbp.kernels import cuda
 
@@ -48,6 +61,20 @@ def without_a_driver(path):
 
 def test_without_the_package(fresh, tmp_path):
     fresh(without_the_package, str(tmp_path / "model.npz"))
+
+
+@pytest.mark.parametrize(
+    ("package", "version"), [("numba-cuda", "0.29.0"), ("numba-cuda", "0.31.1"), ("NumPy", "2.5.0")]
+)
+def test_another_release(fresh, tmp_path, package, version):
+    fresh(with_another_release, str(tmp_path / "model.npz"), package, version)
+
+
+def test_bounds_are_those_of_the_extras():
+    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    for name, cuda in (("cuda", "cu13"), ("cuda12", "cu12")):
+        assert extras[name] == [f"numba-cuda[{cuda}]>=0.30,<0.31", "numpy<2.5"]
 
 
 def test_without_a_driver(fresh, tmp_path):

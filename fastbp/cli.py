@@ -15,21 +15,8 @@ import time
 
 import numpy as np
 
-from . import (
-    backend,
-    callbacks,
-    compare,
-    layers,
-    losses,
-    measure,
-    metrics,
-    model,
-    optimizers,
-    roofline,
-    runs,
-    tabular,
-    terminal,
-)
+from . import backend, callbacks, layers, losses, metrics, model, optimizers, runs, tabular, terminal
+from .bench import comparisons, measure, peers, process, report, roofline, shapes, training_steps
 from .kernels.table import PRECISIONS
 
 ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
@@ -142,7 +129,7 @@ def _parsers():
 
     comparison = add("compare", _compare, "time this library beside others that are installed")
     comparison.add_argument(
-        "--what", default="steps", help=f"all, or some of {', '.join(compare.COMPARISONS)} (%(default)s)"
+        "--what", default="steps", help=f"all, or some of {', '.join(comparisons.COMPARISONS)} (%(default)s)"
     )
     comparison.add_argument(
         "--shapes",
@@ -150,7 +137,7 @@ def _parsers():
         "(default: a few of each; S1 to S4)",
     )
     comparison.add_argument(
-        "--peers", help=f"some of {', '.join(compare.PEERS)} (default: the fastest of those that can do it)"
+        "--peers", help=f"some of {', '.join(peers.PEERS)} (default: the fastest of those that can do it)"
     )
     comparison.add_argument("--rounds", type=_positive, default=7, help="undisturbed rounds for each row (%(default)s)")
     comparison.add_argument(
@@ -168,7 +155,7 @@ def _parsers():
         command.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
         command.add_argument("--device", choices=backend.MODULES, default="cpu", help="where to compute (%(default)s)")
         command.add_argument(
-            "--isa", choices=measure.INSTRUCTION_SETS, default="host", help="instruction set of all (%(default)s)"
+            "--isa", choices=process.INSTRUCTION_SETS, default="host", help="instruction set of all (%(default)s)"
         )
     return parser, train
 
@@ -556,18 +543,18 @@ def _warmup(options):
 
 # ------------------------------------------------------------------------- compare and roofline
 def _compare(options):
-    names = compare.parse_what(options.what, options.threads, options.device)
-    known = compare.comparisons(options.device)
-    asked = compare.parse_shapes(options.shapes) if options.shapes else None
+    names = comparisons.parse_what(options.what, options.threads, options.device)
+    known = comparisons.comparisons(options.device)
+    asked = shapes.parse_shapes(options.shapes) if options.shapes else None
     if asked and not any(known[name].shapes for name in names):
         raise ValueError(f"--shapes {options.shapes}, but {', '.join(names)} has none")
-    found, missing = (None, []) if options.peers is None else compare.find_peers(options.peers)
-    variables = measure.environment(options.threads, options.isa)
-    if not measure.in_force(variables):
-        return measure.run_with(variables, options.arguments)
+    found, missing = (None, []) if options.peers is None else peers.find_peers(options.peers)
+    variables = process.environment(options.threads, options.isa)
+    if not process.in_force(variables):
+        return process.run_with(variables, options.arguments)
     rounds, seconds = (3, 0.02) if options.quick else (options.rounds, 0.1)
-    protocol = measure.Protocol(rounds, seconds, options.dtype, options.device, options.threads)
-    cores = measure.pin(options.threads)
+    how = measure.Protocol(rounds, seconds, options.dtype, options.device, options.threads)
+    cores = process.pin(options.threads)
     backend.set_num_threads(options.threads)
     print(_where(options, cores))
     for name in missing:
@@ -575,42 +562,43 @@ def _compare(options):
     results = {}
     for name in names:
         comparison = known[name]
-        peers = comparison.chosen(found)
-        columns = [*peers, compare.ONE_THREAD] if comparison.beside_one_thread(options.threads) else peers
-        print(f"\n{compare.heading(comparison, columns)}", flush=True)
+        chosen = comparison.chosen(found)
+        beside = [training_steps.ONE_THREAD] if comparison.beside_one_thread(options.threads) else []
+        columns = [*chosen, *beside]
+        print(f"\n{report.heading(comparison, columns)}", flush=True)
         results[name] = []
-        for case in comparison.cases(asked or comparison.shapes, peers, protocol):
-            results[name].append(protocol.measure(case))
-            print(compare.row(comparison, columns, results[name][-1]), flush=True)
+        for case in comparison.cases(asked or comparison.shapes, chosen, how):
+            results[name].append(how.measure(case))
+            print(report.row(comparison, columns, results[name][-1]), flush=True)
             if options.json:  # after each row: what is killed later leaves what it has measured
-                _write_report(options, cores, protocol, results)
+                _write_report(options, cores, how, results)
         print()
-        for line in compare.remarks(comparison, results[name]):
+        for line in report.remarks(comparison, results[name]):
             print(line)
 
 
-def _write_report(options, cores, protocol, results):
-    report = {"version": _version(), "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
-    report |= {"machine": backend.load(options.device).config(), "load": measure.load()}
-    pathlib.Path(options.json).write_text(json.dumps(report | results, indent=1) + "\n")
+def _write_report(options, cores, how, results):
+    written = {"version": _version(), "cores": cores, "isa": options.isa, "limit_gflops": how.best_limit}
+    written |= {"machine": backend.load(options.device).config(), "load": process.load()}
+    pathlib.Path(options.json).write_text(json.dumps(written | results, indent=1) + "\n")
 
 
 def _where(options, cores):
     pinned = f"pinned to core {', '.join(map(str, cores))}" if cores else "not pinned: this system cannot"
-    load = measure.load()
+    load = process.load()
     return _machine(options.device, options.dtype, pinned) + ("" if load is None else f" · load {load:.1f}")
 
 
 def _roofline(options):
-    shape = compare.parse_shapes(options.shape)
+    shape = shapes.parse_shapes(options.shape)
     if len(shape) != 1:
         raise ValueError(f"--shape {options.shape}: expected one shape, got {len(shape)}")
     if options.output:
         roofline.check_output(options.output)
-    variables = measure.environment(1, options.isa)
-    if not measure.in_force(variables):
-        return measure.run_with(variables, options.arguments)
-    cores = measure.pin(1)
+    variables = process.environment(1, options.isa)
+    if not process.in_force(variables):
+        return process.run_with(variables, options.arguments)
+    cores = process.pin(1)
     backend.set_num_threads(1)
     print(_where(options, cores), end="\n\n")
     found = roofline.measure_step(*shape.values(), options.dtype, options.device)

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from fastbp import compare, measure, roofline
+from fastbp import backend
+from fastbp.bench import measure, process, roofline, shapes, training_steps
 from fastbp.cli import main
 
 SHAPE = (6, 5, 4, 3), "tanh", 8, {}
@@ -14,17 +15,16 @@ SHAPE = (6, 5, 4, 3), "tanh", 8, {}
 def steady(monkeypatch):
     """A machine whose limit is known, and small arrays."""
     monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: 100.0)
-    monkeypatch.setattr(roofline, "fma_limit", lambda dtype, device: 100.0)
     monkeypatch.setattr(roofline, "SECONDS", 0.0)
     monkeypatch.setattr(roofline, "FOOTPRINTS", {"near": 1 << 10, "memory": 1 << 16})
-    monkeypatch.setattr(compare, "BATCHES", 2)
+    monkeypatch.setattr(training_steps, "BATCHES", 2)
     monkeypatch.setattr(measure, "STEADY", 0.0)
 
 
 def test_products_of_all_kernels_are_those_of_a_step():
     kernels = roofline.kernels_of(SHAPE, "float32", "reference")
     products = [kernel for kernel in kernels if kernel.name in ("forward", "grad input", "grad weight")]
-    assert sum(kernel.flops for kernel in products) == compare.step_flops(SHAPE[0], SHAPE[2])
+    assert sum(kernel.flops for kernel in products) == shapes.step_flops(SHAPE[0], SHAPE[2])
     assert [kernel.layer for kernel in kernels if kernel.name == "grad input"] == ["4 → 3", "5 → 4"]
     adam = sum(kernel.bytes for kernel in kernels if kernel.name == "Adam")
     assert adam == 7 * 4 * sum(a * b + b for a, b in itertools.pairwise(SHAPE[0]))
@@ -62,9 +62,9 @@ def test_measured_step_adds_up():
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG"), (".html", b"<!doctype html>")])
 def test_command_writes_a_picture(suffix, start, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(measure, "in_force", lambda variables: True)
-    monkeypatch.setattr(measure, "pin", lambda threads: [0])
-    monkeypatch.setattr(compare.backend, "_threads", None)
+    monkeypatch.setattr(process, "in_force", lambda variables: True)
+    monkeypatch.setattr(process, "pin", lambda threads: [0])
+    monkeypatch.setattr(backend, "_threads", None)
     path = tmp_path / f"roof{suffix}"
     assert main(["roofline", "--shape", "6-5-3@8", "--device", "reference", "-o", str(path)]) == 0
     assert path.read_bytes().startswith(start)
@@ -86,6 +86,6 @@ def test_bad_arguments_are_refused_before_anything_is_measured(capsys):
 
 
 def test_a_device_that_has_no_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(roofline, "fma_limit", lambda dtype, device: None)
+    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: None)
     with pytest.raises(ValueError, match="use --device cpu"):
         roofline.measure_step(SHAPE, "float32", "reference")

@@ -17,7 +17,7 @@ class Scalars(Benchmark):
 
     def setup(self, peer):
         super().setup()
-        self.case = require("fastbp.compare", "graph_case")
+        self.case = require("fastbp.bench.graphs", "graph_case")
         self.peer(peer)
 
     def track_ratio(self, peer):

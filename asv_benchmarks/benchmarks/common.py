@@ -60,37 +60,38 @@ class Benchmark:
     timeout = 300
 
     def setup(self, *_):
-        self.fastbp, self.compare, self.measure = (
-            require("fastbp"), require("fastbp.compare"), require("fastbp.measure"),
-        )  # fmt: skip
-        self.kernels = require("fastbp.kernels.cpu")
+        self.fastbp, self.kernels = require("fastbp"), require("fastbp.kernels.cpu")
+        self.shapes, self.steps, self.measure = (
+            require(f"fastbp.bench.{name}") for name in ("shapes", "training_steps", "measure")
+        )
         self.fastbp.set_num_threads(1)
 
     def shape(self, text):
         """Widths, activation and batch of ``S1`` to ``S9`` or of ``784-256-10@128``."""
-        widths, activation, batch, _ = self.compare.parse_shapes(text)[text]
+        widths, activation, batch, _ = self.shapes.parse_shapes(text)[text]
         return widths, activation, batch
 
     def network(self, text, batches, dtype, device="cpu"):
         """A classifier of that shape and its trainer, with random data for some batches."""
-        task, _ = self.compare.random_task(self.compare.parse_shapes(text)[text], batches, dtype)
-        return self.compare.Ours(task, self.shape(text)[2], dtype, device)
+        trainer = require("fastbp.bench.trainer")
+        task, _ = trainer.random_task(self.shapes.parse_shapes(text)[text], batches, dtype)
+        return trainer.Ours(task, self.shape(text)[2], dtype, device)
 
     def protocol(self, dtype="float32"):
         return self.measure.Protocol(rounds=ROUNDS, seconds=WINDOW, dtype=dtype)
 
     def compared(self, shape, dtype, *trainers):
-        """What `fastbp.compare` finds for a shape; None where other processes disturbed every round."""
-        protocol, found = self.protocol(dtype), self.compare.parse_shapes(shape)[shape]
-        return undisturbed(protocol.measure(self.compare.step_case(shape, found, trainers, protocol)))
+        """What `fastbp compare` finds for a shape; None where other processes disturbed every round."""
+        protocol, found = self.protocol(dtype), self.shapes.parse_shapes(shape)[shape]
+        return undisturbed(protocol.measure(self.steps.step_case(shape, found, trainers, protocol)))
 
     def peer(self, name):
         """Skip where a library is missing, or was set up by somebody else; keep this process to one core."""
         if TOO_LATE and name in ("numpy", "sklearn"):
             raise NotImplementedError(WHY_NOT_NUMPY)
-        if not self.compare.find_peers(name)[0]:
+        if not require("fastbp.bench.peers", "find_peers")(name)[0]:
             raise NotImplementedError(f"{name} is not installed")
-        self.measure.pin(1)
+        require("fastbp.bench.process", "pin")(1)
 
 
 def undisturbed(result):
@@ -128,7 +129,7 @@ def clock(call):
 
 def at_fma_limit(flops, dtype):
     """The time of so many floating-point operations at the limit of multiply-adds on registers, one thread."""
-    limit = require("fastbp.measure", "fma_limit")
+    limit = require("fastbp.bench.measure", "fma_limit")
     return lambda: flops / (limit(dtype, "cpu") * 1e9)
 
 

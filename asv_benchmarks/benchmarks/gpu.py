@@ -14,12 +14,12 @@ class OnGPU(Benchmark):
             require("fastbp.backend", "require")("cuda")
         except (ImportError, RuntimeError) as error:
             raise NotImplementedError(str(error)) from None
-        self.peers = require("fastbp.gpu_peers")
+        self.peers = require("fastbp.bench.gpu_peers")
         if not require("torch").cuda.is_available():
             raise NotImplementedError("this PyTorch has no GPU")
 
     def on_gpu(self, case):
-        """What `fastbp.compare` finds for ``case(protocol)``."""
+        """What `fastbp compare` finds for ``case(protocol)``."""
         protocol = self.measure.Protocol(rounds=ROUNDS, seconds=WINDOW, device="cuda")
         return protocol.measure(case(protocol))
 
@@ -32,8 +32,8 @@ class Step(OnGPU):
     unit = "times PyTorch"
 
     def result(self, shape, peer):
-        found, trainers = self.compare.parse_shapes(shape)[shape], [self.peers.TRAINERS[peer]]
-        return self.on_gpu(functools.partial(self.compare.step_case, shape, found, trainers))
+        found, trainers = self.shapes.parse_shapes(shape)[shape], [self.peers.TRAINERS[peer]]
+        return self.on_gpu(functools.partial(self.steps.step_case, shape, found, trainers))
 
     def track_fit(self, shape, peer):
         """An epoch of ``fit`` divided by its batches, by the clock of the host."""
@@ -56,6 +56,7 @@ class Product(OnGPU):
     unit = "times PyTorch"
 
     def track_product(self, kind, precision):
-        size = self.compare.GPU_PRODUCT_SIZE
-        case = functools.partial(self.compare.gpu_product_case, kind, size, precision, ["torch"])
+        products = require("fastbp.bench.products")
+        size = products.GPU_PRODUCT_SIZE
+        case = functools.partial(products.gpu_product_case, kind, size, precision, ["torch"])
         return peer_ratio(self.on_gpu(case), "torch")

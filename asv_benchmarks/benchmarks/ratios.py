@@ -1,4 +1,4 @@
-"""Paired ratios: other libraries timed in turn with ours, in one process on one core, by `fastbp.compare`."""
+"""Paired ratios: other libraries timed in turn with ours, in one process on one core, by `fastbp compare`."""
 
 from .common import Benchmark, grid, peer_ratio, require, undisturbed
 
@@ -18,7 +18,7 @@ class TrainStep(Benchmark):
         self.peer(peer)
 
     def track_ratio(self, peer, shape):
-        return peer_ratio(self.compared(shape, "float32", require("fastbp.peers", "TRAINERS")[peer]), peer)
+        return peer_ratio(self.compared(shape, "float32", require("fastbp.bench.peers", "TRAINERS")[peer]), peer)
 
 
 class Predict(Benchmark):
@@ -36,8 +36,9 @@ class Predict(Benchmark):
         self.peer(peer)
 
     def measured(self, peer, shape):
-        protocol, found = self.protocol(), self.compare.parse_shapes(shape)[shape]
-        return undisturbed(protocol.measure(self.compare.predict_case(shape, found, [peer], protocol)))
+        protocol, found = self.protocol(), self.shapes.parse_shapes(shape)[shape]
+        case = require("fastbp.bench.prediction", "predict_case")(shape, found, [peer], protocol)
+        return undisturbed(protocol.measure(case))
 
     def track_ratio(self, peer, shape):
         return peer_ratio(self.measured(peer, shape), peer)
@@ -60,9 +61,8 @@ class Product(Benchmark):
 
     def track_ratio(self, peer, product, size):
         protocol = self.protocol()
-        return peer_ratio(
-            undisturbed(protocol.measure(self.compare.product_case(product, size, [peer], protocol))), peer
-        )
+        case = require("fastbp.bench.products", "product_case")(product, size, [peer], protocol)
+        return peer_ratio(undisturbed(protocol.measure(case)), peer)
 
 
 class Many(Benchmark):
@@ -78,5 +78,6 @@ class Many(Benchmark):
 
     def track_ratio(self, peer, shape):
         protocol = self.protocol()
-        case = self.compare.many_case(shape, self.compare.SHAPES[shape], [peer], protocol)
+        many_case = require("fastbp.bench.side_by_side", "many_case")
+        case = many_case(shape, self.shapes.SHAPES[shape], [peer], protocol)
         return peer_ratio(undisturbed(protocol.measure(case)), peer)

@@ -21,8 +21,8 @@ class Threads(Benchmark):
             raise NotImplementedError(f"this process may use fewer than {threads} cores")
         self.fastbp.set_num_threads(threads)
         widths, _, batch = self.shape(shape)
-        batches = self.compare.BATCHES
-        self.flops = batches * self.compare.step_flops(widths, batch)
+        batches = self.steps.BATCHES
+        self.flops = batches * self.shapes.step_flops(widths, batch)
         self.epoch = clock(self.network(shape, batches, "float32").train)
         self.pool = ThreadPoolExecutor(threads)
 

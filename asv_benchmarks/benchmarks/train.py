@@ -54,7 +54,7 @@ class MappedMemory(Benchmark):
     def setup(self):
         super().setup()
         self.x = np.load("x.npy", mmap_mode="r")
-        self.model = self.compare.network((1024, 64, 10), "relu", "float32", "cpu")
+        self.model = require("fastbp.bench.trainer", "network")((1024, 64, 10), "relu", "float32", "cpu")
 
     def peakmem_fit_memmap(self):
         bp, y = self.fastbp, np.arange(len(self.x)) % 10

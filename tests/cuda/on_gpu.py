@@ -236,7 +236,7 @@ def thresholds():
 
 def _step_thresholds():
     """A step by launches, by a graph, by the kernel of all steps: microseconds, by events around `STEPS` of them."""
-    from fastbp import compare
+    from fastbp.bench import shapes, trainer
     from fastbp.kernels.cuda import driver, network, steps
 
     suits, capture = steps.suits, driver.capture
@@ -249,12 +249,12 @@ def _step_thresholds():
     print(f"{'layers @ batch':<26}{'parameters':>11}" + "".join(f"{way:>12}" for way in ways) + "  µs a step; now")
     for width, batch in itertools.product(STEP_WIDTHS, STEP_BATCHES):
         shape, times, now = ((width, width, width, 10), "relu", batch, {}), {}, "-"
-        task, rows = compare.random_task(shape, 4, "float32")
+        task, rows = trainer.random_task(shape, 4, "float32")
         rows = np.concatenate([rows] * (STEPS // len(rows)))
         for way, (in_one_kernel, captured) in ways.items():
             network.steps.suits, driver.capture = lambda workspace, n: in_one_kernel, captured  # noqa: B023
             try:
-                ours = compare.Ours(task, batch, "float32", "cuda")
+                ours = trainer.Ours(task, batch, "float32", "cuda")
                 ours.train()
                 times[way] = f"{_least(ours.launch(rows), STEPS):.1f}"
                 ((_, workspace),) = ours.model._training_workspaces.values()
@@ -265,7 +265,7 @@ def _step_thresholds():
             finally:
                 network.steps.suits, driver.capture = suits, capture
         parameters = sum(b * (a + 1) for a, b in itertools.pairwise(shape[0]))
-        row = f"{compare.title_of(shape):<26}{parameters:>11}" + "".join(f"{times[way]:>12}" for way in ways)
+        row = f"{shapes.title_of(shape):<26}{parameters:>11}" + "".join(f"{times[way]:>12}" for way in ways)
         print(f"{row}  {now}", flush=True)
     return failed
 

@@ -16,8 +16,9 @@ import pytest
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
 import fastbp
-from fastbp import compare, measure, steps
 from fastbp import device as front
+from fastbp import steps
+from fastbp.bench import comparisons, measure, products, report, training_steps
 from fastbp.kernels import cuda, table
 
 pytestmark = pytest.mark.skipif(
@@ -510,16 +511,16 @@ def test_copies_are_independent(data, duplicate):
 
 # ----------------------------------------------------------------------------------------- comparison
 def test_comparison_of_ours(monkeypatch):
-    monkeypatch.setattr(compare, "MOST_LAUNCHED", 4)
+    monkeypatch.setattr(training_steps, "MOST_LAUNCHED", 4)
     protocol = measure.Protocol(rounds=1, seconds=1e-4, device="cuda")
-    comparison = compare.comparisons("cuda")["steps"]
+    comparison = comparisons.comparisons("cuda")["steps"]
     for shape in (((3, 4, 1), "relu", 2, {}), ((3, 4, 2), "relu", 2, {})):
-        result = protocol.measure(compare.step_case("tiny", shape, [], protocol, batches=2))
+        result = protocol.measure(training_steps.step_case("tiny", shape, [], protocol, batches=2))
         assert result["us"] > 0
         assert result["also_us"]["events"] > 0
-        assert compare.row(comparison, [], result)
+        assert report.row(comparison, [], result)
     for kind, precision in zip(("NN", "NT", "TN"), table.PRECISIONS, strict=True):
-        assert protocol.measure(compare.gpu_product_case(kind, 5, precision, [], protocol))["us"] > 0
+        assert protocol.measure(products.gpu_product_case(kind, 5, precision, [], protocol))["us"] > 0
 
 
 @pytest.mark.skipif(not cuda.driver.simulated, reason="the simulator's launches can be listened to")

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import backend, compare
-from .kernels import table
-from .measure import STEADY, Clock, Protocol, fma_limit
+from .. import backend
+from ..kernels import table
+from . import measure
+from .clocks import Clock
+from .products import laid_out
+from .shapes import title_of
+from .training_steps import step_case
 
 FOOTPRINTS = {"256 KiB": 1 << 18, "1 MiB": 1 << 20, "4 MiB": 1 << 22, "16 MiB": 1 << 24, "memory": 1 << 28}
 ROUNDS = 7
@@ -49,7 +53,7 @@ def kernels_of(shape, dtype, device) -> list[Kernel]:
     code, identity = (table.ACTIVATIONS.index(name) for name in (activation, "identity"))
 
     def array(*shape):
-        return compare.laid_out(rng.standard_normal(shape, dtype=dtype))
+        return laid_out(rng.standard_normal(shape, dtype=dtype))
 
     def kernel(name, layer, flops, elements, function, *arguments):
         return Kernel(name, layer, flops, elements * itemsize, partial(function, *arguments))
@@ -105,7 +109,7 @@ def roof_seconds(flops, size, limit_gflops, bandwidth_gbytes) -> float:
 
 def measure_step(shape, dtype, device) -> dict:
     """Measure the limits, every kernel of a step, and a step of ``fit``; JSON can hold it."""
-    if fma_limit(dtype, device) is None:
+    if measure.fma_limit(dtype, device) is None:
         raise ValueError(f"device {device!r} cannot measure its limit of multiply-adds; use --device cpu")
     bandwidths = {name: _bandwidth_clock(size) for name, size in FOOTPRINTS.items()}
     kernels = kernels_of(shape, dtype, device)
@@ -117,7 +121,7 @@ def measure_step(shape, dtype, device) -> dict:
         for name, (moved, traffic) in bandwidths.items():
             seen[name].append(traffic / moved.read()["seconds"] / 1e9)
         for clock, seconds in zip(clocks, taken, strict=True):
-            limits.append(fma_limit(dtype, device))
+            limits.append(measure.fma_limit(dtype, device))
             seconds.append(clock.read()["seconds"])
     limit, gbytes = max(limits), {name: max(values) for name, values in seen.items()}
     rows = []
@@ -139,15 +143,15 @@ def measure_step(shape, dtype, device) -> dict:
                 "bound_by": "multiply-adds" if roof == kernel.flops / limit / 1e9 else level,
             }
         )
-    step = Protocol(rounds=3, dtype=dtype, device=device)
+    step = measure.Protocol(rounds=3, dtype=dtype, device=device)
     return {
-        "title": compare.title_of(shape),
+        "title": title_of(shape),
         "dtype": dtype,
         "limit_gflops": limit,
         "median_limit_gflops": statistics.median(limits),
         "bandwidth_gbytes": gbytes,
         "kernels": rows,
-        "step_seconds": step.measure(compare.step_case("", shape, [], step))["us"] / 1e6,
+        "step_seconds": step.measure(step_case("", shape, [], step))["us"] / 1e6,
     }
 
 
@@ -178,7 +182,7 @@ def lines(found) -> list[str]:
             f"{row['fraction_of_roof']:9.0%}  {row['bound_by']}"
         )
     total = sum(row["seconds"] for row in found["kernels"])
-    if found["median_limit_gflops"] < STEADY * found["limit_gflops"]:
+    if found["median_limit_gflops"] < measure.STEADY * found["limit_gflops"]:
         text += ["", f"disturbed: the limit was {found['median_limit_gflops']:.0f} GFLOP/s at the median"]
     return [
         *text,

@@ -9,198 +9,20 @@ bound. Figures are medians of the rounds kept; a ratio is the median of the rati
 import concurrent.futures
 import contextlib
 import dataclasses
-import importlib.util
-import json
-import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 
-import numpy as np
-
-from . import backend
+from .. import backend
+from .clocks import Clock
+from .process import load
 
 STEADY = 0.93  # of the best limit seen, or of the core's time: with less, something else had the core
 TEAM = 0.9  # of a core for every thread: with less, another process had one
 MOST_ROUNDS = 3  # times the rounds asked for
 LIMIT_SECONDS = 0.02  # of one measurement of the limit
-SAMPLES = 30, 20_000  # single calls in a reading, at least and at most
-BUSY = "while True: pass"
-
-# What libraries read once, when they are loaded; None: not set, so that each takes its own processor's kernels.
-THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-INSTRUCTION_SETS = {
-    "host": {"OPENBLAS_CORETYPE": None, "OPENBLAS_L2_SIZE": None},
-    "avx2": {
-        "NUMBA_CPU_NAME": "x86-64-v3",
-        "NUMBA_CPU_FEATURES": "+avx2,+fma",
-        "OPENBLAS_CORETYPE": "Haswell",
-        "OPENBLAS_L2_SIZE": None,
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-    },
-}
-XLA_INSTRUCTION_SETS = {"host": "", "avx2": " --xla_cpu_max_isa=AVX2"}
 
 
-# ------------------------------------------------------------------------------------- the process
-def environment(threads, isa="host") -> dict[str, str | None]:
-    """Variables that keep the libraries of a process to so many threads, and to an instruction set."""
-    xla = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'} intra_op_parallelism_threads={threads}"
-    return (
-        dict.fromkeys(THREAD_COUNTS, str(threads))
-        | INSTRUCTION_SETS[isa]
-        | {"XLA_FLAGS": xla + XLA_INSTRUCTION_SETS[isa]}
-    )
-
-
-def in_force(variables) -> bool:
-    """Whether this process was started with these variables."""
-    return all(os.environ.get(name) == value for name, value in variables.items())
-
-
-def run_with(variables, arguments) -> int:
-    """Run the command line once more, in a process with these variables; returns its exit code."""
-    changed = {name: value for name, value in (os.environ | variables).items() if value is not None}
-    return subprocess.call([sys.executable, "-m", "fastbp", *arguments], env=changed)
-
-
-def pin(threads: int) -> list[int]:
-    """Keep this process, and those it starts, to ``threads`` cores.
-
-    Returns
-    -------
-    list of int
-        The cores; empty where the system cannot pin.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
-    if len(cores) < threads:
-        raise ValueError(f"--threads {threads}, but this process may use {len(cores)} cores")
-    os.sched_setaffinity(0, cores)
-    return cores
-
-
-def load() -> float | None:
-    """Processes that wanted a core during the last minute, this one among them."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-@contextlib.contextmanager
-def busy_core():
-    """Another process that never rests, on one of our cores."""
-    process = subprocess.Popen([sys.executable, "-c", BUSY])
-    try:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[-1:])
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def installed(module: str) -> bool:
-    """Whether a module can be imported."""
-    return importlib.util.find_spec(module) is not None
-
-
-# ------------------------------------------------------------------------------------------- clocks
-def by_host(work) -> float:
-    """Seconds that ``work()`` takes by the clock of the host."""
-    return timed(work)[1]
-
-
-@dataclasses.dataclass
-class Clock:
-    """A call that is timed many times in a row; it consists of ``units``, of which the time is told.
-
-    ``elapsed(work)`` gives the seconds that ``work()`` takes: of the host, or of a GPU between two events.
-    """
-
-    call: object
-    units: int = 1
-    elapsed: object = by_host
-
-    def prepare(self, seconds):
-        """Warm up, and find how many calls take about so long."""
-        self.call()
-        self.repeats = max(1, math.ceil(seconds / self.elapsed(self.call)))
-
-    def read(self) -> dict:
-        """Seconds a unit."""
-        call = self.call
-
-        def work():
-            for _ in range(self.repeats):
-                call()
-
-        return {"seconds": self.elapsed(work) / (self.repeats * self.units)}
-
-
-class SampleClock(Clock):
-    """A call of which each is timed on its own: the median, and the time that one in a hundred exceeds."""
-
-    def prepare(self, seconds):
-        super().prepare(seconds)
-        fewest, most = SAMPLES
-        self.samples = np.empty(min(most, max(fewest, self.repeats)))
-
-    def read(self):
-        call, clock, samples = self.call, time.perf_counter, self.samples
-        for i in range(len(samples)):
-            start = clock()
-            call()
-            samples[i] = clock() - start
-        median, p99 = np.percentile(samples, (50, 99))
-        return {"seconds": float(median), "p99_seconds": float(p99)}
-
-
-class ProgramClock(Clock):
-    """A Python program, from the start of its process to its end, or the number of seconds it prints last."""
-
-    def __init__(self, program, *arguments, environment=dict, printed=False):
-        super().__init__(lambda: self.run())
-        self.command = [sys.executable, "-c", program, *map(str, arguments)]
-        self.environment, self.printed = environment, printed
-
-    def run(self) -> float:
-        variables = os.environ | self.environment()
-        process, seconds = timed(lambda: subprocess.run(self.command, env=variables, capture_output=True, text=True))
-        if process.returncode:
-            raise ValueError(f"a program of the comparison failed:\n{process.stderr[-2000:]}")
-        return json.loads(process.stdout.splitlines()[-1]) if self.printed else seconds
-
-    def prepare(self, seconds):
-        pass
-
-    def read(self):
-        return {"seconds": self.run()}
-
-
-def timed(work):
-    """What the work returns, and the seconds it took."""
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
-
-
-def fastest(calls, seconds=0.02):
-    """The name and the call of the fastest of a dict of calls, the others read in turn with it."""
-    clocks = {name: Clock(call) for name, call in calls.items()}
-    for clock in clocks.values():
-        clock.prepare(seconds)
-    readings = {name: [] for name in clocks}
-    for _ in range(3):
-        for name, clock in clocks.items():
-            readings[name].append(clock.read()["seconds"])
-    name = min(readings, key=lambda name: min(readings[name]))
-    return name, calls[name]
-
-
-# ------------------------------------------------------------------------------------------ a case
 @dataclasses.dataclass
 class Rival:
     """What ours is compared with: its clock, version, the settings that make it fast, the ratio aimed at.

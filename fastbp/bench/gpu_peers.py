@@ -6,7 +6,7 @@ the GPU, for launches that nobody waits for in between.
 
 import numpy as np
 
-from .peers import Operation
+from .peers import Operation, TorchSteps
 
 
 def _torch():
@@ -32,46 +32,18 @@ def elapsed(work) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-class Torch:
+class Torch(TorchSteps):
     """PyTorch, eager."""
 
     name = "torch"
     how = "eager, Adam(fused=True), zero_grad(set_to_none=True), TF32 off, data on the GPU"
-    adam = {"fused": True}  # noqa: RUF012 - a constant
 
-    def __init__(self, task, weights, rows, threads):
-        torch = self.torch = _torch()
-        self.version = torch.__version__
-        activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[task.activation]
-        layers = []
-        for weight, bias in weights:
-            linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
-            with torch.no_grad():
-                linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
-                linear.bias.copy_(torch.from_numpy(np.array(bias)))
-            layers += [linear, activation()]
-        self.model = torch.nn.Sequential(*layers[:-1]).cuda()
-        self.loss = torch.nn.MSELoss() if task.y.ndim == 2 else torch.nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.lr, **self.adam)
-        self.x, self.y, self.rows = (torch.from_numpy(np.asarray(array)).cuda() for array in (task.x, task.y, rows))
+    def __init__(self, task, weights, rows, threads, **adam):
+        super().__init__(_torch(), task, weights, rows, "cuda", **adam)
 
     def train(self):
         self.launch()
         self.torch.cuda.synchronize()
-
-    def launch(self):
-        """The steps of `train`, not waited for."""
-        for batch in self.rows:
-            self.step(batch)
-
-    def step(self, batch):
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.model(self.x[batch]), self.y[batch]).backward()
-        self.optimizer.step()
-
-    def weights(self):
-        values = [parameter.detach().cpu().numpy() for parameter in self.model.parameters()]
-        return [(weight.T, bias) for weight, bias in zip(values[::2], values[1::2], strict=True)]
 
 
 class TorchGraph(Torch):
@@ -79,10 +51,9 @@ class TorchGraph(Torch):
 
     name = "torch-graph"
     how = "a step as a CUDA graph, Adam(fused=True, capturable=True), TF32 off, data on the GPU"
-    adam = {"fused": True, "capturable": True}  # noqa: RUF012 - a constant
 
     def __init__(self, task, weights, rows, threads):
-        super().__init__(task, weights, rows, threads)
+        super().__init__(task, weights, rows, threads, capturable=True)
         torch = self.torch
         before = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.batch = self.rows[0].clone()

@@ -15,7 +15,32 @@ import warnings
 
 import numpy as np
 
-from .measure import fastest
+from .clocks import fastest
+from .process import installed
+
+PEERS = {  # name: the modules it needs
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "torch-graph": ("torch",),  # on a GPU
+    "jax": ("jax",),
+    "sklearn": ("sklearn",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+}
+
+
+def available(name: str) -> bool:
+    """Whether every module that a peer needs is installed."""
+    return all(map(installed, PEERS[name]))
+
+
+def find_peers(names: str) -> tuple[list[str], list[str]]:
+    """Of the peers named in a comma-separated list, those that are installed and those that are not."""
+    found, missing = [], []
+    for name in filter(None, names.split(",")):
+        if name not in PEERS:
+            raise ValueError(f"unknown peer {name!r}: expected {', '.join(PEERS)}")
+        (found if available(name) else missing).append(name)
+    return found, missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +130,47 @@ class NumPy:
         return self.layers
 
 
-class Torch:
+def torch_network(weights, activation):
+    """A network of PyTorch with copies of the weights, and an activation between its linear layers."""
+    import torch
+
+    activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[activation]
+    layers = []
+    for weight, bias in weights:
+        linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
+            linear.bias.copy_(torch.from_numpy(np.array(bias)))
+        layers += [linear, activation()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+class TorchSteps:
+    """Eager steps of PyTorch, on any device: what its trainers share."""
+
+    def __init__(self, torch, task, weights, rows, device, **adam):
+        self.torch, self.version = torch, torch.__version__
+        self.model = torch_network(weights, task.activation).to(device)
+        self.loss = torch.nn.MSELoss() if task.y.ndim == 2 else torch.nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.lr, fused=True, **adam)
+        self.x, self.y, self.rows = (torch.from_numpy(array).to(device) for array in (task.x, task.y, rows))
+
+    def launch(self):
+        """A step on each row; on a GPU nobody waits for them."""
+        for batch in self.rows:
+            self.step(batch)
+
+    def step(self, batch):
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(self.model(self.x[batch]), self.y[batch]).backward()
+        self.optimizer.step()
+
+    def weights(self):
+        values = [parameter.detach().cpu().numpy() for parameter in self.model.parameters()]
+        return [(weight.T, bias) for weight, bias in zip(values[::2], values[1::2], strict=True)]
+
+
+class Torch(TorchSteps):
     """PyTorch, eager: torch.compile was slower on small networks and no faster on large ones."""
 
     name = "torch"
@@ -114,30 +179,11 @@ class Torch:
     def __init__(self, task, weights, rows, threads):
         import torch
 
-        self.version = torch.__version__
         torch.set_num_threads(threads)
-        activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[task.activation]
-        layers = []
-        for weight, bias in weights:
-            linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
-            with torch.no_grad():
-                linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
-                linear.bias.copy_(torch.from_numpy(np.array(bias)))
-            layers += [linear, activation()]
-        self.model = torch.nn.Sequential(*layers[:-1])
-        self.loss = torch.nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.lr, fused=True)
-        self.x, self.y, self.rows = torch.from_numpy(task.x), torch.from_numpy(task.y), torch.from_numpy(rows)
+        super().__init__(torch, task, weights, rows, "cpu")
 
     def train(self):
-        for batch in self.rows:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss(self.model(self.x[batch]), self.y[batch]).backward()
-            self.optimizer.step()
-
-    def weights(self):
-        values = [parameter.detach().numpy() for parameter in self.model.parameters()]
-        return [(weight.T, bias) for weight, bias in zip(values[::2], values[1::2], strict=True)]
+        self.launch()
 
 
 class Jax:
@@ -262,13 +308,7 @@ def _torch_predict(weights, x, threads):
     import torch
 
     torch.set_num_threads(threads)
-    layers = []
-    for weight, bias in weights:
-        linear = torch.nn.Linear(*weight.shape, dtype=getattr(torch, weight.dtype.name))
-        linear.weight.data = torch.from_numpy(np.ascontiguousarray(weight.T))
-        linear.bias.data = torch.from_numpy(np.array(bias))
-        layers += [linear, torch.nn.ReLU()]
-    eager = torch.nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
+    eager = torch_network(weights, "relu").eval().requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # still the fastest for one row
         frozen = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(eager, torch.from_numpy(x))))
@@ -400,55 +440,3 @@ def _torch_graph(graph, numbers, threads):
 
 # functions of the graph, its numbers and threads
 GRAPHS = {"torch": _torch_graph}
-
-
-# ------------------------------------------------------------------------------------------- programs
-IMPORTS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "sklearn": "sklearn.neural_network"}
-
-# Digits in a file with x_train, y_train, x_test, y_test, until 97 % of the test part are right: 64-128-10, ReLU,
-# batches of 64, Adam with lr 3e-3.
-DIGITS = {
-    "fastbp": """
-import sys
-import numpy as np
-import fastbp
-x, y, x_test, y_test = (np.load(sys.argv[1])[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-model = fastbp.Sequential(fastbp.Linear(64, 128), fastbp.ReLU(), fastbp.Linear(128, 10), seed=0)
-loss, adam = fastbp.CrossEntropyLoss(), fastbp.Adam(lr=3e-3)
-for epoch in range(200):
-    model.fit(x, y, loss=loss, optimizer=adam, epochs=1, batch_size=64, verbose=False)
-    if (model.predict(x_test).argmax(axis=1) == y_test).mean() >= 0.97:
-        sys.exit(0)
-sys.exit("97 % not reached")
-""",
-    "sklearn": """
-import sys
-import numpy as np
-from sklearn.neural_network import MLPClassifier
-x, y, x_test, y_test = (np.load(sys.argv[1])[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-model = MLPClassifier((128,), batch_size=64, learning_rate_init=3e-3, alpha=0, random_state=0)
-for epoch in range(200):
-    model.partial_fit(x, y, classes=range(10))
-    if (model.predict(x_test) == y_test).mean() >= 0.97:
-        sys.exit(0)
-sys.exit("97 % not reached")
-""",
-    "torch": """
-import sys
-import numpy as np
-import torch
-x, y, x_test, y_test = (torch.from_numpy(np.load(sys.argv[1])[n]) for n in ("x_train", "y_train", "x_test", "y_test"))
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-loss, adam = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
-for epoch in range(200):
-    for batch in torch.randperm(len(x)).split(64):
-        adam.zero_grad(set_to_none=True)
-        loss(model(x[batch]), y[batch]).backward()
-        adam.step()
-    with torch.inference_mode():
-        if (model(x_test).argmax(dim=1) == y_test).double().mean() >= 0.97:
-            sys.exit(0)
-sys.exit("97 % not reached")
-""",
-}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import runs, tabular, terminal
-from fastbp.cli import main
+from fastbp import tabular
+from fastbp.cli import main, runs, terminal
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("sklearn")

@@ -151,17 +151,3 @@ class EpochRows:
             f" {record['epoch']:>5}{record['loss']:>13.4f}{record['val_loss']:>13.4f} {mark}"
             f"{self.score_of(record):>11.4f}{record['lr']:>10.1e}{speed:>12}{time:>11}"
         )
-
-
-def metrics_lines(metrics: dict[str, dict[str, float]]) -> list[str]:
-    """A table with a row for each metric and a column for each part of the data, and for the baseline."""
-    widths = {column: max(10, len(column) + 3) for column in metrics}
-    lines = [" " * 11 + "".join(f"{column:>{width}}" for column, width in widths.items())]
-    for name in next(iter(metrics.values())):
-        cells = (f"{_figure(metrics[column][name]):>{width}}" for column, width in widths.items())
-        lines.append(f" {name:10}" + "".join(cells))
-    return lines
-
-
-def _figure(value):
-    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

@@ -5,9 +5,12 @@ import json
 import pathlib
 import tomllib
 
+from .. import model, tabular
+
 MODEL = "model.npz"
 LAST = "last.npz"
 CONFIG = "config.toml"
+NOT_IN_CONFIG = {"command", "arguments", "config", "quiet", "json"}
 
 
 def create(parent: str, name: str) -> pathlib.Path:
@@ -33,10 +36,25 @@ def _number(entry, name):
 def model_path(run_or_model: str) -> pathlib.Path:
     """The model file of a run's folder, or the file itself."""
     path = pathlib.Path(run_or_model)
-    model = path / MODEL if path.is_dir() else path
-    if not model.is_file():
-        raise ValueError(f"no model at {model}: expected the folder of a run or a model file")
-    return model
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"no model at {file}: expected the folder of a run or a model file")
+    return file
+
+
+def load(run_or_model: str, device: str, precision: str) -> tuple[model.Sequential, tabular.Preprocessing]:
+    """The network of a run or a model file, and what its data goes through before."""
+    network = model.load(model_path(run_or_model), device=device, precision=precision)
+    if "preprocessing" not in network.metadata:
+        raise ValueError(
+            f"{run_or_model} does not say how to prepare data: it is not of `fastbp train`; use fastbp.load"
+        )
+    return network, tabular.Preprocessing(**network.metadata["preprocessing"])
+
+
+def kept(options) -> dict:
+    """Of a command's options, those that a config holds."""
+    return {name: value for name, value in vars(options).items() if name not in NOT_IN_CONFIG}
 
 
 def write_config(folder: pathlib.Path, options: dict) -> None:

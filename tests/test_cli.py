@@ -302,7 +302,7 @@ def test_help_and_version_import_nothing_heavy():
     code = f"""if True:
         import contextlib, sys
         from fastbp.cli import main
-        for arguments in ["--help"], ["train", "--help"], ["--version"]:
+        for arguments in ["--help"], ["train", "--help"], ["compare", "--help"], ["--version"]:
             with contextlib.suppress(SystemExit):
                 main(arguments)
         print([name for name in {heavy} if name in sys.modules])"""

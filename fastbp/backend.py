@@ -5,27 +5,34 @@ A backend is a plain module with the names of ``kernels/reference.py``. It is im
 from one device to another.
 """
 
+from __future__ import annotations
+
 import importlib
 import platform
 import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from . import checks
 from .kernels import table
 
 MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "reference": "fastbp.kernels.reference"}
 
-_loaded = {}
-_threads = None  # what set_num_threads asked for
+Kernels: TypeAlias = Any  # a module with the names of kernels/reference.py, or `device.DeviceKernels`
+
+_loaded: dict[str, Kernels] = {}
+_threads: int | None = None  # what set_num_threads asked for
 
 
-def on_host(device):
+def on_host(device: str) -> bool:
     """Whether a device computes in the memory of the host, on NumPy's arrays."""
     return device != "cuda"
 
 
-def load(device):
+def load(device: str) -> Kernels:
     """The backend of a device: its module, or `device.DeviceKernels` over one that has memory of its own."""
     if device not in _loaded:
         checks.choice("device", device, MODULES)
@@ -40,14 +47,14 @@ def load(device):
     return _loaded[device]
 
 
-def require(device):
+def require(device: str) -> None:
     """Raise unless this process can compute on a device, with what to do about it."""
     kernels = load(device)
     if not on_host(device):
         kernels.driver.require()
 
 
-def check_precision(precision, dtype, device):
+def check_precision(precision: str, dtype: DTypeLike, device: str) -> None:
     """Raise unless products of this dtype may have a precision on a device."""
     checks.choice("precision", precision, table.PRECISIONS)
     if precision not in load(device).precisions(dtype):
@@ -57,7 +64,7 @@ def check_precision(precision, dtype, device):
         )
 
 
-def set_num_threads(threads):
+def set_num_threads(threads: int) -> None:
     """Use this many workers, in the whole process, from the next call on.
 
     Parameters
@@ -71,19 +78,19 @@ def set_num_threads(threads):
         module.set_num_threads(_threads)
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """The number of workers in use: what `set_num_threads` set, else what the CPU backend chose."""
     return load("cpu").get_num_threads() if _threads is None else _threads
 
 
 def warmup(
-    dtype=("float32", "float64"),
+    dtype: DTypeLike | Sequence[DTypeLike] = ("float32", "float64"),
     *,
-    device="cpu",
-    activations=table.ACTIVATIONS,
-    losses=table.LOSSES,
-    optimizers=table.OPTIMIZERS,
-):
+    device: str = "cpu",
+    activations: Sequence[str] = table.ACTIVATIONS,
+    losses: Sequence[str] = table.LOSSES,
+    optimizers: Sequence[str] = table.OPTIMIZERS,
+) -> float:
     """Compile ahead what training and prediction use, so that nothing compiles later.
 
     Parameters
@@ -112,7 +119,7 @@ def warmup(
     return time.perf_counter() - start
 
 
-def show_config(device="cpu"):
+def show_config(device: str = "cpu") -> dict[str, str]:
     """Print what is in force: versions, processor features, kernels, threads, cache.
 
     Returns

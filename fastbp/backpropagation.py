@@ -5,9 +5,17 @@ graph, and each one's gradient is handed on to its inputs: between scalars as a 
 the ``backward`` of the function.
 """
 
+from __future__ import annotations
+
 import operator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .checks import Array
+
+if TYPE_CHECKING:
+    from .graph import Function, Variable
 
 
 class _Sign:
@@ -25,7 +33,7 @@ LEAF = _Sign("leaf")  # requires a gradient and was not computed
 FREED = _Sign("freed")  # was computed, and backward has been here
 
 
-def inputs_of(variable):
+def inputs_of(variable: Variable) -> tuple[Variable, ...]:
     """The variables that one was computed from."""
     node = variable._node
     if type(node) is type:
@@ -36,7 +44,7 @@ def inputs_of(variable):
 _tick_of = operator.attrgetter("_tick")
 
 
-def backpropagate(root, gradient, retain_graph):
+def backpropagate(root: Variable, gradient: float | Array, retain_graph: bool) -> None:
     """Give ``root`` its gradient and every variable it was computed from the sum of what flows to it."""
     order = reachable(root)
     order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
@@ -63,7 +71,7 @@ def backpropagate(root, gradient, retain_graph):
             variable._node, variable._x, variable._y = FREED, None, None
 
 
-def reachable(root):
+def reachable(root: Variable) -> list[Variable]:
     """The computed variables that ``root`` depends on, without gradients; refused where one was changed."""
     if root._node is LEAF:
         return [root]
@@ -129,7 +137,7 @@ def _unshared(flow, flows):
     return flow.base is None and flow.flags.writeable and sum(flow is other for other in flows) <= 1
 
 
-def flows_of(ctx, grad):
+def flows_of(ctx: Function, grad: float | Array) -> tuple[Any, ...]:
     """What ``backward`` returns, as a tuple with one for every input."""
     flows = type(ctx).backward(ctx, grad)
     flows = flows if type(flows) is tuple else (flows,)
@@ -153,7 +161,7 @@ def _like(ctx, data, flow):
     return flow if flow.dtype == data.dtype else flow.astype(data.dtype)
 
 
-def summed_to(array, shape):
+def summed_to(array: Array, shape: tuple[int, ...]) -> Array | None:
     """The adjoint of broadcasting ``shape`` to that of the array: the sum over the axes it made; None if it did not."""
     more = array.ndim - len(shape)
     if more < 0:
@@ -165,7 +173,7 @@ def summed_to(array, shape):
     return array.sum(axis=(*range(more), *stretched)).reshape(shape)
 
 
-def frozen(array):
+def frozen(array: Array) -> Array:
     """The array itself, read-only from now on."""
     array.setflags(write=False)
     return array

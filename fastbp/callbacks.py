@@ -1,8 +1,16 @@
 """Watching and stopping `Sequential.fit`: objects with some of the methods in ``METHODS``."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from . import checks
+
+if TYPE_CHECKING:
+    from .model import Sequential
+    from .training import History
 
 METHODS = {
     "on_fit_begin": "on_fit_begin(model, run)",
@@ -33,25 +41,25 @@ class EarlyStopping:
     best_epoch : int or None
     """
 
-    def __init__(self, patience=5, min_delta=0.0, restore_best=True):
+    def __init__(self, patience: int = 5, min_delta: float = 0.0, restore_best: bool = True) -> None:
         self.patience = checks.integer("patience", patience, minimum=1)
         self.min_delta = checks.real("min_delta", min_delta)
         self.restore_best = checks.boolean("restore_best", restore_best)
 
-    def on_fit_begin(self, model, run):
+    def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
         self.best, self.best_epoch, self._weights = math.inf, None, None
         self._watched = "val_loss" if run["validation_rows"] else "loss"
         if run["verbose"] and not run["validation_rows"]:
             print("early stopping watches the training loss: there is no validation data")
 
-    def on_epoch_end(self, model, record):
+    def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> bool:
         if record[self._watched] < self.best - self.min_delta:
             self.best, self.best_epoch = record[self._watched], record["epoch"]
             if self.restore_best:
                 self._weights = model.network.copied_values(self._weights)
         return record["epoch"] - (self.best_epoch or 0) >= self.patience
 
-    def on_fit_end(self, model, history):
+    def on_fit_end(self, model: Sequential, history: History) -> None:
         if self._weights is not None:
             model.network.restore_values(self._weights)
             self._weights = None
@@ -60,10 +68,10 @@ class EarlyStopping:
 class Printer:
     """One plain line an epoch."""
 
-    def on_fit_begin(self, model, run):
+    def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
         self._epochs = run["epochs"]
 
-    def on_epoch_end(self, model, record):
+    def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> None:
         parts = [f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"]
         parts += [
             f"{key} {record[key]:.4f}"
@@ -73,7 +81,7 @@ class Printer:
         print("  ".join([*parts, f"lr {record['lr']:.3g}", f"{record['seconds']:.2f} s"]), flush=True)
 
 
-def checked(callbacks):
+def checked(callbacks: Any) -> list[Any]:
     """The callbacks as a list; refuses what has none of the methods that are called."""
     if not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be a list, got {callbacks!r}; pass callbacks=[…]")
@@ -84,7 +92,7 @@ def checked(callbacks):
     return list(callbacks)
 
 
-def call(callbacks, name, *arguments):
+def call(callbacks: Iterable[Any], name: str, *arguments: Any) -> bool:
     """Call the method of every callback that has it; whether any returned true."""
     answers = [getattr(callback, name)(*arguments) for callback in callbacks if hasattr(callback, name)]
     return any(answers)  # after every callback was called

@@ -4,25 +4,33 @@ A message names the argument, what was expected, what came, and the remedy where
 copied whole: the checks look at views, a block at a time.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
+from collections.abc import Collection, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from .kernels import exchange
+
+Array: TypeAlias = NDArray[Any]
+T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 20  # what is looked at in one go: it stays in the second-level cache for the second look
 
 
 # --------------------------------------------------------------------------------------- scalars
-def choice(argument, value, allowed):
+def choice(argument: str, value: Any, allowed: Collection[str]) -> str:
     """``value``, one of the names in ``allowed``."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
 
 
-def integer(argument, value, minimum):
+def integer(argument: str, value: Any, minimum: int) -> int:
     """``value`` as an int of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{argument} must be an integer, got {value!r} of type {type(value).__name__}")
@@ -31,19 +39,19 @@ def integer(argument, value, minimum):
     return int(value)
 
 
-def generator(argument, seed):
+def generator(argument: str, seed: int | None) -> np.random.Generator:
     """A new generator from None or an integer."""
     return np.random.default_rng(None if seed is None else integer(argument, seed, minimum=0))
 
 
-def boolean(argument, value):
+def boolean(argument: str, value: Any) -> bool:
     """``value`` as a bool."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
     return bool(value)
 
 
-def instance(argument, value, kinds):
+def instance(argument: str, value: T, kinds: type | tuple[type, ...]) -> T:
     """``value``, an object of one of these classes."""
     if not isinstance(value, kinds):
         names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
@@ -51,7 +59,7 @@ def instance(argument, value, kinds):
     return value
 
 
-def real(argument, value, minimum=0.0, below=math.inf):
+def real(argument: str, value: Any, minimum: float = 0.0, below: float = math.inf) -> float:
     """``value`` as a float in ``[minimum, below)``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument} must be a real number, got {value!r} of type {type(value).__name__}")
@@ -61,14 +69,14 @@ def real(argument, value, minimum=0.0, below=math.inf):
     return float(value)
 
 
-def positive(argument, value):
+def positive(argument: str, value: Any) -> float:
     """``value`` as a finite float above 0."""
     if real(argument, value) == 0:
         raise ValueError(f"{argument} must be above 0, got {value}")
     return float(value)
 
 
-def dtype(argument, value):
+def dtype(argument: str, value: Any) -> np.dtype[Any]:
     """``value`` as the float32 or float64 dtype."""
     try:
         result = np.dtype(value)
@@ -83,7 +91,7 @@ def dtype(argument, value):
 on_device = exchange.on_gpu
 
 
-def numeric(argument, value):
+def numeric(argument: str, value: Any) -> Array:
     """``value`` as an array of real numbers; no copy of what is an array already."""
     if not isinstance(value, np.ndarray) and on_device(value):
         raise TypeError(
@@ -102,7 +110,7 @@ def numeric(argument, value):
     return array
 
 
-def matrix(argument, value, columns=None, rows=None):
+def matrix(argument: str, value: Any, columns: int | None = None, rows: int | None = None) -> Array:
     """``value`` as a two-dimensional array of real numbers with this many columns and rows; no copy."""
     array = numeric(argument, value)
     fits = array.ndim == 2 and columns in (None, array.shape[1]) and rows in (None, array.shape[0])
@@ -113,37 +121,37 @@ def matrix(argument, value, columns=None, rows=None):
     return array
 
 
-def shape(argument, array, expected):
+def shape(argument: str, array: Array, expected: tuple[int, ...]) -> None:
     """Refuse an array of another shape."""
     if array.shape != expected:
         raise ValueError(f"{argument} must have shape {expected}, got {array.shape}")
 
 
-def readable(array):
+def readable(array: Array) -> bool:
     """Whether kernels can read the memory of the array as it lies."""
     flags = array.flags
     return flags.c_contiguous and flags.aligned
 
 
-def converted(array, dtype):
+def converted(array: Array, dtype: DTypeLike) -> Array:
     """The array as a kernel reads it, in this dtype; itself where it is so already."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype)
     return array if array.flags.aligned else array.copy()
 
 
-def batch(argument, value, columns, dtype, rows=None):
+def batch(argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Array:
     """``value`` as a matrix of this dtype that a kernel reads."""
     return converted(matrix(argument, value, columns, rows), dtype)
 
 
-def not_empty(argument, array):
+def not_empty(argument: str, array: Array) -> None:
     """Refuse an array without rows."""
     if len(array) == 0:
         raise ValueError(f"{argument} must have at least one row, got shape {array.shape}")
 
 
-def targets(argument, value, rows, columns):
+def targets(argument: str, value: Any, rows: int, columns: int) -> Array:
     """``value`` as a matrix of real targets; ``(n,)`` is taken as ``(n, 1)`` and nothing else broadcasts."""
     array = numeric(argument, value)
     if columns == 1 and array.shape == (rows,):
@@ -154,7 +162,7 @@ def targets(argument, value, rows, columns):
     return array
 
 
-def labels(argument, value, rows, classes):
+def labels(argument: str, value: Any, rows: int, classes: int) -> Array:
     """``value`` as int64 labels ``0 … classes - 1``, one a row."""
     array = numeric(argument, value)
     if array.dtype.kind not in "iub":
@@ -176,7 +184,7 @@ def labels(argument, value, rows, classes):
     return converted(array, np.int64)
 
 
-def weights(argument, value, rows, each="row"):
+def weights(argument: str, value: Any, rows: int, each: str = "row") -> Array:
     """``value`` as float64 weights, one a row: finite, not negative, not all zero."""
     array = numeric(argument, value)
     if array.shape != (rows,):
@@ -191,7 +199,7 @@ def weights(argument, value, rows, each="row"):
     return array
 
 
-def rows(argument, value, count):
+def rows(argument: str, value: Any, count: int) -> Array:
     """``value`` as int64 numbers of rows, ``0 … count - 1``, at least one."""
     array = numeric(argument, value)
     if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
@@ -204,13 +212,13 @@ def rows(argument, value, count):
     return converted(array, np.int64)
 
 
-def blocks(array):
+def blocks(array: Array) -> Iterator[slice]:
     """Slices of rows that together are the array, each of about BLOCK_BYTES."""
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
-def within(argument, array, least, largest):
+def within(argument: str, array: Array, least: float, largest: float) -> None:
     """Refuse numbers outside ``[least, largest]``; NaN passes."""
     for part in blocks(array):
         block = array[part]
@@ -222,7 +230,7 @@ def within(argument, array, least, largest):
             )
 
 
-def finite(argument, array, dtype):
+def finite(argument: str, array: Array, dtype: DTypeLike) -> None:
     """Refuse NaN, infinity and what becomes infinite in ``dtype``; the array is read a block at a time."""
     if array.dtype.kind != "f" or array.size == 0:
         return

@@ -4,20 +4,40 @@ Arrays and memory maps are one chunk of rows, used every epoch; an iterable give
 converted or copied here but labels and weights.
 """
 
+from __future__ import annotations
+
 import copy
 import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import backend, checks
-from .losses import Loss
+from .backend import Kernels
+from .checks import Array
+from .losses import Loss, LossFunction
+
+if TYPE_CHECKING:
+    from .model import Sequential
+
+ChunkLike: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]  # X, y, sample_weight
+Data: TypeAlias = ArrayLike | Iterable[ChunkLike] | Callable[[], Iterable[ChunkLike]]
 
 WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
 SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
 
 
 # -------------------------------------------------------------------------------------- order
-def epoch_rows(kernels, generator, rows, shuffle, by_blocks, weight=None):
+def epoch_rows(
+    kernels: Kernels,
+    generator: np.random.Generator,
+    rows: range | Array,
+    shuffle: bool,
+    by_blocks: bool,
+    weight: Array | None = None,
+) -> range | Array:
     """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten."""
     if not (shuffle and by_blocks):
         order = _array(rows, weight)
@@ -51,14 +71,14 @@ def _shuffle(kernels, generator, rows):
     kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
 
 
-def is_memory_map(array):
+def is_memory_map(array: Any) -> bool:
     """Whether the array lies in a file that is mapped into memory."""
     while isinstance(array, np.ndarray):
         array = array.base
     return isinstance(array, mmap.mmap)
 
 
-def count_steps(rows, batch_size, drop_last):
+def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:
     """Batches in an epoch."""
     if drop_last and rows < batch_size:
         raise ValueError(
@@ -68,7 +88,15 @@ def count_steps(rows, batch_size, drop_last):
     return rows // batch_size if drop_last else -(-rows // batch_size)
 
 
-def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
+def batches(
+    X: ArrayLike,
+    y: ArrayLike,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[Array, Array]]:
     """Batches of one epoch, for loops of one's own.
 
     Parameters
@@ -100,7 +128,7 @@ def batches(X, y, batch_size, *, shuffle=True, seed=None, drop_last=False):
 
 
 # -------------------------------------------------------------------------------------- checked
-def checked_pair(model, loss, X, y, names):
+def checked_pair(model: Sequential, loss: LossFunction, X: Any, y: Any, names: Sequence[str]) -> tuple[Array, Array]:
     """X and y as arrays that can be trained on, whose values are all finite; nothing is copied but labels."""
     X = model.checked_inputs(names[0], X)
     checks.not_empty(names[0], X)
@@ -133,7 +161,15 @@ class Chunk:
         How many rows are trained on.
     """
 
-    def __init__(self, model, loss, X, y, sample_weight=None, names=("X", "y", "sample_weight")):
+    def __init__(
+        self,
+        model: Sequential,
+        loss: LossFunction,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None = None,
+        names: Sequence[str] = ("X", "y", "sample_weight"),
+    ) -> None:
         self.by_blocks = is_memory_map(X)
         self.X, self.y = checked_pair(model, loss, X, y, names)
         if sample_weight is not None:
@@ -144,7 +180,7 @@ class Chunk:
         self.rows = range(len(self.X))
         self.count = len(self.X) if self.weight is None else np.count_nonzero(self.weight)
 
-    def of_rows(self, argument, rows):
+    def of_rows(self, argument: str, rows: ArrayLike) -> Chunk:
         """The same data, of which only these rows are trained on."""
         rows = checks.rows(argument, rows, len(self.X))
         chunk = copy.copy(self)
@@ -154,18 +190,18 @@ class Chunk:
             raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
         return chunk
 
-    def order(self, model, shuffle):
+    def order(self, model: Sequential, shuffle: bool) -> Array:
         """The rows in the order of one epoch, by the generator of the model."""
         rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
         return epoch_rows(model._kernels, model.generator, rows, shuffle, self.by_blocks, self.weight)
 
-    def step_weights(self, order, batch_size):
+    def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""
         together = max(1, WEIGHTS_TOGETHER // batch_size) * batch_size
         parts = (self.weight[order[start : start + together]] for start in range(0, len(order), together))
         return np.concatenate([np.add.reduceat(part, np.arange(0, len(part), batch_size)) for part in parts])
 
-    def epoch(self):
+    def epoch(self) -> tuple[Chunk]:
         """The chunks of an epoch: this one."""
         return (self,)
 
@@ -173,7 +209,7 @@ class Chunk:
 class Chunks:
     """Chunks that an iterable gives, each checked before it is used."""
 
-    def __init__(self, model, loss, X, epochs):
+    def __init__(self, model: Sequential, loss: LossFunction, X: Any, epochs: int) -> None:
         self.model, self.loss, self.X = model, loss, X
         self.called = callable(X) and not hasattr(X, "__iter__")
         if not self.called:
@@ -184,7 +220,7 @@ class Chunks:
                     f"returns a new iterator for every epoch, or a list of chunks"
                 )
 
-    def epoch(self):
+    def epoch(self) -> Iterator[Chunk]:
         """The chunks of an epoch."""
         chunks = _iterator("what the function X returns", self.X()) if self.called else iter(self.X)
         count = 0
@@ -213,7 +249,9 @@ def _iterator(argument, value):
         ) from None
 
 
-def source(model, loss, X, y, sample_weight, epochs):
+def source(
+    model: Sequential, loss: LossFunction, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, epochs: int
+) -> Chunk | Chunks:
     """What has ``epoch()``: the data as chunks."""
     if y is not None:
         return Chunk(model, loss, X, y, sample_weight)

@@ -5,11 +5,17 @@ it, fetched after; an array that is on the device, or that another library has t
 losses and networks are the same code for every device, and what is to stay on the device is made there.
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import checks
+from .checks import Array
 from .kernels import reference
 from .pieces import Pieces
 
@@ -38,12 +44,12 @@ class DeviceKernels:
         With the names of ``kernels/reference.py``, and its ``driver``.
     """
 
-    def __init__(self, module):
+    def __init__(self, module: Any) -> None:
         self.module, self.driver = module, module.driver
         for name, (read, written) in EXCHANGED.items():
             setattr(self, name, self._exchanging(name, read, written))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
     def _exchanging(self, name, read, written):
@@ -79,7 +85,7 @@ class DeviceKernels:
         return self.empty(array.shape, array.dtype)
 
     # ------------------------------------------------------------------------------------ arrays
-    def write(self, view, values):
+    def write(self, view: Any, values: ArrayLike) -> None:
         """Copy an array of the host, or a number, into a parameter buffer or a view of one."""
         driver = self.driver
         memory = driver.flat(view)
@@ -93,11 +99,11 @@ class DeviceKernels:
             host[...] = values
             driver.to_device(host, memory)
 
-    def is_there(self, value):
+    def is_there(self, value: Any) -> bool:
         """Whether this is an array on a device already."""
         return self.driver.is_on_device(value)
 
-    def matrix(self, argument, value, columns, rows=None):
+    def matrix(self, argument: str, value: Any, columns: int, rows: int | None = None) -> Any:
         """A two-dimensional array of the device, checked as `checks.matrix` checks one of the host, and not copied."""
         try:
             array = self.driver.as_device_array(value)
@@ -113,7 +119,7 @@ class DeviceKernels:
             )
         return array
 
-    def batch(self, argument, value, columns, dtype, rows=None):
+    def batch(self, argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Any:
         """`checks.batch`, on the device."""
         if not self.is_there(value):
             return self.to_device(checks.batch(argument, value, columns, dtype, rows))
@@ -122,16 +128,16 @@ class DeviceKernels:
             raise TypeError(f"{argument} must have dtype {dtype} where it is on the GPU, got {array.dtype}; convert it")
         return array
 
-    def to_host(self, array):
+    def to_host(self, array: Any) -> Array:
         """The array on the host: a copy of one of the device."""
         return array if isinstance(array, np.ndarray) else self.module.to_host(array)
 
-    def send(self, array, to):
+    def send(self, array: Array, to: Any) -> Any:
         """Copy an array of the host, as many rows as it has, into the first rows of one of the device."""
         return self.driver.to_device(array, to[: len(array)])
 
     # -------------------------------------------------------------------------------------- data
-    def resident(self, arrays, dtype):
+    def resident(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[Any] | None:
         """Copies of the arrays on the device, or None where they would take too much of its free memory.
 
         Arrays that are there already are no copies. Those of a dtype that kernels do not read, or of another layout,
@@ -146,7 +152,7 @@ class DeviceKernels:
             None if array is None else self._held(array, there) for array, there in zip(arrays, dtypes, strict=True)
         ]
 
-    def dtypes(self, arrays, dtype):
+    def dtypes(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[np.dtype[Any] | None]:
         """Those that the arrays have on the device: their own where kernels read it, else ``dtype``."""
         return [
             None if array is None else array.dtype if self.gathers(array.dtype) else np.dtype(dtype) for array in arrays
@@ -160,6 +166,6 @@ class DeviceKernels:
             self.driver.to_device(checks.converted(array[part], dtype), held[part])
         return held
 
-    def pieces(self, arrays, dtype, before=None):
+    def pieces(self, arrays: Sequence[Any], dtype: DTypeLike, before: Pieces | None = None) -> Pieces:
         """`Pieces` of arrays of the host."""
         return Pieces(self, arrays, self.dtypes(arrays, dtype), before)

@@ -1,17 +1,29 @@
 """Derivatives: of networks and of any function of variables, and all of them beside central differences."""
 
+from __future__ import annotations
+
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import checks
+from .checks import Array
 from .graph import Variable, grad, own_value
 from .layers import Call, Layer, Linear
 from .model import Sequential
 
 
-def input_gradient(model, X, y=None, *, loss=None):
+def input_gradient(
+    model: Sequential | Layer | Callable[[Variable], Variable],
+    X: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+) -> Array:
     """Gradient with respect to the input: of the sum of the outputs, or of a loss.
 
     In evaluation mode; mode, stored gradients and saved values of the model stay as they are.
@@ -50,7 +62,7 @@ def input_gradient(model, X, y=None, *, loss=None):
     return grad(out, x, loss(out.data, y)[1])
 
 
-def jacobian(function, X):
+def jacobian(function: Sequential | Layer | Callable[[Variable], Variable], X: ArrayLike) -> Array:
     """All derivatives of all outputs with respect to all inputs, one backpropagation an output.
 
     Parameters
@@ -106,7 +118,14 @@ def _function(model):
 
 
 # ------------------------------------------------------------------------------ finite differences
-def gradcheck(network, x, y=None, *, loss=None, eps=1e-6):
+def gradcheck(
+    network: Sequential | Layer | Callable[..., Variable],
+    x: ArrayLike | tuple[ArrayLike, ...],
+    y: ArrayLike | None = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    eps: float = 1e-6,
+) -> dict[str, float]:
     """Compare ``backward`` with ``(f(v + eps) - f(v - eps)) / (2 eps)``, for every input and parameter v.
 
     Computed in float64. Of a network or layer a copy with the same values is used, and Dropout drops nothing.

@@ -5,6 +5,8 @@ too; ``.safetensors`` has the JSON as ``config`` in its metadata. The config hol
 Reading trusts nothing: it allocates no more than the file has bytes, and never unpickles.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
@@ -12,9 +14,13 @@ import os
 import secrets
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
+
+from .checks import Array
 
 FORMAT, VERSION = "fastbp model", 1
 CONFIG = "config.json"
@@ -52,7 +58,7 @@ def _digest(config, arrays):
 
 
 # --------------------------------------------------------------------------------------- writing
-def write(path, config, arrays):
+def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str, Array]) -> None:
     """Write a file; an older one at ``path`` stays until the new one is complete and on disk."""
     path = os.path.realpath(_checked_path(path))
     config = {"format": FORMAT, "version": VERSION} | config
@@ -96,7 +102,7 @@ def _write_archive(file, config, arrays):
 
 # --------------------------------------------------------------------------------------- reading
 @contextmanager
-def refusing(path):
+def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what a foreign or damaged file makes go wrong into one ValueError."""
     try:
         yield
@@ -118,7 +124,7 @@ def refusing(path):
         ) from error
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """The (config, arrays) that `write` wrote.
 
     Raises

@@ -9,15 +9,24 @@ Every variable has a tick, the moment its value was set. Ticks order the graph, 
 after a function had read it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import operator
 import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import checks
 from .backpropagation import LEAF, backpropagate, frozen, inputs_of, reachable
+from .checks import Array
+
+Operand: TypeAlias = "Variable | ArrayLike"
 
 next_tick = itertools.count(1).__next__
 
@@ -31,10 +40,12 @@ _thread = threading.local()
 class no_grad(contextlib.ContextDecorator):
     """Within it, in this thread, nothing is recorded: ``with no_grad(): w -= 0.1 * w.grad``. Also a decorator."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._count(1)
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._count(-1)
 
     def _count(self, step):
@@ -44,7 +55,7 @@ class no_grad(contextlib.ContextDecorator):
             _pauses += step
 
 
-def recording():
+def recording() -> bool:
     """Whether this thread records."""
     return not (_pauses and getattr(_thread, "depth", 0))
 
@@ -95,10 +106,10 @@ class Variable:
     __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_grad", "_name", "_node", "_tick", "_x", "_y")
     __array_ufunc__ = None  # array + variable is for the variable to answer
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         raise TypeError("Variable cannot be subclassed: the operations look for exactly this class")
 
-    def __init__(self, data, requires_grad=False, name=None):
+    def __init__(self, data: ArrayLike | Variable, requires_grad: bool = False, name: str | None = None) -> None:
         self._data = own_value("data", data)
         self._node = LEAF if checks.boolean("requires_grad", requires_grad) else None
         self._tick = next_tick()
@@ -107,15 +118,15 @@ class Variable:
 
     # ---------------------------------------------------------------------------- what it holds
     @property
-    def data(self):
+    def data(self) -> Array:
         return frozen(np.array(self._data)) if type(self._data) is float else self._data
 
     @property
-    def grad(self):
+    def grad(self) -> Array | None:
         return np.array(self._grad) if type(self._grad) is float else self._grad
 
     @grad.setter
-    def grad(self, value):
+    def grad(self, value: Any) -> None:
         if value is None or value is self._grad:  # as of x.grad *= 2
             self._grad = value
             return
@@ -125,23 +136,23 @@ class Variable:
         self._grad = value if type(value) is float else value.astype(self._data.dtype)
 
     @property
-    def requires_grad(self):
+    def requires_grad(self) -> bool:
         return self._node is not None
 
     @requires_grad.setter
-    def requires_grad(self, value):
+    def requires_grad(self, value: bool) -> None:
         if self.is_leaf:
             self._node = LEAF if checks.boolean("requires_grad", value) else None
         elif not value:
             raise RuntimeError("requires_grad of a computed Variable cannot be switched off; use detach()")
 
     @property
-    def is_leaf(self):
+    def is_leaf(self) -> bool:
         """Whether it was not computed from what requires a gradient."""
         return self._node is None or self._node is LEAF
 
     @property
-    def grad_fn(self):
+    def grad_fn(self) -> Function | None:
         if type(self._node) is not type:
             return self._node if isinstance(self._node, Function) else None
         function = self._node()
@@ -149,80 +160,82 @@ class Variable:
         return function
 
     @property
-    def name(self):
+    def name(self) -> str | None:
         return getattr(self, "_name", None)
 
     @name.setter
-    def name(self, value):
+    def name(self, value: str | None) -> None:
         self._name = value
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return np.shape(self._data)
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return np.ndim(self._data)
 
     @property
-    def size(self):
+    def size(self) -> int:
         return np.size(self._data)
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float64) if type(self._data) is float else self._data.dtype
 
-    def item(self):
+    def item(self) -> float:
         """The one number it holds, as a float."""
         return self._data if type(self._data) is float else self._data.item()
 
-    def __float__(self):
+    def __float__(self) -> float:
         return float(self.item())
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self._data)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._data)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Variable]:
         return (self[i] for i in range(len(self)))
 
-    def __format__(self, specification):
+    def __format__(self, specification: str) -> str:
         return format(self.item(), specification) if specification else repr(self)
 
-    def __array__(self, dtype=None, copy=None):
-        if self._node is not None:
-            raise TypeError(
-                "a Variable that requires a gradient does not become an array by itself, as that would leave the "
-                "graph: use its .data"
-            )
-        return np.array(self._data, dtype) if copy else np.asarray(self._data, dtype)
+    if not TYPE_CHECKING:  # with it, type checkers would take array + variable for an array
 
-    def __repr__(self):
+        def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+            if self._node is not None:
+                raise TypeError(
+                    "a Variable that requires a gradient does not become an array by itself, as that would leave the "
+                    "graph: use its .data"
+                )
+            return np.array(self._data, dtype) if copy else np.asarray(self._data, dtype)
+
+    def __repr__(self) -> str:
         name = f"{self.name}: " if self.name else ""
         made = f", grad_fn={self.grad_fn!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
         return f"Variable({name}{np.array2string(np.asarray(self._data), separator=', ', prefix='Variable(')}{made})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         if not self.is_leaf:
             raise RuntimeError("only leaves of a graph can be copied or pickled: use detach() first")
         return _leaf, (self._data, self.requires_grad, self.name, self.grad)
 
-    def __lt__(self, other):
+    def __lt__(self, other: Operand) -> Any:
         return self._data < value_of(other)
 
-    def __le__(self, other):
+    def __le__(self, other: Operand) -> Any:
         return self._data <= value_of(other)
 
-    def __gt__(self, other):
+    def __gt__(self, other: Operand) -> Any:
         return self._data > value_of(other)
 
-    def __ge__(self, other):
+    def __ge__(self, other: Operand) -> Any:
         return self._data >= value_of(other)
 
     # --------------------------------------------------------------------------------- gradients
-    def backward(self, gradient=None, *, retain_graph=False):
+    def backward(self, gradient: ArrayLike | None = None, *, retain_graph: bool = False) -> None:
         """Backpropagation: the gradient of this variable with respect to all that it was computed from.
 
         Parameters
@@ -263,16 +276,16 @@ class Variable:
                 "origin of this one, outside no_grad()"
             )
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Forget the gradient: the next `backward` starts from none."""
         self._grad = None
 
-    def detach(self):
+    def detach(self) -> Variable:
         """The same value as a leaf that requires no gradient."""
         return variable_of(self._data)
 
     # ----------------------------------------------------------------------------------- changes
-    def assign(self, value):
+    def assign(self, value: ArrayLike | Variable) -> Variable:
         """Set a new value of the same shape, in the same dtype; only a leaf has a value of its own.
 
         Returns
@@ -305,30 +318,77 @@ class Variable:
         value = change(self._data, value_of(other))
         return self._set(value if type(value) is float else _held(checks.numeric("the new value", value)))
 
-    def __iadd__(self, other):
+    def __iadd__(self, other: Operand) -> Variable:
         return self._in_place(operator.add, "+", other)
 
-    def __isub__(self, other):
+    def __isub__(self, other: Operand) -> Variable:
         return self._in_place(operator.sub, "-", other)
 
-    def __imul__(self, other):
+    def __imul__(self, other: Operand) -> Variable:
         return self._in_place(operator.mul, "*", other)
 
-    def __itruediv__(self, other):
+    def __itruediv__(self, other: Operand) -> Variable:
         return self._in_place(operator.truediv, "/", other)
+
+    if TYPE_CHECKING:  # fastbp.autograd adds these when it is imported; its functions have the docstrings
+
+        def add(self, y: Operand) -> Variable: ...
+        def negative(self) -> Variable: ...
+        def index(self, place: Any) -> Variable: ...
+        def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Variable: ...
+        def reshape(self, *shape: Any) -> Variable: ...
+        def transpose(self, *axes: Any) -> Variable: ...
+        def sigmoid(self, *, device: str = "cpu") -> Variable: ...
+        def leaky_relu(self, negative_slope: float = 0.01, *, device: str = "cpu") -> Variable: ...
+        def elu(self, alpha: float = 1.0, *, device: str = "cpu") -> Variable: ...
+        def gelu(self, approximate: str = "none", *, device: str = "cpu") -> Variable: ...
+        def softmax(self, axis: int = -1, *, device: str = "cpu") -> Variable: ...
+        def dropout(
+            self, p: float = 0.5, *, training: bool = True, seed: int | None = None, device: str = "cpu"
+        ) -> Variable: ...
+        def linear(self, weight: Operand, bias: Operand | None = None, *, device: str = "cpu") -> Variable: ...
+        def half_squared_error(
+            self, target: Operand, sample_weight: ArrayLike | None = None, *, device: str = "cpu"
+        ) -> Variable: ...
+        def huber(
+            self, target: Operand, sample_weight: ArrayLike | None = None, *, delta: float = 1.0, device: str = "cpu"
+        ) -> Variable: ...
+        def cross_entropy(
+            self,
+            target: Operand,
+            sample_weight: ArrayLike | None = None,
+            *,
+            label_smoothing: float = 0.0,
+            class_weight: ArrayLike | None = None,
+            device: str = "cpu",
+        ) -> Variable: ...
+        def to_dot(self) -> str: ...
+        @property
+        def T(self) -> Variable: ...
+
+        subtract = multiply = divide = power = matmul = maximum = minimum = add
+        __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = add
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = add
+        absolute = exp = log = sqrt = __neg__ = __abs__ = negative
+        mean = max = min = sum
+        tanh = relu = selu = silu = softplus = sigmoid
+        mean_squared_error = l1 = binary_cross_entropy = binary_cross_entropy_with_logits = half_squared_error
+        __getitem__ = index
 
 
 _make = object.__new__
 
 
-def variable_of(value, node=None):
+def variable_of(value: Any, node: Any = None) -> Variable:
     """A variable of a float or a read-only array, not copied."""
     variable = _make(Variable)
     variable._data, variable._node, variable._tick, variable._grad = value, node, next_tick(), None
     return variable
 
 
-def scalar(function, value, x, dx, y=None, dy=None):
+def scalar(
+    function: type[Function], value: float, x: Any, dx: float | None, y: Any = None, dy: float | None = None
+) -> Variable:
     """The scalar ``function(x, y)`` with its derivatives by x and by y, of which one may be no variable."""
     if type(y) is not Variable:
         dy = None
@@ -349,12 +409,12 @@ def _leaf(data, requires_grad, name, grad):
     return variable
 
 
-def value_of(operand):
+def value_of(operand: Any) -> Any:
     """The data of a variable; anything else as it is."""
     return operand._data if type(operand) is Variable else operand
 
 
-def own_value(argument, value):
+def own_value(argument: str, value: Any) -> Any:
     """A float, or a read-only copy as an array of float32 or float64."""
     if type(value) is float:
         return value
@@ -420,28 +480,28 @@ class Function:
     inputs = saved_tensors = needs_input_grad = ()
 
     @property
-    def label(self):
+    def label(self) -> str:
         return type(self).__name__
 
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, /, *arguments: Any, **named: Any) -> Any:
         """The result, from floats and arrays."""
         raise NotImplementedError
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Any, /) -> Any:
         """The gradients of the arguments, from that of the result."""
         raise NotImplementedError
 
-    def check_unchanged(self):
+    def check_unchanged(self) -> None:
         """Raise an error where what ``backward`` needs, other than the arguments, was changed; called before it."""
 
-    def save_for_backward(self, *values):
+    def save_for_backward(self, *values: Any) -> None:
         """Keep values as ``ctx.saved_tensors``."""
         self.saved_tensors = values
 
     @classmethod
-    def apply(cls, *arguments):
+    def apply(cls, *arguments: Any) -> Variable:
         """The result as a variable; recorded where an argument requires a gradient."""
         ctx = cls()
         ctx.inputs = tuple([x if type(x) is Variable else None for x in arguments])
@@ -456,12 +516,26 @@ class Function:
         recorded = ctx.has_parameters or True in ctx.needs_input_grad
         return variable_of(result, ctx if recorded and recording() else None)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{self.label}>"
 
 
 # ------------------------------------------------------------------------------------ gradients
-def grad(output, inputs, gradient=None, *, retain_graph=False):
+@overload
+def grad(
+    output: Variable, inputs: Variable, gradient: ArrayLike | None = None, *, retain_graph: bool = False
+) -> Array: ...
+@overload
+def grad(
+    output: Variable, inputs: Sequence[Variable], gradient: ArrayLike | None = None, *, retain_graph: bool = False
+) -> tuple[Array, ...]: ...
+def grad(
+    output: Variable,
+    inputs: Variable | Sequence[Variable],
+    gradient: ArrayLike | None = None,
+    *,
+    retain_graph: bool = False,
+) -> Any:
     """Gradients of ``output`` with respect to variables, without storing any.
 
     Parameters

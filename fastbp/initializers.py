@@ -5,9 +5,18 @@ LeCun et al. 1998, Glorot & Bengio 2010 ("xavier") and He et al. 2015 ("kaiming"
 rule when the weight is, else it is zero.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import checks
+from .checks import Array
+
+Initializer: TypeAlias = Callable[[np.random.Generator, int, int], ArrayLike]
 
 
 def _uniform(variance):
@@ -37,18 +46,18 @@ def _kaiming(fan_in, fan_out):
     return 2 / fan_in
 
 
-def default(rng, fan_in, fan_out):
+def default(rng: np.random.Generator, fan_in: int, fan_out: int) -> Array:
     """Uniform in ±1/√fan_in."""
     bound = 1 / np.sqrt(fan_in)
     return rng.uniform(-bound, bound, (fan_in, fan_out))
 
 
-def zeros(rng, fan_in, fan_out):
+def zeros(rng: np.random.Generator, fan_in: int, fan_out: int) -> Array:
     """Zeros."""
     return np.zeros((fan_in, fan_out))
 
 
-INITIALIZERS = {
+INITIALIZERS: dict[str, Initializer] = {
     "default": default,
     "zeros": zeros,
     "lecun_uniform": _uniform(_lecun),
@@ -60,12 +69,12 @@ INITIALIZERS = {
 }
 
 
-def checked(init):
+def checked(init: str | Initializer) -> str | Initializer:
     """``init``, a name or a callable."""
     return init if callable(init) else checks.choice("init", init, INITIALIZERS)
 
 
-def linear(init, rng, fan_in, fan_out):
+def linear(init: str | Initializer, rng: np.random.Generator, fan_in: int, fan_out: int) -> tuple[ArrayLike, Array]:
     """The first weight and bias of a linear layer."""
     weight = INITIALIZERS.get(init, init)(rng, fan_in, fan_out)
     bound = 1 / np.sqrt(fan_in)

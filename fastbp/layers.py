@@ -3,12 +3,20 @@
 A linear layer alone owns its parameters; in a `Sequential` they are views into the buffer of the model.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import backend, checks, initializers
+from .checks import Array
 from .graph import Function, Variable
+from .initializers import Initializer
 from .kernels import table
-from .parameters import Parameters, assign
+from .parameters import Parameter, Parameters, assign
 
 
 class Call(Function):
@@ -19,7 +27,7 @@ class Call(Function):
     """
 
     @staticmethod
-    def forward(ctx, layer, forward, x):
+    def forward(ctx: Any, layer: Any, forward: Callable[[Array], Array], x: Any) -> Any:
         last = layer.last_call
         try:
             out = forward(x)
@@ -32,7 +40,7 @@ class Call(Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         layer = ctx.layer
         last, layer.last_call = layer.last_call, ctx.call
         try:
@@ -41,7 +49,7 @@ class Call(Function):
             layer.last_call = last
         return None, None, grad_input
 
-    def check_unchanged(self):
+    def check_unchanged(self) -> None:
         if self.has_parameters and self.version != self.network.version:
             raise RuntimeError(
                 f"the parameters of {self.label} were changed after it had been called: call backward() before the "
@@ -49,7 +57,7 @@ class Call(Function):
             )
 
     @property
-    def label(self):
+    def label(self) -> str:
         return type(self.layer).__name__
 
 
@@ -58,38 +66,46 @@ class Layer:
 
     network = None  # the `Parameters` of a layer that has some
 
-    def __call__(self, x):
+    @overload
+    def __call__(self, x: Variable) -> Variable: ...
+    @overload
+    def __call__(self, x: ArrayLike) -> Array: ...
+    def __call__(self, x: ArrayLike | Variable) -> Any:
         return self.forward(x)
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
         """The output for a batch ``x`` (n, in), keeping what `backward` needs; of a Variable a Variable."""
         raise NotImplementedError
 
     @property
-    def last_call(self):
+    def last_call(self) -> Any:
         """What `backward` needs of the last `forward`."""
         return self._saved
 
     @last_call.setter
-    def last_call(self, saved):
+    def last_call(self, saved: Any) -> None:
         self._saved = saved
 
-    def backward_input(self, grad_output):
+    def backward_input(self, grad_output: ArrayLike) -> Array:
         """`backward` without storing gradients."""
         return self.backward(grad_output)
 
-    def backward(self, grad_output, accumulate=False):
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """The gradient with respect to the input of the last `forward`."""
         raise NotImplementedError
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """Arguments that make this layer again, for files."""
         return {}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_saved": None}
 
     def _last_saved(self):
@@ -130,8 +146,16 @@ class Linear(Layer):
     """
 
     def __init__(
-        self, in_features, out_features, bias=True, init="default", *, dtype="float32", device="cpu", seed=None
-    ):
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        init: str | Initializer = "default",
+        *,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
         self.in_features = checks.integer("in_features", in_features, minimum=1)
         self.out_features = checks.integer("out_features", out_features, minimum=1)
         self.has_bias = checks.boolean("bias", bias)
@@ -145,19 +169,19 @@ class Linear(Layer):
 
     # ------------------------------------------------------------------------------ parameters
     @property
-    def row(self):
+    def row(self) -> tuple[Any, ...]:
         """This layer as a row for `kernels.table.lower`, without an activation."""
         return ("linear", self.in_features, self.out_features, self.has_bias, "identity", 0.0)
 
     @property
-    def network(self):
+    def network(self) -> Parameters:
         """The `Parameters` that hold this layer; its own are made here when it is used alone."""
         if self._parameters is None:
             network = Parameters([self.row], [""], self.dtype, self.device)
             self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
         return self._parameters
 
-    def first_values(self, rng):
+    def first_values(self, rng: np.random.Generator) -> tuple[Any, Any]:
         """The (weight, bias) there are, else drawn ones."""
         if self._parameters is not None:
             return self.weight, self.bias
@@ -175,7 +199,7 @@ class Linear(Layer):
         self._parameters, self._row = network, row
         self._given = self._init = None
 
-    def adopt(self, network, row, values):
+    def adopt(self, network: Parameters, row: int, values: Any) -> None:
         """Become a row of a model, with these values."""
         self._place(network, row, values)
         self.adopted = True
@@ -192,33 +216,37 @@ class Linear(Layer):
         return self.network.views[self._row][name == "bias"]
 
     @property
-    def weight(self):
+    def weight(self) -> Array:
         return self.network.readable(self._view("weight"))
 
     @weight.setter
-    def weight(self, value):
+    def weight(self, value: ArrayLike) -> None:
         self._set("weight", (self.in_features, self.out_features), value)
 
     @property
-    def bias(self):
+    def bias(self) -> Array | None:
         return self.network.readable(self._view("bias"))
 
     @bias.setter
-    def bias(self, value):
+    def bias(self, value: ArrayLike) -> None:
         if not self.has_bias:
             raise ValueError("bias cannot be set: the layer was made with bias=False")
         self._set("bias", (self.out_features,), value)
 
     @property
-    def grad_weight(self):
+    def grad_weight(self) -> Array:
         return self.network.readable(self.network.gradient_views[self._row][0])
 
     @property
-    def grad_bias(self):
+    def grad_bias(self) -> Array | None:
         return self.network.readable(self.network.gradient_views[self._row][1])
 
     # ----------------------------------------------------------------------------------- steps
-    def forward(self, x):
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
         """``X W + b``.
 
         Parameters
@@ -240,7 +268,7 @@ class Linear(Layer):
         self._saved = x
         return out
 
-    def backward(self, grad_output, accumulate=False):
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """``∂L/∂W = Xᵀ G``, ``∂L/∂b = Σ_rows G``; returns ``∂L/∂X = G Wᵀ``.
 
         Parameters
@@ -261,7 +289,7 @@ class Linear(Layer):
         network.backend.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
         return self.backward_input(grad_output)
 
-    def backward_input(self, grad_output):
+    def backward_input(self, grad_output: ArrayLike) -> Array:
         """``∂L/∂X = G Wᵀ`` alone, without storing gradients."""
         x, network = self._last_saved(), self.network
         grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
@@ -269,7 +297,7 @@ class Linear(Layer):
         network.backend.linear_backward_input(grad_output, weight, x, *IDENTITY, grad_input)
         return grad_input
 
-    def update_parameters(self, learning_rate):
+    def update_parameters(self, learning_rate: float) -> None:
         """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
         network = self.network
         coefficients = np.zeros(table.COEFFICIENTS)
@@ -278,11 +306,11 @@ class Linear(Layer):
         network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
         network.version += 1
 
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
         """Named views of this layer's parameters; those of the whole model once it is part of one."""
         return self.network.named()
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
 
 
@@ -305,15 +333,19 @@ class Activation(Layer):
     name = None
     parameter = 0.0
 
-    def __init__(self, *, device="cpu"):
+    def __init__(self, *, device: str = "cpu") -> None:
         self.device = checks.choice("device", device, backend.MODULES)
         self._saved = None
 
     @property
-    def code(self):
+    def code(self) -> int:
         return table.ACTIVATIONS.index(self.name)
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
         """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
         if type(x) is Variable:
             return Call.apply(self, self.forward, x)
@@ -324,7 +356,7 @@ class Activation(Layer):
         self._saved = x if self.name in table.SAVES_PRE_ACTIVATION else out.copy()
         return out
 
-    def backward(self, grad_output, accumulate=False):
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """``g'(x) * grad_output`` at the last `forward`; there is nothing to accumulate."""
         saved = self._last_saved()
         grad_output = checks.batch("grad_output", grad_output, saved.shape[1], saved.dtype, len(saved))
@@ -363,11 +395,11 @@ class LeakyReLU(Activation):
 
     name = "leaky_relu"
 
-    def __init__(self, negative_slope=0.01, *, device="cpu"):
+    def __init__(self, negative_slope: float = 0.01, *, device: str = "cpu") -> None:
         super().__init__(device=device)
         self.parameter = checks.real("negative_slope", negative_slope)
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"negative_slope": self.parameter}
 
 
@@ -388,11 +420,11 @@ class ELU(Activation):
 
     name = "elu"
 
-    def __init__(self, alpha=1.0, *, device="cpu"):
+    def __init__(self, alpha: float = 1.0, *, device: str = "cpu") -> None:
         super().__init__(device=device)
         self.parameter = checks.real("alpha", alpha)
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"alpha": self.parameter}
 
 
@@ -422,12 +454,12 @@ class GELU(Activation):
 
     names = {"none": "gelu", "tanh": "gelu_tanh"}  # noqa: RUF012 - a constant
 
-    def __init__(self, approximate="none", *, device="cpu"):
+    def __init__(self, approximate: str = "none", *, device: str = "cpu") -> None:
         super().__init__(device=device)
         self.approximate = checks.choice("approximate", approximate, self.names)
         self.name = self.names[approximate]
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"approximate": self.approximate}
 
 
@@ -487,7 +519,7 @@ class Dropout(Layer):
         ``p`` is no number in [0, 1).
     """
 
-    def __init__(self, p=0.5, *, seed=None, device="cpu"):
+    def __init__(self, p: float = 0.5, *, seed: int | None = None, device: str = "cpu") -> None:
         self.p = checks.real("p", p, below=1.0)
         self.device = checks.choice("device", device, backend.MODULES)
         self.generator = checks.generator("seed", seed)
@@ -502,7 +534,11 @@ class Dropout(Layer):
             backend.load(self.device).dropout(x, np.arange(len(x)), key, self.p, out)
         return out
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
         """``x m / (1 - p)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
         if type(x) is Variable:
             return Call.apply(self, self.forward, x)
@@ -512,12 +548,12 @@ class Dropout(Layer):
         self._saved = x.shape, x.dtype, key
         return self._dropped(x, key)
 
-    def backward(self, grad_output, accumulate=False):
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """``grad_output m / (1 - p)`` with the ``m`` of the last `forward`; there is nothing to accumulate."""
         (rows, features), dtype, key = self._last_saved()
         return self._dropped(checks.batch("grad_output", grad_output, features, dtype, rows), key)
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"p": self.p}
 
 

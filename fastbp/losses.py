@@ -4,11 +4,21 @@ Which kernel computes a loss can depend on the target, so a loss hands out the n
 labels and probabilities are two kernels of one cross-entropy.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, overload
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import backend, checks
+from .backend import Kernels
+from .checks import Array
 from .graph import Function, Variable
 from .kernels import table
+
+LossFunction: TypeAlias = Callable[..., tuple[float, ArrayLike]]  # (prediction, target, weights if there are any)
 
 
 class LossOf(Function):
@@ -17,7 +27,7 @@ class LossOf(Function):
     reads_inputs = False
 
     @staticmethod
-    def forward(ctx, loss, prediction, target, sample_weight):
+    def forward(ctx: Any, loss: Loss, prediction: Any, target: Any, sample_weight: Any) -> Any:
         if ctx.inputs[2] is not None and ctx.inputs[2].requires_grad:
             raise TypeError("target must not require a gradient, which losses do not have for it: use its .data")
         ctx.loss = loss
@@ -26,11 +36,11 @@ class LossOf(Function):
         return value
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return None, grad * ctx.saved_tensors[0], None, None
 
     @property
-    def label(self):
+    def label(self) -> str:
         return type(self.loss).__name__
 
 
@@ -71,14 +81,24 @@ class Loss:
         The number its kernel takes, where it takes one.
     """
 
-    name = None
+    name: str = None  # type: ignore[assignment]
     parameter = 0.0
     target_range = None  # (least, largest) of a target, where it is bounded
 
-    def __init__(self, *, device="cpu"):
+    def __init__(self, *, device: str = "cpu") -> None:
         self.device = checks.choice("device", device, backend.MODULES)
 
-    def __call__(self, prediction, target, sample_weight=None):
+    @overload
+    def __call__(
+        self, prediction: Variable, target: ArrayLike | Variable, sample_weight: ArrayLike | None = None
+    ) -> Variable: ...
+    @overload
+    def __call__(
+        self, prediction: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Array]: ...
+    def __call__(
+        self, prediction: ArrayLike | Variable, target: ArrayLike | Variable, sample_weight: ArrayLike | None = None
+    ) -> Any:
         """Value and gradient.
 
         Parameters
@@ -113,15 +133,15 @@ class Loss:
         return value, gradient
 
     # ----------------------------------------------------------------------------- for training
-    def kernel(self, target):
+    def kernel(self, target: Array) -> str:
         """Name in ``fastbp.kernels.table`` of the kernel for this target, an array."""
         return self.name
 
-    def takes_labels(self, target):
+    def takes_labels(self, target: Array) -> bool:
         """Whether this target, an array, is one integer label a row."""
         return self.kernel(target) in table.LABEL_LOSSES
 
-    def checked_target(self, argument, target, rows, outputs):
+    def checked_target(self, argument: str, target: ArrayLike, rows: int, outputs: int) -> Array:
         """The target as labels or as a matrix, not yet converted."""
         target = checks.numeric(argument, target)
         if self.takes_labels(target):
@@ -131,11 +151,13 @@ class Loss:
             checks.within(argument, target, *self.target_range)
         return target
 
-    def row_weight(self, target, sample_weight):
+    def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
         """What the rows count, float64 (n,) or None, from their checked targets and sample weights."""
         return sample_weight
 
-    def of_rows(self, kernels, prediction, target, weight, gradient):
+    def of_rows(
+        self, kernels: Kernels, prediction: Any, target: Array, weight: Array, gradient: Any
+    ) -> tuple[Array, Array]:
         """Loss and hit of every row; ``gradient``, which may be ``prediction``, is written.
 
         Parameters
@@ -154,7 +176,9 @@ class Loss:
         kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
         return row_loss, row_hit
 
-    def of_batch(self, kernels, prediction, target, weight, gradient):
+    def of_batch(
+        self, kernels: Kernels, prediction: Any, target: Array, weight: Array | None, gradient: Any
+    ) -> tuple[float, int]:
         """Value and number of hits of a batch, as `of_rows`; ``weight`` float64 (n,) with any sum above 0, or None."""
         weight = np.ones(len(prediction)) if weight is None else weight
         weight = weight / weight.sum()
@@ -162,11 +186,11 @@ class Loss:
         return float((row_loss * weight).sum()), int(row_hit.sum())
 
     # ----------------------------------------------------------------------------------- files
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """Arguments that make this loss again."""
         return {}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
 
 
@@ -207,11 +231,11 @@ class HuberLoss(Loss):
 
     name = "huber"
 
-    def __init__(self, delta=1.0, *, device="cpu"):
+    def __init__(self, delta: float = 1.0, *, device: str = "cpu") -> None:
         super().__init__(device=device)
         self.parameter = checks.positive("delta", delta)
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return {"delta": self.parameter}
 
 
@@ -227,7 +251,7 @@ class BCELoss(Loss):
     target_range = 0, 1
 
     @staticmethod
-    def probabilities(prediction, *, device="cpu"):
+    def probabilities(prediction: Any, *, device: str = "cpu") -> Any:
         """The prediction itself."""
         return prediction
 
@@ -242,7 +266,7 @@ class BCEWithLogitsLoss(Loss):
     target_range = 0, 1
 
     @staticmethod
-    def probabilities(prediction, *, device="cpu"):
+    def probabilities(prediction: Any, *, device: str = "cpu") -> Any:
         """``σ(s)`` of every element, an array (n, out): on the GPU for a prediction that is there."""
         sigmoid = table.ACTIVATIONS.index("sigmoid")
         return _mapped(device, prediction, lambda kernels, z, out: kernels.activation_forward(z, sigmoid, 0.0, out))
@@ -273,7 +297,9 @@ class CrossEntropyLoss(Loss):
     name = "cross_entropy"
     target_range = 0, 1
 
-    def __init__(self, label_smoothing=0.0, class_weight=None, *, device="cpu"):
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weight: ArrayLike | None = None, *, device: str = "cpu"
+    ) -> None:
         super().__init__(device=device)
         self.parameter = checks.real("label_smoothing", label_smoothing, below=1.0)
         if class_weight is not None:
@@ -281,11 +307,11 @@ class CrossEntropyLoss(Loss):
             class_weight = checks.weights("class_weight", class_weight, class_weight.size, each="class").copy()
         self.class_weight = class_weight
 
-    def kernel(self, target):
+    def kernel(self, target: Array) -> str:
         """By labels, or by probabilities where the target is a matrix of floating-point numbers."""
         return "soft_cross_entropy" if target.ndim == 2 and target.dtype.kind == "f" else self.name
 
-    def checked_target(self, argument, target, rows, outputs):
+    def checked_target(self, argument: str, target: ArrayLike, rows: int, outputs: int) -> Array:
         """The target as labels or as probabilities, not yet converted."""
         if self.class_weight is not None and len(self.class_weight) != outputs:
             raise ValueError(
@@ -293,7 +319,7 @@ class CrossEntropyLoss(Loss):
             )
         return super().checked_target(argument, target, rows, outputs)
 
-    def row_weight(self, target, sample_weight):
+    def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
         """Sample weights times class weights."""
         if self.class_weight is None:
             return sample_weight
@@ -310,11 +336,11 @@ class CrossEntropyLoss(Loss):
         return weight
 
     @staticmethod
-    def probabilities(prediction, *, device="cpu"):
+    def probabilities(prediction: Any, *, device: str = "cpu") -> Any:
         """``softmax(s)`` of every row, an array (n, out): on the GPU for a prediction that is there."""
         return _mapped(device, prediction, lambda kernels, z, out: kernels.softmax(z, out))
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         weight = None if self.class_weight is None else self.class_weight.tolist()
         return {"label_smoothing": self.parameter, "class_weight": weight}
 

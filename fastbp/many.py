@@ -1,33 +1,41 @@
 """Independent networks side by side: one network a thread, all on the same data."""
 
+from __future__ import annotations
+
 import concurrent.futures
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
 
 from . import backend, checks, data
 from . import callbacks as watching
+from .losses import LossFunction
 from .model import Sequential
+from .optimizers import Optimizer
 from .steps import check_pair
-from .training import Settings, Training, Validation
+from .training import History, Settings, Training, Validation
 
 
 def fit_many(
-    models,
-    X,
-    y,
+    models: Iterable[Sequential],
+    X: ArrayLike,
+    y: ArrayLike,
     *,
-    loss,
-    optimizer,
-    rows=None,
-    epochs=1,
-    batch_size=32,
-    shuffle=True,
-    drop_last=False,
-    accumulate=1,
-    validation_data=None,
-    sample_weight=None,
-    callbacks=list,
-    on_nonfinite="raise",
-    verbose=False,
-):
+    loss: LossFunction,
+    optimizer: Callable[[], Optimizer] | Sequence[Optimizer],
+    rows: Sequence[ArrayLike] | None = None,
+    epochs: int = 1,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    accumulate: int = 1,
+    validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+    sample_weight: ArrayLike | None = None,
+    callbacks: Callable[[], Sequence[Any]] = list,
+    on_nonfinite: str = "raise",
+    verbose: bool = False,
+) -> list[History]:
     """Train independent networks side by side: seeds, folds, grid points, ensembles.
 
     Every model trains as its own ``fit`` would, to the bit. One model runs on one thread, on at most

@@ -4,19 +4,26 @@
 same kernel calls a row at a time and keep what lies between, for loops of the user's own.
 """
 
+from __future__ import annotations
+
+import os
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Literal, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import backend, checks, files, schedules, training
+from .checks import Array
 from .graph import Variable
 from .kernels import table as network_table
 from .kernels.splitmix import layer_key
-from .layers import IDENTITY, LAYERS, Activation, Call, Dropout, Linear
-from .losses import LOSSES, Loss
-from .optimizers import OPTIMIZERS
-from .parameters import Parameters
+from .layers import IDENTITY, LAYERS, Activation, Call, Dropout, Layer, Linear
+from .losses import LOSSES, Loss, LossFunction
+from .optimizers import OPTIMIZERS, Optimizer
+from .parameters import Parameter, Parameters
 from .steps import single_step
 
 # Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
@@ -59,15 +66,23 @@ class Sequential:
         What the file of a loaded model held; pass it to `fit` to go on where training stopped.
     """
 
-    def __init__(self, *layers, dtype="float32", device="cpu", seed=None, precision="ieee"):
+    def __init__(
+        self,
+        *layers: Layer,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+        precision: str = "ieee",
+    ) -> None:
         self.dtype = checks.dtype("dtype", dtype)
         rows, prefixes = _lowered(layers)
         self._parameters = Parameters(rows, prefixes, self.dtype, device, precision)
         self.layers = layers
         self.generator = checks.generator("seed", seed)
         self.training = True
-        self.history = self.optimizer = None
-        self.metadata = {}
+        self.history: training.History | None = None
+        self.optimizer: Optimizer | None = None
+        self.metadata: dict[str, Any] = {}
         self._loss = None  # the last loss trained with, which says what predict_proba means
         places = [row for row, (kind, *_) in enumerate(rows) if kind == "linear"]
         linear = [layer for layer in layers if isinstance(layer, Linear)]
@@ -102,23 +117,23 @@ class Sequential:
             self.prediction_block = max(1, DEVICE_BLOCK_BYTES // row_bytes)
         self._lock = threading.Lock()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         names = "dtype layers generator training history optimizer metadata _loss _parameters"
         return {name: getattr(self, name) for name in names.split()}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
         self._prepare()
 
     @property
-    def device(self):
+    def device(self) -> str:
         return self._parameters.device
 
     @property
-    def precision(self):
+    def precision(self) -> str:
         return self._parameters.precision
 
-    def to(self, device, precision="ieee"):
+    def to(self, device: str, precision: str = "ieee") -> Sequential:
         """Move the model to another device, with its layers, stored gradients and the state of its optimizers.
 
         Parameters
@@ -147,41 +162,41 @@ class Sequential:
         return self
 
     # ------------------------------------------------------------------------------ parameters
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
         """Named views of all parameters, for an optimizer."""
         return self._parameters.named()
 
     @property
-    def flat_parameters(self):
+    def flat_parameters(self) -> Array:
         """Packed copy of all parameters: layer by layer the weight row by row, then the bias. Assigning writes."""
         return self._parameters.pack(self._parameters.values)
 
     @flat_parameters.setter
-    def flat_parameters(self, value):
+    def flat_parameters(self, value: ArrayLike) -> None:
         flat = self._parameters.checked_flat("flat_parameters", value)
         self._parameters.unpack(flat, self._parameters.values)
         self._parameters.version += 1
 
     @property
-    def flat_gradients(self):
+    def flat_gradients(self) -> Array:
         """Packed copy of all gradients, ordered as `flat_parameters`. Assigning writes."""
         return self._parameters.pack(self._parameters.gradients)
 
     @flat_gradients.setter
-    def flat_gradients(self, value):
+    def flat_gradients(self, value: ArrayLike) -> None:
         flat = self._parameters.checked_flat("flat_gradients", value)
         self._parameters.store_gradients()
         self._parameters.unpack(flat, self._parameters.gradients)
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the stored gradients to zero. Not needed before `backward`, which overwrites them."""
         self._parameters.zero_gradients()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
         return {parameter.name: np.array(parameter.data) for parameter in self.parameters()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy in what `state_dict` returned; names and shapes must be those of this model."""
         parameters = self.parameters()
         names = {parameter.name for parameter in parameters}
@@ -196,7 +211,7 @@ class Sequential:
         for parameter, array in zip(parameters, arrays, strict=True):
             parameter.data = array
 
-    def to_torch_state_dict(self):
+    def to_torch_state_dict(self) -> dict[str, Array]:
         """`state_dict` in PyTorch's layout: ``"0.weight"`` is (out, in); its keys are those of an ``nn.Sequential``.
 
         PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
@@ -205,21 +220,29 @@ class Sequential:
         return {parameter.name: parameter.data.T.copy() for parameter in self.parameters()}
 
     # ------------------------------------------------------------------------------------ modes
-    def train(self):
+    def train(self) -> Sequential:
         """Set the mode that ``model(x)`` obeys to training; returns the model."""
         self.training = True
         return self
 
-    def eval(self):
+    def eval(self) -> Sequential:
         """Set the mode that ``model(x)`` obeys to evaluation; returns the model."""
         self.training = False
         return self
 
     # ----------------------------------------------------------------------------- own loops
-    def __call__(self, x):
+    @overload
+    def __call__(self, x: Variable) -> Variable: ...
+    @overload
+    def __call__(self, x: ArrayLike) -> Array: ...
+    def __call__(self, x: ArrayLike | Variable) -> Any:
         return self.forward(x)
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
         """The output for a batch, keeping what `backward` needs.
 
         Parameters
@@ -236,18 +259,18 @@ class Sequential:
             return Call.apply(self, self.forward, x)
         return self.forward_in_mode(x, self.training)
 
-    def forward_in_mode(self, x, training):
+    def forward_in_mode(self, x: ArrayLike, training: bool) -> Array:
         """`forward` in training or in evaluation mode, whatever the mode of the model."""
         return self.handed_out(self.outputs(x, training))
 
-    def handed_out(self, out):
+    def handed_out(self, out: Any) -> Array:
         """What `outputs` returned, for the caller to change: on the host, and not what `backward` reads."""
         result = self._kernels.to_host(out)
         if self._trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
             return out.copy()
         return result
 
-    def outputs(self, x, training):
+    def outputs(self, x: ArrayLike, training: bool) -> Any:
         """`forward_in_mode`, its result where the model computes."""
         x = self._batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
@@ -270,7 +293,7 @@ class Sequential:
         self._trace = trace
         return out
 
-    def backward(self, grad_output, accumulate=False):
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """Gradients of all parameters, by the chain rule from the last layer to the first.
 
         Parameters
@@ -287,11 +310,11 @@ class Sequential:
         """
         return self._backward(grad_output, True, accumulate)
 
-    def backward_input(self, grad_output):
+    def backward_input(self, grad_output: ArrayLike) -> Array:
         """`backward` without the gradients of the parameters: those that are stored stay."""
         return self._backward(grad_output, False)
 
-    def backward_parameters(self, grad_output, accumulate=False):
+    def backward_parameters(self, grad_output: ArrayLike, accumulate: bool = False) -> None:
         """`backward` without the gradient of the input, whose product can be the largest.
 
         Parameters
@@ -329,16 +352,16 @@ class Sequential:
         return kernels.to_host(grad_z)
 
     @property
-    def last_call(self):
+    def last_call(self) -> Any:
         """What `backward` needs of the last `forward`."""
         return self._trace, self._drop_key
 
     @last_call.setter
-    def last_call(self, call):
+    def last_call(self, call: Any) -> None:
         self._trace, self._drop_key = call
 
     @property
-    def network(self):
+    def network(self) -> Parameters:
         """The `Parameters`."""
         return self._parameters
 
@@ -351,7 +374,7 @@ class Sequential:
             self._kernels.dropout(x, np.arange(len(x)), key, self._activations[row][1], out)
 
     @contextmanager
-    def exclusive(self):
+    def exclusive(self) -> Iterator[None]:
         """Hold the model for training; a second trainer is refused."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(_BUSY)
@@ -360,7 +383,7 @@ class Sequential:
         finally:
             self._lock.release()
 
-    def train_step(self, x, y, loss, optimizer):
+    def train_step(self, x: ArrayLike, y: ArrayLike, loss: LossFunction, optimizer: Optimizer) -> float:
         """One step of training as one compiled call: forward, loss, backward, update.
 
         The same step as the loop of one's own. No gradients are stored. When the loss is not finite, nothing is
@@ -393,18 +416,18 @@ class Sequential:
             if taken == [True]:
                 self._lock.release()
 
-    def step_keys(self, steps):
+    def step_keys(self, steps: int) -> Array:
         """Random bits of the next training steps, uint64 (steps,), for dropout."""
         if self._drops:
             return self.generator.integers(2**64, size=steps, dtype=np.uint64)
         return self._no_keys if steps == 1 else np.zeros(steps, np.uint64)
 
-    def remember_loss(self, loss):
+    def remember_loss(self, loss: LossFunction) -> None:
         """Training starts with this loss: what an earlier `train_step` made ready is not valid any more."""
         self._step = None
         self._loss = loss if isinstance(loss, Loss) else None
 
-    def training_workspace(self, loss, kernel, optimizer, batch_size):
+    def training_workspace(self, loss: Loss, kernel: str, optimizer: Optimizer, batch_size: int) -> Any:
         """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
         key = network_table.LOSSES.index(kernel), loss.parameter, optimizer.code
         capacity, workspace = self._training_workspaces.get(key, (0, None))
@@ -416,7 +439,11 @@ class Sequential:
     fit = training.fit
 
     # ------------------------------------------------------------------------------ predictions
-    def predict(self, X, *, to_host=True):
+    @overload
+    def predict(self, X: ArrayLike, *, to_host: Literal[True] = True) -> Array: ...
+    @overload
+    def predict(self, X: ArrayLike, *, to_host: bool) -> Any: ...
+    def predict(self, X: ArrayLike, *, to_host: bool = True) -> Any:
         """Outputs of the network, whatever the mode; several threads may call it at once.
 
         Parameters
@@ -452,13 +479,17 @@ class Sequential:
         self._inference_workspaces.append(workspace)
         return out
 
-    def checked_inputs(self, argument, X):
+    def checked_inputs(self, argument: str, X: Any) -> Any:
         """X as a matrix with a column a feature, of the host or of the device; no copy."""
         if not self._parameters.on_host and self._kernels.is_there(X):
             return self._kernels.matrix(argument, X, self.in_features)
         return checks.matrix(argument, X, self.in_features)
 
-    def predict_proba(self, X, loss=None, *, to_host=True):
+    @overload
+    def predict_proba(self, X: ArrayLike, loss: Loss | None = None, *, to_host: Literal[True] = True) -> Array: ...
+    @overload
+    def predict_proba(self, X: ArrayLike, loss: Loss | None = None, *, to_host: bool) -> Any: ...
+    def predict_proba(self, X: ArrayLike, loss: Loss | None = None, *, to_host: bool = True) -> Any:
         """Probabilities, as the loss has them: softmax, sigmoid, or the outputs themselves.
 
         Parameters
@@ -489,7 +520,7 @@ class Sequential:
         return self._kernels.to_host(probability) if to_host else probability
 
     # ------------------------------------------------------------------------------- description
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{'layer':<24}{'output':>10}{'parameters':>14}{'FLOPs a sample':>18}"]
         width, operations = self.in_features, 0
         for i, layer in enumerate(self.layers):
@@ -506,23 +537,23 @@ class Sequential:
         lines.append(f"{self.dtype.name} on {self.device}, {size:,} bytes of parameters")
         return "\n".join(lines)
 
-    def summary(self):
+    def summary(self) -> None:
         """Print layers, output widths, parameters, and the floating-point operations of a sample's forward pass."""
         print(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         layers = "".join(f"    {layer!r},\n" for layer in self.layers)
         precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self.layers[index]
 
     # ------------------------------------------------------------------------------------ files
-    def save(self, path, optimizer=None):
+    def save(self, path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         """Write the model to a file, wholly or not at all.
 
         The file keeps layers, parameters, dtype, generator, the last loss and `metadata`.
@@ -556,7 +587,7 @@ class Sequential:
         files.write(path, config, arrays)
 
 
-def load(path, *, device="cpu", precision="ieee"):
+def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = "ieee") -> Sequential:
     """Read a model that `Sequential.save` wrote.
 
     Parameters

@@ -1,39 +1,53 @@
 """Optimizers: a code for the kernel, the scalars of every step, and the state between steps."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, overload
+
 import numpy as np
 
 from . import checks
+from .checks import Array
 from .kernels import table
-from .schedules import rate
+from .parameters import Parameter, Parameters
+from .schedules import LearningRate, rate
 
 AHEAD = 256  # steps whose scalars are computed at once for single steps: the cost of one is that of a slice
 
 
-class _Hyperparameter:
+T = TypeVar("T")
+
+
+class _Hyperparameter(Generic[T]):
     """A checked attribute; setting it makes scalars computed ahead invalid."""
 
-    def __init__(self, check):
+    def __init__(self, check: Callable[[str, Any], T]) -> None:
         self.check = check
 
     def __set_name__(self, owner, name):
         self.name = name
 
-    def __get__(self, optimizer, owner=None):
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> _Hyperparameter[T]: ...
+    @overload
+    def __get__(self, optimizer: Optimizer, owner: type | None = None) -> T: ...
+    def __get__(self, optimizer: Optimizer | None, owner: type | None = None) -> Any:
         return self if optimizer is None else optimizer.__dict__[self.name]
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Optimizer, value: T) -> None:
         optimizer.__dict__[self.name] = self.check(self.name, value)
         optimizer._ahead_first, optimizer._ahead = 0, np.empty((0, table.COEFFICIENTS))
 
 
-def _below_1(argument, value):
+def _below_1(argument: str, value: Any) -> float:
     return checks.real(argument, value, below=1.0)
 
 
-def _betas(argument, value):
+def _betas(argument: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"{argument} must be a pair of numbers, got {value!r}")
-    return tuple(_below_1(f"{argument}[{i}]", beta) for i, beta in enumerate(value))
+    return _below_1(f"{argument}[0]", value[0]), _below_1(f"{argument}[1]", value[1])
 
 
 class Optimizer:
@@ -63,27 +77,34 @@ class Optimizer:
         Buffers of the kernel; empty before the first use.
     """
 
-    name = None
-    state_names = ()  # of the buffers, in the order of the kernel
+    name: str
+    state_names: tuple[str, ...] = ()  # of the buffers, in the order of the kernel
     lr = _Hyperparameter(rate)
     weight_decay = _Hyperparameter(checks.real)
 
-    def __init__(self, parameters=None, *, lr, weight_decay=0.0, clip_norm=None):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         self.lr, self.weight_decay = lr, weight_decay
         self._clip_norm = None if clip_norm is None else checks.positive("clip_norm", clip_norm)
         self.step_count = 0
-        self.state = ()
-        self.network = None
+        self.state: tuple[Any, ...] = ()
+        self.network: Parameters | None = None
         if parameters is not None:
             self.bind(self._network_of(parameters))
 
     @property
-    def code(self):
+    def code(self) -> int:
         """Code of its kernel."""
         return table.OPTIMIZERS.index(self.name)
 
     @property
-    def clip_norm(self):
+    def clip_norm(self) -> float | None:
         return self._clip_norm
 
     @staticmethod
@@ -105,7 +126,7 @@ class Optimizer:
             raise ValueError(f"parameters must be all of a model, {expected}; got {[p.name for p in parameters]}")
         return network
 
-    def bind(self, network):
+    def bind(self, network: Parameters) -> None:
         """Make this the optimizer of a network's `Parameters`; an error when it is another's."""
         self.require_free_for(network)
         if self.network is None:
@@ -113,7 +134,7 @@ class Optimizer:
             self.network = network
             network.optimizers.add(self)
 
-    def require_free_for(self, network):
+    def require_free_for(self, network: Parameters) -> None:
         """Refuse a network when this is the optimizer of another."""
         if self.network is not None and self.network is not network:
             raise ValueError(
@@ -121,18 +142,18 @@ class Optimizer:
                 f"make a new {type(self).__name__}"
             )
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew: the state is zero and no update has been done."""
         for buffer in self.state:
             self.network.clear(buffer)
         self.step_count = 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         if self.network is None:
             return self.__dict__
         return self.__dict__ | {"state": tuple(map(self.network.backend.to_host, self.state))}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
         if self.network is not None:  # a copied array need not start on a cache line
             buffers = self.network.like(len(self.state))
@@ -142,14 +163,14 @@ class Optimizer:
             self.network.optimizers.add(self)
 
     # ----------------------------------------------------------------------------------- steps
-    def learning_rates(self, first_step, steps):
+    def learning_rates(self, first_step: int, steps: int) -> Array:
         """Learning rates of updates ``first_step … first_step + steps - 1``, float64 (steps,)."""
         if callable(self.lr):
             rates = [self.lr(step) for step in range(first_step, first_step + steps)]
             return np.array([checks.real(f"lr({first_step + i})", rate) for i, rate in enumerate(rates)])
         return np.full(steps, self.lr)
 
-    def coefficients(self, first_step, steps):
+    def coefficients(self, first_step: int, steps: int) -> Array:
         """The scalars the kernel reads, float64 (steps, table.COEFFICIENTS)."""
         result = np.zeros((steps, table.COEFFICIENTS))
         t = np.arange(first_step + 1, first_step + steps + 1, dtype=np.float64)
@@ -160,7 +181,7 @@ class Optimizer:
         """Write the slots that the kernel's ``*_step`` in kernels/reference.py lists, for updates ``t = 1, 2, …``."""
         raise NotImplementedError
 
-    def next_coefficients(self):
+    def next_coefficients(self) -> Array:
         """The scalars of the next update, float64 (1, table.COEFFICIENTS)."""
         i = self.step_count - self._ahead_first
         if not 0 <= i < len(self._ahead) or callable(self.lr):
@@ -168,7 +189,7 @@ class Optimizer:
             self._ahead = self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
         return self._ahead[i : i + 1]
 
-    def step(self):
+    def step(self) -> None:
         """Update the parameters by the stored gradients, which are clipped first where ``clip_norm`` says so."""
         if self.network is None:
             raise RuntimeError(
@@ -183,18 +204,18 @@ class Optimizer:
         network.version += 1
         self.step_count += 1
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the stored gradients to zero."""
         if self.network is not None:
             self.network.zero_gradients()
 
     # ----------------------------------------------------------------------------------- files
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """``step_count`` and packed copies of the state by name."""
         packed = (self.network.pack(buffer) for buffer in self.state)
         return {"step_count": self.step_count} | dict(zip(self.state_names, packed, strict=False))
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, after the optimizer was given its model's parameters."""
         if self.network is None:
             raise RuntimeError("an optimizer takes a state after it was given the parameters of its model")
@@ -207,11 +228,11 @@ class Optimizer:
             self.network.unpack(array, buffer)
         self.step_count = step_count
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """Arguments that make this optimizer again."""
         return {"lr": self.lr, "weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
 
 
@@ -233,7 +254,16 @@ class SGD(Optimizer):
         As in every optimizer, see `Optimizer`.
     """
 
-    def __init__(self, parameters=None, *, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         self._momentum = _below_1("momentum", momentum)
         self._nesterov = checks.boolean("nesterov", nesterov)
         if nesterov and not momentum:
@@ -241,27 +271,27 @@ class SGD(Optimizer):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
     @property
-    def name(self):
+    def name(self) -> str:
         if self._nesterov:
             return "nesterov"
         return "momentum" if self._momentum else "sgd"
 
     @property
-    def state_names(self):
+    def state_names(self) -> tuple[str, ...]:
         return ("velocity",) if self._momentum else ()
 
     @property
-    def momentum(self):
+    def momentum(self) -> float:
         return self._momentum
 
     @property
-    def nesterov(self):
+    def nesterov(self) -> bool:
         return self._nesterov
 
     def _fill(self, columns, lr, t):
         columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.momentum, 1.0
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return super().config() | {"momentum": self.momentum, "nesterov": self.nesterov}
 
 
@@ -284,14 +314,22 @@ class Momentum(Optimizer):
     state_names = ("velocity",)
     beta = _Hyperparameter(_below_1)
 
-    def __init__(self, parameters=None, *, lr=0.01, beta=0.9, weight_decay=0.0, clip_norm=None):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate = 0.01,
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         self.beta = beta
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
     def _fill(self, columns, lr, t):
         columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.beta, 1 - self.beta
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return super().config() | {"beta": self.beta}
 
 
@@ -318,8 +356,16 @@ class RMSProp(Optimizer):
     eps_inside_sqrt = _Hyperparameter(checks.boolean)
 
     def __init__(
-        self, parameters=None, *, lr=1e-3, beta=0.9, eps=1e-8, eps_inside_sqrt=True, weight_decay=0.0, clip_norm=None
-    ):
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate = 1e-3,
+        beta: float = 0.9,
+        eps: float = 1e-8,
+        eps_inside_sqrt: bool = True,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         self.beta, self.eps, self.eps_inside_sqrt = beta, eps, eps_inside_sqrt
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
@@ -327,7 +373,7 @@ class RMSProp(Optimizer):
         columns[0], columns[1], columns[2], columns[3] = lr, self.weight_decay, self.beta, 1 - self.beta
         columns[4 if self.eps_inside_sqrt else 5] = self.eps
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return super().config() | {"beta": self.beta, "eps": self.eps, "eps_inside_sqrt": self.eps_inside_sqrt}
 
 
@@ -352,7 +398,16 @@ class Adam(Optimizer):
     betas = _Hyperparameter(_betas)
     eps = _Hyperparameter(checks.real)
 
-    def __init__(self, parameters=None, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip_norm=None):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         self.betas, self.eps = betas, eps
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
@@ -364,7 +419,7 @@ class Adam(Optimizer):
         columns[5] = self.eps * root2
         columns[6] = self.weight_decay
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         return super().config() | {"betas": self.betas, "eps": self.eps}
 
 
@@ -386,7 +441,16 @@ class AdamW(Adam):
         As in every optimizer, see `Optimizer`.
     """
 
-    def __init__(self, parameters=None, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=None):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | None = None,
+        *,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+    ) -> None:
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
 
     def _fill(self, columns, lr, t):

@@ -7,13 +7,21 @@ The buffers lie where the backend computes. In the memory of the host a named vi
 it is a read-only copy, and values are written by assigning whole arrays.
 """
 
+from __future__ import annotations
+
 import math
 import weakref
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import backend, checks
+from .checks import Array
 from .kernels import table as network_table
+
+Views: TypeAlias = list[tuple[Any, Any]]  # (weight, bias) of every row, None where a row has none
 
 
 class Parameters:
@@ -35,7 +43,14 @@ class Parameters:
         Goes up whenever the library changes values; what is written into a view does not count.
     """
 
-    def __init__(self, layers, prefixes, dtype, device, precision="ieee"):
+    def __init__(
+        self,
+        layers: Sequence[tuple[Any, ...]],
+        prefixes: Sequence[str],
+        dtype: np.dtype[Any],
+        device: str,
+        precision: str = "ieee",
+    ) -> None:
         self.device, self.dtype = device, dtype
         backend.check_precision(precision, dtype, device)
         self.table, self.size = network_table.lower(layers, dtype.itemsize, precision)
@@ -64,22 +79,22 @@ class Parameters:
             self.store_gradients()
             self.unpack(gradients, self._gradients)
 
-    def __getstate__(self):
+    def __getstate__(self) -> tuple[Any, ...]:
         attributes = ("device", "dtype", "table", "size", "prefixes")
         return {name: getattr(self, name) for name in attributes}, *self._packed()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         attributes, values, gradients = state
         self.__dict__.update(attributes)
         self.optimizers, self.version = weakref.WeakSet(), 0
         self._allocate_with(values, gradients)
 
     @property
-    def precision(self):
+    def precision(self) -> str:
         """What the factors of products are rounded to."""
         return network_table.PRECISIONS[self.table[0, network_table.PRECISION]]
 
-    def to(self, device, precision):
+    def to(self, device: str, precision: str) -> None:
         """Move values, stored gradients and the state of the optimizers; where that fails, nothing has changed."""
         backend.check_precision(precision, self.dtype, device)
         if device != self.device:
@@ -107,13 +122,13 @@ class Parameters:
 
     # ------------------------------------------------------------------------------- gradients
     @property
-    def gradients(self):
+    def gradients(self) -> Any:
         """The gradient buffer; an error where no gradients are stored."""
         self._require_gradients()
         return self._gradients
 
     @property
-    def gradient_views(self):
+    def gradient_views(self) -> Views:
         """(weight, bias) views of the gradients of every row; an error where no gradients are stored."""
         self._require_gradients()
         return self._gradient_views
@@ -125,7 +140,7 @@ class Parameters:
                 "or fit(), which do not store gradients; call forward() and backward() first"
             )
 
-    def store_gradients(self, all_overwritten=False):
+    def store_gradients(self, all_overwritten: bool = False) -> Views:
         """(weight, bias) views to write gradients into; zero where none were stored, unless all will be overwritten."""
         if self._gradients is None:
             self._gradients = self.backend.zeros(self.size, self.dtype)
@@ -135,53 +150,53 @@ class Parameters:
         self._gradients_stored = True
         return self._gradient_views
 
-    def discard_gradients(self):
+    def discard_gradients(self) -> None:
         """From here on the gradients are those of older values: nobody may read them."""
         self._gradients_stored = False
         self.version += 1
 
-    def zero_gradients(self):
+    def zero_gradients(self) -> None:
         """Set the stored gradients to zero."""
         if self._gradients_stored:
             self.clear(self._gradients)
 
-    def gradient_norm(self):
+    def gradient_norm(self) -> float:
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
         return math.sqrt(self.backend.squared_norm(self.table_there, self.gradients))
 
-    def scale_gradients(self, factor):
+    def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
         self.backend.scale(self.gradients, factor, self.gradients)
 
     # -------------------------------------------------------------------------- whole buffers
-    def write(self, view, values):
+    def write(self, view: Any, values: ArrayLike) -> None:
         """Copy an array of the host into a buffer, or into a view of one."""
         if self.on_host:
             view[...] = values
         else:
             self.backend.write(view, values)
 
-    def clear(self, buffer):
+    def clear(self, buffer: Any) -> None:
         """Set a buffer to zero."""
         self.backend.clear(buffer)
 
-    def all_finite(self):
+    def all_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return self.backend.all_finite(self.table_there, self.values)
 
-    def copied_values(self, to=None):
+    def copied_values(self, to: Any = None) -> Any:
         """The values as a buffer of their device, which `restore_values` takes; ``to`` one that there is already."""
         to = self.backend.empty(self.size, self.dtype) if to is None else to
         self.backend.copy(self.values, to)
         return to
 
-    def restore_values(self, copied):
+    def restore_values(self, copied: Any) -> None:
         """Make the values those of a copy."""
         self.backend.copy(copied, self.values)
         self.version += 1
 
     # ----------------------------------------------------------------------------------- views
-    def named(self):
+    def named(self) -> list[Parameter]:
         """A `Parameter` for every weight and bias, in the order of the layers."""
         return [
             Parameter(self, row, part, self.prefixes[row] + ("weight", "bias")[part])
@@ -190,18 +205,18 @@ class Parameters:
             if view is not None
         ]
 
-    def span(self, row):
+    def span(self, row: int) -> slice:
         """The slice of the buffers that belongs to a row."""
         starts = [start for start in self.table[:, network_table.WEIGHT] if start >= 0] + [self.size]
         start = self.table[row, network_table.WEIGHT]
         return slice(int(start), int(starts[starts.index(start) + 1]))
 
-    def like(self, count):
+    def like(self, count: int) -> tuple[Any, ...]:
         """Zero-filled buffers of the parameters' shape, for an optimizer's state."""
         return tuple(self.backend.zeros(self.size, self.dtype) for _ in range(count))
 
     # ------------------------------------------------------------------------- packed copies
-    def pack(self, buffer):
+    def pack(self, buffer: Any) -> Array:
         """One-dimensional copy without padding: layer by layer the weight row by row, then the bias."""
         flat, start = np.empty(self.count, self.dtype), 0
         for view in real(self._readable_views(buffer)):
@@ -209,7 +224,7 @@ class Parameters:
             start += view.size
         return flat
 
-    def unpack(self, flat, buffer):
+    def unpack(self, flat: Array, buffer: Any) -> None:
         """Write a packed array into a buffer."""
         host, start = buffer if self.on_host else np.zeros(self.size, self.dtype), 0
         for view in real(self._readable_views(host)):
@@ -225,7 +240,7 @@ class Parameters:
             return known.get(id(buffer)) or self.views_of(buffer)
         return self.views_of(buffer if isinstance(buffer, np.ndarray) else self.backend.to_host(buffer))
 
-    def readable(self, view):
+    def readable(self, view: Any) -> Any:
         """One of the views as users see it."""
         if self.on_host or view is None:
             return view
@@ -233,23 +248,23 @@ class Parameters:
         copy.flags.writeable = False  # what is written into a copy would be lost
         return copy
 
-    def views_of(self, buffer):
+    def views_of(self, buffer: Any) -> Views:
         """(weight, bias) views into another buffer of the parameters' shape."""
         return network_table.parameter_views(self.table, buffer)
 
     @property
-    def count(self):
+    def count(self) -> int:
         """Number of real parameters."""
         return sum(math.prod(view.shape) for view in real(self.views))
 
-    def checked_flat(self, argument, value):
+    def checked_flat(self, argument: str, value: ArrayLike) -> Array:
         """``value`` as a packed array of all parameters."""
         array = checks.numeric(argument, value)
         checks.shape(argument, array, (self.count,))
         return array
 
 
-def real(views):
+def real(views: Views) -> list[Any]:
     """The arrays among (weight, bias) views, in order."""
     return [view for pair in views for view in pair if view is not None]
 
@@ -267,7 +282,7 @@ class Parameter:
         View of the gradient, likewise; an error where no gradients are stored.
     """
 
-    def __init__(self, parameters, row, part, name):
+    def __init__(self, parameters: Parameters, row: int, part: int, name: str) -> None:
         self.network, self._row, self._part, self.name = parameters, row, part, name
 
     @property
@@ -275,26 +290,26 @@ class Parameter:
         return self.network.views[self._row][self._part]
 
     @property
-    def data(self):
+    def data(self) -> Array:
         return self.network.readable(self._view)
 
     @data.setter
-    def data(self, value):
+    def data(self, value: ArrayLike) -> None:
         assign(self.network, self.name, self._view, value)
 
     @property
-    def grad(self):
+    def grad(self) -> Array:
         return self.network.readable(self.network.gradient_views[self._row][self._part])
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return tuple(self._view.shape)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.network.dtype})"
 
 
-def assign(network, name, view, value):
+def assign(network: Parameters, name: str, view: Any, value: ArrayLike) -> None:
     """Copy ``value`` into a view, of exactly its shape, of a network's values."""
     array = checks.numeric(name, value)
     checks.shape(name, array, tuple(view.shape))

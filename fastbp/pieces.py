@@ -1,10 +1,18 @@
 """Data that do not fit on a device: their rows go there a piece at a time, each while the steps before it run."""
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checks
+from .checks import Array
+
+if TYPE_CHECKING:
+    from .device import DeviceKernels
 
 
 class Pieces:
@@ -24,17 +32,23 @@ class Pieces:
         Whose places are used again, so that memory and its addresses stay.
     """
 
-    def __init__(self, kernels, arrays, dtypes, before):
+    def __init__(
+        self,
+        kernels: DeviceKernels,
+        arrays: Sequence[Any],
+        dtypes: Sequence[np.dtype[Any] | None],
+        before: Pieces | None,
+    ) -> None:
         self.driver, self.arrays, self.dtypes = kernels.driver, arrays, dtypes
         self.places = [_Place(kernels), _Place(kernels)] if before is None else before.places
 
-    def start(self, order, rows):
+    def start(self, order: Array, rows: int) -> None:
         """Cut an order of rows into pieces of so many."""
         self.order, self.rows = order, rows
         for place in self.places:
             place.holds = None
 
-    def prepare(self, piece):
+    def prepare(self, piece: int) -> None:
         """Gather a piece and begin to copy it, unless that has been done or there are no more."""
         place, rows = self.places[piece % 2], self.order[piece * self.rows : (piece + 1) * self.rows]
         if place.holds == piece or not len(rows):
@@ -44,14 +58,14 @@ class Pieces:
         place.copy()
         place.holds = piece
 
-    def arrays_of(self, piece):
+    def arrays_of(self, piece: int) -> list[Any]:
         """The arrays of a piece, for launches from here on."""
         self.prepare(piece)
         place = self.places[piece % 2]
         self.driver.follow(place.copied, self.driver.stream())
         return place.there
 
-    def launched(self, piece):
+    def launched(self, piece: int) -> None:
         """What reads a piece has been launched."""
         self.places[piece % 2].read = self.driver.mark(self.driver.stream())
 

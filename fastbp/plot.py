@@ -1,15 +1,22 @@
 """The history of a training run as a picture, drawn by Matplotlib."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import checks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANELS = {"loss": ("loss", "val_loss"), "accuracy": ("accuracy", "val_accuracy")}
 STYLES = {"training": {"color": "#4c78a8", "marker": "."}, "validation": {"color": "#e4572e", "marker": "."}}
 MARKED_EPOCHS = 40  # with more, a dot an epoch makes the line no clearer
 
 
-def plot_history(history):
+def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
     """Draw loss and accuracy by epoch, of training and of validation where there are any.
 
     The best epoch is marked: the first of the lowest ``val_loss``, or of the lowest ``loss`` without validation data.

@@ -4,7 +4,12 @@ PyTorch keeps a weight as ``(out, in)`` and computes ``x Wᵀ + b``; here it is 
 `Sequential.to_torch_state_dict`.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .layers import LAYERS, Linear
 from .model import Sequential
@@ -15,7 +20,9 @@ REMEDIES = dict.fromkeys(("Softmax", "LogSoftmax"), "; leave it out: CrossEntrop
 REMEDIES["Flatten"] = "; leave it out, and pass rows that are flat already"
 
 
-def from_torch(module, *, dtype=None, device="cpu", seed=None):
+def from_torch(
+    module: Any, *, dtype: DTypeLike | None = None, device: str = "cpu", seed: int | None = None
+) -> Sequential:
     """A model that computes what a PyTorch module does, with copies of its parameters.
 
     Parameters

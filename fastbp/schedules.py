@@ -3,32 +3,38 @@
 An optimizer takes one as its ``lr``. They can be pickled, compared and kept in model files.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from . import checks
+
+LearningRate: TypeAlias = float | Callable[[int], float]
 
 
 class Schedule:
     """What the schedules share: their arguments, by which they are compared, shown and kept."""
 
-    def __init__(self, **arguments):
+    def __init__(self, **arguments: Any) -> None:
         self.__dict__.update(arguments)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         """Learning rate of the update after ``step`` updates."""
         raise NotImplementedError
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """Arguments that make this schedule again."""
         return dict(self.__dict__)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.config() == other.config()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((type(self), *self.config().items()))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
 
 
@@ -46,14 +52,14 @@ class CosineSchedule(Schedule):
     final_lr : float
     """
 
-    def __init__(self, lr, steps, final_lr=0.0):
+    def __init__(self, lr: float, steps: int, final_lr: float = 0.0) -> None:
         super().__init__(
             lr=checks.real("lr", lr),
             steps=checks.integer("steps", steps, minimum=1),
             final_lr=checks.real("final_lr", final_lr),
         )
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return _cosine(self.lr, self.final_lr, min(step / self.steps, 1.0))
 
 
@@ -76,7 +82,9 @@ class OneCycleSchedule(Schedule):
         Above 0.
     """
 
-    def __init__(self, max_lr, steps, rise=0.3, start_factor=25.0, final_factor=1e4):
+    def __init__(
+        self, max_lr: float, steps: int, rise: float = 0.3, start_factor: float = 25.0, final_factor: float = 1e4
+    ) -> None:
         super().__init__(
             max_lr=checks.real("max_lr", max_lr),
             steps=checks.integer("steps", steps, minimum=1),
@@ -85,7 +93,7 @@ class OneCycleSchedule(Schedule):
             final_factor=checks.positive("final_factor", final_factor),
         )
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         start = self.max_lr / self.start_factor
         end, peak, last = start / self.final_factor, self.rise * self.steps - 1, self.steps - 1
         if step < peak:
@@ -104,14 +112,14 @@ class StepSchedule(Schedule):
     factor : float
     """
 
-    def __init__(self, lr, every, factor=0.1):
+    def __init__(self, lr: float, every: int, factor: float = 0.1) -> None:
         super().__init__(
             lr=checks.real("lr", lr),
             every=checks.integer("every", every, minimum=1),
             factor=checks.real("factor", factor),
         )
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return self.lr * self.factor ** (step // self.every)
 
 
@@ -126,10 +134,10 @@ class WarmupSchedule(Schedule):
         Updates of the linear rise.
     """
 
-    def __init__(self, lr, steps):
+    def __init__(self, lr: LearningRate, steps: int) -> None:
         super().__init__(lr=rate("lr", lr), steps=checks.integer("steps", steps, minimum=1))
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         if step < self.steps:
             return self._after(0) * (step + 1) / self.steps
         return self._after(step - self.steps)
@@ -142,7 +150,7 @@ def _cosine(first, last, t):
     return last + (first - last) * (1 + math.cos(math.pi * t)) / 2
 
 
-def rate(argument, value):
+def rate(argument: str, value: Any) -> LearningRate:
     """``value``, a learning rate or a function that returns one."""
     return value if callable(value) else checks.real(argument, value)
 
@@ -151,7 +159,7 @@ SCHEDULES = {cls.__name__: cls for cls in Schedule.__subclasses__()}
 
 
 # ----------------------------------------------------------------------------------------- files
-def to_json(value):
+def to_json(value: Any) -> Any:
     """A rate or a schedule as JSON; None for a function that JSON cannot hold."""
     if not callable(value):
         return value
@@ -161,7 +169,7 @@ def to_json(value):
     return None if None in arguments.values() else [type(value).__name__, arguments]
 
 
-def from_json(value):
+def from_json(value: Any) -> Any:
     """The rate or schedule that `to_json` gave."""
     if not isinstance(value, list):
         return value

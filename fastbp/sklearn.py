@@ -4,15 +4,21 @@ The arguments, their defaults and the fitted attributes are those of ``sklearn.n
 weights, the stopping rule and, without shuffling and penalty, the steps. What differs is in the notes of the classes.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import checks, layers, losses, optimizers
+from .checks import Array
 from .model import Sequential
 
 try:
@@ -122,7 +128,14 @@ class _Perceptron(BaseEstimator):
     class_weight = None
 
     # ------------------------------------------------------------------------------------ training
-    def fit(self, X, y, sample_weight=None, X_val=None, y_val=None):
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Train for ``max_iter`` epochs or until converged.
 
         Parameters
@@ -251,21 +264,21 @@ class _Perceptron(BaseEstimator):
         return optimizers.SGD(lr=self.learning_rate_init, momentum=self.momentum, nesterov=nesterov)
 
     # --------------------------------------------------------------------------------- fitted state
-    def __sklearn_is_fitted__(self):
+    def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
 
     @property
-    def coefs_(self):
+    def coefs_(self) -> list[Array]:
         """Weights of the linear layers, each (in, out): views, which write to the network."""
         return [layer.weight for layer in self.model_.layers if isinstance(layer, layers.Linear)]
 
     @property
-    def intercepts_(self):
+    def intercepts_(self) -> list[Array]:
         """Biases of the linear layers, each (out,)."""
         return [layer.bias for layer in self.model_.layers if isinstance(layer, layers.Linear)]
 
     @property
-    def n_layers_(self):
+    def n_layers_(self) -> int:
         """Number of layers as scikit-learn counts them, the input included."""
         return len(self.coefs_) + 1
 
@@ -364,37 +377,39 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate_init=0.001,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        dropout=0.0,
-        class_weight=None,
-        dtype="float32",
-        device="cpu",
-        precision="ieee",
-        callbacks=None,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.001,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        dropout: float = 0.0,
+        class_weight: dict[Any, float] | str | None = None,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+        precision: str = "ieee",
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
         _store(self, locals())
 
-    def partial_fit(self, X, y, sample_weight=None, classes=None):
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, classes: ArrayLike | None = None
+    ) -> Self:
         """Train for one epoch, the first of all or one more.
 
         Parameters
@@ -421,15 +436,15 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             self._set_classes(classes)
         return self._train(X, y, sample_weight, begin=begin, incremental=True)
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Array:
         """The most probable class of every row, (n,)."""
         return self._predict(self._checked_input(X))
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> Array:
         """Probabilities of the classes, (n, classes), in the order of ``classes_``."""
         return self._predict_proba(self._checked_input(X))
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: ArrayLike) -> Array:
         """Logarithms of the probabilities, (n, classes)."""
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
@@ -481,36 +496,36 @@ class MLPRegressor(RegressorMixin, _Perceptron):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate_init=0.001,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        dropout=0.0,
-        dtype="float32",
-        device="cpu",
-        precision="ieee",
-        callbacks=None,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 0.001,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        dropout: float = 0.0,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+        precision: str = "ieee",
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
         _store(self, locals())
 
-    def partial_fit(self, X, y, sample_weight=None):
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train for one epoch, the first of all or one more.
 
         Parameters
@@ -525,7 +540,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         """
         return self._train(X, y, sample_weight, begin=not self.__sklearn_is_fitted__(), incremental=True)
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Array:
         """Predictions, (n,), or (n, outputs) for several outputs."""
         return self._predict(self._checked_input(X))
 
@@ -553,7 +568,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def _output(y):
         return 1 if y.ndim == 1 else y.shape[1], "identity"
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags

@@ -5,17 +5,29 @@ is a function of the user's, ``(prediction, target) -> (value, gradient)``, an o
 ``accumulate``.
 """
 
+from __future__ import annotations
+
 import math
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checks
+from .backend import Kernels
+from .checks import Array
 from .kernels import table
-from .losses import Loss
+from .losses import Loss, LossFunction
 from .optimizers import Optimizer
+from .parameters import Parameters
+
+if TYPE_CHECKING:
+    from .data import Chunk
+    from .model import Sequential
 
 SLICE_SECONDS = 0.1  # training steps one call of the kernels is given: Ctrl-C is answered between calls
 SLOW = 1e9  # operations a second that the first slice counts on,
@@ -25,19 +37,19 @@ STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the
 
 
 # --------------------------------------------------------------------------------- single steps
-def check_pair(loss, optimizer):
+def check_pair(loss: Any, optimizer: Any) -> None:
     """Refuse what cannot train."""
     if not callable(loss):
         raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
     checks.instance("optimizer", optimizer, Optimizer)
 
 
-def fused(loss, optimizer):
+def fused(loss: LossFunction, optimizer: Optimizer) -> bool:
     """Whether steps with these run inside the kernels."""
     return isinstance(loss, Loss) and optimizer.clip_norm is None
 
 
-def single_step(model, loss, optimizer):
+def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> FusedStep | EagerStep:
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
     optimizer.bind(model._parameters)
@@ -48,7 +60,7 @@ def single_step(model, loss, optimizer):
 class FusedStep:
     """One step as one compiled call, with everything that does not change made ready."""
 
-    def __init__(self, model, loss, optimizer):
+    def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.dtype, self.outputs = model.dtype, model.out_features
         self.steps = model._kernels.network_train_steps
@@ -59,7 +71,7 @@ class FusedStep:
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in table.LABEL_LOSSES, loss.target_range is not None
 
-    def __call__(self, x, y):
+    def __call__(self, x: Any, y: Any) -> float:
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
             x = self.model._batch("x", x, self.model.in_features, self.dtype)
@@ -89,13 +101,13 @@ class FusedStep:
         )
         return self.step_loss.item()
 
-    def make_ready(self, x, y):
+    def make_ready(self, x: Array, y: Array) -> None:
         """A workspace for such a batch: for so many rows, and for labels or a matrix of targets."""
         checks.not_empty("x", x)
         self.capacity, self.dimensions, self.all_rows = len(x), y.ndim, np.arange(len(x))
         self.workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
 
-    def target(self, y, rows):
+    def target(self, y: Any, rows: int) -> Array:
         """The target as a kernel reads it."""
         if type(y) is np.ndarray and checks.readable(y):
             if self.labels and y.dtype == np.int64 and y.shape == (rows,):
@@ -109,7 +121,7 @@ class FusedStep:
         return checks.converted(y, np.int64 if self.loss.takes_labels(y) else self.dtype)
 
 
-def checked_result(result, shape):
+def checked_result(result: Any, shape: tuple[int, ...]) -> tuple[float, Array]:
     """(value, gradient) of a user's loss."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(f"loss must return (value, gradient), got {type(result).__name__}")
@@ -121,12 +133,12 @@ def checked_result(result, shape):
 class EagerStep:
     """Forward, loss and backward of batches whose gradients are averaged by what they count, then one update."""
 
-    def __init__(self, model, loss, optimizer):
+    def __init__(self, model: Sequential, loss: LossFunction, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network = model._parameters
         self.count = 0.0  # what the batches since the last update count together, as multiples of the first
 
-    def __call__(self, x, y):
+    def __call__(self, x: Any, y: Any) -> float:
         """One batch, one update; returns the loss before it."""
         weight = None
         if isinstance(self.loss, Loss):
@@ -140,7 +152,7 @@ class EagerStep:
         self.update()
         return value
 
-    def add(self, x, y, weight):
+    def add(self, x: Any, y: Any, weight: Array | None) -> tuple[float, int]:
         """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
         out = self.model.outputs(x, training=True)
         checks.not_empty("x", out)
@@ -156,7 +168,7 @@ class EagerStep:
             self.count += share
         return value, hits
 
-    def evaluate(self, out, y, weight):
+    def evaluate(self, out: Any, y: Any, weight: Array | None) -> tuple[float, Any, int]:
         """Value, gradient and hits of a batch; a loss of the user's own sees arrays of the host."""
         model = self.model
         if isinstance(self.loss, Loss):
@@ -168,7 +180,7 @@ class EagerStep:
         value, gradient = checked_result(self.loss(*arguments), prediction.shape)
         return value, model._batch("the gradient that loss returns", gradient, model.out_features, model.dtype), 0
 
-    def update(self):
+    def update(self) -> None:
         """Update by the mean of the gradients since the last update, where there are some."""
         if self.count:
             if self.count != 1:
@@ -193,7 +205,16 @@ class FusedSteps:
         Of the chunk before, whose memory for pieces is used again.
     """
 
-    def __init__(self, model, loss, optimizer, chunk, batch_size, once=False, before=None):
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Loss,
+        optimizer: Optimizer,
+        chunk: Chunk,
+        batch_size: int,
+        once: bool = False,
+        before: FusedSteps | None = None,
+    ) -> None:
         kernels = model._kernels
         self.kernels, self.step_keys = kernels, model.step_keys
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
@@ -214,7 +235,7 @@ class FusedSteps:
             row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
-    def start(self, order, steps):
+    def start(self, order: Array, steps: int) -> None:
         """Make ready for so many steps, on the rows in this order."""
         self.batch, self.first = 0, self.optimizer.step_count
         self.coefficients = self.optimizer.coefficients(self.first, steps)
@@ -223,11 +244,11 @@ class FusedSteps:
             self.pieces.start(order, self.together * self.batch_size)
 
     @property
-    def most(self):
+    def most(self) -> int:
         """The most steps the next call may have: those of a piece, where data come in pieces."""
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
-    def __call__(self, rows, step_loss, step_hits):
+    def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
         """Steps done with these rows; fewer than there are batches when a loss is not finite."""
         steps = len(step_loss)
         begin = self.optimizer.step_count - self.first
@@ -273,10 +294,10 @@ class FusedSteps:
 class Staging:
     """Memory of a device for rows that come from the host, the same from call to call: kernels find it where it was."""
 
-    def __init__(self, kernels):
+    def __init__(self, kernels: Kernels) -> None:
         self.kernels, self.there = kernels, {}
 
-    def __call__(self, *arrays):
+    def __call__(self, *arrays: Any) -> list[Any]:
         """The arrays on the device, by their place among the arguments; None, and what is there, as it is."""
         return [
             self._sent(place, array) if isinstance(array, np.ndarray) else array for place, array in enumerate(arrays)
@@ -292,7 +313,7 @@ class Staging:
 class Rows:
     """Rows of matrices in the dtype of a network: gathered by the kernels where they can read the data."""
 
-    def __init__(self, model, matrices):
+    def __init__(self, model: Sequential, matrices: Sequence[Any]) -> None:
         self.kernels, self.empty, self.dtype = model._kernels, model._empty, model.dtype
         if model.network.on_host:
             self.direct = all(checks.readable(matrix) and self.kernels.gathers(matrix.dtype) for matrix in matrices)
@@ -302,7 +323,7 @@ class Rows:
             matrices = there or [self.kernels.to_host(matrix) for matrix in matrices]
         self.matrices = matrices
 
-    def __call__(self, rows):
+    def __call__(self, rows: Array) -> list[Any]:
         """These rows of every matrix."""
         if not self.direct:
             return [checks.converted(matrix[rows], self.dtype) for matrix in self.matrices]
@@ -318,19 +339,27 @@ class EagerSteps:
 
     most = 1
 
-    def __init__(self, model, loss, optimizer, chunk, batch_size, accumulate):
+    def __init__(
+        self,
+        model: Sequential,
+        loss: LossFunction,
+        optimizer: Optimizer,
+        chunk: Chunk,
+        batch_size: int,
+        accumulate: int,
+    ) -> None:
         self.step = EagerStep(model, loss, optimizer)
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         # Labels go as they are, and what a loss of the user's own reads has its own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
         self.batch_of = Rows(model, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
-    def start(self, order, steps):
+    def start(self, order: Array, steps: int) -> None:
         """Make ready for so many batches, of which the last ones may be a shorter group."""
         self.batch, self.batches = 0, steps
         self.step.count = 0.0
 
-    def __call__(self, rows, step_loss, step_hits):
+    def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
@@ -348,10 +377,10 @@ class Interrupts:
     Setting ``came`` from another thread does what Ctrl-C does.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.deferred = self.came = False
 
-    def __enter__(self):
+    def __enter__(self) -> Interrupts:
         self._active = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -365,13 +394,15 @@ class Interrupts:
             raise KeyboardInterrupt
         self.came = True
 
-    def raise_deferred(self):
+    def raise_deferred(self) -> None:
         """End of a slice."""
         self.deferred = False
         if self.came:
             raise KeyboardInterrupt
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._active:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -388,11 +419,13 @@ class Slices:
         The most steps a slice may have.
     """
 
-    def __init__(self, row_operations, interrupts, most=None):
+    def __init__(self, row_operations: float, interrupts: Interrupts, most: int | None = None) -> None:
         self.row_operations, self.interrupts, self.most = row_operations, interrupts, most
         self.steps = None
 
-    def __call__(self, run_steps, order, step_loss, step_hits):
+    def __call__(
+        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array
+    ) -> Iterator[tuple[int, int, bool]]:
         """Run the batches of ``order``; yields (first, end, failed) after every slice.
 
         Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out.
@@ -421,18 +454,18 @@ class Slices:
 class Snapshot:
     """The weights at the start of the last epoch that began with finite ones."""
 
-    def __init__(self, network, optimizer):
+    def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
         self._before = optimizer.step_count
         self._values = self._epoch = None
 
-    def take(self, epoch):
+    def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
         if self._network.all_finite():
             self._values = self._network.copied_values(self._values)
             self._epoch = epoch
 
-    def restore(self):
+    def restore(self) -> str:
         """Put the weights back and let the optimizer begin anew, where there were updates; returns what was done."""
         if self._optimizer.step_count == self._before or self._epoch is None:
             return "nothing has been changed"

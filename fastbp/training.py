@@ -1,14 +1,21 @@
 """Training: epochs of steps, validation, history, and what happens when something goes wrong."""
 
+from __future__ import annotations
+
 import copy
 import math
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import callbacks as watching
 from . import checks, data
-from .losses import Loss
+from .data import Data
+from .losses import Loss, LossFunction
+from .optimizers import Optimizer
 from .steps import (
     EagerSteps,
     FusedSteps,
@@ -20,37 +27,40 @@ from .steps import (
     fused,
 )
 
+if TYPE_CHECKING:
+    from .model import Sequential
 
-class History(list):
+
+class History(list[dict[str, Any]]):
     """One dict an epoch: ``epoch, loss, val_loss, accuracy, val_accuracy, lr, seconds``.
 
     ``loss`` is the mean over the rows of the epoch, each with the weights of its step; what does not apply is None.
     Accuracies are there for targets that are labels.
     """
 
-    def column(self, key):
+    def column(self, key: str) -> list[Any]:
         """The values of one key, epoch by epoch."""
         return [record[key] for record in self]
 
 
 def fit(
-    model,
-    X,
-    y=None,
+    model: Sequential,
+    X: Data,
+    y: ArrayLike | None = None,
     *,
-    loss,
-    optimizer,
-    epochs=1,
-    batch_size=32,
-    shuffle=True,
-    drop_last=False,
-    accumulate=1,
-    validation_data=None,
-    sample_weight=None,
-    callbacks=(),
-    on_nonfinite="raise",
-    verbose=True,
-):
+    loss: LossFunction,
+    optimizer: Optimizer,
+    epochs: int = 1,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    accumulate: int = 1,
+    validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+    sample_weight: ArrayLike | None = None,
+    callbacks: Sequence[Any] = (),
+    on_nonfinite: str = "raise",
+    verbose: bool = True,
+) -> History:
     """Train for some epochs.
 
     Parameters
@@ -123,7 +133,16 @@ def fit(
 class Settings:
     """The checked numbers and choices of `fit`."""
 
-    def __init__(self, epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose):
+    def __init__(
+        self,
+        epochs: int,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        accumulate: int,
+        on_nonfinite: str,
+        verbose: bool,
+    ) -> None:
         self.epochs = checks.integer("epochs", epochs, minimum=1)
         self.batch_size = checks.integer("batch_size", batch_size, minimum=1)
         self.shuffle, self.drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
@@ -144,7 +163,16 @@ class Training:
     settings : Settings
     """
 
-    def __init__(self, model, loss, optimizer, source, validation, callbacks, settings):
+    def __init__(
+        self,
+        model: Sequential,
+        loss: LossFunction,
+        optimizer: Optimizer,
+        source: data.Chunk | data.Chunks,
+        validation: Validation | None,
+        callbacks: Sequence[Any],
+        settings: Settings,
+    ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.source, self.validation = source, validation
         self.callbacks, self.settings = callbacks, settings
@@ -160,7 +188,7 @@ class Training:
         self.each_batch = any(hasattr(callback, "on_batch_end") for callback in callbacks)
         self._ready = None, None  # the last chunk and what runs its steps
 
-    def run(self):
+    def run(self) -> History:
         """Train; returns the history."""
         model, optimizer = self.model, self.optimizer
         with model.exclusive(), self.interrupts:
@@ -249,7 +277,7 @@ class Training:
 class Validation:
     """Loss and accuracy on data that is not trained on."""
 
-    def __init__(self, model, loss, pair):
+    def __init__(self, model: Sequential, loss: LossFunction, pair: tuple[ArrayLike, ArrayLike]) -> None:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"validation_data must be a pair (X, y), got {type(pair).__name__}")
         self.model, self.loss = model, loss
@@ -258,13 +286,13 @@ class Validation:
         if not model.network.on_host:
             self.X, *_ = model._kernels.resident((self.X,), model.dtype) or (self.X,)
 
-    def of(self, model):
+    def of(self, model: Sequential) -> Validation:
         """The same for another model of this shape and dtype."""
         other = copy.copy(self)
         other.model = model
         return other
 
-    def __call__(self):
+    def __call__(self) -> tuple[float, float | None]:
         """(loss, accuracy or None)."""
         model, loss, X = self.model, self.loss, self.X
         if not isinstance(loss, Loss):

@@ -104,6 +104,9 @@ class Variable:
     """
 
     __slots__ = ("__weakref__", "_data", "_dx", "_dy", "_grad", "_name", "_node", "_tick", "_x", "_y")
+    _data: Any  # a float or a read-only array; so are gradients
+    _grad: Any
+    _node: Any
     __array_ufunc__ = None  # array + variable is for the variable to answer
 
     def __init_subclass__(cls) -> None:

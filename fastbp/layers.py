@@ -64,7 +64,9 @@ class Call(Function):
 class Layer:
     """What layers share."""
 
-    network = None  # the `Parameters` of a layer that has some
+    network: Any = None  # the `Parameters` of a layer that has some
+    device: str
+    _saved: Any
 
     @overload
     def __call__(self, x: Variable) -> Variable: ...
@@ -330,7 +332,7 @@ class Activation(Layer):
         The number its kernel takes, where it takes one.
     """
 
-    name = None
+    name: str
     parameter = 0.0
 
     def __init__(self, *, device: str = "cpu") -> None:

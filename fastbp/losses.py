@@ -81,9 +81,9 @@ class Loss:
         The number its kernel takes, where it takes one.
     """
 
-    name: str = None  # type: ignore[assignment]
+    name: str
     parameter = 0.0
-    target_range = None  # (least, largest) of a target, where it is bounded
+    target_range: tuple[float, float] | None = None  # (least, largest) of a target, where it is bounded
 
     def __init__(self, *, device: str = "cpu") -> None:
         self.device = checks.choice("device", device, backend.MODULES)

@@ -52,6 +52,10 @@ class CosineSchedule(Schedule):
     final_lr : float
     """
 
+    lr: float
+    steps: int
+    final_lr: float
+
     def __init__(self, lr: float, steps: int, final_lr: float = 0.0) -> None:
         super().__init__(
             lr=checks.real("lr", lr),
@@ -81,6 +85,12 @@ class OneCycleSchedule(Schedule):
     start_factor, final_factor : float
         Above 0.
     """
+
+    max_lr: float
+    steps: int
+    rise: float
+    start_factor: float
+    final_factor: float
 
     def __init__(
         self, max_lr: float, steps: int, rise: float = 0.3, start_factor: float = 25.0, final_factor: float = 1e4
@@ -112,6 +122,10 @@ class StepSchedule(Schedule):
     factor : float
     """
 
+    lr: float
+    every: int
+    factor: float
+
     def __init__(self, lr: float, every: int, factor: float = 0.1) -> None:
         super().__init__(
             lr=checks.real("lr", lr),
@@ -133,6 +147,9 @@ class WarmupSchedule(Schedule):
     steps : int
         Updates of the linear rise.
     """
+
+    lr: LearningRate
+    steps: int
 
     def __init__(self, lr: LearningRate, steps: int) -> None:
         super().__init__(lr=rate("lr", lr), steps=checks.integer("steps", steps, minimum=1))

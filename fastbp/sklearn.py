@@ -125,7 +125,17 @@ def _store(estimator, arguments):
 class _Perceptron(BaseEstimator):
     """What the classifier and the regressor share."""
 
-    class_weight = None
+    model_: Sequential
+    loss_: float
+    loss_curve_: list[float]
+    best_loss_: float | None
+    validation_scores_: list[float] | None
+    best_validation_score_: float | None
+    n_iter_: int
+    n_outputs_: int
+    n_features_in_: int
+    out_activation_: str
+    class_weight: dict[Any, float] | str | None = None
 
     # ------------------------------------------------------------------------------------ training
     def fit(
@@ -374,6 +384,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     KeyboardInterrupt. ``"lbfgs"``, ``learning_rate`` other than constant, sparse X and targets with several labels
     are not there.
     """
+
+    classes_: Array
 
     def __init__(
         self,

@@ -1,0 +1,106 @@
+"""A program that uses every public name; `test_types.py` runs it and checks its types."""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import fastbp
+from fastbp import Variable
+from fastbp.sklearn import MLPClassifier, MLPRegressor
+
+fastbp.set_num_threads(fastbp.get_num_threads())
+seconds: float = fastbp.warmup("float32", activations=["relu"], losses=["cross_entropy"], optimizers=["sgd"])
+threads: str = fastbp.show_config()["threads"]
+
+rng = np.random.default_rng(0)
+X, labels = rng.standard_normal((64, 4)), rng.integers(0, 3, 64)
+y = X[:, :1] > 0
+
+# Layers
+activations = [fastbp.ELU(alpha=1.0), fastbp.GELU("tanh"), fastbp.SELU(), fastbp.SiLU(), fastbp.Softplus()]
+activations += [fastbp.Identity(), fastbp.LeakyReLU(negative_slope=0.1), fastbp.Sigmoid(), fastbp.Tanh()]
+for activation in activations:
+    output: np.ndarray[Any, Any] = activation(X)
+layer = fastbp.Linear(4, 2, init="kaiming_normal", seed=0)
+layer.weight = np.ones((4, 2))
+layer.backward(np.ones_like(layer(X)))
+layer.update_parameters(learning_rate=0.1)
+total = float(layer.grad_weight.sum())
+
+# Training, prediction and files
+model = fastbp.Sequential(fastbp.Linear(4, 8), fastbp.ReLU(), fastbp.Dropout(0.1), fastbp.Linear(8, 3), seed=0)
+cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1])
+stopping = fastbp.EarlyStopping(patience=1)
+history: fastbp.History = model.fit(
+    X, labels, loss=cross_entropy, optimizer=fastbp.Adam(lr=fastbp.CosineSchedule(1e-2, steps=8)), epochs=2,
+    batch_size=16, validation_data=(X, labels), callbacks=[stopping], verbose=False,
+)  # fmt: skip
+best: float = min(history.column("val_loss"))
+classes = model.predict_proba(X).argmax(axis=1)
+model.summary()
+with tempfile.TemporaryDirectory() as folder:
+    model.save(Path(folder) / "model.npz")
+    same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
+chunks = [(X, labels), (X, labels)]
+model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
+
+# A loop of one's own, with a loss of one's own as well
+model.train()
+optimizer = fastbp.AdamW(model.parameters(), lr=fastbp.WarmupSchedule(fastbp.StepSchedule(1e-2, every=4), steps=2))
+for xb, yb in fastbp.batches(X, labels, batch_size=16, seed=0):
+    loss, gradient = cross_entropy(model(xb), yb)
+    gradient_x = model.backward(gradient)
+    optimizer.step()
+loss = 2 * model.train_step(X, labels, cross_entropy, optimizer)
+
+
+def squared(prediction: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+    difference = prediction - target
+    return float((difference**2).sum()), 2 * difference
+
+
+# Losses and optimizers
+optimizers = [fastbp.Momentum(lr=0.01, beta=0.9), fastbp.RMSProp(lr=lambda step: 0.01 / (1 + step), clip_norm=1.0)]
+optimizers += [fastbp.SGD(lr=fastbp.OneCycleSchedule(0.1, steps=8))]
+several = [fastbp.Sequential(fastbp.Linear(4, 1), seed=seed) for seed in range(3)]
+fits = fastbp.fit_many(several, X, y, loss=fastbp.BCEWithLogitsLoss(), optimizer=optimizers, epochs=2)
+losses = [fastbp.HalfSquaredErrorLoss(), fastbp.MSELoss(), fastbp.L1Loss(), fastbp.HuberLoss(delta=0.5)]
+for one in (*losses, squared):
+    several[0].fit(X, y, loss=one, optimizer=optimizers[0], epochs=1, verbose=False)
+probability = several[1].predict_proba(X)
+value, gradient = fastbp.BCELoss()(probability, y, sample_weight=np.ones(64))
+
+
+# Gradients of any computation
+class Square(fastbp.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+w = Variable(np.ones((4, 1)), requires_grad=True, name="w")
+z = (Square.apply(X @ w) + 1).log().mean() + cross_entropy(model(w.T), [0]) - fastbp.autograd.exp(-w).sum() / 4
+z.backward()
+assert w.grad is not None
+with fastbp.autograd.no_grad():
+    w -= 0.1 * w.grad
+print(f"{z.item():.3f}", w.shape)
+errors: dict[str, float] = fastbp.gradcheck(layer, X)
+saliency = fastbp.input_gradient(model, X, labels, loss=cross_entropy) + fastbp.jacobian(model, X).sum(axis=1)
+
+# Beside other libraries
+linear = type("Linear", (SimpleNamespace,), {})(in_features=2, out_features=1, weight=np.ones((1, 2)), bias=None)
+torch_module = type("Sequential", (list,), {"training": False})([linear])
+converted = fastbp.from_torch(torch_module, dtype="float64").to_torch_state_dict()["0.weight"]
+found = MLPClassifier(hidden_layer_sizes=(8,), max_iter=20, random_state=0, tol=10).fit(X, labels).predict(X)
+curve: list[float] = MLPRegressor(8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
+figure = fastbp.plot_history(history)
+figure.clear()

@@ -24,7 +24,7 @@ MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "referenc
 Kernels: TypeAlias = Any  # a module with the names of kernels/reference.py, or `device.DeviceKernels`
 
 _loaded: dict[str, Kernels] = {}
-_threads: int | None = None  # what set_num_threads asked for
+_threads: int | None = None  # as set by set_num_threads
 
 
 def on_host(device: str) -> bool:
@@ -33,7 +33,7 @@ def on_host(device: str) -> bool:
 
 
 def load(device: str) -> Kernels:
-    """The backend of a device: its module, or `device.DeviceKernels` over one that has memory of its own."""
+    """The backend of a device: its module, wrapped in `device.DeviceKernels` where the device has its own memory."""
     if device not in _loaded:
         checks.choice("device", device, MODULES)
         module = importlib.import_module(MODULES[device])
@@ -48,14 +48,14 @@ def load(device: str) -> Kernels:
 
 
 def require(device: str) -> None:
-    """Raise unless this process can compute on a device, with what to do about it."""
+    """Raise an error that says what to do, unless this process can compute on the device."""
     kernels = load(device)
     if not on_host(device):
         kernels.driver.require()
 
 
 def check_precision(precision: str, dtype: DTypeLike, device: str) -> None:
-    """Raise unless products of this dtype may have a precision on a device."""
+    """Raise unless the device has this precision for products of this dtype."""
     checks.choice("precision", precision, table.PRECISIONS)
     if precision not in load(device).precisions(dtype):
         raise ValueError(
@@ -91,7 +91,7 @@ def warmup(
     losses: Sequence[str] = table.LOSSES,
     optimizers: Sequence[str] = table.OPTIMIZERS,
 ) -> float:
-    """Compile ahead what training and prediction use, so that nothing compiles later.
+    """Compile what training and prediction use, so that nothing has to be compiled later.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def warmup(
     Returns
     -------
     float
-        Seconds it took; nearly nothing when the compiled kernels are on disk already.
+        Seconds taken; almost none when the compiled kernels are on disk already.
     """
     dtypes = [checks.dtype("dtype", one) for one in (dtype if isinstance(dtype, list | tuple) else [dtype])]
     given = {"activations": activations, "losses": losses, "optimizers": optimizers}
@@ -120,7 +120,7 @@ def warmup(
 
 
 def show_config(device: str = "cpu") -> dict[str, str]:
-    """Print what is in force: versions, processor features, kernels, threads, cache.
+    """Print the versions, processor features, kernels, threads and cache in use.
 
     Returns
     -------

@@ -1,8 +1,7 @@
-"""Backpropagation through a graph of variables: ``∂L/∂x = Σ ∂L/∂z ∂z/∂x`` over all z that x was used in.
+"""Backpropagation through a graph of variables: ``∂L/∂x = Σ ∂L/∂z ∂z/∂x`` over all z computed from x.
 
-The variables that can be reached are put in the reverse order of their making, so that no stack limits the depth of a
-graph, and each one's gradient is handed on to its inputs: between scalars as a product and a sum, between arrays by
-the ``backward`` of the function.
+Variables are visited from the newest to the oldest, without recursion, so no stack limits the depth of a graph. Each
+passes its gradient on to its inputs: a scalar by a product and a sum, an array by the ``backward`` of its function.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Sign:
-    """A constant that shows its name."""
+    """A constant whose repr is its name."""
 
     def __init__(self, name):
         self.name = name
@@ -28,9 +27,9 @@ class _Sign:
         return self.name
 
 
-# What a variable has as its node: None, LEAF, an instance of Function, the class of one between scalars, or FREED.
+# The node of a variable is None, LEAF, an instance of Function, the class of one between scalars, or FREED.
 LEAF = _Sign("leaf")  # requires a gradient and was not computed
-FREED = _Sign("freed")  # was computed, and backward has been here
+FREED = _Sign("freed")  # was computed; backward has freed its graph
 
 
 def inputs_of(variable: Variable) -> tuple[Variable, ...]:
@@ -45,19 +44,19 @@ _tick_of = operator.attrgetter("_tick")
 
 
 def backpropagate(root: Variable, gradient: float | Array, retain_graph: bool) -> None:
-    """Give ``root`` its gradient and every variable it was computed from the sum of what flows to it."""
+    """Set the gradient of ``root``, and of every variable it was computed from."""
     order = reachable(root)
-    order.sort(key=_tick_of)  # the making of a variable comes after that of its inputs
+    order.sort(key=_tick_of)  # a variable is newer than its inputs
     if root._node is LEAF:
         root._grad = gradient if root._grad is None else root._grad + gradient
         return
     root._grad = gradient
     next_variable = order.pop
     while order:
-        variable = next_variable()  # which nobody may hold any more once this is done
+        variable = next_variable()  # perhaps the last reference, so that it is freed after its turn
         node, grad = variable._node, variable._grad
         if type(node) is not type:
-            if grad is not None:  # as it is where a function had none for it
+            if grad is not None:  # None where a function returned none for it
                 _flow_through(node, grad)
         elif grad is not None:
             x, y, dy = variable._x, variable._y, variable._dy
@@ -72,7 +71,7 @@ def backpropagate(root: Variable, gradient: float | Array, retain_graph: bool) -
 
 
 def reachable(root: Variable) -> list[Variable]:
-    """The computed variables that ``root`` depends on, without gradients; refused where one was changed."""
+    """Clear the gradients of the computed variables that ``root`` depends on; refuse a value that was changed."""
     if root._node is LEAF:
         return [root]
     order, seen = [root], {root}
@@ -112,7 +111,7 @@ def _refuse_changed(function, variable):
 
 
 def _flow_through(ctx, grad):
-    """Give the inputs of a function what it makes of the gradient of its result."""
+    """Add the gradients that a function returns to those of its inputs."""
     if type(grad) is not float:
         frozen(grad)
     flows = flows_of(ctx, grad)
@@ -133,12 +132,12 @@ def _flow_through(ctx, grad):
 
 
 def _unshared(flow, flows):
-    """Whether nobody else has this array, so that the leaf it goes to may own it."""
+    """Whether the array is shared with nothing, so that a leaf may own it."""
     return flow.base is None and flow.flags.writeable and sum(flow is other for other in flows) <= 1
 
 
 def flows_of(ctx: Function, grad: float | Array) -> tuple[Any, ...]:
-    """What ``backward`` returns, as a tuple with one for every input."""
+    """What ``backward`` returns, as a tuple with a gradient for each input."""
     flows = type(ctx).backward(ctx, grad)
     flows = flows if type(flows) is tuple else (flows,)
     if len(flows) != len(ctx.inputs):
@@ -150,7 +149,7 @@ def flows_of(ctx: Function, grad: float | Array) -> tuple[Any, ...]:
 
 
 def _like(ctx, data, flow):
-    """A gradient in the shape and dtype of a value."""
+    """The gradient in the shape and dtype of the value."""
     data, flow = np.asarray(data), np.asarray(flow)
     if flow.shape != data.shape:
         flow = summed_to(flow, data.shape)
@@ -162,7 +161,7 @@ def _like(ctx, data, flow):
 
 
 def summed_to(array: Array, shape: tuple[int, ...]) -> Array | None:
-    """The adjoint of broadcasting ``shape`` to that of the array: the sum over the axes it made; None if it did not."""
+    """The adjoint of broadcasting from ``shape``: the sum over the new axes; None where the shapes do not broadcast."""
     more = array.ndim - len(shape)
     if more < 0:
         return None
@@ -174,6 +173,6 @@ def summed_to(array: Array, shape: tuple[int, ...]) -> Array | None:
 
 
 def frozen(array: Array) -> Array:
-    """The array itself, read-only from now on."""
+    """Make the array read-only and return it."""
     array.setflags(write=False)
     return array

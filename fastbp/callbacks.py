@@ -1,4 +1,4 @@
-"""Watching and stopping `Sequential.fit`: objects with some of the methods in ``METHODS``."""
+"""Callbacks watch and stop `Sequential.fit`; they are objects with some of the methods in ``METHODS``."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ METHODS = {
 
 
 class EarlyStopping:
-    """Stop when the loss has not become lower for some epochs, and put the best weights back.
+    """Stop when the loss has not fallen for some epochs, and restore the best weights.
 
-    Watches ``val_loss``; without validation data the training loss, and says so.
+    It watches ``val_loss``; without validation data it watches the training loss and says so.
 
     Parameters
     ----------
     patience : int
         Epochs without improvement after which training stops.
     min_delta : float
-        By how much the loss has to become lower to count.
+        Smallest decrease of the loss that counts as an improvement.
     restore_best : bool
-        Give the model the weights of the best epoch at the end, whether it came early or not. The state of the
-        optimizer stays.
+        Restore the weights of the best epoch when training ends, early or not. The optimizer keeps its state.
 
     Attributes
     ----------
@@ -66,7 +65,7 @@ class EarlyStopping:
 
 
 class Printer:
-    """One plain line an epoch."""
+    """Prints one plain line an epoch."""
 
     def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
         self._epochs = run["epochs"]
@@ -82,7 +81,7 @@ class Printer:
 
 
 def checked(callbacks: Any) -> list[Any]:
-    """The callbacks as a list; refuses what has none of the methods that are called."""
+    """The callbacks as a list; an object with none of the methods is refused."""
     if not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be a list, got {callbacks!r}; pass callbacks=[…]")
     for callback in callbacks:
@@ -93,6 +92,6 @@ def checked(callbacks: Any) -> list[Any]:
 
 
 def call(callbacks: Iterable[Any], name: str, *arguments: Any) -> bool:
-    """Call the method of every callback that has it; whether any returned true."""
+    """Call this method of every callback that has it; return whether any of them returned true."""
     answers = [getattr(callback, name)(*arguments) for callback in callbacks if hasattr(callback, name)]
     return any(answers)  # after every callback was called

@@ -1,6 +1,6 @@
-"""Every error a user can cause, raised before anything is written or changed.
+"""Checks of what users pass: errors are raised before anything is written or changed.
 
-A message names the argument, what was expected, what came, and the remedy where there is one. Arrays are never
+A message names the argument, what was expected, what was given, and a remedy where there is one. Arrays are never
 copied whole: the checks look at views, a block at a time.
 """
 
@@ -19,7 +19,7 @@ from .kernels import exchange
 Array: TypeAlias = NDArray[Any]
 T = TypeVar("T")
 
-BLOCK_BYTES = 1 << 20  # what is looked at in one go: it stays in the second-level cache for the second look
+BLOCK_BYTES = 1 << 20  # read at a time: the second pass finds it in the second-level cache
 
 
 # --------------------------------------------------------------------------------------- scalars
@@ -92,7 +92,7 @@ on_device = exchange.on_gpu
 
 
 def numeric(argument: str, value: Any) -> Array:
-    """``value`` as an array of real numbers; no copy of what is an array already."""
+    """``value`` as an array of real numbers; an array is not copied."""
     if not isinstance(value, np.ndarray) and on_device(value):
         raise TypeError(
             f"{argument} must be in the memory of the host here, got a {type(value).__name__} on the GPU; copy it "
@@ -128,13 +128,13 @@ def shape(argument: str, array: Array, expected: tuple[int, ...]) -> None:
 
 
 def readable(array: Array) -> bool:
-    """Whether kernels can read the memory of the array as it lies."""
+    """Whether kernels can read the array's memory directly."""
     flags = array.flags
     return flags.c_contiguous and flags.aligned
 
 
 def converted(array: Array, dtype: DTypeLike) -> Array:
-    """The array as a kernel reads it, in this dtype; itself where it is so already."""
+    """The array in this dtype and a layout that kernels read; not copied where it has them."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype)
     return array if array.flags.aligned else array.copy()
@@ -200,7 +200,7 @@ def weights(argument: str, value: Any, rows: int, each: str = "row") -> Array:
 
 
 def rows(argument: str, value: Any, count: int) -> Array:
-    """``value`` as int64 numbers of rows, ``0 … count - 1``, at least one."""
+    """``value`` as int64 row numbers, ``0 … count - 1``, at least one."""
     array = numeric(argument, value)
     if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
         raise ValueError(
@@ -213,7 +213,7 @@ def rows(argument: str, value: Any, count: int) -> Array:
 
 
 def blocks(array: Array) -> Iterator[slice]:
-    """Slices of rows that together are the array, each of about BLOCK_BYTES."""
+    """Slices of about BLOCK_BYTES that together cover the rows of the array."""
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 

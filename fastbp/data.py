@@ -1,7 +1,7 @@
-"""Data to train on: what is accepted, checked and in which order it is used.
+"""Training data: which forms are accepted, how they are checked, and in which order their rows are used.
 
-Arrays and memory maps are one chunk of rows, used every epoch; an iterable gives chunks as they come. Nothing is
-converted or copied here but labels and weights.
+Arrays and memory maps are one chunk of rows, used every epoch; an iterable gives chunks as they come. Only labels and
+weights are converted or copied here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def epoch_rows(
 
 
 def _array(rows, weight):
-    """Nothing beside the result is as large as it."""
+    """The rows as an array; nothing else of this size is allocated."""
     if not isinstance(rows, range):
         return rows
     if weight is None:
@@ -67,7 +67,7 @@ def _array(rows, weight):
 
 
 def _shuffle(kernels, generator, rows):
-    """In place."""
+    """Shuffle the rows in place."""
     kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
 
 
@@ -79,7 +79,7 @@ def is_memory_map(array: Any) -> bool:
 
 
 def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:
-    """Batches in an epoch."""
+    """The number of batches in an epoch."""
     if drop_last and rows < batch_size:
         raise ValueError(
             f"drop_last=True leaves nothing to train on: batch_size is {batch_size} and there are {rows} rows; "
@@ -97,7 +97,7 @@ def batches(
     seed: int | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Array, Array]]:
-    """Batches of one epoch, for loops of one's own.
+    """Batches of one epoch, for a training loop of your own.
 
     Parameters
     ----------
@@ -105,10 +105,10 @@ def batches(
     y : array (n, …)
     batch_size : int
     shuffle : bool
-        Arrays by a full permutation, memory maps by blocks of ``data.SHUFFLE_BLOCK`` rows.
+        Arrays are shuffled by a full permutation, memory maps by blocks of ``data.SHUFFLE_BLOCK`` rows.
     seed : int, optional
     drop_last : bool
-        Leave out a last batch that is short.
+        Leave out the last batch if it is short.
 
     Returns
     -------
@@ -129,17 +129,17 @@ def batches(
 
 # -------------------------------------------------------------------------------------- checked
 def checked_pair(model: Sequential, loss: LossFunction, X: Any, y: Any, names: Sequence[str]) -> tuple[Array, Array]:
-    """X and y as arrays that can be trained on, whose values are all finite; nothing is copied but labels."""
+    """X and y as arrays of finite values that the model can train on; only labels are copied."""
     X = model.checked_inputs(names[0], X)
     checks.not_empty(names[0], X)
-    y = model._kernels.to_host(y) if checks.on_device(y) else y  # to be looked at: labels must be those of classes
+    y = model._kernels.to_host(y) if checks.on_device(y) else y  # labels are checked on the host
     if isinstance(loss, Loss):
         y = loss.checked_target(names[1], y, len(X), model.out_features)
     else:
         y = checks.numeric(names[1], y)
         if y.ndim == 0 or len(y) != len(X):
             raise ValueError(f"{names[1]} must have {len(X)} rows as {names[0]} has, got shape {y.shape}")
-    if isinstance(X, np.ndarray):  # what is on the device stays there, and shows in the loss
+    if isinstance(X, np.ndarray):  # not read on a device: NaN shows in the loss
         checks.finite(names[0], X, model.dtype)
     checks.finite(names[1], y, model.dtype)
     return X, y
@@ -154,7 +154,7 @@ class Chunk:
     labels : bool
         Whether y is one integer label a row.
     weight : float64 array (n,) or None
-        What every row counts: its sample weight times its class weight.
+        The weight of every row: its sample weight times its class weight.
     rows : range, or int64 array
         The rows to train on; of a range, those whose weight is not 0.
     count : int
@@ -181,7 +181,7 @@ class Chunk:
         self.count = len(self.X) if self.weight is None else np.count_nonzero(self.weight)
 
     def of_rows(self, argument: str, rows: ArrayLike) -> Chunk:
-        """The same data, of which only these rows are trained on."""
+        """The same data, restricted to these rows."""
         rows = checks.rows(argument, rows, len(self.X))
         chunk = copy.copy(self)
         chunk.rows = rows if self.weight is None else rows[self.weight[rows] > 0]
@@ -191,7 +191,7 @@ class Chunk:
         return chunk
 
     def order(self, model: Sequential, shuffle: bool) -> Array:
-        """The rows in the order of one epoch, by the generator of the model."""
+        """The rows in the order of one epoch, drawn by the generator of the model."""
         rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
         return epoch_rows(model._kernels, model.generator, rows, shuffle, self.by_blocks, self.weight)
 
@@ -207,7 +207,7 @@ class Chunk:
 
 
 class Chunks:
-    """Chunks that an iterable gives, each checked before it is used."""
+    """The chunks of an iterable, each checked before it is used."""
 
     def __init__(self, model: Sequential, loss: LossFunction, X: Any, epochs: int) -> None:
         self.model, self.loss, self.X = model, loss, X
@@ -252,7 +252,7 @@ def _iterator(argument, value):
 def source(
     model: Sequential, loss: LossFunction, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, epochs: int
 ) -> Chunk | Chunks:
-    """What has ``epoch()``: the data as chunks."""
+    """The data as an object whose ``epoch()`` gives chunks."""
     if y is not None:
         return Chunk(model, loss, X, y, sample_weight)
     if sample_weight is not None:

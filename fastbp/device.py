@@ -1,8 +1,8 @@
-"""A backend with memory of its own, for callers whose arrays may be on the host.
+"""Wraps a backend that has its own memory, for callers whose arrays may be on the host.
 
-`DeviceKernels` has the names of the contract. An array of the host is sent before a call and, where the call writes
-it, fetched after; an array that is on the device, or that another library has there, is used where it lies. So layers,
-losses and networks are the same code for every device, and what is to stay on the device is made there.
+`DeviceKernels` has the names of the contract. An array of the host is sent before a call and, if the call writes it,
+fetched afterwards. An array on the device, another library's too, is used in place. So layers, losses and networks have
+the same code for every device; arrays that should stay on the device are allocated there.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ EXCHANGED = {
     "network_forward": (("x",), ("out",)),
     "network_train_steps": (("x", "target", "row_weight"), ()),
 }
-RESIDENT_SHARE = 0.5  # of the free memory of the device, that data of one call of fit may take
+RESIDENT_SHARE = 0.5  # share of the device's free memory that the data of one call of fit may take
 
 
 class DeviceKernels:
-    """The module of a backend, its calls taking arrays of the host as well.
+    """A backend module whose calls take arrays of the host as well.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class DeviceKernels:
         return getattr(self.module, name)
 
     def _exchanging(self, name, read, written):
-        """The call of this name, which sends and fetches arrays of the host."""
+        """Wrap the call of this name, so that it sends and fetches arrays of the host."""
         function, places = getattr(self.module, name), list(inspect.signature(getattr(reference, name)).parameters)
         read, written = ([places.index(argument) for argument in arguments] for arguments in (read, written))
 
@@ -73,7 +73,7 @@ class DeviceKernels:
         return call
 
     def _there(self, array, sent, send):
-        """The array on the device; the same one for arguments that are the same memory."""
+        """The array on the device; arguments that share memory get the same one."""
         if not isinstance(array, np.ndarray):
             return array
         key = array.ctypes.data, array.shape, array.strides
@@ -89,7 +89,7 @@ class DeviceKernels:
         """Copy an array of the host, or a number, into a parameter buffer or a view of one."""
         driver = self.driver
         memory = driver.flat(view)
-        if view.ndim == 2:  # with what lies between its rows, which means nothing
+        if view.ndim == 2:  # the padding between its rows is written too: it means nothing
             rows, columns = view.shape
             padded = np.zeros((rows, driver.leading(view)), view.dtype)
             padded[:, :columns] = values
@@ -100,11 +100,11 @@ class DeviceKernels:
             driver.to_device(host, memory)
 
     def is_there(self, value: Any) -> bool:
-        """Whether this is an array on a device already."""
+        """Whether the value is an array on a device."""
         return self.driver.is_on_device(value)
 
     def matrix(self, argument: str, value: Any, columns: int, rows: int | None = None) -> Any:
-        """A two-dimensional array of the device, checked as `checks.matrix` checks one of the host, and not copied."""
+        """A two-dimensional array of the device, checked as by `checks.matrix` and not copied."""
         try:
             array = self.driver.as_device_array(value)
         except (TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ class DeviceKernels:
         return array
 
     def batch(self, argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Any:
-        """`checks.batch`, on the device."""
+        """`checks.batch` on the device; an array of the host is copied there."""
         if not self.is_there(value):
             return self.to_device(checks.batch(argument, value, columns, dtype, rows))
         array = self.matrix(argument, value, columns, rows)
@@ -133,15 +133,15 @@ class DeviceKernels:
         return array if isinstance(array, np.ndarray) else self.module.to_host(array)
 
     def send(self, array: Array, to: Any) -> Any:
-        """Copy an array of the host, as many rows as it has, into the first rows of one of the device."""
+        """Copy an array of the host into the first rows of an array on the device."""
         return self.driver.to_device(array, to[: len(array)])
 
     # -------------------------------------------------------------------------------------- data
     def resident(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[Any] | None:
         """Copies of the arrays on the device, or None where they would take too much of its free memory.
 
-        Arrays that are there already are no copies. Those of a dtype that kernels do not read, or of another layout,
-        are converted to ``dtype`` a block at a time.
+        Arrays that are there already are not copied. Arrays of a dtype or layout that kernels do not read are converted
+        to ``dtype`` a block at a time.
         """
         dtypes = self.dtypes(arrays, dtype)
         pairs = [pair for pair in zip(arrays, dtypes, strict=True) if pair[0] is not None]
@@ -153,7 +153,7 @@ class DeviceKernels:
         ]
 
     def dtypes(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[np.dtype[Any] | None]:
-        """Those that the arrays have on the device: their own where kernels read it, else ``dtype``."""
+        """The dtypes of the arrays on the device: their own where kernels read it, else ``dtype``."""
         return [
             None if array is None else array.dtype if self.gathers(array.dtype) else np.dtype(dtype) for array in arrays
         ]

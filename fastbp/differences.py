@@ -1,4 +1,4 @@
-"""Derivatives: of networks and of any function of variables, and all of them beside central differences."""
+"""Derivatives of networks and of functions of variables, and their check against central differences."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def input_gradient(
     *,
     loss: Callable[..., Any] | None = None,
 ) -> Array:
-    """Gradient with respect to the input: of the sum of the outputs, or of a loss.
+    """Gradient of a loss, or of the sum of the outputs, with respect to the input.
 
-    In evaluation mode; mode, stored gradients and saved values of the model stay as they are.
+    The model computes in evaluation mode; its own mode, stored gradients and saved values do not change.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def input_gradient(
     Returns
     -------
     array of X's shape
-        float32 and float64 are kept. Without a loss, and as rows are independent, a row is the gradient of the sum of
-        its own outputs.
+        float32 and float64 are kept. Rows are independent, so without a loss each row is the gradient of the sum of its
+        own outputs.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def input_gradient(
 
 
 def jacobian(function: Sequential | Layer | Callable[[Variable], Variable], X: ArrayLike) -> Array:
-    """All derivatives of all outputs with respect to all inputs, one backpropagation an output.
+    """Derivatives of all outputs with respect to all inputs, by one backpropagation for each output.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def jacobian(function: Sequential | Layer | Callable[[Variable], Variable], X: A
     Returns
     -------
     array
-        Of a network or layer, whose rows are independent, ``(n, out, in)``: element ``[i, k, j]`` is
-        ``∂output[i, k] / ∂X[i, j]``. Of any other function the shape of its value and then that of X.
+        For a network or layer, whose rows are independent, of shape ``(n, out, in)``: element ``[i, k, j]`` is
+        ``∂output[i, k] / ∂X[i, j]``. For any other function, the shape of its value followed by that of X.
 
     Raises
     ------
@@ -128,19 +128,19 @@ def gradcheck(
 ) -> dict[str, float]:
     """Compare ``backward`` with ``(f(v + eps) - f(v - eps)) / (2 eps)``, for every input and parameter v.
 
-    Computed in float64. Of a network or layer a copy with the same values is used, and Dropout drops nothing.
+    Everything is computed in float64, on a copy of a network or layer whose Dropout drops nothing.
 
     Parameters
     ----------
     network : Sequential, layer, or function of Variables
-        Left as it is. A function takes as many variables as there are inputs and returns a Variable; what it computes
-        must depend on them alone.
+        It is not changed. A function takes one variable for each input and returns a Variable that depends on them
+        alone.
     x : array (n, in), or tuple of numbers and arrays
         The inputs; a tuple for a function of several variables.
     y : array, optional
         Target for the loss.
     loss : loss, optional
-        ``f`` is the value of the loss, whose own gradient is checked with it. Without a loss ``f`` is a sum of all
+        ``f`` is the value of the loss, so that its own gradient is checked too. Without a loss ``f`` is a sum of all
         outputs with fixed random weights.
     eps : float
         Step of the differences, above 0.
@@ -150,7 +150,7 @@ def gradcheck(
     dict of str to float
         For ``"x"`` and every parameter by name, or for every variable by the name the function has for it, the largest
         difference between the two, as a fraction of the largest derivative of that array or of 1, whichever is larger.
-        Where gradients are right it is about 1e-9, unless a unit of a ReLU or the like is within ``eps`` of its kink.
+        Correct gradients give about 1e-9, unless a unit of a ReLU or the like is within ``eps`` of its kink.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def _check_function(function, names, inputs, y, loss, eps):
 
 
 def _names(function, x):
-    """What a function calls its arguments."""
+    """The names a function has for its arguments."""
     if type(x) is not tuple:
         return ["x"]
     try:
@@ -216,7 +216,7 @@ def _names(function, x):
 
 
 def _weights(shape):
-    """Of the sum of the outputs whose derivatives are compared."""
+    """Weights of the sum of the outputs whose derivatives are compared."""
     return np.random.default_rng(0).standard_normal(shape)
 
 

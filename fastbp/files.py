@@ -79,7 +79,7 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    if os.name == "posix":  # makes the new name itself survive a power cut
+    if os.name == "posix":  # so that the new name survives a power cut
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -103,7 +103,7 @@ def _write_archive(file, config, arrays):
 # --------------------------------------------------------------------------------------- reading
 @contextmanager
 def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a foreign or damaged file makes go wrong into one ValueError."""
+    """Turn any error that a foreign or damaged file causes into one ValueError."""
     try:
         yield
     except (

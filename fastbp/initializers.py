@@ -1,8 +1,8 @@
 """Initial values of weights: functions ``(rng, fan_in, fan_out) -> array (fan_in, fan_out)``.
 
-PyTorch's default for a linear layer is uniform in ±1/√fan_in, for the weight and for the bias; the others are of
-LeCun et al. 1998, Glorot & Bengio 2010 ("xavier") and He et al. 2015 ("kaiming"). A bias is drawn by the default
-rule when the weight is, else it is zero.
+PyTorch's default for a linear layer is uniform in ±1/√fan_in, for the weight and for the bias; the others are by LeCun
+et al. 1998, Glorot & Bengio 2010 ("xavier") and He et al. 2015 ("kaiming"). A bias is drawn by the default rule when
+the weight is, else it is zero.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def fit_many(
 ) -> list[History]:
     """Train independent networks side by side: seeds, folds, grid points, ensembles.
 
-    Every model trains as its own ``fit`` would, to the bit. One model runs on one thread, on at most
-    `get_num_threads` at once; X and y are shared and never copied.
+    Every model trains as its own ``fit`` would, to the bit. Each model runs on one thread, at most `get_num_threads` of
+    them at once; X and y are shared and never copied.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def fit_many(
         or one optimizer a model.
     rows : sequence of int arrays, optional
         The rows of X that each model trains on, such as the training parts of folds; all by default. With ``rows``
-        a model trains as on ``X[rows[i]], y[rows[i]]``, but that masks of `Dropout` go by the row of X.
+        a model trains as on ``X[rows[i]], y[rows[i]]``, except that masks of `Dropout` depend on the row of X.
     epochs, batch_size, shuffle, drop_last, accumulate, validation_data, sample_weight, on_nonfinite
         As in `Sequential.fit`, for all models.
     callbacks : function
@@ -125,7 +125,7 @@ def _one_each(argument, made, models):
 
 
 def _side_by_side(trainings):
-    """Run all, whatever happens to some."""
+    """Run all trainings, even if some fail."""
 
     def run(i, training):
         with training.model._kernels.serial():
@@ -136,7 +136,7 @@ def _side_by_side(trainings):
 
     threads = min(len(trainings), backend.get_num_threads())
     if not all(training.model.network.on_host for training in trainings):
-        threads = 1  # a GPU has one stream, whose launches are in the order of the calls
+        threads = 1  # a GPU has one stream, which runs launches in the order of the calls
     with concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
         futures = [pool.submit(run, i, training) for i, training in enumerate(trainings)]
         try:

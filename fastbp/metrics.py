@@ -1,4 +1,4 @@
-"""How good predictions are, in terms a person judges by, and the trivial predictions to judge beside."""
+"""Measures of how good predictions are, in terms that people use."""
 
 import numpy as np
 

@@ -71,7 +71,7 @@ def backpropagate(root: Variable, gradient: float | Array, retain_graph: bool) -
 
 
 def reachable(root: Variable) -> list[Variable]:
-    """Clear the gradients of the computed variables that ``root`` depends on; refuse a value that was changed."""
+    """Return the computed variables that ``root`` depends on, without gradients; refuse a value that was changed."""
     if root._node is LEAF:
         return [root]
     order, seen = [root], {root}

@@ -1,11 +1,11 @@
 """The computation graph: variables and the functions that made them.
 
-A `Variable` that was computed knows the function that made it and what that function was given; those are the edges
-of the graph. Between arrays the function is an instance of `Function`, which keeps what its ``backward`` needs. Between
-scalars, which are Python floats, it is the class alone, and the variable keeps x, ∂z/∂x, y and ∂z/∂y: no call on the
-way back, and one object for the garbage collector to walk over instead of three.
+A computed `Variable` knows the function that made it and the arguments of that function: the edges of the graph.
+Between arrays the function is an instance of `Function`, which keeps what its ``backward`` needs. Between scalars,
+which are Python floats, it is only the class, and the variable keeps x, ∂z/∂x, y and ∂z/∂y: the way back makes no call,
+and the garbage collector walks over one object instead of three.
 
-Every variable has a tick, the moment its value was set. Ticks order the graph, and show a value that was changed
+Every variable has a tick, the moment its value was set. Ticks order the graph, and reveal a value that was changed
 after a function had read it.
 """
 
@@ -32,13 +32,13 @@ next_tick = itertools.count(1).__next__
 
 
 # ------------------------------------------------------------------------------------- no_grad
-_pauses = 0  # threads times depth within no_grad: while it is 0, which is nearly always, nobody looks further
+_pauses = 0  # the depths within no_grad, summed over threads: while it is 0, nearly always, every thread records
 _pauses_lock = threading.Lock()
 _thread = threading.local()
 
 
 class no_grad(contextlib.ContextDecorator):
-    """Within it, in this thread, nothing is recorded: ``with no_grad(): w -= 0.1 * w.grad``. Also a decorator."""
+    """Stops recording in this thread: ``with no_grad(): w -= 0.1 * w.grad``. It is a decorator too."""
 
     def __enter__(self) -> None:
         self._count(1)
@@ -62,7 +62,7 @@ def recording() -> bool:
 
 # ------------------------------------------------------------------------------------ variables
 class Variable:
-    """A value in the computation graph: an array, or a scalar, which inside the graph is a Python float.
+    """A value in the computation graph: an array, or a scalar, which the graph keeps as a Python float.
 
     Parameters
     ----------
@@ -70,25 +70,25 @@ class Variable:
         Copied. float32 and float64 are kept, float16 becomes float32, integers and bool become float64; what has
         no dimensions becomes a float.
     requires_grad : bool
-        Whether `backward` is to store the gradient with respect to this variable.
+        Whether `backward` stores the gradient with respect to this variable.
     name : str, optional
         For drawings.
 
     Attributes
     ----------
     data : read-only array
-        Of a scalar one without dimensions; `item` gives the float. Changed by `assign`, and by ``+=``, ``-=``, ``*=``,
-        ``/=`` where nothing has to be recorded: within `no_grad`, or where no gradient is required. (Else ``x += y`` of
-        a result is ``x = x + y``, and of a leaf an error.) An array that was handed out before keeps its numbers;
-        `backward` refuses a function that had read the old value.
+        For a scalar, an array without dimensions; `item` gives the float. `assign` changes it, and so do ``+=``,
+        ``-=``, ``*=`` and ``/=`` where nothing has to be recorded: within `no_grad`, or where no gradient is required.
+        (Else ``x += y`` means ``x = x + y`` for a result, and is an error for a leaf.) An array handed out before keeps
+        its numbers; `backward` refuses a function that has read the old value.
     grad : array or None
         The gradient of what `backward` was called on with respect to this variable, of the shape and dtype of
-        ``data``. That of a leaf is its own array, and later calls add to it until `zero_grad`; that of a result is of
-        the last call.
+        ``data``. A leaf owns this array, and later calls add to it until `zero_grad`; a result has the gradient of the
+        last call.
     grad_fn : Function or None
-        What computed it, with its ``inputs``; None for a leaf, and once `backward` has freed the graph.
+        The function that computed it, with its ``inputs``; None for a leaf, and once `backward` has freed the graph.
     requires_grad : bool
-        True for whatever was computed from a variable that requires a gradient. Can be set for leaves.
+        True for everything computed from a variable that requires a gradient. It can be set for leaves.
     shape, ndim, size, dtype, T
         As of an array; the dtype of a scalar is float64.
 
@@ -107,7 +107,7 @@ class Variable:
     _data: Any  # a float or a read-only array; so are gradients
     _grad: Any
     _node: Any
-    __array_ufunc__ = None  # array + variable is for the variable to answer
+    __array_ufunc__ = None  # array + variable calls the operator of the variable
 
     def __init_subclass__(cls) -> None:
         raise TypeError("Variable cannot be subclassed: the operations look for exactly this class")
@@ -130,7 +130,7 @@ class Variable:
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        if value is None or value is self._grad:  # as of x.grad *= 2
+        if value is None or value is self._grad:  # x.grad *= 2 assigns the same array
             self._grad = value
             return
         value = own_value("grad", value)
@@ -151,7 +151,7 @@ class Variable:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it was not computed from what requires a gradient."""
+        """Whether it is an origin of the graph, not computed from a variable that requires a gradient."""
         return self._node is None or self._node is LEAF
 
     @property
@@ -239,12 +239,12 @@ class Variable:
 
     # --------------------------------------------------------------------------------- gradients
     def backward(self, gradient: ArrayLike | None = None, *, retain_graph: bool = False) -> None:
-        """Backpropagation: the gradient of this variable with respect to all that it was computed from.
+        """Backpropagate: store the gradient of this variable with respect to everything it was computed from.
 
         Parameters
         ----------
         gradient : number or array of this shape, optional
-            The gradient that comes in, by default 1 for a single number.
+            The upstream gradient; 1 by default for a single number.
         retain_graph : bool
             Keep what the functions saved, for another `backward` or a drawing. By default it is freed on the way.
 
@@ -252,7 +252,7 @@ class Variable:
         ------
         RuntimeError
             Nothing here requires a gradient; the graph was freed by an earlier call; a value that a function had read
-            was changed since. No gradient has been touched then.
+            was changed since. No gradient has been changed then.
         ValueError
             There are several numbers and no gradient; it is of another shape.
         """
@@ -289,7 +289,7 @@ class Variable:
 
     # ----------------------------------------------------------------------------------- changes
     def assign(self, value: ArrayLike | Variable) -> Variable:
-        """Set a new value of the same shape, in the same dtype; only a leaf has a value of its own.
+        """Set a new value of the same shape, converted to this dtype. Only the value of a leaf can be set.
 
         Returns
         -------
@@ -308,7 +308,7 @@ class Variable:
         return self
 
     def _in_place(self, change, sign, other):
-        """Set ``change(data, other)``; NotImplemented, so that Python makes a new variable, where that is recorded."""
+        """Set ``change(data, other)``; where it is recorded, return NotImplemented, and Python makes a new variable."""
         if recording() and (self._node is not None or getattr(other, "_node", None) is not None):
             if self._node is LEAF:
                 raise RuntimeError(
@@ -392,7 +392,7 @@ def variable_of(value: Any, node: Any = None) -> Variable:
 def scalar(
     function: type[Function], value: float, x: Any, dx: float | None, y: Any = None, dy: float | None = None
 ) -> Variable:
-    """The scalar ``function(x, y)`` with its derivatives by x and by y, of which one may be no variable."""
+    """The scalar ``function(x, y)`` with its derivatives by x and by y, one of which may be a plain number."""
     if type(y) is not Variable:
         dy = None
     elif type(x) is not Variable:
@@ -413,7 +413,7 @@ def _leaf(data, requires_grad, name, grad):
 
 
 def value_of(operand: Any) -> Any:
-    """The data of a variable; anything else as it is."""
+    """The data of a variable; anything else is returned unchanged."""
     return operand._data if type(operand) is Variable else operand
 
 
@@ -440,27 +440,27 @@ _DTYPES = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 # ------------------------------------------------------------------------------------ functions
 class Function:
-    """An operation of the graph: a class of one's own with static ``forward`` and ``backward``.
+    """An operation of the graph; subclasses have a static ``forward`` and ``backward``.
 
-    ``MyFunction.apply(*arguments)`` calls ``forward(ctx, *arguments)`` with floats and read-only arrays in the place of
-    variables, and returns its result, one number or array, as a variable. When the gradient comes,
-    ``backward(ctx, grad_output)`` returns the gradient of every argument of ``forward``: one, or a tuple with None for
-    what is no variable. A gradient of a shape that broadcasting made is summed to the shape of its argument.
+    ``MyFunction.apply(*arguments)`` calls ``forward(ctx, *arguments)`` with floats and read-only arrays in place of
+    variables, and returns its result, one number or array, as a variable. ``backward(ctx, grad_output)`` returns the
+    gradient of the only argument of ``forward``, or a tuple with one for every argument and None for what is no
+    variable. A gradient in a broadcast shape is summed to the shape of its argument.
 
     Attributes
     ----------
     inputs : tuple of Variable or None
         The arguments; None for what is no variable.
     saved_tensors : tuple
-        What ``save_for_backward`` was given. It goes, with all other attributes, when `Variable.backward` frees the
-        graph.
+        The arguments of ``save_for_backward``. They are dropped, with all other attributes, when `Variable.backward`
+        frees the graph.
     needs_input_grad : tuple of bool
-        Whether the gradient of an argument is of use.
+        Whether the gradient of each argument is needed.
     reads_inputs : bool
-        Of the class: whether ``backward`` depends on values of arguments, which must not change before it. False for
-        functions that are linear or whose derivative comes from the result.
+        A class attribute: whether ``backward`` depends on the values of arguments, which then must not change before
+        it. False for functions that are linear or whose derivative comes from the result.
     label : str
-        What drawings call it.
+        Its name in drawings.
 
     Examples
     --------
@@ -478,8 +478,8 @@ class Function:
     """
 
     reads_inputs = True
-    has_parameters = False  # other than its arguments, whose gradients backward stores,
-    stores_gradients = True  # unless it is told not to
+    has_parameters = False  # whether it has parameters besides its arguments: backward stores their gradients
+    stores_gradients = True  # whether backward is to store them
     inputs = saved_tensors = needs_input_grad = ()
 
     @property
@@ -497,7 +497,7 @@ class Function:
         raise NotImplementedError
 
     def check_unchanged(self) -> None:
-        """Raise an error where what ``backward`` needs, other than the arguments, was changed; called before it."""
+        """Called before ``backward``: raise an error if anything it needs, other than the arguments, was changed."""
 
     def save_for_backward(self, *values: Any) -> None:
         """Keep values as ``ctx.saved_tensors``."""
@@ -505,7 +505,7 @@ class Function:
 
     @classmethod
     def apply(cls, *arguments: Any) -> Variable:
-        """The result as a variable; recorded where an argument requires a gradient."""
+        """The result as a variable; it is recorded where an argument requires a gradient."""
         ctx = cls()
         ctx.inputs = tuple([x if type(x) is Variable else None for x in arguments])
         ctx.needs_input_grad = tuple([x is not None and x._node is not None for x in ctx.inputs])
@@ -552,7 +552,7 @@ def grad(
     Returns
     -------
     array, or tuple of arrays
-        0 where the output does not depend on an input.
+        Zeros for an input that the output does not depend on.
     """
     single = isinstance(inputs, Variable)
     inputs = [checks.instance("inputs", x, Variable) for x in ([inputs] if single else inputs)]

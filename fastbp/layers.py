@@ -22,8 +22,8 @@ from .parameters import Parameter, Parameters, assign
 class Call(Function):
     """A call of a layer or a network as one function of the graph; its gradients add to those that are stored.
 
-    What ``backward`` needs belongs to the call, so that a layer can be used several times. The layer's own last call
-    stays what it was.
+    What ``backward`` needs belongs to the call, so that a layer can be used several times. The layer's own last call is
+    restored.
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class Call(Function):
 
 
 class Layer:
-    """What layers share."""
+    """Base class of all layers."""
 
     network: Any = None  # the `Parameters` of a layer that has some
     device: str
@@ -80,7 +80,7 @@ class Layer:
     @overload
     def forward(self, x: ArrayLike) -> Array: ...
     def forward(self, x: ArrayLike | Variable) -> Any:
-        """The output for a batch ``x`` (n, in), keeping what `backward` needs; of a Variable a Variable."""
+        """The output for a batch ``x`` (n, in); keeps what `backward` needs. A Variable gives a Variable."""
         raise NotImplementedError
 
     @property
@@ -101,7 +101,7 @@ class Layer:
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Arguments that make this layer again, for files."""
+        """Arguments that recreate this layer, for files."""
         return {}
 
     def __repr__(self) -> str:
@@ -128,19 +128,19 @@ class Linear(Layer):
         ``xavier`` or ``kaiming`` with ``_uniform`` or ``_normal``; or a function ``(rng, fan_in, fan_out)`` that
         returns the weight.
     dtype, device : str
-        For the layer alone; in a `Sequential` those of the model hold.
+        For a layer used alone; a `Sequential` has its own.
     seed : int, optional
-        For the layer alone; in a `Sequential` the generator of the model draws the values.
+        For a layer used alone; in a `Sequential` the generator of the model draws the values.
 
     Attributes
     ----------
     weight : array (in, out)
     bias : array (out,) or None
     grad_weight, grad_bias : arrays
-        What the last `backward` stored; an error where there is none.
+        The gradients that the last `backward` stored; reading them is an error where there are none.
 
-        All four are views of what the layer computes with; on the device "cuda" read-only copies, where values are
-        set by assigning a whole array.
+        All four are views into the memory that the layer computes with; on the device "cuda" they are read-only copies,
+        and assigning a whole array sets the values.
 
     Notes
     -----
@@ -177,14 +177,14 @@ class Linear(Layer):
 
     @property
     def network(self) -> Parameters:
-        """The `Parameters` that hold this layer; its own are made here when it is used alone."""
+        """The `Parameters` that hold this layer; a layer used alone makes its own here."""
         if self._parameters is None:
             network = Parameters([self.row], [""], self.dtype, self.device)
             self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
         return self._parameters
 
     def first_values(self, rng: np.random.Generator) -> tuple[Any, Any]:
-        """The (weight, bias) there are, else drawn ones."""
+        """The (weight, bias) that were set, or newly drawn ones."""
         if self._parameters is not None:
             return self.weight, self.bias
         given = self._given.get("weight"), self._given.get("bias")
@@ -317,12 +317,12 @@ class Linear(Layer):
 
 
 class Activation(Layer):
-    """What activations share: ``out = g(z)`` for every element.
+    """Base class of activations: ``out = g(z)`` for every element.
 
     Parameters
     ----------
     device : str
-        For the layer alone; in a `Sequential` that of the model holds.
+        For a layer used alone; a `Sequential` has a device of its own.
 
     Attributes
     ----------
@@ -496,24 +496,24 @@ _SGD = table.OPTIMIZERS.index("sgd")
 class Dropout(Layer):
     """``y = x m / (1 - p)``, with ``m`` 0 with probability ``p`` and 1 otherwise; ``y = x`` when not training.
 
-    Srivastava et al., "Dropout", 2014. In a model which units are dropped depends on the seed, the training step,
-    the row of the data and the unit, not on threads or the place in a batch. Rows that have to be converted before
-    the kernels can read them, and steps through stored gradients (own loops, ``clip_norm``, ``accumulate``), go by
-    the place instead. `Sequential.eval`, ``predict`` and validation drop nothing.
+    Srivastava et al., "Dropout", 2014. In a model, the units dropped depend on the seed, the training step, the row of
+    the data and the unit, not on threads or the place in a batch. They depend on the place instead for rows that have
+    to be converted before the kernels can read them, and in steps through stored gradients (own loops, ``clip_norm``,
+    ``accumulate``). `Sequential.eval`, ``predict`` and validation drop nothing.
 
     Parameters
     ----------
     p : float
         Probability of dropping a unit, in [0, 1).
     seed : int, optional
-        For the layer alone; in a `Sequential` the generator of the model draws.
+        For a layer used alone; in a `Sequential` the generator of the model draws.
     device : str
-        For the layer alone; in a `Sequential` that of the model holds.
+        For a layer used alone; a `Sequential` has a device of its own.
 
     Attributes
     ----------
     training : bool
-        For the layer alone: whether `forward` drops.
+        For a layer used alone: whether `forward` drops.
 
     Raises
     ------

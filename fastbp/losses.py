@@ -1,7 +1,6 @@
 """Losses: the mean over rows, and the gradient of exactly that number.
 
-Which kernel computes a loss can depend on the target, so a loss hands out the name of the kernel for a target:
-labels and probabilities are two kernels of one cross-entropy.
+The kernel of a loss can depend on the target: cross-entropy has one for labels and one for probabilities.
 """
 
 from __future__ import annotations
@@ -63,15 +62,15 @@ def _mapped(device, prediction, call):
 
 
 class Loss:
-    """What the losses share.
+    """Base class of the losses.
 
     Called as ``loss(prediction, target, sample_weight=None)`` a loss returns ``(value, gradient)``. With weights
-    the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``. Any callable of that form can be used in the place of a loss.
+    the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``. Any callable of that form can be used as a loss.
 
     Parameters
     ----------
     device : str
-        Whose kernels a call uses; a model that trains with the loss uses its own.
+        The device that a call computes on; a model that trains with the loss uses its own.
 
     Attributes
     ----------
@@ -112,8 +111,8 @@ class Loss:
         -------
         value : float
         gradient : array (n, out)
-            Of the value, with respect to ``prediction``. For a ``prediction`` that is a `fastbp.Variable` the value
-            alone is returned, as a Variable.
+            The gradient of the value with respect to ``prediction``. If ``prediction`` is a `fastbp.Variable`, only the
+            value is returned, as a Variable.
 
         Raises
         ------
@@ -152,7 +151,7 @@ class Loss:
         return target
 
     def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
-        """What the rows count, float64 (n,) or None, from their checked targets and sample weights."""
+        """The weights of the rows, float64 (n,) or None, from their checked targets and sample weights."""
         return sample_weight
 
     def of_rows(
@@ -187,7 +186,7 @@ class Loss:
 
     # ----------------------------------------------------------------------------------- files
     def config(self) -> dict[str, Any]:
-        """Arguments that make this loss again."""
+        """Arguments that recreate this loss."""
         return {}
 
     def __repr__(self) -> str:
@@ -242,8 +241,8 @@ class HuberLoss(Loss):
 class BCELoss(Loss):
     """``-(y ln p + (1 - y) ln(1 - p))`` of probabilities p, mean over all elements.
 
-    Logarithms are not below -100, so that the value is finite at p = 0 and 1; the gradient
-    ``(p - y) / (p (1 - p)) / (n·out)`` divides by no less than 1e-12. Targets are in [0, 1]. Where there are logits,
+    Logarithms are bounded below by -100, so that the value is finite at p = 0 and 1; the gradient
+    ``(p - y) / (p (1 - p)) / (n·out)`` divides by no less than 1e-12. Targets are in [0, 1]. For logits,
     `BCEWithLogitsLoss` is more exact.
     """
 
@@ -308,7 +307,7 @@ class CrossEntropyLoss(Loss):
         self.class_weight = class_weight
 
     def kernel(self, target: Array) -> str:
-        """By labels, or by probabilities where the target is a matrix of floating-point numbers."""
+        """The kernel for probabilities where the target is a matrix of floating-point numbers, else that for labels."""
         return "soft_cross_entropy" if target.ndim == 2 and target.dtype.kind == "f" else self.name
 
     def checked_target(self, argument: str, target: ArrayLike, rows: int, outputs: int) -> Array:

@@ -1,7 +1,7 @@
 """`Sequential`: layers lowered to a network table, walked by compiled code or a row at a time.
 
-``fit``, ``train_step`` and ``predict`` hand the whole table to the kernels. ``model(x)`` and ``backward`` make the
-same kernel calls a row at a time and keep what lies between, for loops of the user's own.
+``fit``, ``train_step`` and ``predict`` hand the whole table to the kernels. ``model(x)`` and ``backward`` make the same
+kernel calls a row at a time and keep the values between rows, for users' own loops.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .optimizers import OPTIMIZERS, Optimizer
 from .parameters import Parameter, Parameters
 from .steps import single_step
 
-# Predictions are made in blocks of about so many multiply-adds and bytes of rows: Ctrl-C is answered in between,
-# and what has to be converted takes no more memory.
+# Predictions are made in blocks of about this many multiply-adds and bytes of rows: Ctrl-C is answered between blocks,
+# and a conversion takes no more memory than a block.
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
-DEVICE_BLOCK_BYTES = 64 << 20  # likewise where rows are sent to a device, for which 16 MiB are microseconds
+DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
 
 _DROPOUT = network_table.KINDS.index("dropout")
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
@@ -49,11 +49,11 @@ class Sequential:
     device : str
         ``"cpu"``, ``"cuda"`` (an NVIDIA GPU; needs the extra of that name) or ``"reference"``.
     seed : int, optional
-        Of the one generator that draws first values and shuffles; it is saved with the model.
+        Seed of the one generator that draws initial values and shuffles; it is saved with the model.
     precision : str
-        What the factors of matrix products are rounded to: by default, ``"ieee"``, nothing. On ``"cuda"`` in float32
+        The format that factors of matrix products are rounded to; ``"ieee"`` rounds nothing. On ``"cuda"`` in float32
         ``"tf32"`` (8 bits of exponent, 10 of mantissa) and ``"bf16"`` (8 and 7) use the tensor cores; their sums, and
-        all that is not a product, stay float32. Like the device it is no part of a file.
+        all other operations, stay float32. Files keep neither precision nor device.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Sequential:
     metadata : dict
         Anything JSON can hold, kept in the file.
     optimizer : Optimizer or None
-        What the file of a loaded model held; pass it to `fit` to go on where training stopped.
+        The optimizer that a loaded file held; pass it to `fit` to continue training.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Sequential:
         self.history: training.History | None = None
         self.optimizer: Optimizer | None = None
         self.metadata: dict[str, Any] = {}
-        self._loss = None  # the last loss trained with, which says what predict_proba means
+        self._loss = None  # the last loss trained with: predict_proba follows it
         places = [row for row, (kind, *_) in enumerate(rows) if kind == "linear"]
         linear = [layer for layer in layers if isinstance(layer, Linear)]
         values = [layer.first_values(self.generator) for layer in linear]
@@ -92,7 +92,7 @@ class Sequential:
         self._prepare()
 
     def _prepare(self):
-        """What a process makes for itself: views, workspaces, locks."""
+        """Make what belongs to this process: views, workspaces, locks."""
         table = self._parameters.table
         self._kernels = self._parameters.backend
         self._values = self._parameters.values
@@ -112,7 +112,7 @@ class Sequential:
         if self._parameters.on_host:
             self._empty, self._batch = np.empty, checks.batch
             self.prediction_block = max(1, min(BLOCK_OPERATIONS // self._parameters.size, BLOCK_BYTES // row_bytes))
-        else:  # where results of layers stay
+        else:  # the results of layers stay on the device
             self._empty, self._batch = self._kernels.empty, self._kernels.batch
             self.prediction_block = max(1, DEVICE_BLOCK_BYTES // row_bytes)
         self._lock = threading.Lock()
@@ -140,7 +140,7 @@ class Sequential:
         ----------
         device : str
         precision : str
-            As for a new model: it belongs to the device, and does not go with the model to another.
+            As for a new model: the present precision is not carried over.
 
         Returns
         -------
@@ -243,7 +243,7 @@ class Sequential:
     @overload
     def forward(self, x: ArrayLike) -> Array: ...
     def forward(self, x: ArrayLike | Variable) -> Any:
-        """The output for a batch, keeping what `backward` needs.
+        """The output for a batch; keeps what `backward` needs.
 
         Parameters
         ----------
@@ -253,7 +253,7 @@ class Sequential:
         Returns
         -------
         array (n, out), or Variable
-            Of a `fastbp.Variable` one that has the whole network as its ``grad_fn``.
+            For a `fastbp.Variable`, a Variable whose ``grad_fn`` is the whole network.
         """
         if type(x) is Variable:
             return Call.apply(self, self.forward, x)
@@ -264,14 +264,14 @@ class Sequential:
         return self.handed_out(self.outputs(x, training))
 
     def handed_out(self, out: Any) -> Array:
-        """What `outputs` returned, for the caller to change: on the host, and not what `backward` reads."""
+        """The result of `outputs` on the host; the caller may change it, as `backward` does not read it."""
         result = self._kernels.to_host(out)
         if self._trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
             return out.copy()
         return result
 
     def outputs(self, x: ArrayLike, training: bool) -> Any:
-        """`forward_in_mode`, its result where the model computes."""
+        """`forward_in_mode` with its result left on the device of the model."""
         x = self._batch("x", x, self.in_features, self.dtype)
         kernels, trace = self._kernels, []
         self._drop_key = self.step_keys(1)[0] if training else None
@@ -311,7 +311,7 @@ class Sequential:
         return self._backward(grad_output, True, accumulate)
 
     def backward_input(self, grad_output: ArrayLike) -> Array:
-        """`backward` without the gradients of the parameters: those that are stored stay."""
+        """`backward` without the gradients of the parameters: stored ones are kept."""
         return self._backward(grad_output, False)
 
     def backward_parameters(self, grad_output: ArrayLike, accumulate: bool = False) -> None:
@@ -386,7 +386,7 @@ class Sequential:
     def train_step(self, x: ArrayLike, y: ArrayLike, loss: LossFunction, optimizer: Optimizer) -> float:
         """One step of training as one compiled call: forward, loss, backward, update.
 
-        The same step as the loop of one's own. No gradients are stored. When the loss is not finite, nothing is
+        It is the same step as in a loop of your own. No gradients are stored. When the loss is not finite, nothing is
         updated.
 
         Parameters
@@ -394,8 +394,8 @@ class Sequential:
         x : array (n, in)
         y : array (n, out), or integer labels (n,)
         loss : loss
-            With a function of the user's, and with ``clip_norm`` of the optimizer, the step is made of calls of its
-            own, with the same numbers.
+            With a user's function, or an optimizer with ``clip_norm``, the step takes several calls and gives the same
+            numbers.
         optimizer : Optimizer
 
         Returns
@@ -423,7 +423,7 @@ class Sequential:
         return self._no_keys if steps == 1 else np.zeros(steps, np.uint64)
 
     def remember_loss(self, loss: LossFunction) -> None:
-        """Training starts with this loss: what an earlier `train_step` made ready is not valid any more."""
+        """Keep the loss that training starts with, and drop what an earlier `train_step` prepared."""
         self._step = None
         self._loss = loss if isinstance(loss, Loss) else None
 
@@ -451,8 +451,8 @@ class Sequential:
         X : array (n, in)
             Any real dtype and layout; what is not read directly is converted a block at a time.
         to_host : bool
-            Whether the result is copied to the host; if not, it is where the model computes. That matters for the
-            device "cuda" only, whose arrays offer ``__dlpack__`` and ``__cuda_array_interface__``.
+            Whether the result is copied to the host; if not, it stays on the device of the model. This matters only for
+            the device "cuda", whose arrays offer ``__dlpack__`` and ``__cuda_array_interface__``.
 
         Returns
         -------
@@ -490,7 +490,7 @@ class Sequential:
     @overload
     def predict_proba(self, X: ArrayLike, loss: Loss | None = None, *, to_host: bool) -> Any: ...
     def predict_proba(self, X: ArrayLike, loss: Loss | None = None, *, to_host: bool = True) -> Any:
-        """Probabilities, as the loss has them: softmax, sigmoid, or the outputs themselves.
+        """Probabilities as the loss defines them: softmax, sigmoid, or the outputs themselves.
 
         Parameters
         ----------
@@ -611,7 +611,7 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
     with files.refusing(path):
         layers = [LAYERS[name](**arguments) for name, arguments in config["layers"]]
         for i, layer in enumerate(layers):
-            if isinstance(layer, Linear):  # which checks the shapes before a model of that size is allocated
+            if isinstance(layer, Linear):  # its setters check the shapes before the model is allocated
                 layer.weight = arrays[f"{i}.weight"]
                 if layer.has_bias:
                     layer.bias = arrays[f"{i}.bias"]

@@ -13,14 +13,14 @@ from .kernels import table
 from .parameters import Parameter, Parameters
 from .schedules import LearningRate, rate
 
-AHEAD = 256  # steps whose scalars are computed at once for single steps: the cost of one is that of a slice
+AHEAD = 256  # steps whose scalars are computed together: those of one step would cost as much
 
 
 T = TypeVar("T")
 
 
 class _Hyperparameter(Generic[T]):
-    """A checked attribute; setting it makes scalars computed ahead invalid."""
+    """A checked attribute; setting it discards the scalars computed ahead."""
 
     def __init__(self, check: Callable[[str, Any], T]) -> None:
         self.check = check
@@ -51,7 +51,7 @@ def _betas(argument: str, value: Any) -> tuple[float, float]:
 
 
 class Optimizer:
-    """What the optimizers share: the learning rate, the state and the count of steps.
+    """Base class of the optimizers: the learning rate, the state and the count of steps.
 
     An optimizer belongs to the first model it is used with; its state continues over calls of ``fit``.
 
@@ -66,8 +66,8 @@ class Optimizer:
         ``weight_decay W`` is added to the gradient: an L2 penalty of ``½ weight_decay ‖W‖²``, biases included.
     clip_norm : float, optional
         Largest Euclidean norm of all gradients together, above 0: where it is larger, the stored gradients are
-        multiplied by ``clip_norm / norm``. Needs stored gradients, so that ``fit`` and ``train_step`` run forward,
-        backward and update as calls of their own. Fixed when the optimizer is made.
+        multiplied by ``clip_norm / norm``. It needs stored gradients, so ``fit`` and ``train_step`` run forward,
+        backward and update as separate calls. Fixed when the optimizer is made.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Optimizer:
         return network
 
     def bind(self, network: Parameters) -> None:
-        """Make this the optimizer of a network's `Parameters`; an error when it is another's."""
+        """Make this the optimizer of a network's `Parameters`; an error when it belongs to another network."""
         self.require_free_for(network)
         if self.network is None:
             self.state = network.like(table.OPTIMIZER_STATES[self.name])
@@ -143,7 +143,7 @@ class Optimizer:
             )
 
     def reset(self) -> None:
-        """Begin anew: the state is zero and no update has been done."""
+        """Start again: set the state and the count of updates to zero."""
         for buffer in self.state:
             self.network.clear(buffer)
         self.step_count = 0
@@ -190,7 +190,7 @@ class Optimizer:
         return self._ahead[i : i + 1]
 
     def step(self) -> None:
-        """Update the parameters by the stored gradients, which are clipped first where ``clip_norm`` says so."""
+        """Update the parameters by the stored gradients, which are clipped first if ``clip_norm`` is set."""
         if self.network is None:
             raise RuntimeError(
                 f"the optimizer has no parameters: make it with {type(self).__name__}(model.parameters(), …)"
@@ -229,7 +229,7 @@ class Optimizer:
         self.step_count = step_count
 
     def config(self) -> dict[str, Any]:
-        """Arguments that make this optimizer again."""
+        """Arguments that recreate this optimizer."""
         return {"lr": self.lr, "weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
 
     def __repr__(self) -> str:
@@ -239,7 +239,7 @@ class Optimizer:
 class SGD(Optimizer):
     """``W ← W - lr g``: stochastic, mini-batch or full-batch gradient descent, as the batches are.
 
-    With momentum the field's classical form, ``V ← μ V + g`` and ``W ← W - lr V``; with Nesterov's
+    With momentum, the classical form ``V ← μ V + g`` and ``W ← W - lr V``; with Nesterov's
     ``W ← W - lr (g + μ V)`` (Polyak, 1964; Sutskever et al., 2013, as PyTorch writes them).
 
     Parameters
@@ -344,7 +344,7 @@ class RMSProp(Optimizer):
         β, in [0, 1).
     eps : float
     eps_inside_sqrt : bool
-        Where eps stands; PyTorch has it outside.
+        Whether eps is added inside the square root; PyTorch adds it outside.
     weight_decay, clip_norm
         As in every optimizer, see `Optimizer`.
     """

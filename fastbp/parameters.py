@@ -1,10 +1,10 @@
 """The parameters of a network and their gradients: one flat, padded, aligned buffer each.
 
 The table (``kernels/table.py``) says where a weight or a bias lies. What users see is named views of shape
-``(in, out)`` and ``(out,)`` and packed copies; what padding holds means nothing.
+``(in, out)`` and ``(out,)`` and packed copies; the values of padding mean nothing.
 
-The buffers lie where the backend computes. In the memory of the host a named view is the buffer itself; of a device
-it is a read-only copy, and values are written by assigning whole arrays.
+The buffers lie in the memory that the backend computes with. On the host a named view shares the buffer; on a device it
+is a read-only copy, and values are written by assigning whole arrays.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Parameters:
     Attributes
     ----------
     version : int
-        Goes up whenever the library changes values; what is written into a view does not count.
+        Increases whenever the library changes values; writes into a view do not count.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Parameters:
         return network_table.PRECISIONS[self.table[0, network_table.PRECISION]]
 
     def to(self, device: str, precision: str) -> None:
-        """Move values, stored gradients and the state of the optimizers; where that fails, nothing has changed."""
+        """Move values, stored gradients and the state of the optimizers; if that fails, nothing is changed."""
         backend.check_precision(precision, self.dtype, device)
         if device != self.device:
             self._move(device)
@@ -151,7 +151,7 @@ class Parameters:
         return self._gradient_views
 
     def discard_gradients(self) -> None:
-        """From here on the gradients are those of older values: nobody may read them."""
+        """Mark the stored gradients stale: they belong to earlier parameter values."""
         self._gradients_stored = False
         self.version += 1
 
@@ -185,13 +185,13 @@ class Parameters:
         return self.backend.all_finite(self.table_there, self.values)
 
     def copied_values(self, to: Any = None) -> Any:
-        """The values as a buffer of their device, which `restore_values` takes; ``to`` one that there is already."""
+        """A copy of the values on their device, for `restore_values`; written into ``to`` if given."""
         to = self.backend.empty(self.size, self.dtype) if to is None else to
         self.backend.copy(self.values, to)
         return to
 
     def restore_values(self, copied: Any) -> None:
-        """Make the values those of a copy."""
+        """Set the values to those of a copy."""
         self.backend.copy(copied, self.values)
         self.version += 1
 
@@ -277,7 +277,7 @@ class Parameter:
     name : str
         As in `Sequential.state_dict`, for example ``"0.weight"``.
     data : array
-        View of the values; assigning copies in. Of a model on another device than the host a read-only copy.
+        View of the values; assigning copies in. For a model on a device other than the host, a read-only copy.
     grad : array
         View of the gradient, likewise; an error where no gradients are stored.
     """
@@ -310,7 +310,7 @@ class Parameter:
 
 
 def assign(network: Parameters, name: str, view: Any, value: ArrayLike) -> None:
-    """Copy ``value`` into a view, of exactly its shape, of a network's values."""
+    """Copy ``value``, of exactly the shape of the view, into a view of a network's values."""
     array = checks.numeric(name, value)
     checks.shape(name, array, tuple(view.shape))
     network.write(view, array)

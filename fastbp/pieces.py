@@ -1,4 +1,4 @@
-"""Data that do not fit on a device: their rows go there a piece at a time, each while the steps before it run."""
+"""Data that do not fit on a device: their rows are sent a piece at a time, each while the steps before it run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Pieces:
-    """Rows of arrays of the host in some order, on the device a piece at a time: the next comes while one is used.
+    """Sends rows of arrays of the host to the device in some order, a piece at a time: the next while one is used.
 
-    Pieces take two places in turn, each of page-locked memory, where the host gathers rows, and memory of the device.
-    The host gathers when the last copy from there has ended, a copy begins when the launches that read its target have
+    Pieces use two places in turn. Each has page-locked memory, where the host gathers rows, and memory of the device.
+    The host gathers once the last copy from there has ended, a copy begins once the launches that read its target have
     ended, and launches wait for the copy that they read.
 
     Parameters
@@ -29,7 +29,7 @@ class Pieces:
     dtypes : sequence of dtypes, or None
         What they are converted to.
     before : Pieces, optional
-        Whose places are used again, so that memory and its addresses stay.
+        Its places are used again, so that memory and addresses stay the same.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Pieces:
         return place.there
 
     def launched(self, piece: int) -> None:
-        """What reads a piece has been launched."""
+        """Mark that the launches that read a piece have been made."""
         self.places[piece % 2].read = self.driver.mark(self.driver.stream())
 
 
 class _Place:
-    """Memory for a piece on both sides."""
+    """Memory for a piece, on the host and on the device."""
 
     def __init__(self, kernels):
         self.kernels, self.driver = kernels, kernels.driver
@@ -110,7 +110,7 @@ class _Place:
 
 
 def _gather(array, rows, out):
-    """``out = array[rows]``, converted; without a copy between where the dtype is the same."""
+    """``out = array[rows]``, converted; without an intermediate copy where the dtype is the same."""
     if array.dtype == out.dtype and checks.readable(array):
         np.take(array, rows, axis=0, out=out, mode="clip")  # the other modes write to a copy of out
     else:
@@ -119,5 +119,5 @@ def _gather(array, rows, out):
 
 
 def _release(driver, memory):
-    """Memory that a copy may still read or write is freed when the copies have ended."""
+    """Wait for the copies that may still read or write the memory, before it is freed."""
     driver.mark(driver.copy_stream()).synchronize()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PANELS = {"loss": ("loss", "val_loss"), "accuracy": ("accuracy", "val_accuracy")}
 STYLES = {"training": {"color": "#4c78a8", "marker": "."}, "validation": {"color": "#e4572e", "marker": "."}}
-MARKED_EPOCHS = 40  # with more, a dot an epoch makes the line no clearer
+MARKED_EPOCHS = 40  # with more epochs, dots make the line no clearer
 
 
 def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
@@ -29,7 +29,7 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One of ``matplotlib.pyplot``, which can show it; ``figure.savefig(path)`` writes it to a file.
+        A figure of ``matplotlib.pyplot``, which can show it; ``figure.savefig(path)`` writes it to a file.
 
     Raises
     ------

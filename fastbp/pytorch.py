@@ -1,4 +1,4 @@
-"""Networks from PyTorch, which is not needed for it: modules are read by the names of their classes and attributes.
+"""Makes networks from PyTorch's, without PyTorch itself: it reads modules by the names of classes and attributes.
 
 PyTorch keeps a weight as ``(out, in)`` and computes ``x Wᵀ + b``; here it is ``(in, out)``. The way back is
 `Sequential.to_torch_state_dict`.
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from .layers import LAYERS, Linear
 from .model import Sequential
 
-# What a module must have for its layer here to be the same function.
+# Attributes that a module must have for its layer here to compute the same function.
 FIXED = {"Softplus": {"beta": 1}}
 REMEDIES = dict.fromkeys(("Softmax", "LogSoftmax"), "; leave it out: CrossEntropyLoss and predict_proba take logits")
 REMEDIES["Flatten"] = "; leave it out, and pass rows that are flat already"
@@ -93,5 +93,5 @@ def _linear(part):
 
 
 def _array(tensor):
-    """The numbers of a tensor, wherever it lies and whatever floats it has, NumPy's or not."""
+    """The numbers of a tensor on any device and of any floating-point dtype, one that NumPy lacks too."""
     return tensor.detach().cpu().double().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)

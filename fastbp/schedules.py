@@ -15,7 +15,7 @@ LearningRate: TypeAlias = float | Callable[[int], float]
 
 
 class Schedule:
-    """What the schedules share: their arguments, by which they are compared, shown and kept."""
+    """Base class of the schedules, which are compared, shown and kept by their arguments."""
 
     def __init__(self, **arguments: Any) -> None:
         self.__dict__.update(arguments)
@@ -25,7 +25,7 @@ class Schedule:
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Arguments that make this schedule again."""
+        """Arguments that recreate this schedule."""
         return dict(self.__dict__)
 
     def __eq__(self, other: object) -> bool:
@@ -143,7 +143,7 @@ class WarmupSchedule(Schedule):
     Parameters
     ----------
     lr : float or schedule
-        What comes after: a rate, or a function that is called with ``step - steps``.
+        What follows the rise: a rate, or a function that is called with ``step - steps``.
     steps : int
         Updates of the linear rise.
     """

@@ -1,7 +1,7 @@
 """`MLPClassifier` and `MLPRegressor` for scikit-learn: its names and conventions in front of `Sequential.fit`.
 
 The arguments, their defaults and the fitted attributes are those of ``sklearn.neural_network``, and so are the first
-weights, the stopping rule and, without shuffling and penalty, the steps. What differs is in the notes of the classes.
+weights, the stopping rule and, without shuffling and penalty, the steps. The notes of the classes say what differs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ACTIVATIONS = {
     "silu": layers.SiLU,
     "softplus": layers.Softplus,
 }
-LOSSES = {  # of what turns outputs into predictions
+LOSSES = {  # by the function that turns outputs into predictions
     "identity": losses.HalfSquaredErrorLoss,
     "logistic": losses.BCEWithLogitsLoss,
     "softmax": losses.CrossEntropyLoss,
@@ -94,7 +94,7 @@ class _Watch:
     """A callback that scores every epoch where there is something to score, and ends training as scikit-learn does.
 
     Training ends when for more than ``patience`` epochs the watched value, the score or the negative loss, was not
-    better than its best by ``tol``. Where the score is watched the weights of its best epoch are put back.
+    better than its best by ``tol``. Where the score is watched, the weights of its best epoch are restored.
     """
 
     def __init__(self, tol, patience, score, by_score):
@@ -118,12 +118,12 @@ class _Watch:
 
 
 def _store(estimator, arguments):
-    """Keep the arguments of ``__init__`` as they are, which is all that scikit-learn lets it do."""
+    """Keep the arguments of ``__init__`` unchanged, as scikit-learn requires."""
     vars(estimator).update({name: value for name, value in arguments.items() if name != "self"})
 
 
 class _Perceptron(BaseEstimator):
-    """What the classifier and the regressor share."""
+    """Base class of the classifier and the regressor."""
 
     model_: Sequential
     loss_: float
@@ -156,7 +156,7 @@ class _Perceptron(BaseEstimator):
             Not negative; rows of weight 0 are left out.
         X_val, y_val : arrays, optional
             Validation data, instead of the part ``validation_fraction`` of the rows. Every epoch is scored on them;
-            without ``early_stopping`` nothing else is done with the scores.
+            without ``early_stopping`` the scores have no other use.
 
         Returns
         -------
@@ -312,7 +312,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     alpha : float
         Strength of the L2 penalty ``alpha ‖W‖² / 2``, divided by the rows of a batch.
     batch_size : int or "auto"
-        ``"auto"`` and larger ones than there are rows: ``min(200, n)``, and n.
+        ``"auto"`` means ``min(200, n)``; a number above n means n.
     learning_rate_init : float
         The learning rate, which is constant.
     max_iter : int
@@ -322,16 +322,16 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     random_state : int, RandomState or None
         Draws the first weights, the validation rows, the order and the dropout.
     tol : float
-        By how much the loss, or the validation score, has to become better to count.
+        Smallest improvement of the loss, or of the validation score, that counts.
     verbose : bool
         Print a line an epoch.
     warm_start : bool
-        `fit` goes on with the network of the last one, whatever ``hidden_layer_sizes`` says now.
+        `fit` continues with the network of the last one, whatever ``hidden_layer_sizes`` says now.
     momentum : float
         Of ``"sgd"``, in [0, 1).
     nesterovs_momentum : bool
     early_stopping : bool
-        Stop by the score on validation data, and put the best weights back, instead of by the training loss.
+        Stop by the score on validation data instead of the training loss, and restore the best weights.
     validation_fraction : float
         Part of the rows, stratified by class (in scikit-learn only where there are two), that ``early_stopping`` holds
         out when `fit` is given no ``X_val``.
@@ -342,7 +342,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     dropout : float
         Probability of dropping a hidden unit.
     class_weight : dict, "balanced" or None
-        Weights of the classes, times which the sample weights count.
+        Weights of the classes; sample weights are multiplied by them.
     dtype : "float32" or "float64"
         Of the network and of all computation.
     device, precision : str
@@ -382,7 +382,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     first argument of a regressor is ``hidden_layer_sizes``, there is no ``loss``. The computation is float32 by
     default, whatever dtype X has. A loss that is not finite is a FloatingPointError, and Ctrl-C raises
     KeyboardInterrupt. ``"lbfgs"``, ``learning_rate`` other than constant, sparse X and targets with several labels
-    are not there.
+    are not supported.
     """
 
     classes_: Array

@@ -1,8 +1,7 @@
-"""Steps of training: inside the kernels, many a call, or through stored gradients, one after the other.
+"""Training steps: many in one call of the kernels, or one at a time through stored gradients.
 
-A loss of `losses` and an optimizer of `optimizers` train inside the kernels. Through stored gradients go a loss that
-is a function of the user's, ``(prediction, target) -> (value, gradient)``, an optimizer with ``clip_norm``, and
-``accumulate``.
+A loss of `losses` and an optimizer of `optimizers` train inside the kernels. A user's loss function ``(prediction,
+target) -> (value, gradient)``, an optimizer with ``clip_norm``, and ``accumulate`` need stored gradients.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
     from .data import Chunk
     from .model import Sequential
 
-SLICE_SECONDS = 0.1  # training steps one call of the kernels is given: Ctrl-C is answered between calls
-SLOW = 1e9  # operations a second that the first slice counts on,
-FIRST_STEPS = 256  # and the most steps it may have, whatever they cost
-SLICE_GROWTH = 16  # how much longer a slice may be than the one before, whose time is all that is known
+SLICE_SECONDS = 0.1  # of training steps in one call of the kernels: Ctrl-C is answered between calls
+SLOW = 1e9  # operations a second that the first slice assumes
+FIRST_STEPS = 256  # the most steps that the first slice may have, whatever they cost
+SLICE_GROWTH = 16  # how many times longer a slice may be than the one before, which was timed
 STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the kernels cannot read the data directly
 
 
 # --------------------------------------------------------------------------------- single steps
 def check_pair(loss: Any, optimizer: Any) -> None:
-    """Refuse what cannot train."""
+    """Refuse a loss or an optimizer that cannot train."""
     if not callable(loss):
         raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
     checks.instance("optimizer", optimizer, Optimizer)
@@ -58,7 +57,7 @@ def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> 
 
 
 class FusedStep:
-    """One step as one compiled call, with everything that does not change made ready."""
+    """One step as one compiled call; what does not change between steps is prepared once."""
 
     def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
@@ -102,7 +101,7 @@ class FusedStep:
         return self.step_loss.item()
 
     def make_ready(self, x: Array, y: Array) -> None:
-        """A workspace for such a batch: for so many rows, and for labels or a matrix of targets."""
+        """Make a workspace for batches like this one: for its rows, and for labels or a matrix of targets."""
         checks.not_empty("x", x)
         self.capacity, self.dimensions, self.all_rows = len(x), y.ndim, np.arange(len(x))
         self.workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
@@ -131,12 +130,12 @@ def checked_result(result: Any, shape: tuple[int, ...]) -> tuple[float, Array]:
 
 
 class EagerStep:
-    """Forward, loss and backward of batches whose gradients are averaged by what they count, then one update."""
+    """Forward, loss and backward of batches, whose gradients are averaged by weight, then one update."""
 
     def __init__(self, model: Sequential, loss: LossFunction, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network = model._parameters
-        self.count = 0.0  # what the batches since the last update count together, as multiples of the first
+        self.count = 0.0  # the weight of the batches since the last update, as multiples of the first
 
     def __call__(self, x: Any, y: Any) -> float:
         """One batch, one update; returns the loss before it."""
@@ -169,7 +168,7 @@ class EagerStep:
         return value, hits
 
     def evaluate(self, out: Any, y: Any, weight: Array | None) -> tuple[float, Any, int]:
-        """Value, gradient and hits of a batch; a loss of the user's own sees arrays of the host."""
+        """Value, gradient and hits of a batch; a user's loss gets arrays of the host."""
         model = self.model
         if isinstance(self.loss, Loss):
             gradient = model._empty(out.shape, model.dtype)
@@ -202,7 +201,7 @@ class FusedSteps:
     once : bool
         Whether the data are used in one epoch only: then they are not kept on a device.
     before : FusedSteps, optional
-        Of the chunk before, whose memory for pieces is used again.
+        Those of the chunk before; their memory for pieces is used again.
     """
 
     def __init__(
@@ -236,7 +235,7 @@ class FusedSteps:
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
     def start(self, order: Array, steps: int) -> None:
-        """Make ready for so many steps, on the rows in this order."""
+        """Prepare this many steps on the rows in this order."""
         self.batch, self.first = 0, self.optimizer.step_count
         self.coefficients = self.optimizer.coefficients(self.first, steps)
         self.keys = self.step_keys(steps)
@@ -249,7 +248,7 @@ class FusedSteps:
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
     def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
-        """Steps done with these rows; fewer than there are batches when a loss is not finite."""
+        """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite."""
         steps = len(step_loss)
         begin = self.optimizer.step_count - self.first
         run = self._run_piece if self.pieces is not None else self._run
@@ -260,7 +259,7 @@ class FusedSteps:
         return done
 
     def _run(self, rows, coefficients, keys, step_loss, step_hits):
-        """From the data itself, or from a copy."""
+        """Run steps on the data itself, or on a copy."""
         X, y, weight = self.X, self.y, self.weight
         if not self.direct:
             X = checks.converted(X[rows], self.dtype)
@@ -275,7 +274,7 @@ class FusedSteps:
         return done
 
     def _run_piece(self, rows, coefficients, keys, step_loss, step_hits):
-        """From a piece on the device; the host makes the next one ready before it waits for the steps."""
+        """Run steps on a piece on the device; the host prepares the next one before it waits for the steps."""
         piece, batch = divmod(self.batch, self.together)
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
@@ -292,13 +291,13 @@ class FusedSteps:
 
 
 class Staging:
-    """Memory of a device for rows that come from the host, the same from call to call: kernels find it where it was."""
+    """Memory of a device for rows from the host, kept from call to call so that its addresses stay the same."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels, self.there = kernels, {}
 
     def __call__(self, *arrays: Any) -> list[Any]:
-        """The arrays on the device, by their place among the arguments; None, and what is there, as it is."""
+        """The arrays on the device; None and arrays that are there are returned unchanged."""
         return [
             self._sent(place, array) if isinstance(array, np.ndarray) else array for place, array in enumerate(arrays)
         ]
@@ -350,12 +349,12 @@ class EagerSteps:
     ) -> None:
         self.step = EagerStep(model, loss, optimizer)
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
-        # Labels go as they are, and what a loss of the user's own reads has its own dtype.
+        # Labels are not converted, and a user's loss reads targets in their own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
         self.batch_of = Rows(model, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
     def start(self, order: Array, steps: int) -> None:
-        """Make ready for so many batches, of which the last ones may be a shorter group."""
+        """Prepare this many batches; the last group of ``accumulate`` may be shorter."""
         self.batch, self.batches = 0, steps
         self.step.count = 0.0
 
@@ -372,7 +371,7 @@ class EagerSteps:
 
 # --------------------------------------------------------------------------------- interruptions
 class Interrupts:
-    """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count belong together.
+    """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count are consistent.
 
     Setting ``came`` from another thread does what Ctrl-C does.
     """
@@ -395,7 +394,7 @@ class Interrupts:
         self.came = True
 
     def raise_deferred(self) -> None:
-        """End of a slice."""
+        """End a slice; raises the Ctrl-C that came during it."""
         self.deferred = False
         if self.came:
             raise KeyboardInterrupt
@@ -408,12 +407,12 @@ class Interrupts:
 
 
 class Slices:
-    """Cuts epochs into calls short enough for Ctrl-C, by the time that the steps before took.
+    """Cuts epochs into calls short enough for Ctrl-C, by the time that earlier steps took.
 
     Parameters
     ----------
     row_operations : float
-        Of a step, for the first slice.
+        Operations a row of a step, for the first slice.
     interrupts : Interrupts
     most : int or None
         The most steps a slice may have.
@@ -466,7 +465,7 @@ class Snapshot:
             self._epoch = epoch
 
     def restore(self) -> str:
-        """Put the weights back and let the optimizer begin anew, where there were updates; returns what was done."""
+        """Restore the weights and reset the optimizer, where there were updates; returns what was done."""
         if self._optimizer.step_count == self._before or self._epoch is None:
             return "nothing has been changed"
         self._network.restore_values(self._values)

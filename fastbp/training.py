@@ -35,7 +35,7 @@ class History(list[dict[str, Any]]):
     """One dict an epoch: ``epoch, loss, val_loss, accuracy, val_accuracy, lr, seconds``.
 
     ``loss`` is the mean over the rows of the epoch, each with the weights of its step; what does not apply is None.
-    Accuracies are there for targets that are labels.
+    Accuracies exist only for targets that are labels.
     """
 
     def column(self, key: str) -> list[Any]:
@@ -83,7 +83,7 @@ def fit(
         A new order every epoch, from the generator of the model: arrays and chunks by a full permutation, memory maps
         by blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows. Chunks come in the order of the iterable.
     drop_last : bool
-        Leave out a last batch that is short.
+        Leave out the last batch if it is short.
     accumulate : int
         Batches whose gradients are averaged for one update: the gradient of the mean loss over all their rows. The
         last group of an epoch, or of a chunk, has the batches that are left.
@@ -97,8 +97,7 @@ def fit(
         which may return True to stop; and ``on_fit_end(model, history)``.
     on_nonfinite : "raise" or "continue"
         When the loss of a batch is not finite: go back to the weights at the start of the last epoch that began with
-        finite ones, let the optimizer begin anew (state 0, ``step_count`` 0) and raise; or leave that batch out and
-        go on.
+        finite ones, reset the optimizer (state 0, ``step_count`` 0) and raise; or leave that batch out and go on.
     verbose : bool
         Print a line an epoch.
 
@@ -110,7 +109,7 @@ def fit(
     Raises
     ------
     TypeError, ValueError
-        An argument is not as it must be; nothing has been changed. A chunk is not: the weights are those of a
+        An argument is not as it must be; nothing has been changed. If it is a chunk, the weights are those of a
         finished step.
     FloatingPointError
         The loss is not finite.
@@ -119,8 +118,8 @@ def fit(
 
     Notes
     -----
-    Steps run inside the kernels, many a call. Through stored gradients, with the same numbers, go a loss of the
-    user's, an optimizer with ``clip_norm``, and ``accumulate`` above 1; only the masks of `Dropout` are others there.
+    Many steps run in one call of the kernels. A user's loss, an optimizer with ``clip_norm``, and ``accumulate`` above
+    1 take single steps through stored gradients, with the same numbers; only the masks of `Dropout` differ.
     """
     settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
     check_pair(loss, optimizer)
@@ -215,7 +214,7 @@ class Training:
         return history
 
     def _steps_of(self, chunk):
-        """What runs the steps of a chunk."""
+        """The object that runs the steps of a chunk."""
         if self._ready[0] is not chunk:
             arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
             accumulate = self.settings.accumulate
@@ -287,7 +286,7 @@ class Validation:
             self.X, *_ = model._kernels.resident((self.X,), model.dtype) or (self.X,)
 
     def of(self, model: Sequential) -> Validation:
-        """The same for another model of this shape and dtype."""
+        """This validation for another model of the same shape and dtype."""
         other = copy.copy(self)
         other.model = model
         return other

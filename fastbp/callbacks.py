@@ -40,6 +40,9 @@ class EarlyStopping:
     best_epoch : int or None
     """
 
+    best: float
+    best_epoch: int | None
+
     def __init__(self, patience: int = 5, min_delta: float = 0.0, restore_best: bool = True) -> None:
         self.patience = checks.integer("patience", patience, minimum=1)
         self.min_delta = checks.real("min_delta", min_delta)

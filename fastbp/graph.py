@@ -480,7 +480,9 @@ class Function:
     reads_inputs = True
     has_parameters = False  # whether it has parameters besides its arguments: backward stores their gradients
     stores_gradients = True  # whether backward is to store them
-    inputs = saved_tensors = needs_input_grad = ()
+    inputs: tuple[Variable | None, ...] = ()
+    saved_tensors: tuple[Any, ...] = ()
+    needs_input_grad: tuple[bool, ...] = ()
 
     @property
     def label(self) -> str:

@@ -46,7 +46,8 @@ GRAPH, CPU = "backpropagation.py", "kernels/cpu/__init__.py"
 PROBABILITIES = "kernels/cpu/probabilities.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
-LOSSES, FORMULAS, JIT, TEAM = "kernels/cpu/losses.py", "kernels/activations.py", "kernels/jit.py", "kernels/cpu/team.py"
+LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
+ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
 BUGS = [
     # ------------------------------------------------------------------------------------ products
@@ -191,12 +192,12 @@ BUGS = [
     # -------------------------------------------------------------------------- activations and losses
     Bug(
         "the fifth digit of a coefficient of exp, float32",
-        FORMULAS, "0.16666576266288757", "0.16667576266288757",
+        ELEMENTARY, "0.16666576266288757", "0.16667576266288757",
         f"{CONTRACT} -k 'cpu and activation_forward'",
     ),
     Bug(
         "the fifth digit of a coefficient of exp, float64",
-        FORMULAS, "T13 = T[2:]", "T13 = T[2:]\nT5 *= 1.00001",
+        ELEMENTARY, "T13 = T[2:]", "T13 = T[2:]\nT5 *= 1.00001",
         f"{CONTRACT} -k 'cpu and activation_forward'",
     ),
     Bug(
@@ -255,7 +256,7 @@ BUGS = [
     ),
     Bug(
         "ReLU makes 0 of NaN",
-        FORMULAS, "return select(z <= 0.0, 0.0, z)", "return select(z > 0.0, z, 0.0)",
+        ACTIVATIONS, "return select(z <= 0.0, 0.0, z)", "return select(z > 0.0, z, 0.0)",
         f"{CONTRACT} -k 'cpu and activation_forward'",
     ),
     Bug(
@@ -285,7 +286,7 @@ BUGS = [
     ),
     Bug(
         "a sigmoid of -inf is not 0",
-        FORMULAS, "select(z < lowest, 0.0, 1.0 / (fma(s, q, s) + 1.0))", "1.0 / (fma(s, q, s) + 1.0)",
+        ACTIVATIONS, "select(z < lowest, 0.0, 1.0 / (fma(s, q, s) + 1.0))", "1.0 / (fma(s, q, s) + 1.0)",
         f"{CONTRACT} -k 'cpu and activation_forward-sigmoid'",
     ),
     Bug(
@@ -302,6 +303,21 @@ BUGS = [
         "lanes beyond the columns count in a loss",
         LOSSES, "total += select(first_lanes(total, tail), value, 0.0)", "total += value",
         f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
+        "the sign of NaN is 0",
+        ELEMENTARY, "select(x < 0.0, -1.0, x)", "select(x < 0.0, -1.0, 0.0)",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
+        "the loss beyond Huber's delta is too large by half its square",
+        "kernels/losses.py", "(size - 0.5 * delta) * delta", "size * delta",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward and huber'",
+    ),
+    Bug(
+        "the weight penalty of Adam goes past the average of the squares",
+        UPDATES, "v = fma(v, b2, g * g * rest2)", "v = fma(v, b2, (g - w * l2) * (g - w * l2) * rest2)",
+        f"{CONTRACT} -k 'cpu and optimizer_step'",
     ),
     # ---------------------------------------------------------------------------------------- the walk
     Bug(

@@ -6,12 +6,13 @@ dimensions. An element's result does not depend on where in a vector it falls.
 
 import numpy as np
 
-from .. import activations, splitmix
+from .. import splitmix
 from ..jit import inline
-from . import simd
 from .blocking import TALL, VECTORS_AHEAD
+from .formulas import FORMULAS
 from .simd import (
     element,
+    is_not_null,
     lanes,
     load,
     load_converted,
@@ -26,11 +27,6 @@ from .simd import (
     transpose,
     zeros,
 )
-
-FORMULAS = activations.bind(
-    {primitive.__name__: getattr(simd, primitive.__name__) for primitive in activations.PRIMITIVES}, inline
-)
-
 
 CHAINS = 4  # sums of a column that run side by side: an addition takes some cycles, a load half of one
 
@@ -149,7 +145,7 @@ def gather_rows(rows, columns, index, x, ldx, out, ldo):
     """``out[i] = x[index[i]]``, converted to the dtype of ``out``; ``index`` may be null: rows as they come."""
     width = lanes(out)
     whole = columns - columns % width
-    indexed = simd.is_not_null(index)
+    indexed = is_not_null(index)
     ahead = max(VECTORS_AHEAD * width // max(columns, width), 1)
     for i in range(rows):
         row = later = i

@@ -2,15 +2,15 @@
 
 All kernels have the arguments ``(rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss,
 row_hit, scratch, grad, ldg)``; ``scratch`` has one element a row, and at least a square of registers. What they
-compute is `reference.loss_forward_backward`. A loss that sums over its elements is one formula, from a vector of
-predictions and one of targets to values and slopes; the cross-entropies are written out.
+compute is `reference.loss_forward_backward`. A loss that sums over its elements is a formula of `losses`; the
+cross-entropies are written out.
 """
 
 from ..jit import inline
-from .elementwise import FORMULAS
+from ..losses import SUMMED
+from .formulas import FORMULAS
 from .probabilities import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 from .simd import (
-    absolute,
     any_lane,
     element,
     first_lanes,
@@ -27,77 +27,12 @@ from .simd import (
 
 exp_of_nonpositive = FORMULAS["exp_of_nonpositive"]
 log_of_normal = FORMULAS["log_of_normal"]
-log1p_of_unit = FORMULAS["log1p_of_unit"]
-NAN = float("nan")
 
 
 # -------------------------------------------------------------------------------- losses of elements
-@inline
-def half_squared_error(s, y, parameter):
-    error = s - y
-    return error * error * 0.5, error
-
-
-@inline
-def mean_squared_error(s, y, parameter):
-    error = s - y
-    return error * error, error * 2.0
-
-
-@inline
-def sign(x):
-    return select(x > 0.0, 1.0, select(x < 0.0, -1.0, x))
-
-
-@inline
-def l1(s, y, parameter):
-    error = s - y
-    return absolute(error), sign(error)
-
-
-@inline
-def huber(s, y, delta):
-    error = s - y
-    size = absolute(error)
-    value = select(size <= delta, error * error * 0.5, (size - 0.5 * delta) * delta)
-    return value, select(size <= delta, error, sign(error) * delta)
-
-
-# PyTorch's limits, which keep the loss of a certain and wrong probability finite.
-LEAST_LOGARITHM, LEAST_VARIANCE = -100.0, 1e-12
-SMALLEST_NORMAL, TWO_64, LOG_TWO_64 = 1.1754943508222875e-38, 18446744073709551616.0, 44.3614195558365
-
-
-@inline
-def limited_logarithm(p):
-    """``max(ln p, -100)``; what is no normal number even when multiplied by 2^64 is below the limit."""
-    tiny = p < SMALLEST_NORMAL
-    value = log_of_normal(select(tiny, p * TWO_64, p)) - select(tiny, LOG_TWO_64, 0.0)
-    return select(p < 0.0, NAN, select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value))
-
-
-@inline
-def binary_cross_entropy(p, y, parameter):
-    rest = 1.0 - p
-    of_rest = select(p <= 0.5, log1p_of_unit(select(p <= 0.5, p, 0.0) * -1.0), limited_logarithm(rest))
-    variance = p * rest
-    value = (limited_logarithm(p) * y + of_rest * (1.0 - y)) * -1.0
-    return value, (p - y) / select(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)
-
-
-@inline
-def binary_cross_entropy_with_logits(s, y, parameter):
-    linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
-    e = exp_of_nonpositive(absolute(s) * -1.0)
-    return linear + log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0) - y
-
-
-SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean
-
-
 def kernel_of_elements(name):
     """The kernel of a loss that is a sum or mean over the elements of a row."""
-    formula, mean = globals()[name], name not in SUMMED
+    formula, mean = FORMULAS[name], name not in SUMMED
 
     def loss_of_elements(
         rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg

@@ -1,87 +1,26 @@
 """Optimizer steps on ``rows x columns`` blocks of a parameter buffer: values, gradient and state in one pass.
 
-An optimizer is two functions: the scalars of the step, read once, and the update of one vector. All kernels have
-the arguments ``(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2)``; the states have the
-values' leading dimension. What they compute is `reference.optimizer_step`.
+All kernels have the arguments ``(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2)``; the states
+have the values' leading dimension. What they compute is `reference.optimizer_step`; the update of a vector is a formula
+of `updates`.
 """
 
 from .. import table
 from ..jit import inline
-from .simd import fma, lanes, load, square_root, store, zeros
+from .formulas import FORMULAS
+from .simd import lanes, load, store, zeros
 
 
 @inline
-def sgd_scalars(coefficients):
-    return -coefficients[0], coefficients[1]
-
-
-@inline
-def sgd_update(scalars, w, g, state_1, state_2):
-    minus_lr, l2 = scalars
-    return fma(fma(w, l2, g), minus_lr, w), state_1, state_2
-
-
-@inline
-def momentum_scalars(coefficients):
-    return -coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-
-
-@inline
-def momentum_update(scalars, w, g, velocity, state_2):
-    minus_lr, l2, mu, gain = scalars
-    velocity = fma(velocity, mu, fma(w, l2, g) * gain)
-    return fma(velocity, minus_lr, w), velocity, state_2
-
-
-@inline
-def nesterov_scalars(coefficients):
-    return -coefficients[0], coefficients[1], coefficients[2]
-
-
-@inline
-def nesterov_update(scalars, w, g, velocity, state_2):
-    minus_lr, l2, mu = scalars
-    g = fma(w, l2, g)
-    velocity = fma(velocity, mu, g)
-    return fma(fma(velocity, mu, g), minus_lr, w), velocity, state_2
-
-
-@inline
-def rmsprop_scalars(coefficients):
-    return (
-        coefficients[0], coefficients[1], coefficients[2], coefficients[3], coefficients[4], coefficients[5]
-    )  # fmt: skip
-
-
-@inline
-def rmsprop_update(scalars, w, g, square_avg, state_2):
-    lr, l2, b, c, inside, outside = scalars
-    g = fma(w, l2, g)
-    square_avg = fma(square_avg, b, g * g * c)
-    return w - g * lr / (square_root(square_avg + inside) + outside), square_avg, state_2
-
-
-@inline
-def adam_scalars(coefficients):
-    return (
-        coefficients[0], coefficients[1], coefficients[2], coefficients[3], coefficients[4], coefficients[5],
-        coefficients[6], -coefficients[7],
-    )  # fmt: skip
-
-
-@inline
-def adam_update(scalars, w, g, m, v):
-    step_size, b1, c1, b2, c2, epsilon, l2, minus_decay = scalars
-    g = fma(w, l2, g)
-    m = fma(m, b1, g * c1)
-    v = fma(v, b2, g * g * c2)
-    return fma(w, minus_decay, w) - m * step_size / (square_root(v) + epsilon), m, v
+def scalars_of(c):
+    """The coefficients of the step, read once; what a formula does not name is dropped when compiling."""
+    return c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
 
 
 def kernel(name):
     """The kernel of an optimizer of ``table.OPTIMIZERS``."""
     states = table.OPTIMIZER_STATES[name]
-    scalars_of, update = globals()[f"{name}_scalars"], globals()[f"{name}_update"]
+    update = FORMULAS[name]
 
     @inline
     def step(scalars, values, grad, state_1, state_2, columns):

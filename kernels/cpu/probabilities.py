@@ -7,7 +7,7 @@ idles. A row's bits do not depend on the rows beside it.
 
 from ..jit import inline
 from .blocking import TALL
-from .elementwise import FORMULAS
+from .formulas import FORMULAS
 from .simd import (
     lanes,
     load,

@@ -1,4 +1,4 @@
-"""The formulas of `activations` on the GPU: its primitives for one number, and constants of the dtype in use.
+"""The formulas on the GPU: primitives for one number, and constants of the dtype in use.
 
 A Python float in a kernel is a float64 and would make float64 arithmetic of all it meets. `typed` gives a function
 whose float constants have another dtype.
@@ -10,7 +10,7 @@ from types import FunctionType
 
 import numpy as np
 
-from .. import activations
+from ..formulas import bind
 from .driver import cuda, device_function, libdevice, simulated
 
 SINGLE = np.dtype(np.float32)
@@ -25,14 +25,11 @@ def typed_constant(value, dtype):
     return value
 
 
-def typed(function, dtype, names=None):
-    """The function with the floats of its code, and of the ``names`` it finds, of a dtype."""
+def typed(function, dtype):
+    """The function with the floats of its code of a dtype."""
     code = function.__code__
     code = code.replace(co_consts=tuple(typed_constant(value, dtype) for value in code.co_consts))
-    namespace = function.__globals__
-    if names is not None:
-        namespace = {name: typed_constant(value, dtype) for name, value in namespace.items()} | names
-    return FunctionType(code, namespace, function.__name__, closure=function.__closure__)
+    return FunctionType(code, function.__globals__, function.__name__, closure=function.__closure__)
 
 
 # ----------------------------------------------------------------------------------------- primitives
@@ -91,17 +88,16 @@ def parts_double(x):
 
 @cache
 def formulas(dtype) -> dict:
-    """Name -> device function: the activations and their parts, and the primitives."""
+    """Name -> device function: all formulas, and the primitives."""
     is_single = dtype == SINGLE
     by_dtype = {
         "nearest_power": power_single if is_single else power_double,
         "exponent_and_mantissa": parts_single if is_single else parts_double,
+        "is_single": single if is_single else double,
     }
-    primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root}
-    primitives |= {"is_single": single if is_single else double, **by_dtype}
-    constants = {name: typed_constant(value, dtype) for name, value in vars(activations).items()}
-    constants = {name: value for name, value in constants.items() if isinstance(value, np.floating | tuple)}
-    return activations.bind(
-        constants | {name: device_function(function) for name, function in primitives.items()},
+    primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root} | by_dtype
+    return bind(
+        {name: device_function(function) for name, function in primitives.items()},
         lambda formula: device_function(typed(formula, dtype)),
+        lambda constant: typed_constant(constant, dtype),
     )

@@ -1,8 +1,8 @@
 """Losses: the value of every row and the gradient, several threads a row; and the loss of a step.
 
-What the kernels compute is `reference.loss_forward_backward`. A loss that sums over its elements is one formula, from
-a prediction and its target to value and slope; the cross-entropies are written out. The threads of a row share it in
-a way that its length alone decides, so a row's bits are the same in every batch.
+What the kernels compute is `reference.loss_forward_backward`. A loss that sums over its elements is a formula of
+`losses`; the cross-entropies are written out. The threads of a row share it in a way that its length alone decides, so
+a row's bits are the same in every batch.
 """
 
 from functools import cache
@@ -10,81 +10,21 @@ from functools import cache
 import numpy as np
 
 from .. import table
-from ..activations import exp_of_nonpositive, log1p_of_unit, log_of_normal
+from ..losses import SUMMED
 from .driver import cuda, device_function, kernel, types, vector
-from .formulas import absolute, formulas, select, typed
+from .formulas import formulas
 from .launch import THREADS, first_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
 from .probabilities import exponentials
 from .record import CURRENT, NEXT, STEP_HITS, STEP_LOSS, STOPPED
 
 
 # -------------------------------------------------------------------------------- losses of elements
-# `typed` puts what these call, over the primitives of the dtype in use, in the place of what is imported here.
-def half_squared_error(s, y, parameter):
-    error = s - y
-    return error * error * 0.5, error
-
-
-def mean_squared_error(s, y, parameter):
-    error = s - y
-    return error * error, error * 2.0
-
-
-def sign(x):
-    return select(x > 0.0, 1.0, select(x < 0.0, -1.0, x))
-
-
-def l1(s, y, parameter):
-    error = s - y
-    return absolute(error), sign(error)
-
-
-def huber(s, y, delta):
-    error = s - y
-    size = absolute(error)
-    value = select(size <= delta, error * error * 0.5, (size - 0.5 * delta) * delta)
-    return value, select(size <= delta, error, sign(error) * delta)
-
-
-# PyTorch's limits, which keep the loss of a certain and wrong probability finite.
-LEAST_LOGARITHM, LEAST_VARIANCE = -100.0, 1e-12
-SMALLEST_NORMAL, TWO_64, LOG_TWO_64 = 1.1754943508222875e-38, 18446744073709551616.0, 44.3614195558365
-NAN = float("nan")
-
-
-def limited_logarithm(p):
-    """``max(ln p, -100)``; what is no normal number even when multiplied by 2^64 is below the limit."""
-    tiny = p < SMALLEST_NORMAL
-    value = log_of_normal(select(tiny, p * TWO_64, p)) - select(tiny, LOG_TWO_64, 0.0)
-    return select(p < 0.0, NAN, select(value < LEAST_LOGARITHM, LEAST_LOGARITHM, value))
-
-
-def binary_cross_entropy(p, y, parameter):
-    rest = 1.0 - p
-    of_rest = select(p <= 0.5, log1p_of_unit(select(p <= 0.5, p, 0.0) * -1.0), limited_logarithm(rest))
-    variance = p * rest
-    value = (limited_logarithm(p) * y + of_rest * (1.0 - y)) * -1.0
-    return value, (p - y) / select(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)
-
-
-def binary_cross_entropy_with_logits(s, y, parameter):
-    linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
-    e = exp_of_nonpositive(absolute(s) * -1.0)
-    return linear + log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0) - y
-
-
-SUMMED = ("half_squared_error",)  # over the outputs; the others take the mean
-
-
 # A loss of a row is a device function ``(shared, shared_column, lane, lanes, inside, columns, parameter, prediction, s,
 # target, t, weight, grad, g)``, called by all threads of a block, ``lanes`` a row: the row's arrays begin at s, t, g,
 # ``inside`` tells whether there is a row for these threads. It writes the gradient and returns the loss and the hit.
 def loss_of_elements(name, dtype):
     """A loss that is a sum or mean over the elements of a row."""
-    parts = dict(formulas(dtype))
-    for part in (sign, limited_logarithm):
-        parts[part.__name__] = device_function(typed(part, dtype, parts))
-    formula, number = device_function(typed(globals()[name], dtype, parts)), dtype.type
+    formula, number = formulas(dtype)[name], dtype.type
     mean, zero = name not in SUMMED, number(0)
 
     @device_function

@@ -1,8 +1,7 @@
 """Optimizer steps over a whole parameter buffer: values, gradient and state in one pass.
 
-An optimizer is one function ``(c, w, g, m, v) -> (w, m, v)`` of a parameter, its gradient and its state; ``c`` are the
-coefficients of the step. What they compute is `reference.optimizer_step`. From the first loss that is not finite
-nothing is updated any more.
+What they compute is `reference.optimizer_step`; the update of a parameter is a formula of `updates`. From the first
+loss that is not finite nothing is updated any more.
 """
 
 from functools import cache
@@ -11,43 +10,15 @@ import numpy as np
 
 from .. import table
 from .driver import device_function, kernel, types, vector
-from .formulas import fma, formulas, square_root, typed
+from .formulas import formulas
 from .launch import THREADS, first_element, over_elements
 from .record import COEFFICIENTS, CURRENT, STOPPED
-
-
-def sgd(c, w, g, m, v):
-    return fma(fma(w, c[1], g), -c[0], w), m, v
-
-
-def momentum(c, w, g, velocity, v):
-    velocity = fma(velocity, c[2], fma(w, c[1], g) * c[3])
-    return fma(velocity, -c[0], w), velocity, v
-
-
-def nesterov(c, w, g, velocity, v):
-    g = fma(w, c[1], g)
-    velocity = fma(velocity, c[2], g)
-    return fma(fma(velocity, c[2], g), -c[0], w), velocity, v
-
-
-def rmsprop(c, w, g, square_avg, v):
-    g = fma(w, c[1], g)
-    square_avg = fma(square_avg, c[2], g * g * c[3])
-    return w - g * c[0] / (square_root(square_avg + c[4]) + c[5]), square_avg, v
-
-
-def adam(c, w, g, m, v):
-    g = fma(w, c[6], g)
-    m = fma(m, c[1], g * c[2])
-    v = fma(v, c[3], g * g * c[4])
-    return fma(w, -c[7], w) - m * c[0] / (square_root(v) + c[5]), m, v
 
 
 @cache
 def update_of_element(name, dtype):
     """Device functions: the coefficients that begin at ``at``, and with them the update of element ``i``."""
-    update, number = device_function(typed(globals()[name], dtype, formulas(dtype))), dtype.type
+    update, number = formulas(dtype)[name], dtype.type
     states = table.OPTIMIZER_STATES[name]
 
     @device_function

@@ -6,62 +6,30 @@
 >>> model.predict(X)
 """
 
-from . import autograd
+from . import autograd, layers, losses, optimizers
 from .backend import get_num_threads, set_num_threads, show_config, warmup
 from .callbacks import EarlyStopping
 from .data import batches
 from .differences import gradcheck, input_gradient, jacobian
 from .graph import Function, Variable
-from .layers import ELU, GELU, SELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
-from .losses import (
-    BCELoss,
-    BCEWithLogitsLoss,
-    CrossEntropyLoss,
-    HalfSquaredErrorLoss,
-    HuberLoss,
-    L1Loss,
-    MSELoss,
-)
+from .layers import *
+from .losses import *
 from .many import fit_many
 from .model import Sequential, load
-from .optimizers import SGD, Adam, AdamW, Momentum, RMSProp
+from .optimizers import *
 from .plot import plot_history
 from .pytorch import from_torch
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
 __all__ = [
-    "ELU",
-    "GELU",
-    "SELU",
-    "SGD",
-    "Adam",
-    "AdamW",
-    "BCELoss",
-    "BCEWithLogitsLoss",
     "CosineSchedule",
-    "CrossEntropyLoss",
-    "Dropout",
     "EarlyStopping",
     "Function",
-    "HalfSquaredErrorLoss",
     "History",
-    "HuberLoss",
-    "Identity",
-    "L1Loss",
-    "LeakyReLU",
-    "Linear",
-    "MSELoss",
-    "Momentum",
     "OneCycleSchedule",
-    "RMSProp",
-    "ReLU",
     "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Softplus",
     "StepSchedule",
-    "Tanh",
     "Variable",
     "WarmupSchedule",
     "autograd",
@@ -78,3 +46,4 @@ __all__ = [
     "show_config",
     "warmup",
 ]
+__all__ += layers.__all__ + losses.__all__ + optimizers.__all__

@@ -18,6 +18,21 @@ from .initializers import Initializer
 from .kernels import table
 from .parameters import Parameter, Parameters, assign
 
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "Dropout",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+]
+
 
 class Call(Function):
     """A call of a layer or a network as one function of the graph; its gradients add to those that are stored.
@@ -559,4 +574,4 @@ class Dropout(Layer):
         return {"p": self.p}
 
 
-LAYERS = {cls.__name__: cls for cls in (Linear, Dropout, *Activation.__subclasses__())}
+LAYERS: dict[str, type[Layer]] = {name: globals()[name] for name in __all__}

@@ -17,6 +17,16 @@ from .checks import Array
 from .graph import Function, Variable
 from .kernels import table
 
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "HalfSquaredErrorLoss",
+    "HuberLoss",
+    "L1Loss",
+    "MSELoss",
+]
+
 LossFunction: TypeAlias = Callable[..., tuple[float, ArrayLike]]  # (prediction, target, weights if there are any)
 
 
@@ -344,4 +354,4 @@ class CrossEntropyLoss(Loss):
         return {"label_smoothing": self.parameter, "class_weight": weight}
 
 
-LOSSES = {cls.__name__: cls for cls in Loss.__subclasses__()}
+LOSSES: dict[str, type[Loss]] = {name: globals()[name] for name in __all__}

@@ -13,6 +13,8 @@ from .kernels import table
 from .parameters import Parameter, Parameters
 from .schedules import LearningRate, rate
 
+__all__ = ["SGD", "Adam", "AdamW", "Momentum", "RMSProp"]
+
 AHEAD = 256  # steps whose scalars are computed together: those of one step would cost as much
 
 
@@ -458,4 +460,4 @@ class AdamW(Adam):
         columns[6], columns[7] = 0, lr * self.weight_decay
 
 
-OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Momentum, RMSProp, Adam, AdamW)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {name: globals()[name] for name in __all__}

@@ -9,7 +9,8 @@ Notation: ``n`` rows (the batch), ``in`` and ``out`` features of a layer, ``z`` 
 ``grad_*`` the derivative of the loss with respect to ``*``.
 
 Source of the equations: the linear layer, ``Y = X W + b``, and backpropagation through a chain of
-them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015, for `adam_step`.
+them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015, for `adam_step`; Chen et al.,
+"Symbolic discovery of optimization algorithms", 2023, for `lion_step`.
 """
 
 import contextlib
@@ -521,12 +522,24 @@ def adam_step(coefficients, values, grad, exp_avg, exp_avg_sq):
     values -= decay * values + a * exp_avg / (np.sqrt(exp_avg_sq) + e)
 
 
+def lion_step(coefficients, values, grad, exp_avg):
+    """``W <- (1 - decay) W - lr sign(b1 m + (1 - b1) g)``, then ``m <- b2 m + (1 - b2) g``.
+
+    The sign of 0 is 0, that of NaN is NaN. ``decay`` is ``lr * weight_decay``.
+    ``[lr, b1, 1 - b1, b2, 1 - b2, decay]``.
+    """
+    lr, b1, c1, b2, c2, decay = coefficients[:6].astype(values.dtype)
+    values -= decay * values + lr * np.sign(b1 * exp_avg + c1 * grad)
+    exp_avg[...] = b2 * exp_avg + c2 * grad
+
+
 STEPS = {
     "sgd": sgd_step,
     "momentum": momentum_step,
     "nesterov": nesterov_step,
     "rmsprop": rmsprop_step,
     "adam": adam_step,
+    "lion": lion_step,
 }
 
 

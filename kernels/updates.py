@@ -5,6 +5,7 @@
 what an update computes and which scalars it reads.
 """
 
+from .elementary import sign
 from .primitives import fma, square_root
 
 
@@ -44,3 +45,10 @@ def adam(c, w, g, m, v):
     m = fma(m, b1, g * rest1)
     v = fma(v, b2, g * g * rest2)
     return fma(w, -decay, w) - m * step_size / (square_root(v) + epsilon), m, v
+
+
+def lion(c, w, g, exp_avg, v):
+    """Lion: the sign of an average, and decay apart from the gradient."""
+    lr, b1, rest1, b2, rest2, decay = c[:6]
+    direction = sign(fma(exp_avg, b1, g * rest1))
+    return fma(direction, -lr, fma(w, -decay, w)), fma(exp_avg, b2, g * rest2), v

@@ -319,6 +319,11 @@ BUGS = [
         UPDATES, "v = fma(v, b2, g * g * rest2)", "v = fma(v, b2, (g - w * l2) * (g - w * l2) * rest2)",
         f"{CONTRACT} -k 'cpu and optimizer_step'",
     ),
+    Bug(
+        "Lion takes the sign of the average that it keeps",
+        UPDATES, "sign(fma(exp_avg, b1, g * rest1))", "sign(fma(exp_avg, b2, g * rest2))",
+        f"{CONTRACT} -k 'cpu and optimizer_step'",
+    ),
     # ---------------------------------------------------------------------------------------- the walk
     Bug(
         "the derivative gets the output instead of what was saved",

@@ -91,6 +91,7 @@ def test_function_as_rate_has_to_be_given_again(device, trained, tmp_path):
         lambda: fastbp.Momentum(lr=fastbp.CosineSchedule(0.01, 100), weight_decay=1e-3),
         lambda: fastbp.RMSProp(lr=fastbp.WarmupSchedule(fastbp.StepSchedule(0.01, 3), 4)),
         lambda: fastbp.AdamW(lr=fastbp.OneCycleSchedule(0.01, 100)),
+        lambda: fastbp.Lion(lr=1e-3, betas=(0.8, 0.9), weight_decay=0.1),
     ],
 )
 def test_optimizers_and_losses_come_back_whole(device, tmp_path, optimizer):

@@ -351,6 +351,11 @@ class Update:
     def adamw(self, w, g, t):
         return self.adam(w, g, t, decay=0.3)
 
+    def lion(self, w, g, t):
+        direction = np.sign(0.8 * self.v + 0.2 * g)
+        self.v = 0.6 * self.v + 0.4 * g
+        return w - 0.1 * (direction + 0.3 * w)
+
 
 @pytest.mark.parametrize("l2", [0.0, 0.05])
 @pytest.mark.parametrize(
@@ -373,6 +378,23 @@ def test_optimizers_with_and_without_l2(device, cls, arguments, update, l2):
 def test_decay_of_adamw_is_apart_from_the_gradient(device):
     trajectory(device, fastbp.AdamW(lr=0.1, weight_decay=0.3), Update().adamw)
     assert fastbp.AdamW().weight_decay == 0.01
+
+
+def test_lion_moves_by_the_learning_rate_and_decays_apart_from_the_gradient(device):
+    trajectory(device, fastbp.Lion(lr=0.1, betas=(0.8, 0.6), weight_decay=0.3), Update().lion)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lion_leaves_0_and_keeps_nan(device, dtype):
+    model = fastbp.Sequential(fastbp.Linear(3, 20), dtype=dtype, device=device, seed=0)
+    optimizer = fastbp.Lion(model.parameters(), lr=0.5)
+    model.flat_parameters = np.zeros(80)
+    gradient = np.resize([0.0, -3.0, 1e-30, np.nan], 80)
+    model.flat_gradients = gradient
+    optimizer.step()
+    np.testing.assert_array_equal(model.flat_parameters, np.resize([0.0, 0.5, -0.5, np.nan], 80))
+    expected = (0.01 * gradient).astype(dtype)
+    np.testing.assert_allclose(optimizer.state_dict()["exp_avg"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -432,6 +454,7 @@ def test_reset_begins_anew(device):
         fastbp.Momentum(beta=0.5),
         fastbp.RMSProp(eps_inside_sqrt=False, weight_decay=0.5),
         fastbp.AdamW(betas=(0.5, 0.6)),
+        fastbp.Lion(betas=(0.5, 0.6), weight_decay=0.5),
     ],
 )
 def test_config_makes_the_same_optimizer(optimizer):

@@ -792,6 +792,20 @@ def test_6_adamw(where, compiled):
     differs(adamw[0].flat_parameters, adam[0].flat_parameters)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_6_lion(where, compiled):
+    """``W <- W - a (sign(b1 m + (1-b1)g) + d W)``, and only then ``m <- b2 m + (1-b2)g``."""
+    m = 0.0
+
+    def update(w, g):
+        nonlocal m
+        direction = np.sign(0.6 * m + (1 - 0.6) * g)
+        m = 0.9 * m + (1 - 0.9) * g
+        return w - 0.02 * (direction + 0.5 * w)
+
+    follows(where, fastbp.Lion(lr=0.02, betas=(0.6, 0.9), weight_decay=0.5), compiled, update)
+
+
 # ======================================================================================= 8. Slips
 def differs(value, slip):
     """The slip gives another number here, so the test before it would fail under it."""

@@ -50,6 +50,7 @@ OPTIMIZERS = {
     "RMSProp": lambda: fastbp.RMSProp(lr=1e-3),
     "Adam": lambda: fastbp.Adam(lr=1e-3),
     "AdamW": lambda: fastbp.AdamW(lr=1e-3),
+    "Lion": lambda: fastbp.Lion(lr=1e-3),
 }
 # Widths and batch: S2 of docs/performance.md, odd ones, and more rows than go through the network together.
 SHAPES = {"S2": ((64, 128, 10), 64), "odd": ((131, 67, 33, 11), 77), "long": ((5, 19, 7, 3), 601)}

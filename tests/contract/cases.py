@@ -1050,6 +1050,7 @@ COEFFICIENTS = {
     "nesterov": lambda t, lr=0.1, l2=0.0, mu=0.9: [lr, l2, mu],
     "rmsprop": lambda t, lr=0.01, l2=0.0, b=0.99, inside=0.0, outside=1e-8: [lr, l2, b, 1 - b, inside, outside],
     "adam": adam_coefficients,
+    "lion": lambda t, lr=0.01, beta1=0.9, beta2=0.99, decay=0.0: [lr, beta1, 1 - beta1, beta2, 1 - beta2, lr * decay],
 }
 HYPERPARAMETERS = {
     "sgd": ({}, {"l2": 0.1}),
@@ -1057,6 +1058,7 @@ HYPERPARAMETERS = {
     "nesterov": ({}, {"mu": 0.5, "l2": 0.1}),
     "rmsprop": ({}, {"inside": 1e-6, "outside": 0.0}, {"b": 0.9, "l2": 0.1}),
     "adam": ({}, {"l2": 0.1}, {"decay": 0.1, "beta2": 0.99}),
+    "lion": ({}, {"decay": 0.1, "beta1": 0.5, "beta2": 0.75}),
 }
 
 
@@ -1097,12 +1099,21 @@ def adam_bounds(eps, values, grad, before, after, a, b1, c1, b2, c2, e, l2, deca
     return [4 * eps * np.abs(values) + size * (first + np.abs(after[0]) * (6 * eps + relative)), first, square]
 
 
+def lion_bounds(eps, values, grad, before, after, lr, b1, c1, b2, c2, decay):
+    """A sum that is nothing but rounding may have any sign."""
+    rounding = 4 * eps * (np.abs(b1 * before[0]) + np.abs(c1 * grad))
+    uncertain = np.abs(b1 * before[0] + c1 * grad) < rounding
+    step = 4 * eps * (np.abs(values) + lr) + 2 * lr * uncertain
+    return [step, 4 * eps * (np.abs(b2 * before[0]) + np.abs(c2 * grad))]
+
+
 STEP_BOUNDS = {
     "sgd": plain_bounds,
     "momentum": plain_bounds,
     "nesterov": plain_bounds,
     "rmsprop": rmsprop_bounds,
     "adam": adam_bounds,
+    "lion": lion_bounds,
 }
 
 
@@ -1173,6 +1184,13 @@ def textbook_adam(t, w, g, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, l2=0.0, 
     return w - lr * first / (math.sqrt(second) + eps) - lr * decay * w
 
 
+def textbook_lion(t, w, g, state, lr, beta1=0.9, beta2=0.99, decay=0.0):
+    """Chen et al., 2023, algorithm 2."""
+    update = math.copysign(1, beta1 * state[0] + (1 - beta1) * g)
+    state[0] = beta2 * state[0] + (1 - beta2) * g
+    return w - lr * (update + decay * w)
+
+
 TEXTBOOKS = (
     (textbook_sgd, "sgd", {"lr": 0.05}),
     (textbook_sgd, "sgd", {"lr": 0.05, "l2": 0.3}),
@@ -1187,6 +1205,8 @@ TEXTBOOKS = (
     (textbook_adam, "adam", {"lr": 0.01}),
     (textbook_adam, "adam", {"lr": 0.01, "eps": 1e-2, "l2": 0.3}),
     (textbook_adam, "adam", {"lr": 0.01, "decay": 0.3}),
+    (textbook_lion, "lion", {"lr": 0.01}),
+    (textbook_lion, "lion", {"lr": 0.01, "beta1": 0.5, "beta2": 0.75, "decay": 0.3}),
 )
 
 
@@ -1403,6 +1423,7 @@ TRAINING_HYPERPARAMETERS = {
     "nesterov": {"lr": 2.0**-5, "mu": 0.5, "l2": 1e-3},
     "rmsprop": {"lr": 1e-2, "b": 0.9, "outside": 1e-2, "l2": 1e-3},
     "adam": {"lr": 1e-2, "eps": 1e-2, "decay": 0.1},
+    "lion": {"lr": 2.0**-8, "beta1": 0.5, "beta2": 0.5, "decay": 0.1},
 }
 
 
@@ -1433,7 +1454,9 @@ def training_arguments(network, training, rng, dtype, integers=False, padding=np
     target = training_targets(rng, training, network.widths[-1], integers)
     state = []
     for _ in range(table.OPTIMIZER_STATES[training.optimizer]):
-        state.append(np.where(network.real(dtype), 0, padding).astype(dtype))
+        # An average far from 0 has its sign whatever the rounding of a gradient.
+        start = rng.choice((-1.0, 1.0), len(parameters)) if training.optimizer == "lion" else 0
+        state.append(np.where(network.real(dtype), start, padding).astype(dtype))
     hyperparameters = TRAINING_HYPERPARAMETERS[training.optimizer]
     scalars = np.array([coefficients(training.optimizer, t + 1, **hyperparameters) for t in range(steps)])
     return (

@@ -26,6 +26,7 @@ __all__ = [
     "Identity",
     "LeakyReLU",
     "Linear",
+    "Mish",
     "ReLU",
     "SiLU",
     "Sigmoid",
@@ -490,6 +491,12 @@ class Softplus(Activation):
     """``g(z) = ln(1 + e^z)``, ``g' = 1 / (1 + e^-z)``."""
 
     name = "softplus"
+
+
+class Mish(Activation):
+    """``g(z) = z tanh(ln(1 + e^z))`` (Misra, 2019)."""
+
+    name = "mish"
 
 
 class Tanh(Activation):

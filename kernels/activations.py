@@ -156,3 +156,24 @@ def softplus(z, parameter):
 def softplus_derivative(saved, parameter):
     """``1 - e^-y`` from the output."""
     return 0.0 - expm1_of_nonpositive(saved * -1.0)
+
+
+def tanh_of_softplus_and_slope(z):
+    """``tanh(ln(1 + e^z))`` and its derivative, as quotients of positive sums of ``e^-|z|``: nothing cancels."""
+    e = exp_of_nonpositive(absolute(z) * -1.0)
+    numerator = select(z < 0.0, e * (e + 2.0), fma(e, 2.0, 1.0))
+    denominator = numerator + select(z < 0.0, 2.0, e * e * 2.0)
+    slope = (e + 1.0) * select(z < 0.0, e, e * e) * 4.0 / (denominator * denominator)
+    return numerator / denominator, slope
+
+
+def mish(z, parameter):
+    """``z tanh(ln(1 + e^z))``."""
+    factor, _ = tanh_of_softplus_and_slope(z)
+    return weighted(factor, z)
+
+
+def mish_derivative(saved, parameter):
+    """``f + z f'`` with ``f = tanh(ln(1 + e^z))``; from z."""
+    factor, slope = tanh_of_softplus_and_slope(saved)
+    return weighted(slope, saved) + factor

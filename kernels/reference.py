@@ -145,6 +145,16 @@ def softplus_derivative(saved, parameter):
     return -np.expm1(-saved)
 
 
+def mish(z, parameter):
+    return _weighted(np.tanh(softplus(z, 0.0)), z)
+
+
+def mish_derivative(saved, parameter):
+    inner = softplus(saved, 0.0)
+    slope = sigmoid(saved, 0.0) / np.cosh(inner) ** 2  # without the cancellation in 1 - tanh^2
+    return np.tanh(inner) + _weighted(slope, saved)
+
+
 # (value of z, derivative from what is saved); the saved array is the output, or z where
 # table.SAVES_PRE_ACTIVATION lists the activation.
 ACTIVATIONS = {
@@ -159,6 +169,7 @@ ACTIVATIONS = {
     "gelu_tanh": (gelu_tanh, gelu_tanh_derivative),
     "silu": (silu, silu_derivative),
     "softplus": (softplus, softplus_derivative),
+    "mish": (mish, mish_derivative),
 }
 
 

@@ -15,6 +15,7 @@ ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 KINDS = ("linear", "activation", "dropout")
 ACTIVATIONS = (
     "identity", "relu", "tanh", "sigmoid", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "softplus",
+    "mish",
 )  # fmt: skip
 LOSSES = (
     "half_squared_error", "mean_squared_error", "cross_entropy", "soft_cross_entropy", "l1", "huber",
@@ -28,7 +29,7 @@ PRECISIONS = ("ieee", "tf32", "bf16")
 # Losses whose target is one integer label a row; every other target has the prediction's shape.
 LABEL_LOSSES = frozenset({"cross_entropy"})
 # Activations whose derivative needs the pre-activation z; all others use the output alone.
-SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
+SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu", "mish"})
 # Parameter-sized buffers an optimizer keeps between steps.
 OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "lion": 1}
 

@@ -147,6 +147,6 @@ def test_warmup(device):
     assert fastbp.warmup("float32", device=device) >= 0
     assert fastbp.warmup(["float32"], device=device, activations=["relu"], losses=[], optimizers=["sgd"]) >= 0
     with pytest.raises(ValueError, match="activations must be one of 'identity'"):
-        fastbp.warmup(device=device, activations=["mish"])
+        fastbp.warmup(device=device, activations=["maxout"])
     with pytest.raises(ValueError, match="float32"):
         fastbp.warmup("float16", device=device)

@@ -96,8 +96,9 @@ def test_function_as_rate_has_to_be_given_again(device, trained, tmp_path):
 )
 def test_optimizers_and_losses_come_back_whole(device, tmp_path, optimizer):
     arguments = {"loss": fastbp.CrossEntropyLoss(0.1, [1.0, 2.0, 3.0]), "batch_size": 8, "verbose": False}
-    layers = fastbp.Linear(4, 8), fastbp.LeakyReLU(0.1), fastbp.Linear(8, 4), fastbp.GELU("tanh"), fastbp.Linear(4, 3)
-    model, optimizer = fastbp.Sequential(*layers, device=device, seed=0), optimizer()
+    activations = fastbp.LeakyReLU(0.1), fastbp.GELU("tanh"), fastbp.Mish()
+    layers = [layer for activation in activations for layer in (fastbp.Linear(4, 4), activation)]
+    model, optimizer = fastbp.Sequential(*layers, fastbp.Linear(4, 3), device=device, seed=0), optimizer()
     model.fit(*data(), optimizer=optimizer, **arguments)
     model.save(tmp_path / "model.npz", optimizer)
     loaded = fastbp.load(tmp_path / "model.npz", device=device)

@@ -60,6 +60,11 @@ ACTIVATIONS = {
         ),
     ),
     "silu": (fastbp.SiLU, lambda z: z * sigma(z), lambda z: sigma(z) + z * sigma(z) * sigma(-z)),
+    "mish": (
+        fastbp.Mish,
+        lambda z: z * np.tanh(np.log(1 + np.exp(z))),
+        lambda z: np.tanh(np.log(1 + np.exp(z))) + z * sigma(z) / np.cosh(np.log(1 + np.exp(z))) ** 2,
+    ),
     "softplus": (fastbp.Softplus, lambda z: np.log(1 + np.exp(z)), sigma),
 }
 LOSSES = {  # and what a target is

@@ -45,7 +45,7 @@ def test_parameters_are_copies():
 def test_layers_keep_their_arguments_and_places():
     inner = fake("Sequential", fake("GELU", approximate="tanh"), fake_linear(SQUARE[:2], BIAS[:2]))
     parts = fake("LeakyReLU", negative_slope=0.2), fake_linear(SQUARE), fake("ELU", alpha=0.5), fake("Dropout", p=0.25)
-    model = fastbp.from_torch(fake("Sequential", *parts, inner), seed=3)
+    model = fastbp.from_torch(fake("Sequential", *parts, inner, fake("Mish", inplace=True)), seed=3)
     assert [repr(layer) for layer in model.layers] == [
         "LeakyReLU(negative_slope=0.2)",
         "Linear(in_features=3, out_features=3, bias=False)",
@@ -53,6 +53,7 @@ def test_layers_keep_their_arguments_and_places():
         "Dropout(p=0.25)",
         "GELU(approximate='tanh')",
         "Linear(in_features=3, out_features=2, bias=True)",
+        "Mish()",
     ]
     assert list(model.to_torch_state_dict()) == ["1.weight", "5.weight", "5.bias"]
 

@@ -21,8 +21,8 @@ y = X[:, :1] > 0
 
 # Layers
 activations = [fastbp.ELU(alpha=1.0), fastbp.GELU("tanh"), fastbp.SELU(), fastbp.SiLU(), fastbp.Softplus()]
-activations += [fastbp.Identity(), fastbp.LeakyReLU(negative_slope=0.1), fastbp.Sigmoid(), fastbp.Tanh()]
-for activation in activations:
+activations += [fastbp.Identity(), fastbp.LeakyReLU(negative_slope=0.1), fastbp.Mish(), fastbp.Sigmoid()]
+for activation in (*activations, fastbp.Tanh()):
     output: np.ndarray[Any, Any] = activation(X)
 layer = fastbp.Linear(4, 2, init="kaiming_normal", seed=0)
 layer.weight = np.ones((4, 2))

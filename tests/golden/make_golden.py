@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda z: functional.gelu(z, approximate="tanh"),
     "silu": functional.silu,
     "softplus": lambda z: functional.softplus(z, threshold=1000),  # the default is z itself above 20
+    "mish": functional.mish,
 }
 
 

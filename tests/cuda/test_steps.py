@@ -41,9 +41,9 @@ def prepared(network=NETWORK, training=TRAINING, padding=0.0, weights=None):
     return arguments
 
 
-def results(arguments, done):
+def results(arguments, done, network=NETWORK):
     """Real parameters and state, losses and hits, and the steps done."""
-    real = NETWORK.real(np.float32)
+    real = network.real(np.float32)
     buffers = [arguments[cases.AT["parameters"]], *arguments[cases.AT["state"]]]
     return [cuda.to_host(buffer)[real] for buffer in buffers] + list(arguments[-2:]), done
 
@@ -58,22 +58,33 @@ def assert_equal(first, second):
         cases.assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("weights", [None, np.arange(13.0)], ids=["mean", "weighted"])
-def test_steps_are_the_reference(weights):
-    arguments = prepared(weights=weights)
-    there = results(arguments, cuda.network_train_steps(*arguments))
+def assert_steps_are_the_reference(network, training, weights=None):
+    arguments = prepared(network, training, weights=weights)
+    there = results(arguments, cuda.network_train_steps(*arguments), network)
 
     def widened(operand):
         return operand.value.astype(np.float64 if operand.value.dtype == np.float32 else operand.value.dtype)
 
-    exact = cases.training_arguments(NETWORK, TRAINING, np.random.default_rng(7), np.float32, padding=0.0)
+    exact = cases.training_arguments(network, training, np.random.default_rng(7), np.float32, padding=0.0)
     exact = cases.each(exact, widened, reference, np.float64)
     exact[cases.AT["row_weight"]] = weights
     assert there[1] == reference.network_train_steps(*exact) == 3
-    real = NETWORK.real(np.float32)
+    real = network.real(np.float32)
     expected = [exact[cases.AT["parameters"]][real], *(s[real] for s in exact[cases.AT["state"]]), *exact[-2:]]
     for a, b in zip(there[0], expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(13.0)], ids=["mean", "weighted"])
+def test_steps_are_the_reference(weights):
+    assert_steps_are_the_reference(NETWORK, TRAINING, weights)
+
+
+@pytest.mark.parametrize("optimizer", table.OPTIMIZERS)
+def test_steps_of_every_optimizer_and_activation(optimizer):
+    activations = table.ACTIVATIONS[table.OPTIMIZERS.index(optimizer) :: len(table.OPTIMIZERS)]
+    network = cases.Network((5, *(4 for _ in activations), 3), (*activations, "identity"))
+    assert_steps_are_the_reference(network, TRAINING._replace(optimizer=optimizer))
 
 
 def test_steps_a_launch_change_no_bits(monkeypatch):

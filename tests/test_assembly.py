@@ -1,7 +1,8 @@
 """The machine code: what the inner loops of the product are made of, and that kernels need nothing of the C library.
 
 A loop over k multiplies a tile that stays in registers: in no loop does a vector go to the stack, and in none over k is
-the stack used at all. A full tile takes MR * NV fused multiply-adds of whole registers a term.
+the stack used at all. A full tile takes MR * NV fused multiply-adds of whole registers a term. Optimizers keep their
+scalars in registers too.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from fastbp.kernels import table
 from fastbp.kernels.cpu import blocking, context
 
 from .conftest import warm_up
@@ -240,6 +242,33 @@ def test_exponentials(fresh, warm_cache, instruction_set):
             if instruction_set == "AVX-512":
                 assert not [line for line in stored if X86.vector.search(line)], name
         assert max(counts) >= 7 * isa["tall"], name  # those of an exponential, not masked, of rows side by side
+
+
+# ------------------------------------------------------------------------------------------- updates
+def print_updates():
+    """The register tile of this process, and the text of every optimizer for each dtype."""
+    texts = {
+        f"{name} {dtype}": context.optimizer(np.dtype(dtype), name).assembly()
+        for name in table.OPTIMIZERS
+        for dtype in DTYPES
+    }
+    print(json.dumps({"isa": blocking.ISA._asdict(), "texts": texts}))
+
+
+def test_updates(fresh, warm_cache):
+    """Whole registers, and none of them on the stack in a loop over parameters."""
+    printed = json.loads(fresh(print_updates, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None).stdout)
+    isa = printed["isa"]
+    if isa["name"] == "generic":
+        pytest.skip("no fused multiply-add")
+    dialect = ARM if isa["name"] == "NEON" else X86
+    for name, text in printed["texts"].items():
+        codes, _ = loops_over_k(text, dialect)
+        assert codes, name
+        for code in codes:
+            widths = {match[1] for line in code if (match := dialect.multiply_add.match(line))}
+            assert widths <= set(WIDTHS[isa["vector_bytes"]]), name
+            assert not [line for line in code if dialect.stack.search(line) and dialect.vector.search(line)], name
 
 
 # -------------------------------------------------------------------------------------------- symbols

@@ -76,6 +76,19 @@ def positive(argument: str, value: Any) -> float:
     return float(value)
 
 
+def share(argument: str, value: Any) -> float:
+    """``value`` as a float in [0, 1]."""
+    if real(argument, value) > 1:
+        raise ValueError(f"{argument} must be at most 1, got {value}")
+    return float(value)
+
+
+def batch_that_meets(rows: int) -> None:
+    """Refuse a training batch of one row where its rows meet in statistics."""
+    if rows == 1:
+        raise ValueError("BatchNorm1d cannot train on a batch of one row, which has no variance; take two or more")
+
+
 def dtype(argument: str, value: Any) -> np.dtype[Any]:
     """``value`` as the float32 or float64 dtype."""
     try:

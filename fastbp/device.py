@@ -7,7 +7,6 @@ the same code for every device; arrays that should stay on the device are alloca
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,23 +15,10 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import checks
 from .checks import Array
-from .kernels import reference
+from .kernels import contract
 from .pieces import Pieces
 
-# The arrays of each call that may be on the host: those it reads, and those it writes.
-EXCHANGED = {
-    "activation_forward": (("z",), ("out",)),
-    "activation_backward": (("grad_out", "saved"), ("grad_z",)),
-    "softmax": (("z",), ("out",)),
-    "linear_forward": (("x", "weight", "bias"), ("out", "saved")),
-    "linear_backward_input": (("grad_z", "weight", "saved"), ("grad_z_prev",)),
-    "linear_backward_params": (("x", "grad_z", "grad_weight", "grad_bias"), ("grad_weight", "grad_bias")),
-    "dropout": (("x", "rows"), ("out",)),
-    "loss_forward_backward": (("prediction", "target", "row_weight"), ("row_loss", "row_hit", "grad")),
-    "network_forward": (("x",), ("out",)),
-    "network_train_steps": (("x", "target", "row_weight"), ()),
-}
-RESIDENT_SHARE = 0.5  # share of the device's free memory that the data of one call of fit may take
+RESIDENT_SHARE = 0.5  # of the free memory of the device, that data of one call of fit may take
 
 
 class DeviceKernels:
@@ -46,16 +32,20 @@ class DeviceKernels:
 
     def __init__(self, module: Any) -> None:
         self.module, self.driver = module, module.driver
-        for name, (read, written) in EXCHANGED.items():
-            setattr(self, name, self._exchanging(name, read, written))
+        for name, declaration in contract.FUNCTIONS.items():
+            if declaration.exchanged:
+                setattr(self, name, self._exchanging(name, declaration))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
-    def _exchanging(self, name, read, written):
-        """Wrap the call of this name, so that it sends and fetches arrays of the host."""
-        function, places = getattr(self.module, name), list(inspect.signature(getattr(reference, name)).parameters)
-        read, written = ([places.index(argument) for argument in arguments] for arguments in (read, written))
+    def _exchanging(self, name, declaration):
+        """The call of this name, which sends and fetches arrays of the host."""
+        function, places = getattr(self.module, name), declaration.arguments
+        read, written = (
+            [places.index(argument) for argument in arguments if argument in declaration.exchanged]
+            for arguments in (declaration.reads, declaration.writes)
+        )
 
         def call(*arguments):
             self.driver.require()

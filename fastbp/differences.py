@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from . import checks
 from .checks import Array
 from .graph import Variable, grad, own_value
-from .layers import Call, Layer, Linear
+from .layers import BatchNorm1d, Call, Layer, Residual, Trained, from_config
 from .model import Sequential
 
 
@@ -180,7 +180,7 @@ def _check_network(network, x, y, loss, eps):
         return float((weights * out).sum()) if loss is None else loss(out, y)[0]
 
     grad_x = network.backward(weights if loss is None else loss(out, y)[1])
-    parameters = network.parameters() if isinstance(network, Sequential | Linear) else []
+    parameters = network.parameters() if isinstance(network, Sequential | Trained) else []
     pairs = {"x": (x, grad_x)} | {one.name: (one.data, one.grad.copy()) for one in parameters}
     return {name: _largest_difference(f, values, gradient, eps) for name, (values, gradient) in pairs.items()}
 
@@ -223,16 +223,19 @@ def _weights(shape):
 def _in_float64(network):
     """A copy that computes in float64 and drops nothing."""
     if isinstance(network, Sequential):
-        layers = [type(layer)(**layer.config()) for layer in network.layers]
+        layers = [from_config(type(layer).__name__, layer.config()) for layer in network.layers]
         twin = Sequential(*layers, dtype="float64", device=network.device)
         twin.load_state_dict(network.state_dict())
         return twin.eval()
-    if isinstance(network, Linear):
-        twin = Linear(**network.config(), dtype="float64", device=network.device)
-        twin.weight = network.weight
-        if network.has_bias:
-            twin.bias = network.bias
+    if isinstance(network, Trained):
+        twin = type(network)(**network.config(), dtype="float64", device=network.device)
+        for name in network.shapes:
+            setattr(twin, name, getattr(network, name))
+        if isinstance(twin, BatchNorm1d):
+            twin.training = False
         return twin
+    if isinstance(network, Residual):
+        return Residual(*map(_in_float64, network.layers))
     twin = type(network)(**network.config(), device=network.device)
     twin.training = False
     return twin

@@ -15,7 +15,7 @@ from . import backend, checks, initializers
 from .checks import Array
 from .graph import Function, Variable
 from .initializers import Initializer
-from .kernels import table
+from .kernels import program, table
 from .parameters import Parameter, Parameters, assign
 
 __all__ = [
@@ -120,6 +120,10 @@ class Layer:
         """Arguments that recreate this layer, for files."""
         return {}
 
+    def lowered(self, features: int) -> program.Layer:
+        """This layer as `kernels.program.lower` takes it, where it gets so many features."""
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"
 
@@ -132,7 +136,109 @@ class Layer:
         return self._saved
 
 
-class Linear(Layer):
+class Trained(Layer):
+    """What layers with parameters share: a weight and a bias, alone or in the buffers of a model."""
+
+    in_features: int
+    shapes: dict[str, tuple[int, ...]]  # of the weight, the bias and running statistics, by name
+    dtype: np.dtype[Any]
+    seed: int | None = None
+
+    def _begin(self, dtype, device):
+        self.dtype = checks.dtype("dtype", dtype)
+        self.device = checks.choice("device", device, backend.MODULES)
+        self._given = {}  # values set before there is a buffer
+        self._parameters = self._row = self._saved = None
+        self.adopted = False
+
+    @property
+    def network(self) -> Parameters:
+        """The `Parameters` that hold this layer; its own are made here when it is used alone."""
+        if self._parameters is None:
+            network = Parameters([self.lowered(self.in_features)], [""], self.dtype, self.device)
+            self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
+        return self._parameters
+
+    def first_values(self, rng: np.random.Generator) -> dict[str, Any]:
+        """The values there are, else first ones, by name."""
+        if self._parameters is not None:
+            return {name: getattr(self, name) for name in self.shapes}
+        if self.shapes.keys() <= self._given.keys():
+            return self._given
+        return self._drawn(rng) | self._given
+
+    def _drawn(self, rng):
+        """First values by name."""
+        raise NotImplementedError
+
+    def _place(self, network, row, values):
+        self._parameters, self._row = network, row
+        for name in self.shapes:
+            network.write(self._view(name), values[name])
+        self._given = {}
+
+    def adopt(self, network: Parameters, row: int, values: Any) -> None:
+        """Become a row of a model, with these values."""
+        self._place(network, row, values)
+        self.adopted = True
+
+    def _set(self, name, value):
+        array = checks.numeric(name, value)
+        checks.shape(name, array, self.shapes[name])
+        if self._parameters is None:
+            self._given[name] = array.copy()
+        else:
+            assign(self.network, name, self._view(name), array)
+
+    def _view(self, name):
+        if name in ("weight", "bias"):
+            return self.network.views[self._row][name == "bias"]
+        return self.network.statistic_views[self._row, name]
+
+    @property
+    def weight(self) -> Array:
+        return self.network.readable(self._view("weight"))
+
+    @weight.setter
+    def weight(self, value: ArrayLike) -> None:
+        self._set_parameter("weight", value)
+
+    @property
+    def bias(self) -> Array | None:
+        return self.network.readable(self._view("bias"))
+
+    @bias.setter
+    def bias(self, value: ArrayLike) -> None:
+        self._set_parameter("bias", value)
+
+    def _set_parameter(self, name, value):
+        if name not in self.shapes:
+            raise ValueError(f"{name} cannot be set: the layer was made with {self._without}=False")
+        self._set(name, value)
+
+    @property
+    def grad_weight(self) -> Array:
+        return self.network.readable(self.network.gradient_views[self._row][0])
+
+    @property
+    def grad_bias(self) -> Array | None:
+        return self.network.readable(self.network.gradient_views[self._row][1])
+
+    def update_parameters(self, learning_rate: float) -> None:
+        """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
+        network = self.network
+        coefficients = np.zeros(table.COEFFICIENTS)
+        coefficients[0] = checks.real("learning_rate", learning_rate)
+        span = network.span(self._row)
+        network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
+        network.version += 1
+
+    def parameters(self) -> list[Parameter]:
+        """Named views of this layer's parameters; those of the whole model once it is part of one."""
+        return self.network.named()
+
+
+class Linear(Trained):
     """``Y = X W + b``.
 
     Parameters
@@ -163,6 +269,8 @@ class Linear(Layer):
     Values are drawn when they are first needed. Values set before the layer goes into a model are kept there.
     """
 
+    _without = "bias"
+
     def __init__(
         self,
         in_features: int,
@@ -178,86 +286,19 @@ class Linear(Layer):
         self.out_features = checks.integer("out_features", out_features, minimum=1)
         self.has_bias = checks.boolean("bias", bias)
         self._init = initializers.checked(init)
-        self.dtype = checks.dtype("dtype", dtype)
-        self.device = checks.choice("device", device, backend.MODULES)
         self.seed = seed
-        self._given = {}  # values set before there is a buffer
-        self._parameters = self._row = self._saved = None
-        self.adopted = False
+        self.shapes = {"weight": (self.in_features, self.out_features)} | (
+            {"bias": (self.out_features,)} if self.has_bias else {}
+        )
+        self._begin(dtype, device)
 
-    # ------------------------------------------------------------------------------ parameters
-    @property
-    def row(self) -> tuple[Any, ...]:
-        """This layer as a row for `kernels.table.lower`, without an activation."""
-        return ("linear", self.in_features, self.out_features, self.has_bias, "identity", 0.0)
+    def lowered(self, features: int) -> program.Layer:
+        return program.Layer("linear", self.in_features, self.out_features, self.has_bias)
 
-    @property
-    def network(self) -> Parameters:
-        """The `Parameters` that hold this layer; a layer used alone makes its own here."""
-        if self._parameters is None:
-            network = Parameters([self.row], [""], self.dtype, self.device)
-            self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
-        return self._parameters
-
-    def first_values(self, rng: np.random.Generator) -> tuple[Any, Any]:
-        """The (weight, bias) that were set, or newly drawn ones."""
-        if self._parameters is not None:
-            return self.weight, self.bias
-        given = self._given.get("weight"), self._given.get("bias")
-        if given[0] is not None and (given[1] is not None or not self.has_bias):
-            return given
+    def _drawn(self, rng):
         drawn = initializers.linear(self._init, rng, self.in_features, self.out_features)
         checks.shape("the weight that init returns", np.asarray(drawn[0]), (self.in_features, self.out_features))
-        return tuple(new if old is None else old for old, new in zip(given, drawn, strict=True))
-
-    def _place(self, network, row, values):
-        for view, value in zip(network.views[row], values, strict=True):
-            if view is not None:
-                network.write(view, value)
-        self._parameters, self._row = network, row
-        self._given = self._init = None
-
-    def adopt(self, network: Parameters, row: int, values: Any) -> None:
-        """Become a row of a model, with these values."""
-        self._place(network, row, values)
-        self.adopted = True
-
-    def _set(self, name, shape, value):
-        array = checks.numeric(name, value)
-        checks.shape(name, array, shape)
-        if self._parameters is None:
-            self._given[name] = array.copy()
-        else:
-            assign(self.network, name, self._view(name), array)
-
-    def _view(self, name):
-        return self.network.views[self._row][name == "bias"]
-
-    @property
-    def weight(self) -> Array:
-        return self.network.readable(self._view("weight"))
-
-    @weight.setter
-    def weight(self, value: ArrayLike) -> None:
-        self._set("weight", (self.in_features, self.out_features), value)
-
-    @property
-    def bias(self) -> Array | None:
-        return self.network.readable(self._view("bias"))
-
-    @bias.setter
-    def bias(self, value: ArrayLike) -> None:
-        if not self.has_bias:
-            raise ValueError("bias cannot be set: the layer was made with bias=False")
-        self._set("bias", (self.out_features,), value)
-
-    @property
-    def grad_weight(self) -> Array:
-        return self.network.readable(self.network.gradient_views[self._row][0])
-
-    @property
-    def grad_bias(self) -> Array | None:
-        return self.network.readable(self.network.gradient_views[self._row][1])
+        return dict(zip(self.shapes, drawn, strict=False))
 
     # ----------------------------------------------------------------------------------- steps
     @overload
@@ -315,19 +356,6 @@ class Linear(Layer):
         network.backend.linear_backward_input(grad_output, weight, x, *IDENTITY, grad_input)
         return grad_input
 
-    def update_parameters(self, learning_rate: float) -> None:
-        """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
-        network = self.network
-        coefficients = np.zeros(table.COEFFICIENTS)
-        coefficients[0] = checks.real("learning_rate", learning_rate)
-        span = network.span(self._row)
-        network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
-        network.version += 1
-
-    def parameters(self) -> list[Parameter]:
-        """Named views of this layer's parameters; those of the whole model once it is part of one."""
-        return self.network.named()
-
     def config(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
 
@@ -358,6 +386,9 @@ class Activation(Layer):
     @property
     def code(self) -> int:
         return table.ACTIVATIONS.index(self.name)
+
+    def lowered(self, features: int) -> program.Layer:
+        return program.Layer("activation", features, features, False, self.name, self.parameter)
 
     @overload
     def forward(self, x: Variable) -> Variable: ...
@@ -577,8 +608,317 @@ class Dropout(Layer):
         (rows, features), dtype, key = self._last_saved()
         return self._dropped(checks.batch("grad_output", grad_output, features, dtype, rows), key)
 
+    def lowered(self, features: int) -> program.Layer:
+        return program.Layer("dropout", features, features, parameter=self.p)
+
     def config(self) -> dict[str, Any]:
         return {"p": self.p}
 
 
-LAYERS: dict[str, type[Layer]] = {name: globals()[name] for name in __all__}
+class Normalization(Trained):
+    """What normalisations share: ``y = w x̂ + b``, with ``w`` first 1 and ``b`` 0.
+
+    Parameters
+    ----------
+    features : int
+    eps : float
+        Added to the variance.
+    affine : bool
+        Whether there are ``w`` and ``b``; else they are 1 and 0.
+    dtype, device : str
+        For the layer alone; in a `Sequential` those of the model hold.
+
+    Attributes
+    ----------
+    weight, bias : arrays (features,) or None
+    grad_weight, grad_bias : arrays
+        As of a `Linear`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is no positive number, or no bool.
+    """
+
+    _without = "affine"
+    kind: str  # as `kernels.program` calls it
+
+    def __init__(
+        self,
+        features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+    ) -> None:
+        self.in_features = self.features = checks.integer("features", features, minimum=1)
+        self.eps = checks.positive("eps", eps)
+        self.affine = checks.boolean("affine", affine)
+        self.shapes = dict.fromkeys(("weight", "bias"), (self.features,)) if self.affine else {}
+        self._begin(dtype, device)
+
+    def _drawn(self, rng):
+        return {name: np.full(self.features, float(name in ("weight", "running_var"))) for name in self.shapes}
+
+    def lowered(self, features: int) -> program.Layer:
+        return program.Layer(self.kind, self.features, self.features, self.affine, parameter=self.eps)
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features, "eps": self.eps, "affine": self.affine}
+
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
+        """``∂L/∂w = Σ_rows G x̂``, ``∂L/∂b = Σ_rows G``; returns ``∂L/∂X``.
+
+        Parameters
+        ----------
+        grad_output : array (n, features)
+            ``G``, the gradient with respect to the output of the last `forward`.
+        accumulate : bool
+            Add to the stored gradients; by default they are overwritten.
+
+        Returns
+        -------
+        array (n, features)
+        """
+        normalised, network = self._last_saved()[0], self.network
+        grad_output = checks.batch("grad_output", grad_output, self.features, network.dtype, len(normalised))
+        if self.affine:
+            views = network.store_gradients()[self._row]
+            network.backend.norm_backward_params(grad_output, normalised, int(accumulate), *views)
+        return self.backward_input(grad_output)
+
+
+class LayerNorm(Normalization):
+    """``y = w x̂ + b`` with ``x̂ = (x - mean) / √(var + eps)``, mean and variance over the features of a row.
+
+    Ba, Kiros & Hinton, "Layer normalization", 2016. The variance is the mean of the squares about the mean.
+
+    Parameters
+    ----------
+    features : int
+    eps : float
+        Added to the variance.
+    affine : bool
+        Whether there are ``w``, first 1, and ``b``, first 0.
+    dtype, device : str
+        For the layer alone; in a `Sequential` those of the model hold.
+    """
+
+    kind = "layer_norm"
+
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
+        """``w x̂ + b`` for a batch ``x`` (n, features)."""
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
+        network = self.network
+        x = checks.batch("x", x, self.features, network.dtype)
+        out, normalised, scale = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
+        network.backend.layer_norm_forward(x, *network.views[self._row], self.eps, out, normalised, scale)
+        self._saved = normalised, scale
+        return out
+
+    def backward_input(self, grad_output: ArrayLike) -> Array:
+        """``∂L/∂X`` alone, without storing gradients."""
+        (normalised, scale), network = self._last_saved(), self.network
+        grad_output = checks.batch("grad_output", grad_output, self.features, network.dtype, len(normalised))
+        grad_input, weight = np.empty_like(normalised), network.views[self._row][0]
+        network.backend.layer_norm_backward_input(grad_output, weight, normalised, scale, grad_input)
+        return grad_input
+
+
+class BatchNorm1d(Normalization):
+    """``y = w x̂ + b`` with ``x̂ = (x - mean) / √(var + eps)``, mean and variance of a feature over the batch.
+
+    Ioffe & Szegedy, "Batch normalization", 2015. The one layer whose training depends on which rows are in a batch; so
+    a training batch needs two rows. Sample weights count in mean and variance. When not training the running
+    statistics stand for those of the batch: they become ``(1 - momentum) running + momentum of_batch`` with every
+    batch, whose variance goes in without bias. `Sequential.fit` and ``train_step`` let them learn from a batch with the
+    update of the parameters, and only if its loss is finite; ``model(x)`` in training mode does at once.
+
+    Parameters
+    ----------
+    features : int
+    eps : float
+        Added to the variance.
+    momentum : float
+        In [0, 1].
+    affine : bool
+        Whether there are ``w``, first 1, and ``b``, first 0.
+    dtype, device : str
+        For the layer alone; in a `Sequential` those of the model hold.
+
+    Attributes
+    ----------
+    running_mean, running_var : arrays (features,)
+        First 0 and 1; in files and `Sequential.state_dict`, not in ``flat_parameters``.
+    training : bool
+        For the layer alone: whether `forward` takes the statistics of the batch.
+    """
+
+    kind = "batch_norm"
+
+    def __init__(
+        self,
+        features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        *,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(features, eps, affine, dtype=dtype, device=device)
+        self.momentum = checks.share("momentum", momentum)
+        self.shapes |= dict.fromkeys(("running_mean", "running_var"), (self.features,))
+        self.training = True
+
+    @property
+    def running_mean(self) -> Array:
+        return self.network.readable(self._view("running_mean"))
+
+    @running_mean.setter
+    def running_mean(self, value: ArrayLike) -> None:
+        self._set("running_mean", value)
+
+    @property
+    def running_var(self) -> Array:
+        return self.network.readable(self._view("running_var"))
+
+    @running_var.setter
+    def running_var(self, value: ArrayLike) -> None:
+        self._set("running_var", value)
+
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
+        """``w x̂ + b`` for a batch ``x`` (n, features)."""
+        if type(x) is Variable:
+            return Call.apply(self, self.forward, x)
+        network = self.network
+        x, kernels = checks.batch("x", x, self.features, network.dtype), network.backend
+        running = self._view("running_mean"), self._view("running_var")
+        mean, scale, variance = (np.empty(self.features, x.dtype) for _ in range(3))
+        row_weight = None
+        if self.training:
+            checks.batch_that_meets(len(x))
+            row_weight = np.full(len(x), 1 / len(x))
+            kernels.batch_moments(x, row_weight, self.eps, mean, scale, variance)
+            kernels.update_statistics(mean, variance, self.momentum, *running)
+        else:
+            kernels.running_moments(*running, self.eps, mean, scale)
+        out, normalised = np.empty_like(x), np.empty_like(x)
+        kernels.batch_norm_forward(x, mean, scale, *network.views[self._row], out, normalised)
+        self._saved = normalised, scale, row_weight
+        return out
+
+    def backward_input(self, grad_output: ArrayLike) -> Array:
+        """``∂L/∂X`` alone, without storing gradients."""
+        (normalised, scale, row_weight), network = self._last_saved(), self.network
+        grad_output = checks.batch("grad_output", grad_output, self.features, network.dtype, len(normalised))
+        grad_input, weight, sums = np.empty_like(normalised), network.views[self._row][0], (None, None)
+        if row_weight is not None:
+            sums = tuple(np.empty(self.features, normalised.dtype) for _ in range(2))
+            network.backend.norm_backward_params(grad_output, normalised, 0, *sums)
+        network.backend.batch_norm_backward_input(grad_output, row_weight, weight, normalised, scale, *sums, grad_input)
+        return grad_input
+
+    def lowered(self, features: int) -> program.Layer:
+        return super().lowered(features)._replace(momentum=self.momentum)
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"momentum": self.momentum}
+
+
+class Residual(Layer):
+    """``y = x + f(x)``, where ``f`` is a chain of layers that gives as many features as it gets.
+
+    He et al., "Deep residual learning for image recognition", 2016.
+
+    Parameters
+    ----------
+    *layers : layers
+        At least one.
+
+    Attributes
+    ----------
+    layers : tuple of layers
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no layer, or something else than layers. That the widths agree is checked when a `Sequential` is made.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        if not layers:
+            raise ValueError("Residual needs at least one layer, got none")
+        for i, layer in enumerate(layers):
+            checks.instance(f"layer {i} of Residual", layer, Layer)
+        self.layers = layers
+        self._saved = None
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        """That of its layers."""
+        return self.layers[0].device
+
+    @overload
+    def forward(self, x: Variable) -> Variable: ...
+    @overload
+    def forward(self, x: ArrayLike) -> Array: ...
+    def forward(self, x: ArrayLike | Variable) -> Any:
+        """``x + f(x)`` for a batch ``x`` (n, features)."""
+        y: Any = x
+        for layer in self.layers:
+            y = layer.forward(y)
+        if type(x) is Variable:
+            return x + y
+        self._saved = True
+        return self._sum(checks.matrix("x", x), y)
+
+    def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
+        """``G + ∂f/∂xᵀ G``, and the gradients of the layers."""
+        self._last_saved()
+        grad: Any = grad_output
+        for layer in reversed(self.layers):
+            grad = layer.backward(grad, accumulate)
+        return self._sum(checks.matrix("grad_output", grad_output), grad)
+
+    def backward_input(self, grad_output: ArrayLike) -> Array:
+        """``G + ∂f/∂xᵀ G`` alone, without storing gradients."""
+        self._last_saved()
+        grad: Any = grad_output
+        for layer in reversed(self.layers):
+            grad = layer.backward_input(grad)
+        return self._sum(checks.matrix("grad_output", grad_output), grad)
+
+    def _sum(self, x, y):
+        checks.shape("what the layers of Residual give", y, x.shape)
+        x, out = checks.converted(x, y.dtype), np.empty_like(y)
+        backend.load(self.device).add(x, y, out)
+        return out
+
+    def config(self) -> dict[str, Any]:
+        return {"layers": [[type(layer).__name__, layer.config()] for layer in self.layers]}
+
+    def __repr__(self) -> str:
+        return f"Residual({', '.join(map(repr, self.layers))})"
+
+
+LAYERS = {
+    cls.__name__: cls for cls in (Linear, LayerNorm, BatchNorm1d, Residual, Dropout, *Activation.__subclasses__())
+}
+
+
+def from_config(name: str, arguments: dict[str, Any]) -> Layer:
+    """The layer of a class's name and what its `Layer.config` gave."""
+    if name == "Residual":
+        return Residual(*(from_config(*inner) for inner in arguments["layers"]))
+    return LAYERS[name](**arguments)

@@ -1,11 +1,12 @@
-"""`Sequential`: layers lowered to a network table, walked by compiled code or a row at a time.
+"""`Sequential`: layers lowered to a program, which compiled code walks, or Python an instruction at a time.
 
-``fit``, ``train_step`` and ``predict`` hand the whole table to the kernels. ``model(x)`` and ``backward`` make the same
-kernel calls a row at a time and keep the values between rows, for users' own loops.
+``fit``, ``train_step`` and ``predict`` hand the whole program to the kernels. ``model(x)`` and ``backward`` walk the
+same instructions in Python and keep what lies between, for loops of the user's own.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,13 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import backend, checks, files, schedules, training
+from . import backend, chains, checks, files, schedules, training
 from .checks import Array
 from .graph import Variable
-from .kernels import table as network_table
-from .kernels.splitmix import layer_key
-from .layers import IDENTITY, LAYERS, Activation, Call, Dropout, Layer, Linear
+from .kernels import program as programs
+from .kernels import table
+from .kernels.walk import Walk
+from .layers import Call, Layer, Linear, Residual, Trained, from_config
 from .losses import LOSSES, Loss, LossFunction
 from .optimizers import OPTIMIZERS, Optimizer
 from .parameters import Parameter, Parameters
@@ -32,7 +34,6 @@ BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
 
-_DROPOUT = network_table.KINDS.index("dropout")
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -41,7 +42,7 @@ class Sequential:
 
     Parameters
     ----------
-    *layers : Linear, activation or Dropout
+    *layers : layers
         At least one `Linear`. The layers become part of the model: their arrays are views into its buffer, and
         values set before are kept.
     dtype : str
@@ -75,39 +76,31 @@ class Sequential:
         precision: str = "ieee",
     ) -> None:
         self.dtype = checks.dtype("dtype", dtype)
-        rows, prefixes = _lowered(layers)
-        self._parameters = Parameters(rows, prefixes, self.dtype, device, precision)
+        chain = chains.Chain(layers)
+        self._parameters = Parameters(chain.rows, chain.prefixes, self.dtype, device, precision)
         self.layers = layers
         self.generator = checks.generator("seed", seed)
         self.training = True
         self.history: training.History | None = None
         self.optimizer: Optimizer | None = None
         self.metadata: dict[str, Any] = {}
-        self._loss = None  # the last loss trained with: predict_proba follows it
-        places = [row for row, (kind, *_) in enumerate(rows) if kind == "linear"]
-        linear = [layer for layer in layers if isinstance(layer, Linear)]
-        values = [layer.first_values(self.generator) for layer in linear]
-        for layer, row, pair in zip(linear, places, values, strict=True):
-            layer.adopt(self._parameters, row, pair)
+        self._loss = None  # the last loss trained with, which says what predict_proba means
+        values = [layer.first_values(self.generator) for layer, _ in chain.placed]
+        for (layer, row), first in zip(chain.placed, values, strict=True):
+            layer.adopt(self._parameters, row, first)
         self._prepare()
 
     def _prepare(self):
-        """Make what belongs to this process: views, workspaces, locks."""
-        table = self._parameters.table
+        """What a process makes for itself: views, workspaces, locks."""
         self._kernels = self._parameters.backend
-        self._values = self._parameters.values
-        self._drops = bool((table[:, network_table.KIND] == _DROPOUT).any())
-        self._no_keys = np.zeros(1, np.uint64)
-        self._activations = [network_table.activation_of(row) for row in table]
-        self._precision = int(table[0, network_table.PRECISION])
-        self._first_trained = int((table[:, network_table.WEIGHT] >= 0).argmax())
-        self.in_features = int(table[0, network_table.FAN_IN])
-        self.out_features = int(table[-1, network_table.FAN_OUT])
+        self._values, self._statistics = self._parameters.values, self._parameters.statistics
+        self.program = self._parameters.program
+        self.in_features, self.out_features = self.program.in_features, self.program.out_features
+        self._drops, self._no_keys = self.program.drops, np.zeros(1, np.uint64)
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
         self._training_workspaces = {}  # (loss code and parameter, optimizer code) -> (capacity, workspace)
         self._step = None  # what the last train_step made ready
-        self._drop_key = None  # random bits of the last forward pass, when it was in training mode
-        self._trace = None  # (input, saved) of every row of the last forward
+        self._walk = None  # of the last forward pass
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
         if self._parameters.on_host:
             self._empty, self._batch = np.empty, checks.batch
@@ -156,8 +149,10 @@ class Sequential:
         if (device, precision) != (self.device, self.precision):
             with self.exclusive():
                 self._parameters.to(device, precision)
-                for layer in self.layers:
-                    layer.device, layer.last_call = device, None
+                for layer in chains.flattened(self.layers):
+                    if not isinstance(layer, Residual):
+                        layer.device = device
+                    layer.last_call = None
             self._prepare()
         return self
 
@@ -193,12 +188,12 @@ class Sequential:
         self._parameters.zero_gradients()
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
-        return {parameter.name: np.array(parameter.data) for parameter in self.parameters()}
+        """Copies of all parameters and running statistics by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
+        return {part.name: np.array(part.data) for part in self._parameters.state()}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy in what `state_dict` returned; names and shapes must be those of this model."""
-        parameters = self.parameters()
+        parameters = self._parameters.state()
         names = {parameter.name for parameter in parameters}
         if set(state) != names:
             raise ValueError(
@@ -217,7 +212,7 @@ class Sequential:
         PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
         model.to_torch_state_dict().items()})``. `fastbp.from_torch` is the way back.
         """
-        return {parameter.name: parameter.data.T.copy() for parameter in self.parameters()}
+        return {part.name: part.data.T.copy() for part in self._parameters.state()}
 
     # ------------------------------------------------------------------------------------ modes
     def train(self) -> Sequential:
@@ -259,39 +254,30 @@ class Sequential:
             return Call.apply(self, self.forward, x)
         return self.forward_in_mode(x, self.training)
 
-    def forward_in_mode(self, x: ArrayLike, training: bool) -> Array:
+    def forward_in_mode(self, x: Any, training: bool) -> Array:
         """`forward` in training or in evaluation mode, whatever the mode of the model."""
-        return self.handed_out(self.outputs(x, training))
+        out = self.outputs(x, training)
+        self._walk.update_statistics()
+        return self.handed_out(out)
 
     def handed_out(self, out: Any) -> Array:
         """The result of `outputs` on the host; the caller may change it, as `backward` does not read it."""
         result = self._kernels.to_host(out)
-        if self._trace[-1][1] is result and self._activations[-1][0] != IDENTITY[0]:
-            return out.copy()
-        return result
+        return out.copy() if result is out and self._walk.listing.output_is_saved else result
 
-    def outputs(self, x: ArrayLike, training: bool) -> Any:
-        """`forward_in_mode` with its result left on the device of the model."""
+    def outputs(self, x: Any, training: bool, row_weight: Array | None = None) -> Any:
+        """The prediction, where the model computes; ``row_weight`` counts in statistics of the batch."""
         x = self._batch("x", x, self.in_features, self.dtype)
-        kernels, trace = self._kernels, []
-        self._drop_key = self.step_keys(1)[0] if training else None
-        rows = zip(self._parameters.table, self._parameters.views, self._activations, strict=True)
-        for i, (row, (weight, bias), activation) in enumerate(rows):
-            out = self._empty((len(x), int(row[network_table.FAN_OUT])), self.dtype)
-            output_is_enough = row[network_table.SAVED] == row[network_table.OUTPUT]
-            if row[network_table.KIND] == _DROPOUT:
-                self._drop(i, x, out)
-                saved = out
-            elif weight is None:
-                kernels.activation_forward(x, *activation, out)
-                saved = out if output_is_enough else x
-            else:
-                saved = out if output_is_enough else self._empty(out.shape, self.dtype)
-                kernels.linear_forward(x, weight, bias, *activation, out, saved, self._precision)
-            trace.append((x, saved))
-            x = out
-        self._trace = trace
-        return out
+        listing, network, n = self.program.training if training else self.program.evaluation, self._parameters, len(x)
+        keys = self.step_keys(1) if training else self._no_keys
+        self._walk = walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
+        if "dropout" in listing.operations:
+            walk.give(programs.ROWS, np.arange(n))
+        if "batch_moments" in listing.operations:
+            checks.batch_that_meets(n)
+            weight = np.ones(n) if row_weight is None else np.asarray(row_weight, np.float64)
+            walk.give(programs.ROW_WEIGHT, weight / max(weight.sum(), np.finfo(float).tiny))
+        return walk.forward()
 
     def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """Gradients of all parameters, by the chain rule from the last layer to the first.
@@ -308,11 +294,13 @@ class Sequential:
         array (n, in)
             Gradient with respect to the input.
         """
-        return self._backward(grad_output, True, accumulate)
+        self._backward(grad_output, True, accumulate)
+        return self._input_gradient()
 
     def backward_input(self, grad_output: ArrayLike) -> Array:
-        """`backward` without the gradients of the parameters: stored ones are kept."""
-        return self._backward(grad_output, False)
+        """`backward` without the gradients of the parameters: those that are stored stay."""
+        self._backward(grad_output, False)
+        return self._input_gradient()
 
     def backward_parameters(self, grad_output: ArrayLike, accumulate: bool = False) -> None:
         """`backward` without the gradient of the input, whose product can be the largest.
@@ -322,56 +310,35 @@ class Sequential:
         grad_output, accumulate
             As of `backward`.
         """
-        self._backward(grad_output, True, accumulate, self._first_trained)
+        self._backward(grad_output, True, accumulate)
 
-    def _backward(self, grad_output, store, accumulate=False, last_row=None):
-        if self._trace is None:
+    def _backward(self, grad_output, store, accumulate=False):
+        walk, network = self._walk, self._parameters
+        if walk is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
-        trace, activations, kernels = self._trace, self._activations, self._kernels
-        grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, len(trace[0][0]))
-        gradient_views = self._parameters.store_gradients(all_overwritten=not accumulate) if store else None
-        grad_z = self._empty(grad.shape, self.dtype)
-        kernels.activation_backward(grad, trace[-1][1], *activations[-1], grad_z)
-        for i in range(len(trace) - 1, -1, -1):
-            x = trace[i][0]
-            weight = self._parameters.views[i][0]
-            if store and weight is not None:
-                kernels.linear_backward_params(x, grad_z, int(accumulate), *gradient_views[i], self._precision)
-            if i == last_row:
-                return None
-            # The input of the first row has no activation before it.
-            saved, activation = (trace[i - 1][1], activations[i - 1]) if i else (x, IDENTITY)
-            grad_z_prev = self._empty(x.shape, self.dtype)
-            if weight is None:
-                if self._parameters.table[i, network_table.KIND] == _DROPOUT:
-                    self._drop(i, grad_z, grad_z)
-                kernels.activation_backward(grad_z, saved, *activation, grad_z_prev)
-            else:
-                kernels.linear_backward_input(grad_z, weight, saved, *activation, grad_z_prev, self._precision)
-            grad_z = grad_z_prev
-        return kernels.to_host(grad_z)
+        grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, walk.rows)
+        walk.start_back(grad)
+        walk.back()
+        if store:
+            network.store_gradients(all_overwritten=not accumulate)
+            walk.parameter_gradients(network.whole_gradients, int(accumulate))
+
+    def _input_gradient(self):
+        return self._kernels.to_host(self._walk.input_gradient())
 
     @property
     def last_call(self) -> Any:
         """What `backward` needs of the last `forward`."""
-        return self._trace, self._drop_key
+        return self._walk
 
     @last_call.setter
     def last_call(self, call: Any) -> None:
-        self._trace, self._drop_key = call
+        self._walk = call
 
     @property
     def network(self) -> Parameters:
         """The `Parameters`."""
         return self._parameters
-
-    def _drop(self, row, x, out):
-        """Dropout of a row of the table, by the key of the last forward pass; none when that was in eval mode."""
-        if self._drop_key is None:
-            self._kernels.activation_forward(x, *IDENTITY, out)
-        else:
-            key = int(layer_key(self._drop_key, row).view(np.int64))
-            self._kernels.dropout(x, np.arange(len(x)), key, self._activations[row][1], out)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -429,10 +396,10 @@ class Sequential:
 
     def training_workspace(self, loss: Loss, kernel: str, optimizer: Optimizer, batch_size: int) -> Any:
         """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
-        key = network_table.LOSSES.index(kernel), loss.parameter, optimizer.code
+        key = table.LOSSES.index(kernel), loss.parameter, optimizer.code
         capacity, workspace = self._training_workspaces.get(key, (0, None))
         if capacity < batch_size:
-            workspace = self._kernels.TrainingWorkspace(self._parameters.table, self.dtype, batch_size, *key)
+            workspace = self._kernels.TrainingWorkspace(self.program, self.dtype, batch_size, *key)
             self._training_workspaces[key] = batch_size, workspace
         return workspace
 
@@ -466,16 +433,18 @@ class Sequential:
         try:
             workspace = self._inference_workspaces.pop()
         except IndexError:
-            workspace = self._kernels.InferenceWorkspace(self._parameters.table, self.dtype)
+            workspace = self._kernels.InferenceWorkspace(self.program, self.dtype)
         block = self.prediction_block
         if simple and len(X) <= block:
-            self._kernels.network_forward(workspace, self._values, X, out)
+            self._kernels.network_forward(workspace, self._values, self._statistics, X, out)
         else:
             direct = not isinstance(X, np.ndarray) or (checks.readable(X) and self._kernels.gathers(X.dtype))
             for start in range(0, len(X), block):
                 part = X[start : start + block]
                 part = part if direct else checks.converted(part, self.dtype)
-                self._kernels.network_forward(workspace, self._values, part, out[start : start + block])
+                self._kernels.network_forward(
+                    workspace, self._values, self._statistics, part, out[start : start + block]
+                )
         self._inference_workspaces.append(workspace)
         return out
 
@@ -522,15 +491,13 @@ class Sequential:
     # ------------------------------------------------------------------------------- description
     def __str__(self) -> str:
         lines = [f"{'layer':<24}{'output':>10}{'parameters':>14}{'FLOPs a sample':>18}"]
-        width, operations = self.in_features, 0
-        for i, layer in enumerate(self.layers):
-            count = flops = 0
-            if isinstance(layer, Linear):
-                width = layer.out_features
-                count = layer.in_features * width + width * layer.has_bias
-                flops = 2 * layer.in_features * width
+        operations = 0
+        for title, layer, width in _described(self.layers, self.in_features, ""):
+            shapes = layer.shapes if isinstance(layer, Trained) else {}
+            count = sum(math.prod(shapes[name]) for name in ("weight", "bias") if name in shapes)
+            flops = 2 * layer.in_features * layer.out_features if isinstance(layer, Linear) else 0
             operations += flops
-            lines.append(f"{f'{i} {type(layer).__name__}':<24}{width:>10,}{count:>14,}{flops:>18,}")
+            lines.append(f"{title:<24}{width:>10,}{count:>14,}{flops:>18,}")
         count = self._parameters.count
         lines.append(f"{'total':<24}{'':>10}{count:>14,}{operations:>18,}")
         size = count * self.dtype.itemsize
@@ -587,6 +554,16 @@ class Sequential:
         files.write(path, config, arrays)
 
 
+def _described(layers, width, indent):
+    """(title, layer, width of its output) of every layer, those inside of a `Residual` set in."""
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Linear):
+            width = layer.out_features
+        yield f"{indent}{i} {type(layer).__name__}", layer, width
+        if isinstance(layer, Residual):
+            yield from _described(layer.layers, width, indent + "  ")
+
+
 def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = "ieee") -> Sequential:
     """Read a model that `Sequential.save` wrote.
 
@@ -609,12 +586,10 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
     backend.require(device)
     config, arrays = files.read(path)
     with files.refusing(path):
-        layers = [LAYERS[name](**arguments) for name, arguments in config["layers"]]
-        for i, layer in enumerate(layers):
-            if isinstance(layer, Linear):  # its setters check the shapes before the model is allocated
-                layer.weight = arrays[f"{i}.weight"]
-                if layer.has_bias:
-                    layer.bias = arrays[f"{i}.bias"]
+        layers = [from_config(name, arguments) for name, arguments in config["layers"]]
+        for prefix, layer in chains.named(layers):
+            for name in layer.shapes:  # which checks the shapes before a model of that size is allocated
+                setattr(layer, name, arrays[prefix + name])
         model = Sequential(*layers, dtype=config["dtype"], device=device)
         model.generator.bit_generator.state = config["generator"]
         model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
@@ -629,44 +604,10 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
             prefix = "optimizer."
             state = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
             model.optimizer.load_state_dict({"step_count": step_count} | state)
-        if set(arrays) != {parameter.name for parameter in model.parameters()}:
+        if set(arrays) != set(model.state_dict()):
             raise ValueError(f"it has arrays {sorted(arrays)}, which are not those of its layers")
     return model.to(device, precision)
 
 
 def _forgotten_rate(step):
     raise RuntimeError("the lr of this optimizer was a function, which a file cannot hold; set optimizer.lr again")
-
-
-def _lowered(layers):
-    """Rows for `kernels.table.lower` and the prefix of the names of each; an activation joins the linear before it."""
-    width = None
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Linear | Activation | Dropout):
-            raise TypeError(f"layer {i} must be a layer of fastbp, got {layer!r} of type {type(layer).__name__}")
-        if isinstance(layer, Linear):
-            if any(layer is earlier for earlier in layers[:i]) or layer.adopted:
-                raise ValueError(
-                    f"layer {i}, {layer!r}, is part of a model already; a Linear belongs to one place: make a new one"
-                )
-            if width not in (None, layer.in_features):
-                raise ValueError(f"layer {i}, {layer!r}, must take in_features={width}, the outputs before it")
-            width = layer.out_features
-    if width is None:
-        raise ValueError(f"a Sequential needs at least one Linear, got {layers!r}")
-    width = next(layer.in_features for layer in layers if isinstance(layer, Linear))
-    rows, prefixes = [], []
-    for i, layer in enumerate(layers):
-        if isinstance(layer, Linear):
-            width = layer.out_features
-            rows.append(layer.row)
-            prefixes.append(f"{i}.")
-        elif isinstance(layer, Dropout):
-            rows.append(("dropout", width, width, False, "identity", layer.p))
-            prefixes.append("")
-        elif i and isinstance(layers[i - 1], Linear):
-            rows[-1] = (*rows[-1][:4], layer.name, layer.parameter)
-        else:
-            rows.append(("activation", width, width, False, layer.name, layer.parameter))
-            prefixes.append("")
-    return rows, prefixes

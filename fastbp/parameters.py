@@ -1,7 +1,8 @@
-"""The parameters of a network and their gradients: one flat, padded, aligned buffer each.
+"""The parameters of a network and their gradients: one flat, padded, aligned buffer each; and running statistics.
 
-The table (``kernels/table.py``) says where a weight or a bias lies. What users see is named views of shape
-``(in, out)`` and ``(out,)`` and packed copies; the values of padding mean nothing.
+The program (``kernels/program.py``) says where a weight or a bias lies. What users see is named views of shape
+``(in, out)`` and ``(out,)`` and packed copies; what padding holds means nothing. Running statistics of batch
+normalisation have a buffer of their own: no optimizer changes them, and they are no part of packed copies.
 
 The buffers lie in the memory that the backend computes with. On the host a named view shares the buffer; on a device it
 is a read-only copy, and values are written by assigning whole arrays.
@@ -19,7 +20,8 @@ from numpy.typing import ArrayLike
 
 from . import backend, checks
 from .checks import Array
-from .kernels import table as network_table
+from .kernels import program as programs
+from .kernels.walk import views_in
 
 Views: TypeAlias = list[tuple[Any, Any]]  # (weight, bias) of every row, None where a row has none
 
@@ -29,10 +31,9 @@ class Parameters:
 
     Parameters
     ----------
-    layers : sequence
-        Rows as `kernels.table.lower` takes them.
+    layers : sequence of kernels.program.Layer
     prefixes : sequence of str
-        What stands before ``weight`` and ``bias`` in a name, one a row.
+        What stands before ``weight`` and ``bias`` in a name, one a row of layers.
     dtype, device
     precision : str
         Of products, a name from ``kernels.table.PRECISIONS`` that the device has for this dtype.
@@ -45,7 +46,7 @@ class Parameters:
 
     def __init__(
         self,
-        layers: Sequence[tuple[Any, ...]],
+        layers: Sequence[programs.Layer],
         prefixes: Sequence[str],
         dtype: np.dtype[Any],
         device: str,
@@ -53,7 +54,7 @@ class Parameters:
     ) -> None:
         self.device, self.dtype = device, dtype
         backend.check_precision(precision, dtype, device)
-        self.table, self.size = network_table.lower(layers, dtype.itemsize, precision)
+        self.program = programs.lower(layers, dtype.itemsize, precision)
         self.prefixes = tuple(prefixes)
         self.optimizers = weakref.WeakSet()  # those that have state of this network
         self._allocate()
@@ -62,46 +63,60 @@ class Parameters:
     def _allocate(self):
         self.backend = backend.load(self.device)
         self.on_host = backend.on_host(self.device)
-        self.table_there = self.backend.to_device(self.table)
+        self.places = self.backend.to_device(self.program.places)
         self.values = self.backend.zeros(self.size, self.dtype)
+        self.statistics = self.backend.zeros(self.program.statistics_size, self.dtype)
         self.views = self.views_of(self.values)
-        self._gradients = self._gradient_views = None
+        self.statistic_views = {
+            (array.row, array.name): array.view(self.statistics) for array in self.program.statistics
+        }
+        self.whole = views_in(programs.PARAMETERS, self.program.arrays, self.values) | views_in(
+            programs.STATISTICS, self.program.statistics, self.statistics
+        )
+        self._gradients = self._gradient_views = self.whole_gradients = None
         self._gradients_stored = False
 
     def _packed(self):
-        """Values and stored gradients, whatever the device."""
-        return self.pack(self.values), self.pack(self._gradients) if self._gradients_stored else None
+        """Values, statistics and stored gradients, whatever the device."""
+        statistics = np.array(self.backend.to_host(self.statistics))
+        return self.pack(self.values), statistics, self.pack(self._gradients) if self._gradients_stored else None
 
-    def _allocate_with(self, values, gradients):
+    def _allocate_with(self, values, statistics, gradients):
         self._allocate()
         self.unpack(values, self.values)
+        if statistics.size:
+            self.write(self.statistics, statistics)
         if gradients is not None:
             self.store_gradients()
             self.unpack(gradients, self._gradients)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        attributes = ("device", "dtype", "table", "size", "prefixes")
-        return {name: getattr(self, name) for name in attributes}, *self._packed()
+        attributes = {name: getattr(self, name) for name in ("device", "dtype", "prefixes")}
+        return attributes, self.program.layers, self.precision, *self._packed()
 
     def __setstate__(self, state: Any) -> None:
-        attributes, values, gradients = state
+        attributes, layers, precision, *packed = state
         self.__dict__.update(attributes)
+        self.program = programs.lower(layers, self.dtype.itemsize, precision)
         self.optimizers, self.version = weakref.WeakSet(), 0
-        self._allocate_with(values, gradients)
+        self._allocate_with(*packed)
+
+    @property
+    def size(self) -> int:
+        """Elements of a parameter buffer."""
+        return self.program.size
 
     @property
     def precision(self) -> str:
         """What the factors of products are rounded to."""
-        return network_table.PRECISIONS[self.table[0, network_table.PRECISION]]
+        return self.program.precision
 
     def to(self, device: str, precision: str) -> None:
         """Move values, stored gradients and the state of the optimizers; if that fails, nothing is changed."""
         backend.check_precision(precision, self.dtype, device)
         if device != self.device:
             self._move(device)
-        self.table = self.table.copy()
-        self.table[:, network_table.PRECISION] = network_table.PRECISIONS.index(precision)
-        self.table_there = self.backend.to_device(self.table)
+        self.program = self.program.with_precision(precision)
 
     def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)
@@ -145,6 +160,7 @@ class Parameters:
         if self._gradients is None:
             self._gradients = self.backend.zeros(self.size, self.dtype)
             self._gradient_views = self.views_of(self._gradients)
+            self.whole_gradients = views_in(programs.PARAMETER_GRADIENTS, self.program.arrays, self._gradients)
         elif not self._gradients_stored and not all_overwritten:
             self.clear(self._gradients)
         self._gradients_stored = True
@@ -162,7 +178,7 @@ class Parameters:
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        return math.sqrt(self.backend.squared_norm(self.table_there, self.gradients))
+        return math.sqrt(self.backend.squared_norm(self.places, self.gradients))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
@@ -182,17 +198,19 @@ class Parameters:
 
     def all_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        return self.backend.all_finite(self.table_there, self.values)
+        return self.backend.all_finite(self.places, self.values)
 
     def copied_values(self, to: Any = None) -> Any:
-        """A copy of the values on their device, for `restore_values`; written into ``to`` if given."""
-        to = self.backend.empty(self.size, self.dtype) if to is None else to
-        self.backend.copy(self.values, to)
+        """Values and statistics in buffers of their device, for `restore_values`; ``to`` are some there already."""
+        to = to or tuple(self.backend.empty(buffer.size, self.dtype) for buffer in (self.values, self.statistics))
+        for buffer, copied in zip((self.values, self.statistics), to, strict=True):
+            self.backend.copy(buffer, copied)
         return to
 
     def restore_values(self, copied: Any) -> None:
-        """Set the values to those of a copy."""
-        self.backend.copy(copied, self.values)
+        """Make values and statistics those of a copy."""
+        for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
+            self.backend.copy(kept, buffer)
         self.version += 1
 
     # ----------------------------------------------------------------------------------- views
@@ -205,11 +223,21 @@ class Parameters:
             if view is not None
         ]
 
+    def named_statistics(self) -> list[Statistic]:
+        """A `Statistic` for every running one."""
+        return [
+            Statistic(self, array.row, array.name, self.prefixes[array.row] + array.name)
+            for array in self.program.statistics
+        ]
+
+    def state(self) -> list[Parameter | Statistic]:
+        """Parameters and running statistics, layer by layer."""
+        return sorted([*self.named(), *self.named_statistics()], key=lambda part: part.row)
+
     def span(self, row: int) -> slice:
-        """The slice of the buffers that belongs to a row."""
-        starts = [start for start in self.table[:, network_table.WEIGHT] if start >= 0] + [self.size]
-        start = self.table[row, network_table.WEIGHT]
-        return slice(int(start), int(starts[starts.index(start) + 1]))
+        """The slice of the buffers that belongs to a row of layers."""
+        begin = min(array.offset for array in self.program.arrays if array.row == row)
+        return slice(begin, min((a.offset for a in self.program.arrays if a.row > row), default=self.size))
 
     def like(self, count: int) -> tuple[Any, ...]:
         """Zero-filled buffers of the parameters' shape, for an optimizer's state."""
@@ -250,7 +278,7 @@ class Parameters:
 
     def views_of(self, buffer: Any) -> Views:
         """(weight, bias) views into another buffer of the parameters' shape."""
-        return network_table.parameter_views(self.table, buffer)
+        return self.program.views(buffer)
 
     @property
     def count(self) -> int:
@@ -283,11 +311,11 @@ class Parameter:
     """
 
     def __init__(self, parameters: Parameters, row: int, part: int, name: str) -> None:
-        self.network, self._row, self._part, self.name = parameters, row, part, name
+        self.network, self.row, self._part, self.name = parameters, row, part, name
 
     @property
     def _view(self):
-        return self.network.views[self._row][self._part]
+        return self.network.views[self.row][self._part]
 
     @property
     def data(self) -> Array:
@@ -299,7 +327,7 @@ class Parameter:
 
     @property
     def grad(self) -> Array:
-        return self.network.readable(self.network.gradient_views[self._row][self._part])
+        return self.network.readable(self.network.gradient_views[self.row][self._part])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -307,6 +335,18 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.network.dtype})"
+
+
+class Statistic(Parameter):
+    """A named running statistic, which has no gradient: ``data`` is as of a `Parameter`."""
+
+    @property
+    def _view(self):
+        return self.network.statistic_views[self.row, self._part]
+
+    @property
+    def grad(self) -> Any:
+        raise AttributeError(f"{self.name} is a running statistic: it has no gradient")
 
 
 def assign(network: Parameters, name: str, view: Any, value: ArrayLike) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .layers import LAYERS, Linear
+from .layers import LAYERS, BatchNorm1d, LayerNorm, Linear, Residual
 from .model import Sequential
 
 # Attributes that a module must have for its layer here to compute the same function.
@@ -28,7 +28,9 @@ def from_torch(
     Parameters
     ----------
     module : torch.nn.Sequential
-        Of ``Linear``, ``Dropout`` and the activations that have a class here; inner ones are flattened.
+        Of ``Linear``, ``LayerNorm`` over one dimension, ``BatchNorm1d``, ``Dropout`` and the activations that have a
+        class here; inner ones are flattened. PyTorch has no residual block: a class of the user's that is named
+        ``Residual``, holds its layers as a ``Sequential`` does and adds its input to what they give, is a `Residual`.
     dtype : str, optional
         By default ``"float64"`` where all parameters are, else ``"float32"``.
     device : str
@@ -52,7 +54,7 @@ def from_torch(
     if type(module).__name__ != "Sequential":
         raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
     parts = list(_flattened(module))
-    weights = [part.weight for part in parts if type(part).__name__ == "Linear"]
+    weights = list(_weights(parts))
     if len({id(weight) for weight in weights}) < len(weights):
         raise ValueError("module has the same Linear, or the same weight, twice; here a Linear belongs to one place")
     layers = [_layer(part) for part in parts]
@@ -71,13 +73,22 @@ def _flattened(module):
             yield part
 
 
+def _weights(parts):
+    """The weights of linear layers, wherever they are."""
+    for part in parts:
+        if type(part).__name__ == "Residual":
+            yield from _weights(_flattened(part))
+        elif type(part).__name__ == "Linear":
+            yield part.weight
+
+
 def _layer(part):
     """The layer that computes what this module does."""
     name = type(part).__name__
     if name not in LAYERS:
         raise TypeError(f"module has a {name}, known are {', '.join(sorted(LAYERS))}{REMEDIES.get(name, '')}")
-    if name == "Linear":
-        return _linear(part)
+    if name in READERS:
+        return READERS[name](part)
     for attribute, value in FIXED.get(name, {}).items():
         if getattr(part, attribute) != value:
             raise ValueError(f"{name} must have {attribute}={value}, got {getattr(part, attribute)}")
@@ -90,6 +101,35 @@ def _linear(part):
     if layer.has_bias:
         layer.bias = _array(part.bias)
     return layer
+
+
+def _layer_norm(part):
+    if len(part.normalized_shape) != 1:
+        raise ValueError(f"LayerNorm must be over one dimension, got normalized_shape={tuple(part.normalized_shape)}")
+    if part.weight is not None and part.bias is None:
+        raise ValueError("LayerNorm must have both weight and bias, or neither; got bias=False")
+    layer = LayerNorm(part.normalized_shape[0], eps=part.eps, affine=part.weight is not None)
+    return _with_arrays(layer, part)
+
+
+def _batch_norm(part):
+    if part.running_mean is None or part.momentum is None:
+        raise ValueError("BatchNorm1d must have running statistics and a momentum; got one without")
+    affine = part.weight is not None
+    return _with_arrays(BatchNorm1d(part.num_features, part.eps, part.momentum, affine), part)
+
+
+def _residual(part):
+    return Residual(*map(_layer, _flattened(part)))
+
+
+def _with_arrays(layer, part):
+    for name in layer.shapes:
+        setattr(layer, name, _array(getattr(part, name)))
+    return layer
+
+
+READERS = {"Linear": _linear, "LayerNorm": _layer_norm, "BatchNorm1d": _batch_norm, "Residual": _residual}
 
 
 def _array(tensor):

@@ -61,10 +61,10 @@ class FusedStep:
 
     def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.dtype, self.outputs = model.dtype, model.out_features
+        self.dtype, self.outputs, self.meets = model.dtype, model.out_features, model.program.meets
         self.steps = model._kernels.network_train_steps
         self.network = model._parameters
-        self.values, self.state = self.network.values, optimizer.state
+        self.values, self.statistics, self.state = self.network.values, self.network.statistics, optimizer.state
         self.capacity = self.dimensions = 0
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
         self.staging = None if self.network.on_host else Staging(model._kernels)
@@ -75,6 +75,8 @@ class FusedStep:
         if not simple or x.shape[1] != self.model.in_features:
             x = self.model._batch("x", x, self.model.in_features, self.dtype)
         n = len(x)
+        if self.meets:
+            checks.batch_that_meets(n)
         y = self.target(y, n)
         if n > self.capacity or y.ndim != self.dimensions or n == 0:
             self.make_ready(x, y)
@@ -87,6 +89,7 @@ class FusedStep:
         self.optimizer.step_count += self.steps(
             self.workspace,
             self.values,
+            self.statistics,
             self.state,
             coefficients,
             keys,
@@ -153,7 +156,7 @@ class EagerStep:
 
     def add(self, x: Any, y: Any, weight: Array | None) -> tuple[float, int]:
         """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
-        out = self.model.outputs(x, training=True)
+        out = self.model.outputs(x, True, weight)
         checks.not_empty("x", out)
         value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
@@ -164,6 +167,7 @@ class EagerStep:
                 gradient, whole = self.model._empty(gradient.shape, self.model.dtype), gradient
                 self.model._kernels.scale(whole, share, gradient)
             self.model.backward_parameters(gradient, self.count > 0)
+            self.model.last_call.update_statistics()
             self.count += share
         return value, hits
 
@@ -217,7 +221,8 @@ class FusedSteps:
         kernels = model._kernels
         self.kernels, self.step_keys = kernels, model.step_keys
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
-        self.values, self.optimizer, self.batch_size = model._parameters.values, optimizer, batch_size
+        self.values, self.statistics = model.network.values, model.network.statistics
+        self.optimizer, self.batch_size = optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
         self.labels, self.pieces = chunk.labels, None
         if model.network.on_host:
@@ -267,7 +272,7 @@ class FusedSteps:
             weight = None if weight is None else weight[rows]
             rows = np.arange(len(rows))
         done = self.kernels.network_train_steps(
-            self.workspace, self.values, self.optimizer.state, coefficients, keys, X, y, weight, rows,
+            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight, rows,
             self.batch_size, step_loss, step_hits,
         )  # fmt: skip
         self.optimizer.step_count += done
@@ -278,7 +283,7 @@ class FusedSteps:
         piece, batch = divmod(self.batch, self.together)
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
-            self.workspace, self.values, self.optimizer.state, coefficients, keys, *arrays,
+            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
             batch * self.batch_size + np.arange(len(rows)), self.batch_size,
         )  # fmt: skip
         try:

@@ -181,6 +181,7 @@ class Training:
             rows = source.count
             steps = data.count_steps(rows, settings.batch_size, settings.drop_last)
             self.run_record |= {"batch_size": min(settings.batch_size, rows), "steps": steps, "rows": rows}
+            self._check_batches(rows)
         self.run_record["verbose"] = settings.verbose
         self.run_record["validation_rows"] = len(validation.X) if validation else 0
         self.interrupts = Interrupts()
@@ -213,9 +214,20 @@ class Training:
             watching.call(self.callbacks, "on_fit_end", model, history)
         return history
 
+    def _check_batches(self, rows):
+        """Refuse rows of which a batch would be a single one, where a layer takes statistics of a batch."""
+        batch_size = min(self.settings.batch_size, rows)
+        last = 0 if self.settings.drop_last else rows % batch_size
+        if self.model.program.meets and 1 in (batch_size, last):
+            raise ValueError(
+                f"BatchNorm1d cannot train on a batch of one row, and {rows} rows in batches of {batch_size} have "
+                f"one; use another batch_size, or drop_last=True"
+            )
+
     def _steps_of(self, chunk):
         """The object that runs the steps of a chunk."""
         if self._ready[0] is not chunk:
+            self._check_batches(chunk.count)
             arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
             accumulate = self.settings.accumulate
             if fused(self.loss, self.optimizer) and accumulate == 1:

@@ -15,11 +15,15 @@ them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015
 
 import contextlib
 import math
+import sys
 
 import numpy as np
 
+from . import program as _program
 from . import splitmix as _splitmix
 from . import table as _table
+from . import walk as _walk
+from .contract import touches as _touches
 
 name = "reference"
 
@@ -177,6 +181,7 @@ def _activation(code):
     return ACTIVATIONS[_table.ACTIVATIONS[code]]
 
 
+@_touches("z", "out")
 def activation_forward(z, activation, activation_parameter, out):
     """``out = act(z)``.
 
@@ -194,6 +199,7 @@ def activation_forward(z, activation, activation_parameter, out):
         out[...] = _activation(activation)[0](z, activation_parameter)
 
 
+@_touches("grad_out saved", "grad_z")
 def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
     """``grad_z = grad_out * act'(saved)``.
 
@@ -210,6 +216,7 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
         grad_z[...] = grad_out * _activation(activation)[1](saved, activation_parameter)
 
 
+@_touches("z", "out")
 def softmax(z, out):
     """``out_ij = e^(z_ij - m_i) / sum_j e^(z_ij - m_i)`` with ``m_i`` the largest of row i.
 
@@ -247,6 +254,7 @@ def _rounded(x, precision):
     return np.where(np.isnan(x), x, bits.view(np.float32))
 
 
+@_touches("x weight bias", "out saved")
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """``z = x @ weight + bias``; ``out = act(z)``.
 
@@ -277,6 +285,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
         activation_forward(z, activation, activation_parameter, out)
 
 
+@_touches("grad_z weight saved", "grad_z_prev")
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``.
 
@@ -297,6 +306,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
         activation_backward(product, saved, activation, activation_parameter, grad_z_prev)
 
 
+@_touches("x grad_z grad_weight grad_bias", "grad_weight grad_bias")
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias`` likewise, column sums.
 
@@ -320,6 +330,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
 
 
 # -------------------------------------------------------------------------------------- dropout
+@_touches("x rows", "out")
 def dropout(x, rows, key, probability, out):
     """``out = x / (1 - p)`` where a unit is kept, else 0; forward and, with the gradient as ``x``, backward.
 
@@ -345,6 +356,7 @@ def dropout(x, rows, key, probability, out):
         out[...] = np.where(kept, x * x.dtype.type(1 / (1 - probability)), 0)
 
 
+@_touches("rows", "rows", host="rows")
 def shuffle(rows, key):
     """Permute ``rows`` in place: Fisher and Yates' algorithm on SplitMix64.
 
@@ -447,6 +459,7 @@ LOSSES = {
 }
 
 
+@_touches("prediction target row_weight", "row_loss row_hit grad")
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     """Losses of the rows, and the gradient of ``sum_i row_weight_i * row_loss_i``.
 
@@ -554,6 +567,7 @@ STEPS = {
 }
 
 
+@_touches("coefficients values grad state", "values state", host="coefficients")
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """One update of ``values`` in place.
 
@@ -572,52 +586,231 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
         STEPS[_table.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
 
 
+# ------------------------------------------------------------------------------ normalisation, sums
+@_touches("x y", "out")
+def add(x, y, out):
+    """``out = x + y``.
+
+    Parameters
+    ----------
+    x, y : arrays (n, features)
+    out : array (n, features), written
+        May be ``x`` or ``y`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add(x, y, out=out)
+
+
+def _affine(normalised, weight, bias):
+    return normalised if weight is None else normalised * weight + bias
+
+
+@_touches("x weight bias", "out saved scale")
+def layer_norm_forward(x, weight, bias, eps, out, saved, scale):
+    """``out = w x̂ + b`` with ``x̂ = (x - mean) / sqrt(var + eps)``, mean and variance over the features of a row.
+
+    Parameters
+    ----------
+    x : array (n, features)
+    weight, bias : arrays (features,), or both None: 1 and 0
+    eps : float
+        Positive.
+    out : array (n, features), written
+        May be ``x`` itself.
+    saved : array (n, features) or None, written
+        ``x̂``, for the way back.
+    scale : array (n, 1), written
+        ``1 / sqrt(var + eps)``; the variance is the mean of the squares.
+
+    Notes
+    -----
+    Ba, Kiros & Hinton, "Layer normalization", 2016.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = x - x.mean(axis=1, keepdims=True)
+        scale[...] = 1 / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + x.dtype.type(eps))
+        normalised = centred * scale
+        if saved is not None:
+            saved[...] = normalised
+        out[...] = _affine(normalised, weight, bias)
+
+
+@_touches("grad_out weight saved scale", "grad_x")
+def layer_norm_backward_input(grad_out, weight, saved, scale, grad_x):
+    """``grad_x = scale (g - mean(g) - x̂ mean(g x̂))`` with ``g = w grad_out``; means over the features of a row.
+
+    Parameters
+    ----------
+    grad_out, saved : arrays (n, features)
+    weight : array (features,) or None
+    scale : array (n, 1)
+        What `layer_norm_forward` wrote, as ``saved``.
+    grad_x : array (n, features), written
+        May be ``grad_out`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        g = grad_out if weight is None else grad_out * weight
+        along = (g * saved).mean(axis=1, keepdims=True)
+        grad_x[...] = scale * (g - g.mean(axis=1, keepdims=True) - saved * along)
+
+
+@_touches("grad_out saved grad_weight grad_bias", "grad_weight grad_bias")
+def norm_backward_params(grad_out, saved, beta, grad_weight, grad_bias):
+    """``grad_weight = beta * grad_weight + sum_i grad_out_i x̂_i``; ``grad_bias`` likewise of ``grad_out``.
+
+    Parameters
+    ----------
+    grad_out, saved : arrays (n, features)
+        ``saved`` is ``x̂``.
+    beta : int
+        0 overwrites, without reading; 1 adds.
+    grad_weight, grad_bias : arrays (features,), written
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_weight, of_bias = (grad_out * saved).sum(axis=0), grad_out.sum(axis=0)
+        grad_weight[...] = grad_weight + of_weight if beta else of_weight
+        grad_bias[...] = grad_bias + of_bias if beta else of_bias
+
+
+@_touches("x row_weight", "mean scale variance")
+def batch_moments(x, row_weight, eps, mean, scale, variance):
+    """``mean = sum_i w_i x_i``, ``scale = 1 / sqrt(sum_i w_i (x_i - mean)^2 + eps)``, for every feature.
+
+    Parameters
+    ----------
+    x : array (n, features)
+    row_weight : float64 array (n,)
+        Their sum is 1, or they are all 0.
+    eps : float
+        Positive.
+    mean, scale : arrays (features,), written
+    variance : array (features,), written
+        Without bias: the weighted one over ``1 - sum_i w_i^2``, which is 1 - 1/n for equal weights. NaN where no more
+        than one row counts: there is nothing to learn from it.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        weight = row_weight.astype(x.dtype)[:, None]
+        mean[...] = (weight * x).sum(axis=0)
+        centred = x - mean
+        biased = (weight * centred * centred).sum(axis=0)
+        scale[...] = 1 / np.sqrt(biased + x.dtype.type(eps))
+        rest = 1 - np.square(row_weight).sum()
+        variance[...] = biased / x.dtype.type(rest) if np.count_nonzero(row_weight) > 1 else np.nan
+
+
+@_touches("running_mean running_var", "mean scale")
+def running_moments(running_mean, running_var, eps, mean, scale):
+    """``mean = running_mean``, ``scale = 1 / sqrt(running_var + eps)``: the moments outside of training.
+
+    Parameters
+    ----------
+    running_mean, running_var : arrays (features,)
+    eps : float
+    mean, scale : arrays (features,), written
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        mean[...] = running_mean
+        scale[...] = 1 / np.sqrt(running_var + running_var.dtype.type(eps))
+
+
+@_touches("x mean scale weight bias", "out saved")
+def batch_norm_forward(x, mean, scale, weight, bias, out, saved):
+    """``out = w x̂ + b`` with ``x̂ = (x - mean) * scale``.
+
+    Parameters
+    ----------
+    x : array (n, features)
+    mean, scale : arrays (features,)
+    weight, bias : arrays (features,), or both None: 1 and 0
+    out : array (n, features), written
+        May be ``x`` itself.
+    saved : array (n, features) or None, written
+        ``x̂``, for the way back.
+
+    Notes
+    -----
+    Ioffe & Szegedy, "Batch normalization", 2015.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        normalised = (x - mean) * scale
+        if saved is not None:
+            saved[...] = normalised
+        out[...] = _affine(normalised, weight, bias)
+
+
+@_touches("grad_out row_weight weight saved scale grad_weight grad_bias", "grad_x")
+def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x):
+    """``grad_x_i = w scale (grad_out_i - r_i (grad_bias + x̂_i grad_weight))``, ``r`` the weights of the rows.
+
+    Parameters
+    ----------
+    grad_out, saved : arrays (n, features)
+    row_weight : float64 array (n,)
+    weight : array (features,) or None
+    scale : array (features,)
+    grad_weight, grad_bias : arrays (features,), or both None
+        What `norm_backward_params` made of the whole batch; None where the moments are constants.
+    grad_x : array (n, features), written
+        May be ``grad_out`` itself.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        grad = grad_out
+        if grad_weight is not None:
+            grad = grad_out - row_weight.astype(grad_out.dtype)[:, None] * (grad_bias + saved * grad_weight)
+        grad_x[...] = grad * (scale if weight is None else scale * weight)
+
+
+@_touches("mean variance running_mean running_var", "running_mean running_var")
+def update_statistics(mean, variance, momentum, running_mean, running_var):
+    """``running <- (1 - momentum) running + momentum of_batch``; nothing where the batch's variance is NaN.
+
+    Parameters
+    ----------
+    mean, variance : arrays (features,)
+        Of `batch_moments`.
+    momentum : float
+        In [0, 1].
+    running_mean, running_var : arrays (features,), updated
+    """
+    there, share = ~np.isnan(variance), mean.dtype.type(momentum)
+    for running, new in ((running_mean, mean), (running_var, variance)):
+        running[there] = (1 - share) * running[there] + share * new[there]
+
+
 # -------------------------------------------------------------------------------------- network
 class InferenceWorkspace:
     """What `network_forward` needs besides its arguments; one call at a time may use it."""
 
-    def __init__(self, table, dtype):
-        self.table, self.dtype = table, np.dtype(dtype)
+    def __init__(self, program, dtype):
+        self.program, self.dtype = program, np.dtype(dtype)
 
 
 class TrainingWorkspace:
     """What `network_train_steps` needs besides its arguments, for batches of up to ``batch_size``."""
 
-    def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
-        self.table, self.dtype, self.batch_size = table, np.dtype(dtype), batch_size
+    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
+        self.program, self.dtype, self.batch_size = program, np.dtype(dtype), batch_size
         self.loss, self.loss_parameter, self.optimizer = loss, loss_parameter, optimizer
 
 
-def _forward(table, parameters, x, rows=None, step_key=0):
-    """Outputs and saved arrays of every row; ``rows`` numbers the rows of ``x`` when training."""
-    trace = []
-    for r, (row, (weight, bias)) in enumerate(zip(table, _table.parameter_views(table, parameters), strict=True)):
-        activation = _table.activation_of(row)
-        out = np.empty((len(x), row[_table.FAN_OUT]), parameters.dtype)
-        saved = out if row[_table.SAVED] == row[_table.OUTPUT] else np.empty_like(out)
-        kind = _table.KINDS[row[_table.KIND]]
-        if kind == "linear":
-            linear_forward(x, weight, bias, *activation, out, saved, row[_table.PRECISION])
-        elif kind == "activation":
-            saved[...] = x
-            activation_forward(x, *activation, out)
-        elif rows is None:
-            out[...] = x
-        else:
-            dropout(x, rows, _splitmix.layer_key(step_key, r).view(np.int64), activation[1], out)
-        trace.append((out, saved))
-        x = out
-    return trace
+def _whole(program, parameters, statistics):
+    """The parameters and statistics, as a walk finds them."""
+    return _walk.views_in(_program.PARAMETERS, program.arrays, parameters) | _walk.views_in(
+        _program.STATISTICS, program.statistics, statistics
+    )
 
 
-def network_forward(workspace, parameters, x, out):
+@_touches("parameters statistics x", "out")
+def network_forward(workspace, parameters, statistics, x, out):
     """The whole chain: ``out = network(x)``.
 
     Parameters
     ----------
     workspace : InferenceWorkspace
     parameters : array (size,)
-        The padded buffer that ``table.lower`` describes.
+        The padded buffer that ``program.lower`` describes.
+    statistics : array (statistics_size,)
+        The running statistics, likewise.
     x : array (n, in), of a dtype that `gathers` accepts, C-contiguous
     out : array (n, out), C-contiguous, written
 
@@ -626,12 +819,20 @@ def network_forward(workspace, parameters, x, out):
     In the compiled backends a row of the result has the same bits whatever rows are around it and however many
     threads ran.
     """
-    out[...] = _forward(workspace.table, parameters, x.astype(workspace.dtype))[-1][0]
+    whole, listing = _whole(workspace.program, parameters, statistics), workspace.program.evaluation
+    kernels = sys.modules[__name__]
+    out[...] = _walk.Walk(kernels, listing, whole, x.astype(workspace.dtype), np.empty).forward()
 
 
+@_touches(
+    "parameters statistics state coefficients keys x target row_weight rows",
+    "parameters statistics state step_loss step_hits",
+    host="coefficients keys rows step_loss step_hits",
+)
 def network_train_steps(
-    workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
-):
+    workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
+    step_loss, step_hits,
+):  # fmt: skip
     """Many training steps: gather rows, forward, loss, backward, update.
 
     Stops before the update of the first step whose loss is not finite.
@@ -640,6 +841,8 @@ def network_train_steps(
     ----------
     workspace : TrainingWorkspace
     parameters : array (size,), updated
+    statistics : array (statistics_size,), updated
+        With the parameters.
     state : tuple of arrays (size,), updated
     coefficients : float64 array (steps, table.COEFFICIENTS)
     keys : uint64 array (steps,)
@@ -663,56 +866,50 @@ def network_train_steps(
     int
         Steps done; fewer than ``steps`` when a loss was not finite (that loss is in ``step_loss``).
     """
-    table, dtype = workspace.table, workspace.dtype
-    views = _table.parameter_views(table, parameters)
+    program, dtype = workspace.program, workspace.dtype
     labels = _table.LOSSES[workspace.loss] in _table.LABEL_LOSSES
-    grad = np.zeros_like(parameters)
-    grad_views = _table.parameter_views(table, grad)
+    whole, grad = _whole(program, parameters, statistics), np.zeros_like(parameters)
+    gradients = _walk.views_in(_program.PARAMETER_GRADIENTS, program.arrays, grad)
+    of_loss = {"loss": workspace.loss, "loss_parameter": workspace.loss_parameter}
     for step, start in enumerate(range(0, len(rows), batch_size)):
         batch = rows[start : start + batch_size]
         n = len(batch)
-        xb = x[batch].astype(dtype)
-        yb = target[batch] if labels else target[batch].astype(dtype)
         weight = np.ones(n) if row_weight is None else row_weight[batch]
         weight = weight / weight.sum() if weight.any() else weight
-        trace = _forward(table, parameters, xb, batch, keys[step])
-        prediction, saved = trace[-1]
-        row_loss, row_hit, delta = np.empty(n, dtype), np.empty(n, np.int64), np.empty_like(prediction)
-        loss_forward_backward(
-            workspace.loss, workspace.loss_parameter, prediction, yb, weight, row_loss, row_hit, delta
-        )
+        kernels = sys.modules[__name__]
+        walk = _walk.Walk(kernels, program.training, whole, x[batch].astype(dtype), np.empty, key=keys[step], **of_loss)
+        row_loss, row_hit = np.empty(n, dtype), np.empty(n, np.int64)
+        walk.give(_program.ROWS, batch)
+        walk.give(_program.TARGET, target[batch] if labels else target[batch].astype(dtype))
+        walk.give(_program.ROW_WEIGHT, weight)
+        walk.give(_program.ROW_LOSS, row_loss)
+        walk.give(_program.ROW_HIT, row_hit)
+        walk.forward()
+        walk.loss()
         step_loss[step], step_hits[step] = (row_loss * weight).sum(), row_hit.sum()
         if not np.isfinite(step_loss[step]):
             return step
-        activation_backward(delta, saved, *_table.activation_of(table[-1]), delta)
-        for i in range(len(table) - 1, -1, -1):
-            precision = table[i, _table.PRECISION]
-            if views[i][0] is not None:
-                linear_backward_params(trace[i - 1][0] if i else xb, delta, 0, *grad_views[i], precision)
-            if i:
-                previous, activation = trace[i - 1], _table.activation_of(table[i - 1])
-                grad_previous = np.empty_like(previous[0])
-                kind = _table.KINDS[table[i, _table.KIND]]
-                if kind == "linear":
-                    linear_backward_input(delta, views[i][0], previous[1], *activation, grad_previous, precision)
-                else:
-                    if kind == "dropout":
-                        key = _splitmix.layer_key(keys[step], i).view(np.int64)
-                        dropout(delta, batch, key, _table.activation_of(table[i])[1], delta)
-                    activation_backward(delta, previous[1], *activation, grad_previous)
-                delta = grad_previous
+        walk.back()
+        walk.parameter_gradients(gradients, 0)
+        walk.update_statistics()
         optimizer_step(workspace.optimizer, coefficients[step], parameters, grad, state)
     return len(step_loss)
 
 
 # ------------------------------------------------------------------------------- whole buffers
-def squared_norm(table, buffer):
+def _views(places, buffer):
+    for offset, rows, columns, ld in places:
+        yield buffer[offset : offset + rows * ld].reshape(rows, ld)[:, :columns]
+
+
+@_touches("places buffer")
+def squared_norm(places, buffer):
     """``Σ x²`` over all weights and biases, in float64; padding does not count.
 
     Parameters
     ----------
-    table : int64 array (rows, table.COLUMNS), C-contiguous
-        What ``table.lower`` made.
+    places : int64 array (arrays, 4), C-contiguous
+        Where they lie: ``Program.places``.
     buffer : array (size,)
         Of the parameters' shape: their values, gradients or state.
 
@@ -722,27 +919,27 @@ def squared_norm(table, buffer):
         Not finite where an element is not, or where the squares of float64 are too large. The order of the sum is
         fixed: the same numbers have the same bits every time.
     """
-    views = (view for pair in _table.parameter_views(table, buffer) for view in pair if view is not None)
     with np.errstate(over="ignore"):
-        return float(sum(np.square(view, dtype=np.float64).sum() for view in views))
+        return float(sum(np.square(view, dtype=np.float64).sum() for view in _views(places, buffer)))
 
 
-def all_finite(table, buffer):
+@_touches("places buffer")
+def all_finite(places, buffer):
     """Whether no weight or bias is NaN or infinite; padding does not count.
 
     Parameters
     ----------
-    table, buffer
+    places, buffer
         As of `squared_norm`.
 
     Returns
     -------
     bool
     """
-    views = (view for pair in _table.parameter_views(table, buffer) for view in pair if view is not None)
-    return all(bool(np.isfinite(view).all()) for view in views)
+    return all(bool(np.isfinite(view).all()) for view in _views(places, buffer))
 
 
+@_touches("x", "out")
 def scale(x, factor, out):
     """``out = factor x``, the factor rounded to the dtype.
 
@@ -757,6 +954,7 @@ def scale(x, factor, out):
         np.multiply(x, x.dtype.type(factor), out=out)
 
 
+@_touches("x", "out")
 def copy(x, out):
     """``out = x``.
 
@@ -768,6 +966,7 @@ def copy(x, out):
     np.copyto(out, x)
 
 
+@_touches(writes="out")
 def clear(out):
     """``out = 0``.
 
@@ -785,6 +984,7 @@ def gathers(dtype) -> bool:
     return dtype.isnative and dtype.kind in "fiub"
 
 
+@_touches("x rows", "out")
 def gather(x, rows, out):
     """``out[i] = x[rows[i]]``, converted to the dtype of ``out``.
 

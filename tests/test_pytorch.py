@@ -5,7 +5,7 @@ import pytest
 
 import fastbp
 from fastbp.layers import LAYERS
-from fastbp.pytorch import FIXED
+from fastbp.pytorch import FIXED, READERS
 
 SQUARE = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 10.0]])  # (out, in), as PyTorch has it
 BIAS = np.array([0.5, -0.25, 1.0])
@@ -78,7 +78,7 @@ SHARED = linear()
     ("module", "error", "message"),
     [
         (linear(), TypeError, "must be a torch.nn.Sequential, got Linear"),
-        (fake("Sequential", linear(), fake("BatchNorm1d")), TypeError, "has a BatchNorm1d, known are Dropout"),
+        (fake("Sequential", linear(), fake("GroupNorm")), TypeError, "has a GroupNorm, known are BatchNorm1d"),
         (fake("Sequential", linear(), fake("Softmax")), TypeError, "leave it out: CrossEntropyLoss"),
         (fake("Sequential", fake("Flatten"), linear()), TypeError, "leave it out, and pass rows that are flat"),
         (fake("Sequential", linear(), fake("Softplus", beta=2)), ValueError, "Softplus must have beta=1, got 2"),
@@ -91,7 +91,79 @@ def test_refused(module, error, message):
         fastbp.from_torch(module)
 
 
+def norm(name, features=3, **changes):
+    arrays = {name: np.arange(1.0, features + 1) * factor for name, factor in (("weight", 2.0), ("bias", -0.5))}
+    if name == "BatchNorm1d":
+        arrays |= {"running_mean": np.arange(features) / 4, "running_var": np.arange(1.0, features + 1)}
+        arrays |= {"num_features": features, "momentum": 0.25}
+    else:
+        arrays |= {"normalized_shape": (features,)}
+    return fake(name, **(arrays | {"eps": 1e-3} | changes))
+
+
+def test_norms_and_residual_blocks():
+    block = fake("Residual", norm("LayerNorm"), fake_linear(SQUARE, BIAS), fake("Sequential", fake("ReLU")))
+    module = fake(
+        "Sequential", fake_linear(SQUARE), norm("BatchNorm1d"), block, norm("LayerNorm", weight=None, bias=None)
+    )
+    model = fastbp.from_torch(module)
+    assert [repr(layer) for layer in model.layers[1:]] == [
+        "BatchNorm1d(features=3, eps=0.001, affine=True, momentum=0.25)",
+        "Residual(LayerNorm(features=3, eps=0.001, affine=True), "
+        "Linear(in_features=3, out_features=3, bias=True), ReLU())",
+        "LayerNorm(features=3, eps=0.001, affine=False)",
+    ]
+    assert list(model.to_torch_state_dict()) == [
+        "0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "2.0.weight", "2.0.bias", "2.1.weight",
+        "2.1.bias",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(model[1].running_var, [1, 2, 3])
+    np.testing.assert_array_equal(model[2].layers[0].bias, [-0.5, -1, -1.5])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (norm("LayerNorm", normalized_shape=(2, 3)), "over one dimension"),
+        (norm("LayerNorm", bias=None), "both weight and bias"),
+        (norm("BatchNorm1d", running_mean=None), "running statistics"),
+        (norm("BatchNorm1d", momentum=None), "a momentum"),
+    ],
+)
+def test_norms_that_have_no_counterpart(part, message):
+    with pytest.raises(ValueError, match=message):
+        fastbp.from_torch(fake("Sequential", linear(), part))
+
+
 # ------------------------------------------------------------------------------ the real one
+def test_norms_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(4, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        Residual(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU()),
+        nn.Linear(6, 3),
+    ).double()
+    module(torch.randn(50, 4).double())  # moves the running statistics
+    model, x = fastbp.from_torch(module.eval()), np.random.default_rng(0).normal(size=(20, 4))
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-12, atol=1e-12)
+    model.fit(
+        x, np.arange(20) % 3, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.SGD(lr=0.1), epochs=2, verbose=False
+    )
+    state = {name: torch.from_numpy(array) for name, array in model.to_torch_state_dict().items()}
+    assert module.load_state_dict(state, strict=True)
+    np.testing.assert_allclose(model.predict(x), module(torch.from_numpy(x)).detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
 def torch_sequential(torch, name):
     torch.manual_seed(0)
     nn = torch.nn
@@ -100,7 +172,7 @@ def torch_sequential(torch, name):
     return nn.Sequential(*layers).double()
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"Linear", "Dropout"}))
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"Linear", "Dropout", *READERS}))
 def test_outputs_are_those_of_pytorch(name):
     torch = pytest.importorskip("torch")
     module = torch_sequential(torch, name).eval()

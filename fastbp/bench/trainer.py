@@ -61,12 +61,13 @@ class Ours:
         workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), optimizer, self.batch)
         x, y, order = kernels.to_device(self.x), kernels.to_device(y), rows.ravel()
         coefficients, keys = optimizer.coefficients(optimizer.step_count, steps), self.model.step_keys(steps)
-        values, loss, hits = self.model._parameters.values, np.zeros(steps), np.zeros(steps, np.int64)
+        network, loss, hits = self.model.network, np.zeros(steps), np.zeros(steps, np.int64)
 
         def call():
             done = kernels.network_train_steps(
-                workspace, values, optimizer.state, coefficients, keys, x, y, None, order, self.batch, loss, hits
-            )
+                workspace, network.values, network.statistics, optimizer.state, coefficients, keys, x, y, None, order,
+                self.batch, loss, hits,
+            )  # fmt: skip
             if done < steps:
                 raise ValueError(f"step {done} of {steps} had a loss that is not finite")
 

@@ -14,14 +14,16 @@ from functools import partial
 import numpy as np
 
 from .. import jit, reference, splitmix
+from .. import program as _program
 from .. import table as _table
 from . import blocking, context, linear, network, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
-_set_rows, _ROWS_AT = struct.Struct("=7q").pack_into, 8 * network.GATHER_X
+_set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=11q").pack_into, 8 * network.COEFFICIENTS
+_PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
 
@@ -174,33 +176,137 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     )  # fmt: skip
 
 
+# ------------------------------------------------------------------------------ normalisation, sums
+def _operate(name, number, *arrays):
+    """An operation of norms.py on all rows and columns of its first array."""
+    first = arrays[0]
+    rows, columns = first.shape if first.ndim == 2 else (1, first.size)
+    operands = np.zeros((_program.SLOTS, 2), np.int64)
+    for slot, array in enumerate(arrays):
+        if array is not None:
+            operands[slot] = _address(array), _ld(array)
+    kernel = context.operation(first.dtype, name)
+    _call(kernel, context.OPERATION, rows, columns, number, _address(operands), 0)
+
+
+def add(x, y, out):
+    """On the calling thread, as all of these."""
+    _operate("add", 0.0, x, y, out)
+
+
+def layer_norm_forward(x, weight, bias, eps, out, saved, scale):
+    """Rows side by side."""
+    _operate("layer_norm_forward", eps, x, weight, bias, out, saved, scale)
+
+
+def layer_norm_backward_input(grad_out, weight, saved, scale, grad_x):
+    """A row at a time."""
+    _operate("layer_norm_backward_input", 0.0, grad_out, weight, saved, scale, grad_x)
+
+
+def norm_backward_params(grad_out, saved, beta, grad_weight, grad_bias):
+    """Both sums in one pass."""
+    _operate("norm_backward_params", float(beta), grad_out, saved, grad_weight, grad_bias)
+
+
+def batch_moments(x, row_weight, eps, mean, scale, variance):
+    """Two passes, as the variance is about the mean."""
+    _operate("batch_moments", eps, x, row_weight, mean, scale, variance)
+
+
+def running_moments(running_mean, running_var, eps, mean, scale):
+    """A vector of features at a time."""
+    _operate("running_moments", eps, running_mean, running_var, mean, scale)
+
+
+def batch_norm_forward(x, mean, scale, weight, bias, out, saved):
+    """A row at a time."""
+    _operate("batch_norm_forward", 0.0, x, mean, scale, weight, bias, out, saved)
+
+
+def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x):
+    """A row at a time."""
+    arrays = grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x
+    _operate("batch_norm_backward_input", 0.0, *arrays)
+
+
+def update_statistics(mean, variance, momentum, running_mean, running_var):
+    """A vector of features at a time."""
+    _operate("update_statistics", momentum, mean, variance, running_mean, running_var)
+
+
 # ---------------------------------------------------------------------------------------- whole buffers
 # A pass of NumPy over memory is as fast as any.
 scale, copy, clear = reference.scale, reference.copy, reference.clear
 
 
-def squared_norm(table, buffer):
+def squared_norm(places, buffer):
     """On the calling thread."""
     result = np.empty(1)
     kernel = context.squared_norm(buffer.dtype)
-    _call(kernel, context.SQUARED_NORM, len(table), _address(table), _address(buffer), _address(result))
+    _call(kernel, context.SQUARED_NORM, len(places), _address(places), _address(buffer), _address(result))
     return result.item()
 
 
-def all_finite(table, buffer):
+def all_finite(places, buffer):
     """By the sum of the buffer, which is finite only where everything is; element by element where it is not."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(table, buffer)
+        return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(places, buffer)
 
 
 # --------------------------------------------------------------------------------------------- networks
+def _linked(listing, dtype, capacity, target):
+    """The instructions as the walk reads them: addresses of kernels, and operands in bytes.
+
+    ``target`` is the leading dimension of the targets, and the bytes from one to the next.
+    """
+    linked = np.zeros((len(listing.instructions), network.WIDTH), np.int64)
+    for row, instruction, given in zip(linked, listing.decoded, listing.instructions, strict=True):
+        row[: network.OPERANDS] = (
+            given[_program.OPERATION], _kernel(instruction, dtype), given[_program.PARAMETER], instruction.number
+        )  # fmt: skip
+        places = row[network.OPERANDS :].reshape(_program.SLOTS, network.OPERAND)
+        places[:, network.BUFFER] = network.BUFFERS - 1
+        for place, operand in zip(places, instruction.operands, strict=True):
+            if operand is not None:
+                place[:] = _linked_operand(operand, dtype.itemsize, capacity, target)
+    return linked
+
+
+def _linked_operand(operand, itemsize, capacity, target):
+    """(buffer, offset in bytes, leading dimension, columns, bytes from row to row)."""
+    buffer, offset, ld, columns = operand
+    stride = itemsize * ld
+    if buffer in (_program.ACTIVATIONS, _program.GRADIENTS):
+        offset *= capacity
+    elif buffer == _program.TARGET:
+        ld, stride = target
+    elif buffer in (_program.ROW_WEIGHT, _program.ROW_HIT):
+        stride = 8
+    elif buffer >= _program.BY_ROWS:
+        stride = 0
+    return buffer, itemsize * offset, ld, columns, stride
+
+
+def _kernel(instruction, dtype):
+    """The address of the kernel that an instruction calls; 0 where the walk knows it, or there is nothing to do."""
+    operation, activation = instruction.operation, instruction.activation
+    if operation in ("linear_forward", "activation_forward", "linear_backward_input", "activation_backward"):
+        if activation == "identity":
+            return 0
+        find = context.activation_forward if operation.endswith("forward") else context.activation_backward
+        return find(dtype, activation).address
+    if operation in ("linear_backward_params", "dropout", "loss_forward_backward"):
+        return 0
+    return context.operation(dtype, operation).address
+
+
 class _Workspace:
     """A record for the walk, and the arrays its addresses point to."""
 
-    def __init__(self, table, dtype, capacity):
-        self.table = np.ascontiguousarray(table)
-        _require_ieee(self.table[:, _table.PRECISION].max())
-        self.dtype = np.dtype(dtype)
+    def __init__(self, program, listing, dtype, capacity, target=(0, 0)):
+        _require_ieee(_table.PRECISIONS.index(program.precision))
+        self.program, self.dtype = program, np.dtype(dtype)
         self.record = np.zeros(network.FIELDS, np.int64)
         self.address = self.record.ctypes.data
         self.bytes, self.fields = memoryview(self.record).cast("B"), memoryview(self.record)
@@ -208,17 +314,15 @@ class _Workspace:
         self.pointed = {}  # field -> array
         self.pace, self.paced = team.Pace(), False
         self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
-        self.fan_in, self.fan_out = int(table[0, _table.FAN_IN]), int(table[-1, _table.FAN_OUT])
-        # Multiply-adds of the forward pass of one row: what decides whether a team pays.
-        self.linear = self.table[:, _table.KIND] == _table.KINDS.index("linear")
-        self.work = int((self.table[:, _table.FAN_IN] * self.table[:, _table.FAN_OUT])[self.linear].sum())
-        kernels = context.activation_addresses(self.dtype, self.table)
+        self.fan_in, self.fan_out, self.work = program.in_features, program.out_features, program.multiply_adds
         self.set(
             ITEMSIZE=self.dtype.itemsize,
             LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
-            TABLE=self.keep(self.table),
-            TABLE_ROWS=len(self.table),
-            KERNELS=self.keep(kernels),
+            INSTRUCTIONS=self.keep(_linked(listing, self.dtype, capacity, target)),
+            PHASES=self.keep(np.array(listing.phases, np.int64)),
+            PHASE_COUNT=len(listing.phases),
+            FEATURES=self.fan_in,
+            CLASSES=self.fan_out,
             GEMM=context.product(self.dtype).address,
             COPY=context.activation_forward(self.dtype, "identity").address,
             CAPACITY=capacity,
@@ -246,6 +350,11 @@ class _Workspace:
     def set(self, **fields):
         for field, value in fields.items():
             self.record[getattr(network, field)] = value
+
+    def place(self, **buffers):
+        """Set where buffers of the program lie."""
+        for buffer, address in buffers.items():
+            self.record[network.BASES + getattr(_program, buffer)] = address
 
     def point(self, field, array):
         """Set a field to the address of an array that callers pass again and again."""
@@ -284,100 +393,121 @@ class _Workspace:
 class InferenceWorkspace(_Workspace):
     """Activations of ``blocking.ROWS`` rows for every thread."""
 
-    def __init__(self, table, dtype):
-        super().__init__(table, dtype, blocking.ROWS)
+    def __init__(self, program, dtype):
+        super().__init__(program, program.inference, dtype, blocking.ROWS)
         self.members = 0
         self.walk = context.walk("forward")
 
     def prepare(self, threads):
         """Activations and scratch for this many threads."""
         if threads > self.members:
-            outputs = blocking.ROWS * _table.activation_width(self.table) * self.dtype.itemsize
-            rows = blocking.ROWS * int(self.table[0, _table.LD_IN]) * self.dtype.itemsize
-            stride = blocking.PANEL_BYTES + -(-rows // _table.ALIGNMENT) * _table.ALIGNMENT
-            outputs = -(-outputs // _table.ALIGNMENT) * _table.ALIGNMENT
-            self.set(
-                OUTPUTS=self.buffer(threads * outputs, np.uint8), OUTPUTS_BYTES=outputs,
-                SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride,
-            )  # fmt: skip
+            item = self.dtype.itemsize
+            activations = _lines(blocking.ROWS * self.program.inference.width * item)
+            own = activations + _lines(self.program.reductions * item)
+            stride = network.HEAD_BYTES + blocking.PANEL_BYTES + _lines(blocking.ROWS * self.fan_in * item)
+            outputs = self.buffer(threads * own, np.uint8)
+            self.place(ACTIVATIONS=outputs, REDUCTIONS=outputs + activations)
+            self.set(OUTPUTS_BYTES=own, SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
             self.members = threads
+
+
+def _lines(size):
+    """So many bytes, rounded up to whole cache lines."""
+    return -(-size // _table.ALIGNMENT) * _table.ALIGNMENT
 
 
 class TrainingWorkspace(_Workspace):
     """Activations and gradients of a batch, scratch for every thread."""
 
-    def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
-        super().__init__(table, dtype, batch_size)
+    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
+        loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
+        item = np.dtype(dtype).itemsize
+        self.labels = loss_name in _table.LABEL_LOSSES
+        ldt = 0 if self.labels else _table.leading_dimension(program.out_features, item)
+        target = ldt, 8 if self.labels else item * ldt
+        super().__init__(program, program.training, dtype, batch_size, target)
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         self.walk = context.walk("train_steps")
-        loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
-        self.drops = bool((self.table[:, _table.KIND] == _table.KINDS.index("dropout")).any())
-        self.labels = loss_name in _table.LABEL_LOSSES
-        width, ldt = _table.activation_width(self.table), _table.leading_dimension(self.fan_out, self.dtype.itemsize)
-        shapes = self.table[:, [_table.FAN_IN, _table.FAN_OUT]][self.linear].tolist()
-        lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
-        transposes = any(linear.swaps.py_func(batch_size, *shape) for shape in shapes[1:])
-        transposes |= any(_narrow(self.dtype, min(fan_in, lanes), fan_out) for fan_in, fan_out in shapes)
+        width, ld = program.training.width, _table.leading_dimension(program.in_features, item)
         self.set(
-            TRANSPOSE=_transpose(self.dtype, transposes),
-            DROPOUT=context.dropout(self.dtype).address if self.drops else 0,
+            TRANSPOSE=_transpose(self.dtype, self.transposes(batch_size)),
+            DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
             LOSS_PARAMETER=np.float64(loss_parameter).view(np.int64),
             LOSS_SUM=context.loss_sum(self.dtype).address,
             OPTIMIZER=context.optimizer(self.dtype, optimizer_name).address,
-            INPUT=self.buffer(batch_size * int(self.table[0, _table.LD_IN])),
-            OUTPUTS=self.buffer(batch_size * width),
-            GRADIENTS=self.buffer(batch_size * width),
+            LD_INPUT=ld,
             TARGET_IS_LABEL=self.labels,
-            TARGET_BATCH=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
             LD_TARGET_BATCH=ldt,
-            BATCH_WEIGHT=self.buffer(batch_size, np.float64),
+        )
+        self.place(
+            INPUT=self.buffer(batch_size * ld),
+            ACTIVATIONS=self.buffer(batch_size * width),
+            GRADIENTS=self.buffer(batch_size * width),
+            REDUCTIONS=self.buffer(program.reductions),
+            TARGET=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
+            ROW_WEIGHT=self.buffer(batch_size, np.float64),
             ROW_LOSS=self.buffer(batch_size),
             ROW_HIT=self.buffer(batch_size, np.int64),
         )
+
+    def transposes(self, batch_size):
+        """Whether some product is made by its transpose."""
+        lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
+        training = self.program.training
+        for instruction in training.decoded[: training.updated]:
+            if instruction.operation == "linear_backward_input":
+                grad_z, *_, grad_x = filter(None, instruction.operands)
+                if linear.swaps.py_func(batch_size, grad_x.columns, grad_z.columns):
+                    return True
+            elif instruction.operation == "linear_backward_params":
+                x, grad_z, *_ = instruction.operands
+                if _narrow(self.dtype, min(x.columns, lanes), grad_z.columns):
+                    return True
+        return False
 
     def prepare(self, threads):
         """Scratch for this many threads."""
         if threads > self.members:
             elements = blocking.GRADIENT_COLUMNS + blocking.GRADIENT_SCRATCH
-            stride = blocking.PANEL_BYTES + elements * self.dtype.itemsize
+            stride = network.HEAD_BYTES + blocking.PANEL_BYTES + elements * self.dtype.itemsize
             self.set(SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
             self.members = threads
 
 
-def network_forward(workspace, parameters, x, out):
+def network_forward(workspace, parameters, statistics, x, out):
     """On the team, in blocks of rows."""
     count = len(x)
     threads = workspace.threads_for(count * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
-    workspace.point(network.PARAMETERS, parameters)
+    workspace.point(_PARAMETERS, parameters)
+    workspace.point(_STATISTICS, statistics)
     gather = 0 if x.dtype == workspace.dtype else workspace.gather(x.dtype)
-    _set_rows(
-        workspace.bytes, _ROWS_AT,
-        gather, id(x) + _DATA, workspace.fan_in, x.itemsize, count, id(out) + _DATA, workspace.fan_out,
-    )  # fmt: skip
+    _set_rows(workspace.bytes, _ROWS_AT, gather, id(x) + _DATA, workspace.fan_in, x.itemsize, count, id(out) + _DATA)
     workspace.run(threads, count or 1)
 
 
 def network_train_steps(
-    workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
-):
+    workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
+    step_loss, step_hits,
+):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
     count = len(rows)
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
     state_1, state_2, *_ = *state, None, None
-    workspace.point(network.PARAMETERS, parameters)
+    workspace.point(_PARAMETERS, parameters)
+    workspace.point(_STATISTICS, statistics)
     workspace.point(network.STATE_1, state_1)
     workspace.point(network.STATE_2, state_2)
     gather_target = ldt = 0
     if not workspace.labels:
         gather_target, ldt = context.gather(target.dtype, workspace.dtype).address, target.shape[1]
-    _set_rows(workspace.bytes, _ROWS_AT, workspace.gather(x.dtype), id(x) + _DATA, x.shape[1], x.itemsize, count, 0, 0)
+    _set_rows(workspace.bytes, _ROWS_AT, workspace.gather(x.dtype), id(x) + _DATA, x.shape[1], x.itemsize, count, 0)
     _set_steps(
         workspace.bytes, _STEPS_AT,
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,

@@ -1,13 +1,9 @@
 """Sums over a whole parameter buffer, without what pads it."""
 
-from .. import table
 from ..jit import inline
 from .simd import fma, lanes, load_converted, load_converted_first, sum_lanes, zeros
 
 VECTORS = 4  # squares that are added side by side: an addition takes some cycles, a load half of one
-WEIGHT, BIAS, FAN_IN, FAN_OUT, LD_OUT, COLUMNS = (
-    table.WEIGHT, table.BIAS, table.FAN_IN, table.FAN_OUT, table.LD_OUT, table.COLUMNS
-)  # fmt: skip
 
 
 @inline
@@ -29,13 +25,10 @@ def squares(rows, columns, x, ldx, out):
     return sum_lanes(total) + sum_lanes(rest)
 
 
-def squared_norm(rows, network, buffer, out):
-    """`reference.squared_norm` into ``out[0]``; ``network`` is the table."""
+def squared_norm(count, places, buffer, out):
+    """`reference.squared_norm` into ``out[0]``."""
     total = 0.0
-    for r in range(rows):
-        row = network + r * COLUMNS
-        if row[WEIGHT] >= 0:
-            total += squares(row[FAN_IN], row[FAN_OUT], buffer + row[WEIGHT], row[LD_OUT], out)
-        if row[BIAS] >= 0:
-            total += squares(1, row[FAN_OUT], buffer + row[BIAS], row[FAN_OUT], out)
+    for i in range(count):
+        place = places + 4 * i
+        total += squares(place[1], place[2], buffer + place[0], place[3], out)
     out[0] = total

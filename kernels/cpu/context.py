@@ -12,7 +12,7 @@ from numba import from_dtype, types
 
 from .. import table
 from ..jit import Kernel, compile_kernel
-from . import buffers, elementwise, gemm, linear, losses, network, optimizers, probabilities
+from . import buffers, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
@@ -27,6 +27,7 @@ OPTIMIZER = (INT,) * 9
 DROPOUT = (*(INT,) * 9, FLOAT)
 GATHER = (INT,) * 7
 SQUARED_NORM = (INT,) * 4
+OPERATION = INT, INT, FLOAT, INT, INT
 
 
 def _real(dtype) -> Pointer:
@@ -140,14 +141,10 @@ def linear_function(name):
     return c_function(_compiled(inlined.py_func, *arguments), *arguments)
 
 
-def activation_addresses(dtype, rows) -> np.ndarray:
-    """(forward, backward) for every row of a table; 0 where there is nothing to do."""
-    addresses = np.zeros((len(rows), 2), np.int64)
-    for i, row in enumerate(rows):
-        name = table.ACTIVATIONS[row[table.ACTIVATION]]
-        if name != "identity":
-            addresses[i] = activation_forward(dtype, name).address, activation_backward(dtype, name).address
-    return addresses
+@cache
+def operation(dtype, name) -> Kernel:
+    """An operation of `norms`, which the walk calls by its operands alone."""
+    return _compiled(getattr(norms, name), INT, INT, FLOAT, INTS, _real(dtype))
 
 
 @cache

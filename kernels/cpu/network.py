@@ -1,17 +1,18 @@
-"""The walk: compiled code that goes through the rows of the network table, forward and back.
+"""The walk: compiled code that goes through the instructions of a program, forward and back.
 
 `forward` and `train_steps` take one argument, the address of a record (an ``int64`` array whose fields are named
 below), and the number of the calling thread. They are the same machine code for every architecture, dtype, loss
-and optimizer: the record and the table hold the addresses of the kernels to call.
+and optimizer: the record and the instructions hold the addresses of the kernels to call.
 
-A step has two parallel regions with a barrier after each. In the first a thread takes rows of the batch through
-gather, forward, loss and backward; in the second it takes blocks of weights through gradient and update, the
-gradient in a small scratch block that never leaves the cache. Every sum runs in an order given by the shapes, so
-the number of threads changes no bit.
+A phase is a parallel region with a barrier after it. In one of rows a thread takes rows of the batch, a block at a
+time, through all its instructions; in one of columns it takes blocks of columns; in that of weights it takes blocks of
+weights through gradient and update, the gradient in a small scratch block that never leaves the cache. Every sum runs
+in an order given by the shapes, so the number of threads changes no bit.
 """
 
 import numpy as np
 
+from .. import program
 from .. import table as layout
 from ..jit import inline
 from . import blocking
@@ -22,23 +23,43 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
 # Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
 # field holds where NumPy keeps its address (see `given`).
 (
-    THREADS, ITEMSIZE, LANES, TABLE, TABLE_ROWS, PARAMETERS,
-    # addresses of kernels; KERNELS holds (activation forward, activation backward) of each row
-    KERNELS, GEMM, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
-    # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and each thread's
-    # scratch: a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
-    CAPACITY, INPUT, OUTPUTS, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
+    THREADS, ITEMSIZE, LANES, INSTRUCTIONS, PHASES, PHASE_COUNT, FEATURES, CLASSES, LD_INPUT,
+    # addresses of kernels
+    GEMM, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
+    # itself: a frame, operands of a call, a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
+    CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
-    STATE_1, STATE_2, TARGET_IS_LABEL, TARGET_BATCH, LD_TARGET_BATCH, GRADIENTS, BATCH_WEIGHT, ROW_LOSS, ROW_HIT,
-    BARRIER, YIELD,
+    STATE_1, STATE_2, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
     # what changes from call to call: the rows given, and where a prediction goes
-    GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT, LD_OUT,
+    GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
-    FIELDS,  # the number of fields
-) = range(53)  # fmt: skip
+    BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
+) = range(47)  # fmt: skip
+BUFFERS = len(program.BUFFERS) + 1
+FIELDS = BASES + BUFFERS  # the number of fields
 
-LINEAR_KIND, DROPOUT_KIND = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
+# Columns of an instruction as the walk reads it, and of an operand in it.
+(OPERATION, KERNEL, PARAMETER, NUMBER, OPERANDS) = range(5)
+(BUFFER, OFFSET, LD, COLUMNS, STRIDE, OPERAND) = range(6)  # OFFSET and, from row to row, STRIDE in bytes
+WIDTH = OPERANDS + program.SLOTS * OPERAND
+PHASE = 3  # columns of a phase
+(
+    LINEAR_FORWARD, LINEAR_BACKWARD_INPUT, LINEAR_BACKWARD_PARAMS, ACTIVATION_FORWARD, ACTIVATION_BACKWARD, DROPOUT_OF,
+    LOSS_OF,
+) = (
+    program.OPERATIONS.index(name)
+    for name in (
+        "linear_forward", "linear_backward_input", "linear_backward_params", "activation_forward",
+        "activation_backward", "dropout", "loss_forward_backward",
+    )
+)  # fmt: skip
+INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.ACTIVATIONS, program.REDUCTIONS
+
+FRAME_BYTES, OPERAND_BYTES = 8 * BUFFERS, 16 * program.SLOTS
+HEAD_BYTES = (FRAME_BYTES + OPERAND_BYTES + layout.ALIGNMENT - 1) // layout.ALIGNMENT * layout.ALIGNMENT
+COLUMN_BLOCK = 64  # columns that a thread takes at once where the batch is reduced
 SPINS = 4000  # looks at the barrier before the core is given away: some microseconds
 
 
@@ -74,90 +95,135 @@ def share(count, thread, threads):
 
 
 @inline
-def drop(record, r, rows, columns, x, ldx, out, ldo, index, key):
-    """Dropout of row ``r`` of the table: a copy where ``index``, the numbers of the rows, is 0 (predicting)."""
-    if index:
-        floats = as_floats(pointer(record[TABLE], np.int64) + r * layout.COLUMNS)
-        probability = floats[layout.PARAMETER]
-        # p * 2**64 in two halves: a float64 converts to int64 only below 2**63.
-        scaled = probability * 4294967296.0
-        high = np.int64(scaled)
-        threshold = high * 4294967296 + np.int64((scaled - high) * 4294967296.0)
-        layer = np.int64(splitmix64(np.uint64(key) + np.uint64(r)))
-        call(record[DROPOUT], (rows, columns, x, ldx, out, ldo, index, layer, threshold, 1.0 / (1.0 - probability)))
-    else:
-        call(record[COPY], (rows, columns, x, ldx, out, ldo, 0.0))
+def frame_of(record, thread):
+    """This thread's frame: the addresses of all buffers, of which some may be its own."""
+    frame = pointer(record[SCRATCH] + thread * record[SCRATCH_BYTES], np.int64)
+    for buffer in range(BUFFERS):
+        frame[buffer] = record[BASES + buffer]
+    return frame
 
 
 @inline
-def forward_rows(record, outputs, x, ldx, rows, first, panel, out, ld_out, index, key):
-    """The chain for ``rows`` rows from ``x``; each row of the table writes its output at row ``first``.
+def panel_of(record, thread):
+    """The address of this thread's panel."""
+    return record[SCRATCH] + thread * record[SCRATCH_BYTES] + HEAD_BYTES
 
-    The last output goes to ``out`` instead, unless that is 0. ``index`` is the address of the numbers of the rows,
-    when training.
+
+@inline
+def at(frame, operand, row):
+    """The address of an operand at a row of the batch; 0 where there is none."""
+    return frame[operand[BUFFER]] + operand[OFFSET] + row * operand[STRIDE]
+
+
+@inline
+def copy(record, rows, columns, x, ldx, out, ldo):
+    call(record[COPY], (rows, columns, x, ldx, out, ldo, 0.0))
+
+
+@inline
+def drop(record, instruction, rows, columns, x, ldx, out, ldo, index, key):
+    """Dropout of rows whose numbers are at ``index``."""
+    probability = as_floats(instruction)[PARAMETER]
+    # p * 2**64 in two halves: a float64 converts to int64 only below 2**63.
+    scaled = probability * 4294967296.0
+    high = np.int64(scaled)
+    threshold = high * 4294967296 + np.int64((scaled - high) * 4294967296.0)
+    layer = np.int64(splitmix64(np.uint64(key) + np.uint64(instruction[NUMBER])))
+    call(record[DROPOUT], (rows, columns, x, ldx, out, ldo, index, layer, threshold, 1.0 / (1.0 - probability)))
+
+
+@inline
+def operate(record, frame, instruction, row, rows, column, columns, gradient):
+    """An operation by its operands alone, from a row and a column on.
+
+    Gradients of parameters go to ``gradient``, one after another, where that is not 0.
     """
-    table, floats = pointer(record[TABLE], np.int64), pointer(record[TABLE], np.float64)
-    parameters, kernels, item = record[PARAMETERS], pointer(record[KERNELS], np.int64), record[ITEMSIZE]
-    for r in range(record[TABLE_ROWS]):
-        row = table + r * layout.COLUMNS
-        parameter = (floats + r * layout.COLUMNS)[layout.PARAMETER]
-        ldo = row[layout.LD_OUT]
-        target = outputs + item * (row[layout.OUTPUT] * record[CAPACITY] + first * ldo)
-        saved, lds = outputs + item * (row[layout.SAVED] * record[CAPACITY] + first * ldo), ldo
-        if out and r == record[TABLE_ROWS] - 1:
-            if saved == target:
-                saved, lds = out, ld_out
-            target, ldo = out, ld_out
-        finish = kernels[2 * r]
-        if row[layout.KIND] == LINEAR_KIND:
-            bias = 0
-            if row[layout.BIAS] >= 0:
-                bias = parameters + item * row[layout.BIAS]
-            linear_forward(
-                record[GEMM], finish, rows, row[layout.FAN_IN], row[layout.FAN_OUT], x, ldx,
-                parameters + item * row[layout.WEIGHT], row[layout.LD_OUT], bias, parameter,
-                target, ldo, saved, lds, panel,
-            )  # fmt: skip
-        elif row[layout.KIND] == DROPOUT_KIND:
-            drop(record, r, rows, row[layout.FAN_OUT], x, ldx, target, ldo, index, key)
-        else:
-            if saved != target:
-                call(record[COPY], (rows, row[layout.FAN_OUT], x, ldx, saved, lds, 0.0))
-            if finish:
-                call(finish, (rows, row[layout.FAN_OUT], x, ldx, target, ldo, parameter))
-            else:
-                call(record[COPY], (rows, row[layout.FAN_OUT], x, ldx, target, ldo, 0.0))
-        x, ldx = target, ldo
+    operands = frame + BUFFERS
+    item = record[ITEMSIZE]
+    for slot in range(program.SLOTS):
+        operand = instruction + OPERANDS + slot * OPERAND
+        address = at(frame, operand, row)
+        if operand[COLUMNS]:
+            address += item * column
+        if gradient and operand[BUFFER] == program.PARAMETER_GRADIENTS:
+            address = gradient
+            gradient += item * columns
+        operands[2 * slot], operands[2 * slot + 1] = address, operand[LD]
+    call(instruction[KERNEL], (rows, columns, as_floats(instruction)[PARAMETER], operands, 0))
 
 
 @inline
-def backward_rows(record, rows, first, panel, index, key):
-    """From the gradient of the last output to those of every row's pre-activation."""
-    table, floats = pointer(record[TABLE], np.int64), pointer(record[TABLE], np.float64)
-    kernels, item, capacity = pointer(record[KERNELS], np.int64), record[ITEMSIZE], record[CAPACITY]
-    grad_z, ldg = 0, 0
-    for back in range(record[TABLE_ROWS]):
-        r = record[TABLE_ROWS] - 1 - back
-        row = table + r * layout.COLUMNS
-        parameter = (floats + r * layout.COLUMNS)[layout.PARAMETER]
-        columns, ld, derivative = row[layout.FAN_OUT], row[layout.LD_OUT], kernels[2 * r + 1]
-        saved = record[OUTPUTS] + item * (row[layout.SAVED] * capacity + first * ld)
-        grad = record[GRADIENTS] + item * (row[layout.OUTPUT] * capacity + first * ld)
-        if back > 0 and row[layout.COLUMNS + layout.KIND] == LINEAR_KIND:  # the next row is linear
-            after = row + layout.COLUMNS
+def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
+    """Instructions ``[begin, end)`` on ``rows`` rows from ``first`` on, whose numbers are at ``index``."""
+    item = record[ITEMSIZE]
+    for i in range(begin, end):
+        instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
+        operation, kernel, parameter = instruction[OPERATION], instruction[KERNEL], as_floats(instruction)[PARAMETER]
+        one = instruction + OPERANDS
+        two = one + OPERAND
+        three = two + OPERAND
+        if operation == LINEAR_FORWARD:
+            out = three + OPERAND
+            saved = out + OPERAND
+            linear_forward(
+                record[GEMM], kernel, rows, one[COLUMNS], out[COLUMNS], at(frame, one, first), one[LD],
+                at(frame, two, 0), two[LD], at(frame, three, 0), parameter,
+                at(frame, out, first), out[LD], at(frame, saved, first), saved[LD], panel,
+            )  # fmt: skip
+        elif operation == LINEAR_BACKWARD_INPUT:
+            out = three + OPERAND
             linear_backward_input(
-                record[GEMM], record[TRANSPOSE], derivative, item, rows, after[layout.FAN_IN], after[layout.FAN_OUT],
-                grad_z, ldg, record[PARAMETERS] + item * after[layout.WEIGHT], after[layout.LD_OUT],
-                saved, ld, parameter, grad, ld, panel, panel + record[PANEL_BYTES],
+                record[GEMM], record[TRANSPOSE], kernel, item, rows, out[COLUMNS], one[COLUMNS],
+                at(frame, one, first), one[LD], at(frame, two, 0), two[LD], at(frame, three, first), three[LD],
+                parameter, at(frame, out, first), out[LD], panel, panel + record[PANEL_BYTES],
+            )  # fmt: skip
+        elif operation == ACTIVATION_FORWARD:
+            if kernel:
+                call(
+                    kernel,
+                    (rows, one[COLUMNS], at(frame, one, first), one[LD], at(frame, two, first), two[LD], parameter),
+                )
+            else:
+                copy(record, rows, one[COLUMNS], at(frame, one, first), one[LD], at(frame, two, first), two[LD])
+        elif operation == ACTIVATION_BACKWARD:
+            grad, out = at(frame, one, first), at(frame, three, first)
+            if grad != out:
+                copy(record, rows, one[COLUMNS], grad, one[LD], out, three[LD])
+            if kernel:
+                call(kernel, (rows, one[COLUMNS], out, three[LD], at(frame, two, first), two[LD], parameter))
+        elif operation == DROPOUT_OF:
+            drop(
+                record, instruction, rows, one[COLUMNS], at(frame, one, first), one[LD],
+                at(frame, three, first), three[LD], index, key,
+            )  # fmt: skip
+        elif operation == LOSS_OF:
+            weight = three
+            loss, hit = weight + OPERAND, weight + 2 * OPERAND
+            out = weight + 3 * OPERAND
+            call(
+                record[LOSS],
+                (
+                    rows, one[COLUMNS], as_floats(record)[LOSS_PARAMETER], at(frame, one, first), one[LD],
+                    at(frame, two, first), two[LD], at(frame, weight, first), at(frame, loss, first),
+                    at(frame, hit, first), panel + record[PANEL_BYTES], at(frame, out, first), out[LD],
+                ),
             )  # fmt: skip
         else:
-            if back > 0 and row[layout.COLUMNS + layout.KIND] == DROPOUT_KIND:
-                drop(record, r + 1, rows, columns, grad_z, ldg, grad, ld, index, key)
-            elif back > 0:
-                call(record[COPY], (rows, columns, grad_z, ldg, grad, ld, 0.0))
-            if derivative:
-                call(derivative, (rows, columns, grad, ld, saved, ld, parameter))
-        grad_z, ldg = grad, ld
+            operate(record, frame, instruction, first, rows, 0, one[COLUMNS], 0)
+
+
+@inline
+def columns_phase(record, frame, begin, end, rows, thread, threads):
+    """Instructions ``[begin, end)`` on all rows, this thread's blocks of columns."""
+    task = 0
+    for i in range(begin, end):
+        instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
+        features = instruction[OPERANDS + COLUMNS]
+        for column in range(0, features, COLUMN_BLOCK):
+            if task % threads == thread:
+                columns = min(COLUMN_BLOCK, features - column)
+                operate(record, frame, instruction, 0, rows, column, columns, 0)
+            task += 1
 
 
 @inline
@@ -165,22 +231,20 @@ def gather(record, start, first, rows, scale):
     """Rows ``first ...`` of the batch that begins at ``start``: inputs, targets and their weights."""
     index_address = given(record, ROWS) + 8 * (start + first)
     index = pointer(index_address, np.int64)
-    table = pointer(record[TABLE], np.int64)
-    fan_in, ldx = table[layout.FAN_IN], table[layout.LD_IN]
-    x = record[INPUT] + record[ITEMSIZE] * first * ldx
-    call(record[GATHER_X], (rows, fan_in, index_address, given(record, X), record[LDX], x, ldx))
+    ldx = record[LD_INPUT]
+    x = record[BASES + INPUT] + record[ITEMSIZE] * first * ldx
+    call(record[GATHER_X], (rows, record[FEATURES], index_address, given(record, X), record[LDX], x, ldx))
     if record[TARGET_IS_LABEL]:
-        labels, batch = pointer(given(record, TARGET), np.int64), pointer(record[TARGET_BATCH], np.int64)
+        labels, batch = pointer(given(record, TARGET), np.int64), pointer(record[BASES + program.TARGET], np.int64)
         for i in range(rows):
             if i + blocking.VECTORS_AHEAD < rows:
                 prefetch(labels + index[i + blocking.VECTORS_AHEAD])
             batch[first + i] = labels[index[i]]
     else:
         ldt = record[LD_TARGET_BATCH]
-        columns = table[(record[TABLE_ROWS] - 1) * layout.COLUMNS + layout.FAN_OUT]
-        y = record[TARGET_BATCH] + record[ITEMSIZE] * first * ldt
-        call(record[GATHER_TARGET], (rows, columns, index_address, given(record, TARGET), record[LDT], y, ldt))
-    weight = pointer(record[BATCH_WEIGHT], np.float64) + first
+        y = record[BASES + program.TARGET] + record[ITEMSIZE] * first * ldt
+        call(record[GATHER_TARGET], (rows, record[CLASSES], index_address, given(record, TARGET), record[LDT], y, ldt))
+    weight = pointer(record[BASES + program.ROW_WEIGHT], np.float64) + first
     if record[ROW_WEIGHT]:
         row_weight = pointer(given(record, ROW_WEIGHT), np.float64)
         for i in range(rows):
@@ -206,148 +270,160 @@ def weight_scale(record, start, n):
 
 
 @inline
-def rows_region(record, step, start, n, thread, panel):
-    """Region 1: this thread's rows of the batch through gather, forward, loss and backward."""
-    table, item, capacity = pointer(record[TABLE], np.int64), record[ITEMSIZE], record[CAPACITY]
-    ldx = table[layout.LD_IN]
-    end = table + (record[TABLE_ROWS] - 1) * layout.COLUMNS
-    ldo, classes = end[layout.LD_OUT], end[layout.FAN_OUT]
-    loss_parameter = as_floats(record)[LOSS_PARAMETER]
-    key = pointer(given(record, KEYS), np.int64)[step]
-    scale = weight_scale(record, start, n)
-    begin, stop = share(n, thread, record[THREADS])
-    for first in range(begin, stop, blocking.ROWS):
-        rows = min(blocking.ROWS, stop - first)
-        gather(record, start, first, rows, scale)
-        index = given(record, ROWS) + 8 * (start + first)
-        forward_rows(
-            record, record[OUTPUTS], record[INPUT] + item * first * ldx, ldx, rows, first, panel, 0, 0, index, key
-        )
-        offset = item * (end[layout.OUTPUT] * capacity + first * ldo)
-        ldt, target = 0, record[TARGET_BATCH] + 8 * first
-        if not record[TARGET_IS_LABEL]:
-            ldt = record[LD_TARGET_BATCH]
-            target = record[TARGET_BATCH] + item * first * ldt
-        call(
-            record[LOSS],
-            (
-                rows, classes, loss_parameter, record[OUTPUTS] + offset, ldo,
-                target, ldt, record[BATCH_WEIGHT] + 8 * first,
-                record[ROW_LOSS] + item * first, record[ROW_HIT] + 8 * first, panel + record[PANEL_BYTES],
-                record[GRADIENTS] + offset, ldo,
-            ),
-        )  # fmt: skip
-        backward_rows(record, rows, first, panel, index, key)
-
-
-@inline
 def round_up(n, unit):
     return (n + unit - 1) // unit * unit
 
 
 @inline
-def weights_region(record, step, n, thread, panel):
-    """Region 2: this thread's blocks of weights, gradient and update, the biases with the first block."""
-    table, item, capacity = pointer(record[TABLE], np.int64), record[ITEMSIZE], record[CAPACITY]
-    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
-    x, ldx = record[INPUT], table[layout.LD_IN]
-    parameters, state_1, state_2 = record[PARAMETERS], record[STATE_1], record[STATE_2]
+def update(record, coefficients, at_parameter, rows, columns, ld, gradient, ld_gradient):
+    """The optimizer on a block of a parameter, ``at_parameter`` bytes into the buffer of each state."""
+    call(
+        record[OPTIMIZER],
+        (
+            rows, columns, coefficients, record[BASES + program.PARAMETERS] + at_parameter, ld, gradient, ld_gradient,
+            record[STATE_1] + at_parameter, record[STATE_2] + at_parameter,
+        ),
+    )  # fmt: skip
+
+
+@inline
+def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
+    """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
+    item = record[ITEMSIZE]
+    x, grad_z = instruction + OPERANDS, instruction + OPERANDS + OPERAND
+    weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
+    fan_in, fan_out, ld = x[COLUMNS], grad_z[COLUMNS], weight[LD]
     scratch = panel + record[PANEL_BYTES]
     block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
-    task = 0
-    for r in range(record[TABLE_ROWS]):
-        row = table + r * layout.COLUMNS
-        fan_in, fan_out, ld = row[layout.FAN_IN], row[layout.FAN_OUT], row[layout.LD_OUT]
-        output = item * row[layout.OUTPUT] * capacity
-        grad_z = record[GRADIENTS] + output
-        if row[layout.KIND] == LINEAR_KIND:
-            width = min(fan_out, blocking.GRADIENT_COLUMNS)
-            fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
-            width = min(width, max(fitting, blocking.GRADIENT_UNIT))
-            ld_scratch = width
-            if ld != fan_out or width != fan_out:
-                ld_scratch = round_up(width, record[LANES]) + record[LANES]
-            most = max(blocking.GRADIENT_MOST // ld_scratch // blocking.MR, 1) * blocking.MR
-            height = max(round_up((fan_in + 15) // 16, blocking.MR), blocking.GRADIENT_LEAST // width)
-            height = min(height, most)
-            for j in range(0, fan_out, width):
-                columns = min(width, fan_out - j)
-                for i in range(0, fan_in, height):
-                    if task % record[THREADS] == thread:
-                        rows = min(height, fan_in - i)
-                        sums = 0
-                        if i == 0 and row[layout.BIAS] >= 0:
-                            sums = scratch
-                        at = item * (row[layout.WEIGHT] + i * ld + j)
-                        transpose = 0
-                        if is_narrow(rows, fan_out, record[LANES], item):
-                            transpose = record[TRANSPOSE]
-                        linear_backward_params(
-                            record[GEMM], transpose, record[COLUMN_SUM], n, rows, columns, x + item * i, ldx,
-                            grad_z + item * j, ld, 0, block, ld_scratch, sums, panel,
-                        )  # fmt: skip
-                        call(
-                            record[OPTIMIZER],
-                            (
-                                rows, columns, coefficients, parameters + at, ld, block, ld_scratch,
-                                state_1 + at, state_2 + at,
-                            ),
-                        )  # fmt: skip
-                        if sums:
-                            at = item * (row[layout.BIAS] + j)
-                            call(
-                                record[OPTIMIZER],
-                                (1, columns, coefficients, parameters + at, 0, sums, 0, state_1 + at, state_2 + at),
-                            )
-                    task += 1
-        x, ldx = record[OUTPUTS] + output, ld
+    width = min(fan_out, blocking.GRADIENT_COLUMNS)
+    fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
+    width = min(width, max(fitting, blocking.GRADIENT_UNIT))
+    ld_scratch = width
+    if ld != fan_out or width != fan_out:
+        ld_scratch = round_up(width, record[LANES]) + record[LANES]
+    most = max(blocking.GRADIENT_MOST // ld_scratch // blocking.MR, 1) * blocking.MR
+    height = max(round_up((fan_in + 15) // 16, blocking.MR), blocking.GRADIENT_LEAST // width)
+    height = min(height, most)
+    for j in range(0, fan_out, width):
+        columns = min(width, fan_out - j)
+        for i in range(0, fan_in, height):
+            if task % record[THREADS] == thread:
+                rows = min(height, fan_in - i)
+                sums = 0
+                if i == 0 and bias[COLUMNS]:
+                    sums = scratch
+                transpose = 0
+                if is_narrow(rows, fan_out, record[LANES], item):
+                    transpose = record[TRANSPOSE]
+                linear_backward_params(
+                    record[GEMM], transpose, record[COLUMN_SUM], n, rows, columns, at(frame, x, 0) + item * i, x[LD],
+                    at(frame, grad_z, 0) + item * j, grad_z[LD], 0, block, ld_scratch, sums, panel,
+                )  # fmt: skip
+                update(record, coefficients, weight[OFFSET] + item * (i * ld + j), rows, columns, ld, block, ld_scratch)
+                if sums:
+                    update(record, coefficients, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
+            task += 1
+    return task
+
+
+@inline
+def weights_phase(record, frame, begin, end, step, n, thread, panel):
+    """This thread's blocks of parameters, gradient and update, and of running statistics."""
+    item, task = record[ITEMSIZE], 0
+    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
+    scratch = panel + record[PANEL_BYTES]
+    for i in range(begin, end):
+        instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
+        if instruction[OPERATION] == LINEAR_BACKWARD_PARAMS:
+            task = linear_weights(record, frame, instruction, n, task, thread, panel, coefficients)
+            continue
+        features = instruction[OPERANDS + COLUMNS]
+        for column in range(0, features, COLUMN_BLOCK):
+            if task % record[THREADS] == thread:
+                columns = min(COLUMN_BLOCK, features - column)
+                operate(record, frame, instruction, 0, n, column, columns, scratch)
+                gradient = scratch
+                for slot in range(program.SLOTS):
+                    operand = instruction + OPERANDS + slot * OPERAND
+                    if operand[BUFFER] == program.PARAMETER_GRADIENTS:
+                        update(record, coefficients, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
+                        gradient += item * columns
+            task += 1
+
+
+@inline
+def finite_loss(record, step, n, thread, scratch):
+    """Whether the loss of the batch is a number; the first thread writes it."""
+    loss, row_hit = pointer(scratch, np.float64), pointer(record[BASES + program.ROW_HIT], np.int64)
+    call(record[LOSS_SUM], (n, record[BASES + program.ROW_WEIGHT], record[BASES + program.ROW_LOSS], scratch))
+    finite = loss[0] * 0.0 == 0.0
+    if thread == 0:
+        pointer(given(record, STEP_LOSS), np.float64)[step] = loss[0]
+        total = 0
+        for i in range(n):
+            total += row_hit[i]
+        pointer(given(record, STEP_HITS), np.int64)[step] = total
+        if finite:
+            record[STEPS_DONE] = step + 1
+    return finite
 
 
 def train_steps(record, thread):
     """`reference.network_train_steps` for one thread; leaves the number of steps done in the record."""
-    panel = record[SCRATCH] + thread * record[SCRATCH_BYTES]
-    scratch = panel + record[PANEL_BYTES]
-    losses, hits = pointer(given(record, STEP_LOSS), np.float64), pointer(given(record, STEP_HITS), np.int64)
-    loss, row_hit = pointer(scratch, np.float64), pointer(record[ROW_HIT], np.int64)
+    frame, panel = frame_of(record, thread), panel_of(record, thread)
+    phases = pointer(record[PHASES], np.int64)
     count, batch = record[COUNT], record[BATCH]
     steps = (count + batch - 1) // batch
-    phase = 0
+    passed, finite = 0, True
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
-        rows_region(record, step, start, n, thread, panel)
-        phase += 1
-        barrier(record, phase)
-        call(record[LOSS_SUM], (n, record[BATCH_WEIGHT], record[ROW_LOSS], scratch))
-        finite = loss[0] * 0.0 == 0.0
-        if thread == 0:
-            losses[step] = loss[0]
-            total = 0
-            for i in range(n):
-                total += row_hit[i]
-            hits[step] = total
-            if finite:
-                record[STEPS_DONE] = step + 1
+        begin, stop = share(n, thread, record[THREADS])
+        key, scale = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n)
+        for p in range(record[PHASE_COUNT]):
+            phase = phases + p * PHASE
+            if phase[0] == program.ROWS_PHASE:
+                for first in range(begin, stop, blocking.ROWS):
+                    rows = min(blocking.ROWS, stop - first)
+                    if p == 0:
+                        gather(record, start, first, rows, scale)
+                    index = given(record, ROWS) + 8 * (start + first)
+                    rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
+            elif phase[0] == program.COLUMNS_PHASE:
+                columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
+            else:
+                finite = finite_loss(record, step, n, thread, panel + record[PANEL_BYTES])
+                if not finite:
+                    break
+                weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
+            passed += 1
+            barrier(record, passed)
         if not finite:
             break
-        weights_region(record, step, n, thread, panel)
-        phase += 1
-        barrier(record, phase)
 
 
 def forward(record, thread):
-    """`reference.network_forward` for one thread: blocks of rows through thread-private activations."""
-    table = pointer(record[TABLE], np.int64)
-    fan_in, ldi, item = table[layout.FAN_IN], table[layout.LD_IN], record[ITEMSIZE]
-    panel = record[SCRATCH] + thread * record[SCRATCH_BYTES]
-    outputs = record[OUTPUTS] + thread * record[OUTPUTS_BYTES]
+    """`reference.network_forward` for one thread: blocks of rows through activations of its own."""
+    frame, panel = frame_of(record, thread), panel_of(record, thread)
+    phases = pointer(record[PHASES], np.int64)
+    fan_in, item = record[FEATURES], record[ITEMSIZE]
+    frame[ACTIVATIONS] += thread * record[OUTPUTS_BYTES]
+    frame[REDUCTIONS] += thread * record[OUTPUTS_BYTES]
     begin, stop = share(record[COUNT], thread, record[THREADS])
+    for p in range(record[PHASE_COUNT]):
+        phase = phases + p * PHASE
+        if phase[0] == program.COLUMNS_PHASE:
+            columns_phase(record, frame, phase[1], phase[2], 1, 0, 1)
     for first in range(begin, stop, record[CAPACITY]):
         rows = min(record[CAPACITY], stop - first)
-        x, ldx = given(record, X) + record[X_ITEMSIZE] * first * record[LDX], record[LDX]
+        x = given(record, X) + record[X_ITEMSIZE] * first * fan_in
         if record[GATHER_X]:
-            buffer = panel + record[PANEL_BYTES]
-            call(record[GATHER_X], (rows, fan_in, 0, x, ldx, buffer, ldi))
-            x, ldx = buffer, ldi
-        out = given(record, OUT) + item * first * record[LD_OUT]
-        forward_rows(record, outputs, x, ldx, rows, 0, panel, out, record[LD_OUT], 0, 0)
+            converted = panel + record[PANEL_BYTES]
+            call(record[GATHER_X], (rows, fan_in, 0, x, fan_in, converted, fan_in))
+            x = converted
+        frame[INPUT] = x
+        frame[OUTPUT] = given(record, OUT) + item * first * record[CLASSES]
+        for p in range(record[PHASE_COUNT]):
+            phase = phases + p * PHASE
+            if phase[0] == program.ROWS_PHASE:
+                rows_phase(record, frame, phase[1], phase[2], 0, rows, panel, 0, 0)

@@ -243,6 +243,16 @@ def pointer(tc, address, dtype):
 
 
 @intrinsic
+def pointer_like(tc, address, p):
+    """An address as a pointer like ``p``."""
+
+    def codegen(ctx, b, sig, args):
+        return b.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return p(types.intp, p), codegen
+
+
+@intrinsic
 def as_floats(tc, p):
     """The same address, of float64 numbers."""
 
@@ -679,10 +689,10 @@ def is_single(tc, x):
 
 @intrinsic
 def first_lanes(tc, x, columns):
-    """The mask of the first ``columns`` lanes of a tile of one row."""
+    """The mask of the first ``columns`` lanes of every row of a tile."""
 
     def codegen(ctx, b, sig, args):
-        return _tile(b, _lane_masks(b, x, args[1], columns))
+        return _tile(b, _lane_masks(b, x, args[1], columns) * x.rows)
 
     return Mask(x)(x, columns), codegen
 

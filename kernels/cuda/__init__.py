@@ -10,7 +10,8 @@ import threading
 import numpy as np
 
 from .. import table as _table
-from . import buffers, catalogue, driver, elementwise, linear, losses, network, optimizers, probabilities, record
+from . import buffers, catalogue, driver, elementwise, linear, losses, network, norms, optimizers, probabilities
+from . import record as records
 
 name = "cuda"
 
@@ -120,28 +121,85 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """One pass; the coefficients may be on the host."""
     name = _table.OPTIMIZERS[optimizer]
-    update = record.of_one_step(coefficients)
+    update = records.of_one_step(coefficients)
     optimizers.optimizer_step(
         name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
     )
 
 
+# ------------------------------------------------------------------------------ normalisation, sums
+def _operate(name, rows, columns, number, *operands):
+    """A launcher of norms.py; matrices and vectors as arrays."""
+    placed = [
+        None if array is None else _matrix(array) if array.ndim == 2 else driver.flat(array) for array in operands
+    ]
+    norms.OPERATIONS[name](rows, columns, number, *placed, driver.stream())
+
+
+def add(x, y, out):
+    """A thread an element, in place or not."""
+    _operate("add", *x.shape, 0.0, x, y, out)
+
+
+def layer_norm_forward(x, weight, bias, eps, out, saved, scale):
+    """Several threads a row."""
+    _operate("layer_norm_forward", *x.shape, eps, x, weight, bias, out, saved, scale)
+
+
+def layer_norm_backward_input(grad_out, weight, saved, scale, grad_x):
+    """Several threads a row."""
+    _operate("layer_norm_backward_input", *saved.shape, 0.0, grad_out, weight, saved, scale, grad_x)
+
+
+def norm_backward_params(grad_out, saved, beta, grad_weight, grad_bias):
+    """Several threads a column."""
+    _operate("norm_backward_params", *saved.shape, beta, grad_out, saved, grad_weight, grad_bias)
+
+
+def batch_moments(x, row_weight, eps, mean, scale, variance):
+    """Several threads a column."""
+    _operate("batch_moments", *x.shape, eps, x, row_weight, mean, scale, variance)
+
+
+def running_moments(running_mean, running_var, eps, mean, scale):
+    """A thread a feature."""
+    _operate("running_moments", 1, len(mean), eps, running_mean, running_var, mean, scale)
+
+
+def batch_norm_forward(x, mean, scale, weight, bias, out, saved):
+    """A thread an element."""
+    _operate("batch_norm_forward", *x.shape, 0.0, x, mean, scale, weight, bias, out, saved)
+
+
+def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x):
+    """A thread an element."""
+    operands = grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x
+    _operate("batch_norm_backward_input", *saved.shape, 0.0, *operands)
+
+
+def update_statistics(mean, variance, momentum, running_mean, running_var):
+    """A thread a feature."""
+    arrays = map(driver.flat, (mean, variance, running_mean, running_var))
+    update = records.of_one_step(np.zeros(_table.COEFFICIENTS))
+    norms.update_statistics(len(mean), momentum, update, *arrays, driver.stream())
+
+
 # ---------------------------------------------------------------------------------------- whole buffers
-def squared_norm(table, buffer):
+def squared_norm(places, buffer):
     """One number comes back."""
-    return _parameter_sum("square", table, buffer)
+    return _parameter_sum("square", places, buffer)
 
 
-def all_finite(table, buffer):
+def all_finite(places, buffer):
     """One number comes back."""
-    return _parameter_sum("zero_if_finite", table, buffer) == 0
+    return _parameter_sum("zero_if_finite", places, buffer) == 0
 
 
-def _parameter_sum(formula, table, buffer):
+def _parameter_sum(formula, places, buffer):
     driver.require()
     pieces = buffers.pieces_of(buffer.size)
     sums = _scratch(pieces + 1, np.dtype(np.float64))
-    buffers.parameter_sum(formula, driver.flat(table), driver.flat(buffer), sums, driver.stream())
+    buffers.parameter_sum(formula, driver.flat(places), driver.flat(buffer), sums, driver.stream())
     return driver.to_host(sums[pieces : pieces + 1]).item()
 
 

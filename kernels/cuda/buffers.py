@@ -8,14 +8,10 @@ from functools import cache
 
 import numpy as np
 
-from .. import table as layout
 from .driver import cuda, device_function, kernel, simulated, types, vector
 from .launch import THREADS, WAVES, first_element, multiprocessors, over_elements, sum_over_lanes
 
 PIECE = THREADS * (16 if simulated else 32)  # elements of the buffer that a block sums at once
-WEIGHT, BIAS, FAN_IN, FAN_OUT, LD_OUT, COLUMNS = (
-    layout.WEIGHT, layout.BIAS, layout.FAN_IN, layout.FAN_OUT, layout.LD_OUT, layout.COLUMNS
-)  # fmt: skip
 
 
 @cache
@@ -94,19 +90,16 @@ def piece_sum_kernel(name, dtype):
         return total
 
     @kernel(threads=THREADS)
-    def piece_sum_kernel(pieces, rows, table, buffer, sums):
+    def piece_sum_kernel(pieces, arrays, places, buffer, sums):
         shared = cuda.shared.array(THREADS, np.float64)
         for piece in range(np.int64(cuda.blockIdx.x), pieces, np.int64(cuda.gridDim.x)):
             first = piece * PIECE
             last = first + PIECE
             total = np.float64(0)
-            for row in range(rows):
-                at = row * COLUMNS
-                weight, bias, columns = table[at + WEIGHT], table[at + BIAS], table[at + FAN_OUT]
-                if weight >= 0:
-                    total += part_sum(weight, table[at + FAN_IN], columns, table[at + LD_OUT], first, last, buffer)
-                if bias >= 0:
-                    total += part_sum(bias, np.int64(1), columns, columns, first, last, buffer)
+            for array in range(arrays):
+                at = 4 * array
+                begin, rows, columns, ld = places[at], places[at + 1], places[at + 2], places[at + 3]
+                total += part_sum(begin, rows, columns, ld, first, last, buffer)
             total = sum_over_lanes(shared, total, cuda.threadIdx.x, cuda.blockDim.x)
             if cuda.threadIdx.x == 0:
                 sums[piece] = total
@@ -136,11 +129,11 @@ def pieces_of(size):
     return -(-size // PIECE)
 
 
-def parameter_sum(name, table, buffer, sums, stream):
+def parameter_sum(name, places, buffer, sums, stream):
     """The sum of a formula over all weights and biases into ``sums[pieces]``, after those of the pieces."""
     pieces = pieces_of(buffer.size)
     grid = max(min(pieces, WAVES * multiprocessors()), 1)
-    piece_sum_kernel(name, buffer.dtype)[grid, THREADS, stream](pieces, len(table) // COLUMNS, table, buffer, sums)
+    piece_sum_kernel(name, buffer.dtype)[grid, THREADS, stream](pieces, len(places) // 4, places, buffer, sums)
     sum_kernel()[1, THREADS, stream](pieces, sums, pieces, sums)
 
 

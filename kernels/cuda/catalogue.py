@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import table
-from . import buffers, elementwise, gemm, losses, optimizers, probabilities, steps
+from . import buffers, elementwise, gemm, losses, norms, optimizers, probabilities, steps
 
 PARTS = {*table.ACTIVATIONS, *table.LOSSES, *table.OPTIMIZERS}
 
@@ -32,6 +32,6 @@ class Kernel(NamedTuple):
 def kernels(dtypes=(np.float32, np.float64)):
     """All kernels for these dtypes."""
     for dtype in map(np.dtype, dtypes):
-        for module in (buffers, elementwise, gemm, probabilities, losses, optimizers, steps):
+        for module in (buffers, elementwise, gemm, norms, probabilities, losses, optimizers, steps):
             for name, function, signature in module.kernels(dtype):
                 yield Kernel(name, dtype, function, signature)

@@ -479,7 +479,8 @@ def gemm(
     tile = tile or tile_of(m, n, c.dtype.itemsize, precision)
     width = VECTOR_BYTES // c.dtype.itemsize
     bias, has_bias = (c, 0) if bias is None else (bias, 1)
-    saved = c if saved is None else saved
+    if saved is None:  # z where the output then goes
+        saved, saved_offset, lds = c, c_offset, ldc
     operands = (
         (a, a_offset, lda),
         (b, b_offset, ldb),

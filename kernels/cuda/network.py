@@ -1,4 +1,4 @@
-"""The walk over the network table: a row of the table is a launch, a step a sequence of launches on one stream.
+"""The walk over a program: an instruction is a launch or a few, a step a sequence of launches on one stream.
 
 The host decides nothing within a step: which step it is, its rows, key and coefficients are read from the record on
 the device (record.py), so every step of a run is the same sequence. It is launched as it is the first time; after that
@@ -8,8 +8,10 @@ one launch (steps.py).
 
 import numpy as np
 
+from .. import program
 from .. import table as layout
-from . import driver, steps
+from ..contract import FUNCTIONS
+from . import driver, norms, steps
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
@@ -22,116 +24,155 @@ INFERENCE_ROWS = 64
 GRAPHS = 8  # kept by a workspace; a graph belongs to the arrays it was captured with
 
 
-class Row:
-    """A row of the table, as Python numbers and names."""
-
-    def __init__(self, number, row):
-        self.number = number
-        self.kind = layout.KINDS[row[layout.KIND]]
-        code, self.parameter = layout.activation_of(row)
-        self.activation = layout.ACTIVATIONS[code]
-        self.precision = layout.PRECISIONS[row[layout.PRECISION]]
-        self.fan_in, self.fan_out, self.ld_in, self.ld_out = (
-            int(row[column]) for column in (layout.FAN_IN, layout.FAN_OUT, layout.LD_IN, layout.LD_OUT)
-        )
-        self.weight, self.bias = int(row[layout.WEIGHT]), int(row[layout.BIAS])
-        self.output, self.saved = int(row[layout.OUTPUT]), int(row[layout.SAVED])
-
-
 class _Workspace:
-    """The table and the activations of up to ``capacity`` rows."""
+    """A listing of a program and the activations of up to ``capacity`` rows."""
 
-    def __init__(self, table, dtype):
-        self.table, self.dtype = np.ascontiguousarray(table), np.dtype(dtype)
-        self.rows = [Row(number, row) for number, row in enumerate(self.table)]
-        self.fan_in, self.fan_out = self.rows[0].fan_in, self.rows[-1].fan_out
-        self.width = layout.activation_width(self.table)
+    def __init__(self, program, listing, dtype):
+        self.program, self.listing, self.dtype = program, listing, np.dtype(dtype)
+        self.fan_in, self.fan_out, self.width = program.in_features, program.out_features, listing.width
+        self.reductions = driver.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
+        self.vectors = {}  # place -> the buffer and the part of it
 
-    def output(self, row):
-        """Where a row of the table writes: array, offset, leading dimension."""
-        return self.outputs, row.output * self.capacity, row.ld_out
+    def places(self, run):
+        """Where buffers begin: (array, how many elements an element of an offset stands for) by their codes."""
+        return {
+            program.ACTIVATIONS: (self.outputs, self.capacity),
+            program.PARAMETERS: (run.parameters, 1),
+            program.STATISTICS: (run.statistics, 1),
+            program.REDUCTIONS: (self.reductions, 1),
+        }
 
-    def saved(self, row):
-        """What the derivative of its activation reads, likewise."""
-        return self.outputs, row.saved * self.capacity, row.ld_out
+    def matrix(self, places, operand):
+        """An operand as (array, offset, leading dimension); None where there is none."""
+        if operand is None:
+            return None
+        array, scale = places[operand.buffer]
+        if isinstance(array, tuple):  # which lies in the memory of others
+            return array
+        return array, operand.offset * scale, operand.ld
 
-    def forward(self, parameters, n, x, out, stream, record=None):
-        """The chain for ``n`` rows from ``x``; the last row of the table writes to ``out``, if that is given.
+    def vector(self, places, operand):
+        """An operand of a whole buffer, or a number a row, as an array."""
+        if operand is None:
+            return None
+        array, _ = places[operand.buffer]
+        if not operand.columns:
+            return array
+        key = operand.buffer, operand.offset
+        if self.vectors.get(key, (None, None))[0] is not array:
+            self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
+        return self.vectors[key][1]
 
-        With a record, of the step that begins: dropout drops.
-        """
-        for row in self.rows:
-            last = out is not None and row is self.rows[-1]
-            target = out if last else self.output(row)
-            saved = None if row.saved == row.output else self.saved(row)
-            if row.kind == "linear":
+    def walk(self, instructions, places, n, stream, record=None, which=NEXT):
+        """Launch instructions for ``n`` rows; with a record, of the step that it is at."""
+        for instruction in instructions:
+            operation, activation, parameter = instruction.operation, instruction.activation, instruction.parameter
+            operands = instruction.operands
+            if operation == "linear_forward":
+                x, weight, bias, out, saved = (self.matrix(places, operand) for operand in operands[:5])
                 linear_forward(
-                    row.activation, n, row.fan_in, row.fan_out, *x, parameters, row.weight, row.ld_out,
-                    None if row.bias < 0 else parameters, row.bias, row.parameter,
-                    *target, *(saved or (None, 0, 0)), row.precision, stream,
+                    activation, n, operands[0].columns, operands[3].columns, *x, *weight,
+                    *(bias[:2] if bias else (None, 0)), parameter, *out, *(saved if saved != out else (None, 0, 0)),
+                    instruction.precision, stream,
                 )  # fmt: skip
-            elif row.kind == "activation":
-                if saved:
-                    convert(n, row.fan_out, *x, *saved, stream)
-                activation_forward(row.activation, n, row.fan_out, *x, *target, row.parameter, stream)
-            elif record is not None:
+            elif operation == "linear_backward_input":
+                grad, weight, saved, out = (self.matrix(places, operand) for operand in operands[:4])
+                linear_backward_input(
+                    activation, n, operands[3].columns, operands[0].columns, *grad, *weight, *saved, parameter, *out,
+                    instruction.precision, stream,
+                )  # fmt: skip
+            elif operation == "linear_backward_params":
+                x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
+                linear_backward_params(
+                    n, operands[0].columns, operands[1].columns, *x, *grad, 0, *weight,
+                    *(bias[:2] if bias else (None, 0)), self.scratch, instruction.precision, stream,
+                )  # fmt: skip
+            elif operation == "activation_forward":
+                z, out = (self.matrix(places, operand) for operand in operands[:2])
+                activation_forward(activation, n, operands[0].columns, *z, *out, parameter, stream)
+            elif operation == "activation_backward":
+                grad, saved, out = (self.matrix(places, operand) for operand in operands[:3])
+                activation_backward(activation, n, operands[0].columns, *grad, *saved, *out, parameter, stream)
+            elif operation == "dropout":
+                x, out = self.matrix(places, operands[0]), self.matrix(places, operands[2])
                 dropout(
-                    n, row.fan_out, record.device, NEXT, row.number, 0, row.parameter, *x, *target, stream
-                )  # fmt: skip
-            elif last:
-                convert(n, row.fan_out, *x, *target, stream)
+                    n, operands[0].columns, record.device, which, instruction.number, 0, parameter, *x, *out, stream
+                )
+            elif operation == "update_statistics":
+                vectors = [self.vector(places, operand) for operand in operands[:4]]
+                norms.update_statistics(operands[0].columns, parameter, record, *vectors, stream)
             else:
-                continue  # nothing is dropped: the next row reads what this one would have
-            x = target
+                placed = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
+                norms.OPERATIONS[operation](n, operands[0].columns, parameter, *placed, stream)
+
+    def placed(self, places, operand):
+        """A matrix or a vector, as `norms` takes it."""
+        whole = operand is not None and (operand.buffer >= program.BY_ROWS or not operand.columns)
+        return self.vector(places, operand) if whole else self.matrix(places, operand)
+
+
+COUNTS = {name: len(declaration.operands) for name, declaration in FUNCTIONS.items()}
 
 
 class InferenceWorkspace(_Workspace):
     """Activations for as many rows as a call has, up to `INFERENCE_BYTES`; more rows go in blocks."""
 
-    def __init__(self, table, dtype):
-        super().__init__(table, dtype)
-        bytes_a_row = self.width * self.dtype.itemsize
+    def __init__(self, program, dtype):
+        super().__init__(program, program.inference, dtype)
+        bytes_a_row = max(self.width, 1) * self.dtype.itemsize
         self.most = max(INFERENCE_BYTES // bytes_a_row, INFERENCE_ROWS)
+        self.input = None
 
     def prepare(self, rows, converts):
         """Room for this many rows; of the input too, where it has another dtype."""
         rows = min(rows, self.most)
         if rows > self.capacity:
             self.capacity = min(1 << (rows - 1).bit_length(), self.most)
-            self.outputs = driver.empty(self.capacity * self.width, self.dtype)
+            self.outputs = driver.empty(self.capacity * max(self.width, 1), self.dtype)
             self.input = None
         if converts and self.input is None:
-            self.input = driver.empty(self.capacity * self.rows[0].ld_in, self.dtype)
+            self.input = driver.empty(self.capacity * self.fan_in, self.dtype)
 
 
-def network_forward(workspace, parameters, x, out):
+class Buffers:
+    """The buffers of a network, flat."""
+
+    def __init__(self, parameters, statistics):
+        self.parameters, self.statistics = driver.flat(parameters), driver.flat(statistics)
+
+
+def network_forward(workspace, parameters, statistics, x, out):
     """In blocks of rows, one after another."""
     n, stream = len(x), driver.stream()
     converts = x.dtype != workspace.dtype
     workspace.prepare(max(n, 1), converts)
-    parameters, x, out = driver.flat(parameters), driver.flat(x), driver.flat(out)
+    places = workspace.places(Buffers(parameters, statistics))
+    x, out = driver.flat(x), driver.flat(out)
     for first in range(0, n, workspace.capacity):
         rows = min(workspace.capacity, n - first)
         source = x, first * workspace.fan_in, workspace.fan_in
         if converts:
-            converted = workspace.input, 0, workspace.rows[0].ld_in
+            converted = workspace.input, 0, workspace.fan_in
             convert(rows, workspace.fan_in, *source, *converted, stream)
             source = converted
-        workspace.forward(parameters, rows, source, (out, first * workspace.fan_out, workspace.fan_out), stream)
+        target = out, first * workspace.fan_out, workspace.fan_out
+        places |= {program.INPUT: (source, 1), program.OUTPUT: (target, 1)}
+        workspace.walk(workspace.listing.decoded, places, rows, stream)
 
 
 class TrainingWorkspace(_Workspace):
     """Activations and gradients of a batch, the gradient of the parameters, a record, and captured graphs."""
 
-    def __init__(self, table, dtype, batch_size, loss, loss_parameter, optimizer):
-        super().__init__(table, dtype)
+    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
+        super().__init__(program, program.training, dtype)
+        ld_in = layout.leading_dimension(self.fan_in, self.dtype.itemsize)
         self.capacity = self.batch_size = batch_size
         self.loss, self.loss_parameter = layout.LOSSES[loss], float(loss_parameter)
         self.optimizer = layout.OPTIMIZERS[optimizer]
         self.labelled = self.loss in layout.LABEL_LOSSES
-        self.outputs = driver.empty(batch_size * (self.width + self.rows[0].ld_in), self.dtype)
-        self.input = self.outputs, batch_size * self.width, self.rows[0].ld_in
+        self.outputs = driver.empty(batch_size * (self.width + ld_in), self.dtype)
+        self.input = self.outputs, batch_size * self.width, ld_in
         self.gradients = driver.empty(batch_size * self.width, self.dtype)
         self.ld_target = 0 if self.labelled else layout.leading_dimension(self.fan_out, self.dtype.itemsize)
         self.target = driver.empty(
@@ -140,59 +181,26 @@ class TrainingWorkspace(_Workspace):
         self.weight = driver.empty(batch_size, np.float64)
         self.weight_rows = 0  # of so many rows it holds the mean's weights
         self.row_loss, self.row_hit = driver.empty(batch_size, self.dtype), driver.empty(batch_size, np.int64)
-        self.scratch = driver.empty(sum_scratch(batch_size, max(row.fan_out for row in self.rows)), self.dtype)
+        decoded = self.listing.decoded
+        self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
+        self.scratch = driver.empty(sum_scratch(batch_size, self.widest), self.dtype)
         self.parameter_gradient = None
         self.record = Record()
-        self.size = sum(row.fan_out * (row.fan_in + 1) for row in self.rows if row.kind == "linear")
-        self.device_table = driver.to_device(self.table.reshape(-1))
-        self.device_numbers = self.device_table.view(np.float64)
+        self.instructions = driver.to_device(self.listing.instructions.reshape(-1))
+        self.numbers = self.instructions.view(np.float64)
         self.graphs = {}  # sizes and addresses -> the captured step, None after the first
-        trained = [row.number for row in self.rows if row.kind == "linear"]
-        self.first_trained = trained[0] if trained else -1
 
-    def gradient(self, row):
-        """The derivative of the loss with respect to a row's pre-activation, or what becomes that."""
-        return self.gradients, row.output * self.capacity, row.ld_out
-
-    def backward(self, parameters, n, stream):
-        """From the gradient of the last output to that of every parameter."""
-        grad = self.parameter_gradient
-        last = self.rows[-1]
-        if last.activation != "identity":
-            g = self.gradient(last)
-            activation_backward(last.activation, n, last.fan_out, *g, *self.saved(last), *g, last.parameter, stream)
-        for row in reversed(self.rows):
-            previous = self.rows[row.number - 1] if row.number else None
-            g = self.gradient(row)
-            if row.kind == "linear":
-                x = self.output(previous) if previous else self.input
-                linear_backward_params(
-                    n, row.fan_in, row.fan_out, *x, *g, 0, grad, row.weight, row.ld_out,
-                    None if row.bias < 0 else grad, row.bias, self.scratch, row.precision, stream,
-                )  # fmt: skip
-            if previous is None or row.number == self.first_trained:
-                break
-            of_previous, activation = self.gradient(previous), previous.activation
-            if row.kind == "linear":
-                linear_backward_input(
-                    activation, n, row.fan_in, row.fan_out, *g, parameters, row.weight, row.ld_out,
-                    *self.saved(previous), previous.parameter, *of_previous, row.precision, stream,
-                )  # fmt: skip
-                continue
-            if row.kind == "dropout":
-                dropout(
-                    n, row.fan_out, self.record.device, CURRENT, row.number, 0, row.parameter, *g, *of_previous, stream
-                )
-                g = of_previous
-            if activation != "identity" or g is not of_previous:
-                activation_backward(
-                    activation, n, row.fan_in, *g, *self.saved(previous), *of_previous, previous.parameter, stream
-                )
+    def places(self, run):
+        return super().places(run) | {
+            program.INPUT: (self.input, 1),
+            program.GRADIENTS: (self.gradients, self.capacity),
+            program.ROW_WEIGHT: (self.weight, 1),
+            program.PARAMETER_GRADIENTS: (self.parameter_gradient, 1),
+        }
 
     def step(self, run, n, stream):
         """One training step of ``n`` rows: the launches, in order."""
-        record = self.record
-        prediction, g = self.output(self.rows[-1]), self.gradient(self.rows[-1])
+        record, listing, places = self.record, self.listing, self.places(run)
         labels = (run.target, self.target) if self.labelled else (None, None)
         gather(n, self.fan_in, record.device, run.x, run.ldx, *self.input, *labels, stream)
         if not self.labelled:
@@ -200,13 +208,14 @@ class TrainingWorkspace(_Workspace):
             gather(n, self.fan_out, record.device, run.target, run.ldt, *target, None, None, stream)
         if run.row_weight is not None:
             weights(n, record.device, run.row_weight, self.weight, stream)
-        self.forward(run.parameters, n, self.input, None, stream, record)
+        self.walk(listing.decoded[: listing.loss], places, n, stream, record)
+        prediction, g = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         loss_forward_backward(
             self.loss, n, self.fan_out, self.loss_parameter, *prediction, self.target, self.ld_target,
             self.weight, self.row_loss, self.row_hit, *g, stream,
         )  # fmt: skip
         step_loss(n, record, self.weight, self.row_loss, self.row_hit, stream)
-        self.backward(run.parameters, n, stream)
+        self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
         optimizer_step(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
 
     def steps(self, run, n, count):
@@ -231,34 +240,38 @@ class TrainingWorkspace(_Workspace):
             self.graphs[key]()
 
 
-class Run:
+class Run(Buffers):
     """The arrays of a call, flat."""
 
-    def __init__(self, parameters, state, x, target, row_weight):
-        self.parameters, self.state = driver.flat(parameters), tuple(map(driver.flat, state))
+    def __init__(self, parameters, statistics, state, x, target, row_weight):
+        super().__init__(parameters, statistics)
+        self.state = tuple(map(driver.flat, state))
         self.x, self.target = driver.flat(x), driver.flat(target)
         self.ldx, self.ldt = x.shape[1], target.shape[1] if target.ndim == 2 else 0
         self.row_weight = None if row_weight is None else driver.flat(row_weight)
 
     def addresses(self):
         """What a captured step depends on."""
-        arrays = (self.parameters, *self.state, self.x, self.target, self.row_weight)
+        arrays = (self.parameters, self.statistics, *self.state, self.x, self.target, self.row_weight)
         return tuple(None if array is None else (driver.address(array), array.dtype.str) for array in arrays)
 
 
 def network_train_steps(
-    workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size, step_loss, step_hits
-):
+    workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
+    step_loss, step_hits,
+):  # fmt: skip
     """On one stream, without waiting for the device before the last step.
 
-    ``parameters``, ``state``, ``x``, ``target`` and ``row_weight`` are on the device; the others are small and may be
-    on the host, from where they are sent once.
+    ``parameters``, ``statistics``, ``state``, ``x``, ``target`` and ``row_weight`` are on the device; the others are
+    small and may be on the host, from where they are sent once.
     """
-    arguments = parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size
+    arguments = parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size
     return launch_train_steps(workspace, *arguments)(step_loss, step_hits)
 
 
-def launch_train_steps(workspace, parameters, state, coefficients, keys, x, target, row_weight, rows, batch_size):
+def launch_train_steps(
+    workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size
+):
     """`network_train_steps`, which goes on while the device works.
 
     Returns
@@ -270,7 +283,7 @@ def launch_train_steps(workspace, parameters, state, coefficients, keys, x, targ
     number = -(-count // batch_size)
     if number == 0:
         return lambda step_loss, step_hits: 0
-    run = Run(parameters, state, x, target, row_weight)
+    run = Run(parameters, statistics, state, x, target, row_weight)
     if workspace.parameter_gradient is None:
         workspace.parameter_gradient = driver.empty(run.parameters.size, workspace.dtype)
         clear(workspace.parameter_gradient, driver.stream())

@@ -1,10 +1,10 @@
-"""Many training steps of a small network in one launch: a cooperative kernel that walks the table on the device.
+"""Many training steps of a small network in one launch: a cooperative kernel that walks the program on the device.
 
-A step has two regions, and the whole grid waits after each. In the first every block takes some rows of the batch
-through gather, forward, loss and backward: rows do not meet, so only the block's own threads wait for one another. In
-the second every thread makes the gradients of some parameters, each a sum over the batch in the order of its rows, and
-updates them at once. The loss of the step is summed by every block in the same way, so all of them know whether to go
-on. An element's bits do not depend on the number of blocks.
+It makes the programs whose phases are one of rows and one of weights; the whole grid waits after each. In the first
+every block takes some rows of the batch through gather, forward, loss and backward: rows do not meet, so only the
+block's own threads wait for one another. In the second every thread makes the gradients of some parameters, each a sum
+over the batch in the order of its rows, and updates them at once. The loss of the step is summed by every block in the
+same way, so all of them know whether to go on. An element's bits do not depend on the number of blocks.
 
 The kernel is compiled for a dtype, a loss, an optimizer and the activations that the network has; the network itself is
 data. It is what `network.TrainingWorkspace.step` does, in another order of summation, where launches would cost more
@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 
+from .. import program
 from .. import table as layout
 from . import driver
 from .driver import cuda, device_function, kernel, types, vector
@@ -28,7 +29,15 @@ from .record import BATCH, COEFFICIENTS, KEYS, NEXT, ROWS, STEP_HITS, STEP_LOSS,
 # Where a launch costs more than its work: a product this small keeps fewer threads busy than a GPU has.
 MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS = 256, 1 << 16, 1024
 MOST_STEPS = 4096  # a launch, so that no launch takes seconds
-LINEAR, DROPOUT = layout.KINDS.index("linear"), layout.KINDS.index("dropout")
+# The operations that are made here; a network with others is launched an instruction at a time.
+OPERATIONS = (
+    "linear_forward", "activation_forward", "dropout", "add", "loss_forward_backward", "activation_backward",
+    "linear_backward_input", "linear_backward_params",
+)  # fmt: skip
+LINEAR_FORWARD, ACTIVATION_FORWARD, DROPOUT, ADD, LOSS, ACTIVATION_BACKWARD, LINEAR_BACKWARD_INPUT, _ = map(
+    program.OPERATIONS.index, OPERATIONS
+)
+OPERAND, HEAD, INPUT = program.OPERAND, program.HEAD, program.INPUT
 TWO_32 = 4294967296.0
 
 
@@ -74,109 +83,148 @@ def steps_kernel(dtype, loss, optimizer, activations):
         return x * number(np.float64(1) / (np.float64(1) - probability)) if kept else zero
 
     @device_function
-    def forward(table, numbers, parameters, outputs, capacity, x, ldx, first, rows, record, start, key):
-        """The chain for rows ``first ...`` of the batch, from those at x."""
-        for r in range(table.size // layout.COLUMNS):
-            at = r * layout.COLUMNS
-            kind, fan_in, fan_out = table[at], table[at + layout.FAN_IN], table[at + layout.FAN_OUT]
-            ld, code = table[at + layout.LD_OUT], table[at + layout.ACTIVATION]
-            parameter = numbers[at + layout.PARAMETER]
-            weight, bias = table[at + layout.WEIGHT], table[at + layout.BIAS]
-            out, saved = table[at + layout.OUTPUT] * capacity, table[at + layout.SAVED] * capacity
-            p = number(parameter)
-            for e in range(cuda.threadIdx.x, rows * fan_out, cuda.blockDim.x):
-                i = first + e // fan_out
-                j = e % fan_out
-                if kind == DROPOUT:
-                    of_layer = splitmix64(np.uint64(key) + np.uint64(r))
-                    of_this = splitmix64(of_layer + np.uint64(record[start + i]))
-                    outputs[out + i * ld + j] = dropped(outputs[x + i * ldx + j], parameter, of_this, j)
-                else:
-                    z = zero
-                    if kind == LINEAR:
-                        if bias >= 0:
-                            z = parameters[bias + j]
-                        for k in range(fan_in):
-                            z = fma(outputs[x + i * ldx + k], parameters[weight + k * ld + j], z)
-                    else:
-                        z = outputs[x + i * ldx + j]
-                    if saved != out:
-                        outputs[saved + i * ld + j] = z
-                    outputs[out + i * ld + j] = value(code, z, p)
-            x, ldx = out, ld
-            cuda.syncthreads()
+    def operand(instructions, at, slot, capacity, x):
+        """(where its first row begins, its leading dimension, its columns); of the input that is at ``x``."""
+        place = at + HEAD + slot * OPERAND
+        begin = instructions[place + program.OFFSET] * capacity
+        if instructions[place + program.BUFFER] == INPUT:
+            begin = x
+        return begin, instructions[place + program.LD], instructions[place + program.COLUMNS]
 
     @device_function
-    def backward(table, numbers, parameters, outputs, gradients, capacity, first, rows, record, start, key, trained):
-        """From the gradient of the last output to those of all pre-activations from the row ``trained`` on."""
-        last = table.size // layout.COLUMNS - 1
-        for back in range(last + 1 - trained):
-            r = last - back  # the row of the table whose gradient is made, from that of the row after it
-            at = r * layout.COLUMNS
-            after = at + layout.COLUMNS
-            columns, ld = table[at + layout.FAN_OUT], table[at + layout.LD_OUT]
-            saved, grad = table[at + layout.SAVED] * capacity, table[at + layout.OUTPUT] * capacity
-            code, p = table[at + layout.ACTIVATION], number(numbers[at + layout.PARAMETER])
+    def parameter(instructions, at, slot):
+        """(where it begins in the parameter buffer, -1 if there is none; its leading dimension)."""
+        place = at + HEAD + slot * OPERAND
+        if instructions[place + program.BUFFER] < 0:
+            return np.int64(-1), np.int64(0)
+        return instructions[place + program.OFFSET], instructions[place + program.LD]
+
+    @device_function
+    def unit_kept(x, probability, record, row, unit, key, layer):
+        """What dropout makes of a unit."""
+        of_layer = splitmix64(np.uint64(key) + np.uint64(layer))
+        return dropped(x, probability, splitmix64(of_layer + np.uint64(record[row])), unit)
+
+    @device_function
+    def forward(
+        instructions, numbers, end, parameters, outputs, capacity, input_offset, first, rows, record, start, key
+    ):
+        """Instructions up to ``end`` for rows ``first ...`` of the batch."""
+        for r in range(end):
+            at = r * program.WIDTH
+            operation, code = instructions[at], instructions[at + program.ACTIVATION]
+            exact = numbers[at + program.PARAMETER]
+            p = number(exact)
+            x, ldx, fan_in = operand(instructions, at, 0, capacity, input_offset)
+            weight, ldw = parameter(instructions, at, 1)
+            bias, _ = parameter(instructions, at, 2)
+            slot = 1
+            if operation == LINEAR_FORWARD:
+                slot = 3
+            elif operation != ACTIVATION_FORWARD:
+                slot = 2
+            out, ldo, columns = operand(instructions, at, slot, capacity, input_offset)
+            other, ld_other, _ = operand(
+                instructions, at, 4 if operation == LINEAR_FORWARD else 1, capacity, input_offset
+            )
             for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
                 i = first + e // columns
                 j = e % columns
-                if back == 0:
-                    g = gradients[grad + i * ld + j]
+                if operation == LINEAR_FORWARD:
+                    z = zero
+                    if bias >= 0:
+                        z = parameters[bias + j]
+                    for k in range(fan_in):
+                        z = fma(outputs[x + i * ldx + k], parameters[weight + k * ldw + j], z)
+                    if other != out:
+                        outputs[other + i * ld_other + j] = z
+                    outputs[out + i * ldo + j] = value(code, z, p)
+                elif operation == DROPOUT:
+                    outputs[out + i * ldo + j] = unit_kept(
+                        outputs[x + i * ldx + j], exact, record, start + i, j, key, instructions[at + program.NUMBER]
+                    )
+                elif operation == ADD:
+                    outputs[out + i * ldo + j] = outputs[x + i * ldx + j] + outputs[other + i * ld_other + j]
                 else:
-                    kind, fan_out, ld_after = table[after], table[after + layout.FAN_OUT], table[after + layout.LD_OUT]
-                    of_after = table[after + layout.OUTPUT] * capacity + i * ld_after
-                    if kind == LINEAR:
-                        g, weight = zero, table[after + layout.WEIGHT] + j * ld_after
-                        for k in range(fan_out):
-                            g = fma(gradients[of_after + k], parameters[weight + k], g)
-                    else:
-                        g = gradients[of_after + j]
-                        if kind == DROPOUT:
-                            of_layer = splitmix64(np.uint64(key) + np.uint64(r + 1))
-                            of_this = splitmix64(of_layer + np.uint64(record[start + i]))
-                            g = dropped(g, numbers[after + layout.PARAMETER], of_this, j)
-                gradients[grad + i * ld + j] = g * derivative(code, outputs[saved + i * ld + j], p)
+                    outputs[out + i * ldo + j] = value(code, outputs[x + i * ldx + j], p)
             cuda.syncthreads()
 
     @device_function
-    def update_all(table, parameters, outputs, gradients, capacity, x, ldx, n, c, state_1, state_2):
+    def backward(
+        instructions, numbers, begin, end, parameters, outputs, gradients, capacity, input_offset, first, rows, record,
+        start, key,
+    ):  # fmt: skip
+        """Instructions from ``begin`` to ``end``, from the gradient of the prediction to what the parameters' need."""
+        for r in range(begin, end):
+            at = r * program.WIDTH
+            operation, code = instructions[at], instructions[at + program.ACTIVATION]
+            exact = numbers[at + program.PARAMETER]
+            p = number(exact)
+            grad, ldg, fan_out = operand(instructions, at, 0, capacity, input_offset)
+            weight, ldw = parameter(instructions, at, 1)
+            last = 3 if operation == LINEAR_BACKWARD_INPUT else 2
+            other, ld_other, _ = operand(instructions, at, last - 1, capacity, input_offset)
+            out, ldo, columns = operand(instructions, at, last, capacity, input_offset)
+            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
+                i = first + e // columns
+                j = e % columns
+                if operation == LINEAR_BACKWARD_INPUT:
+                    g = zero
+                    for k in range(fan_out):
+                        g = fma(gradients[grad + i * ldg + k], parameters[weight + j * ldw + k], g)
+                    g *= derivative(code, outputs[other + i * ld_other + j], p)
+                elif operation == ACTIVATION_BACKWARD:
+                    g = gradients[grad + i * ldg + j] * derivative(code, outputs[other + i * ld_other + j], p)
+                elif operation == DROPOUT:
+                    g = unit_kept(
+                        gradients[grad + i * ldg + j], exact, record, start + i, j, key,
+                        instructions[at + program.NUMBER],
+                    )  # fmt: skip
+                else:
+                    g = gradients[grad + i * ldg + j] + gradients[other + i * ld_other + j]
+                gradients[out + i * ldo + j] = g
+            cuda.syncthreads()
+
+    @device_function
+    def update_all(
+        instructions, begin, end, parameters, outputs, gradients, capacity, input_offset, n, c, state_1, state_2
+    ):
         """Gradients and updates of this thread's parameters: weights, then biases, of every layer."""
         this = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         threads = np.int64(cuda.gridDim.x) * cuda.blockDim.x
-        for r in range(table.size // layout.COLUMNS):
-            at = r * layout.COLUMNS
-            fan_in, fan_out, ld = table[at + layout.FAN_IN], table[at + layout.FAN_OUT], table[at + layout.LD_OUT]
-            weight, bias = table[at + layout.WEIGHT], table[at + layout.BIAS]
-            out = table[at + layout.OUTPUT] * capacity
-            if table[at] == LINEAR:
-                count = fan_in * fan_out
-                if bias >= 0:
-                    count += fan_out
-                for e in range(this, count, threads):
-                    k, j, g = e // fan_out, e % fan_out, zero
-                    if k < fan_in:
-                        for i in range(n):
-                            g = fma(outputs[x + i * ldx + k], gradients[out + i * ld + j], g)
-                        update(c, weight + k * ld + j, g, parameters, state_1, state_2)
-                    else:
-                        for i in range(n):
-                            g += gradients[out + i * ld + j]
-                        update(c, bias + j, g, parameters, state_1, state_2)
-            x, ldx = out, ld
+        for r in range(begin, end):
+            at = r * program.WIDTH
+            x, ldx, fan_in = operand(instructions, at, 0, capacity, input_offset)
+            grad, ldg, fan_out = operand(instructions, at, 1, capacity, input_offset)
+            weight, ldw = parameter(instructions, at, 2)
+            bias, _ = parameter(instructions, at, 3)
+            count = fan_in * fan_out
+            if bias >= 0:
+                count += fan_out
+            for e in range(this, count, threads):
+                k, j, g = e // fan_out, e % fan_out, zero
+                if k < fan_in:
+                    for i in range(n):
+                        g = fma(outputs[x + i * ldx + k], gradients[grad + i * ldg + j], g)
+                    update(c, weight + k * ldw + j, g, parameters, state_1, state_2)
+                else:
+                    for i in range(n):
+                        g += gradients[grad + i * ldg + j]
+                    update(c, bias + j, g, parameters, state_1, state_2)
 
     @kernel(threads=THREADS)
     def steps_kernel(
-        n, steps, capacity, lanes, loss_parameter, trained, record, floats, table, numbers,
-        x, target, weighted, row_weight, parameters, state_1, state_2,
+        n, steps, capacity, lanes, loss_parameter, loss_at, weights_at, updated_at, record, floats, instructions,
+        numbers, fan_in, ldx, x, target, weighted, row_weight, parameters, state_1, state_2,
         outputs, input_offset, gradients, target_batch, ldt, batch_weight, row_loss, row_hit,
     ):  # fmt: skip
         shared = cuda.shared.array(THREADS, dtype)
         shared_sum = cuda.shared.array(THREADS, np.float64)
         shared_count = cuda.shared.array(THREADS, np.int64)
         grid, thread, threads = cuda.cg.this_grid(), cuda.threadIdx.x, cuda.blockDim.x
-        lane, last = thread % lanes, table.size - layout.COLUMNS
-        fan_in, ldx = table[layout.FAN_IN], table[layout.LD_IN]
-        classes, ldo, output = table[last + layout.FAN_OUT], table[last + layout.LD_OUT], table[last + layout.OUTPUT]
+        lane = thread % lanes
+        prediction, ldo, classes = operand(instructions, loss_at * program.WIDTH, 0, capacity, input_offset)
+        grad, ldg, _ = operand(instructions, loss_at * program.WIDTH, 5, capacity, input_offset)
         of_block = (n + cuda.gridDim.x - 1) // cuda.gridDim.x
         first = min(cuda.blockIdx.x * of_block, n)
         rows = min(of_block, n - first)
@@ -204,20 +252,26 @@ def steps_kernel(dtype, loss, optimizer, activations):
                 if labelled:
                     target_batch[i] = target[record[start + i]]
             cuda.syncthreads()
-            forward(table, numbers, parameters, outputs, capacity, input_offset, ldx, first, rows, record, start, key)
+            forward(
+                instructions, numbers, loss_at, parameters, outputs, capacity, input_offset, first, rows, record, start,
+                key,
+            )  # fmt: skip
             for base in range(first, first + rows, threads // lanes):
                 i = base + thread // lanes
                 inside = i < first + rows
                 loss, hit = loss_of(
                     shared, shared_count, lane, lanes, inside, classes, number(loss_parameter),
-                    outputs, output * capacity + i * ldo, target_batch, i if labelled else i * ldt,
-                    batch_weight[i] if inside else np.float64(0), gradients, output * capacity + i * ldo,
+                    outputs, prediction + i * ldo, target_batch, i if labelled else i * ldt,
+                    batch_weight[i] if inside else np.float64(0), gradients, grad + i * ldg,
                 )  # fmt: skip
                 if inside and lane == 0:
                     row_loss[i] = loss
                     row_hit[i] = hit
             cuda.syncthreads()
-            backward(table, numbers, parameters, outputs, gradients, capacity, first, rows, record, start, key, trained)
+            backward(
+                instructions, numbers, loss_at + 1, weights_at, parameters, outputs, gradients, capacity, input_offset,
+                first, rows, record, start, key,
+            )  # fmt: skip
             grid.sync()
             loss_sum, hits = np.float64(0), np.int64(0)
             for i in range(thread, n, threads):
@@ -236,7 +290,10 @@ def steps_kernel(dtype, loss, optimizer, activations):
             if not finite:
                 break
             c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
-            update_all(table, parameters, outputs, gradients, capacity, input_offset, ldx, n, c, state_1, state_2)
+            update_all(
+                instructions, weights_at, updated_at, parameters, outputs, gradients, capacity, input_offset, n, c,
+                state_1, state_2,
+            )  # fmt: skip
             grid.sync()
 
     return steps_kernel
@@ -247,22 +304,23 @@ def signature(dtype, x, target, labelled):
     i, f, ints, doubles, a = types.int64, types.float64, vector(np.int64), vector(np.float64), vector(dtype)
     x, target, batch = vector(x), vector(target), ints if labelled else a
     return (
-        i, i, i, i, f, i, ints, doubles, ints, doubles, x, target, types.boolean, doubles, a, a, a,
+        i, i, i, i, f, i, i, i, ints, doubles, ints, doubles, i, i, x, target, types.boolean, doubles, a, a, a,
         a, i, a, batch, i, doubles, a, ints,
     )  # fmt: skip
 
 
 def suits(workspace, n):
     """Whether steps of ``n`` rows are made here."""
-    if any(row.precision != "ieee" for row in workspace.rows):
-        return False
-    widest = max(max(row.fan_in, row.fan_out) for row in workspace.rows)
-    return widest <= MOST_WIDTH and workspace.size <= MOST_PARAMETERS and n <= MOST_ROWS
+    training = workspace.program.training
+    has_all = workspace.program.precision == "ieee" and training.operations.issubset(OPERATIONS)
+    small = workspace.widest <= MOST_WIDTH and workspace.program.real_size <= MOST_PARAMETERS
+    return has_all and small and n <= MOST_ROWS
 
 
 def train_steps(workspace, run, n, count, stream):
     """So many steps of ``n`` rows each, in as few launches as they may have."""
-    activations = tuple(sorted({row.activation for row in workspace.rows}))
+    listing = workspace.listing
+    activations = tuple(sorted({instruction.activation for instruction in listing.decoded}))
     function = steps_kernel(workspace.dtype, workspace.loss, workspace.optimizer, activations)
     types_ = signature(workspace.dtype, run.x.dtype, run.target.dtype, workspace.labelled)
     useful = max(n, -(-run.parameters.size // THREADS))
@@ -272,8 +330,8 @@ def train_steps(workspace, run, n, count, stream):
     for done in range(0, count, MOST_STEPS):
         function[blocks, THREADS, stream](
             n, min(MOST_STEPS, count - done), workspace.capacity, lanes_of_row(workspace.fan_out),
-            workspace.loss_parameter, max(workspace.first_trained, 0), record.device, record.floats,
-            workspace.device_table, workspace.device_numbers, run.x, run.target,
+            workspace.loss_parameter, listing.loss, listing.weights, listing.updated, record.device, record.floats,
+            workspace.instructions, workspace.numbers, workspace.fan_in, workspace.input[2], run.x, run.target,
             weighted, run.row_weight if weighted else workspace.weight, run.parameters, state_1, state_2,
             workspace.outputs, workspace.input[1], workspace.gradients, workspace.target, workspace.ld_target,
             workspace.weight, workspace.row_loss, workspace.row_hit,

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastbp.kernels import reference, table
+from fastbp.kernels import program, reference, table
 
 DTYPES = (np.float32, np.float64)
 GENERATOR = np.random.default_rng
@@ -59,14 +59,14 @@ class Same(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """A backend's workspace for a table."""
+    """A backend's workspace for a program."""
 
     kind: str
-    table: np.ndarray
+    program: program.Program
     rest: tuple = ()
 
     def build(self, backend, dtype):
-        return getattr(backend, self.kind)(self.table, dtype, *self.rest)
+        return getattr(backend, self.kind)(self.program, dtype, *self.rest)
 
 
 def given(value, **properties) -> Operand:
@@ -1270,7 +1270,8 @@ def nan_gradient_stays_in_its_element(backend, dtype):
 class Network(NamedTuple):
     """Widths, and an activation a layer.
 
-    ``separate`` gives each activation a row of its own; ``dropout`` stands before every layer.
+    ``separate`` gives each activation a row of its own; ``dropout`` stands before every layer; ``norm`` (a kind of
+    layer) after every hidden one; ``residual`` puts each layer that keeps its width, with its norm, beside its input.
     """
 
     widths: tuple
@@ -1278,11 +1279,14 @@ class Network(NamedTuple):
     bias: bool = True
     separate: bool = False
     dropout: float = 0.0
+    norm: str = ""
+    residual: bool = False
 
     def __str__(self):
         flags = (
             "-no_bias" * (not self.bias) + "-separate" * self.separate + f"-dropout_{self.dropout}" * bool(self.dropout)
-        )
+            + f"-{self.norm}" * bool(self.norm) + "-residual" * self.residual
+        )  # fmt: skip
         return f"{'_'.join(map(str, self.widths))}-{'_'.join(self.activations)}{flags}"
 
     def suited(self, loss):
@@ -1294,41 +1298,56 @@ class Network(NamedTuple):
     def lower(self, dtype):
         layers = []
         for fan_in, fan_out, activation in zip(self.widths, self.widths[1:], self.activations, strict=False):
+            block = []
             if self.dropout:
-                layers.append(("dropout", fan_in, fan_in, False, "identity", self.dropout))
-            layers.append(
-                ("linear", fan_in, fan_out, self.bias, "identity" if self.separate else activation, PARAMETER)
-            )
+                block.append(program.Layer("dropout", fan_in, fan_in, parameter=self.dropout))
+            joined = "identity" if self.separate else activation
+            block.append(program.Layer("linear", fan_in, fan_out, self.bias, joined, PARAMETER))
             if self.separate:
-                layers.append(("activation", fan_out, fan_out, False, activation, PARAMETER))
-        return table.lower(layers, np.dtype(dtype).itemsize)
+                block.append(program.Layer("activation", fan_out, fan_out, False, activation, PARAMETER))
+            if self.norm and len(layers) < len(self.activations) - 1:
+                block.append(program.Layer(self.norm, fan_out, fan_out, self.bias, parameter=1e-3, momentum=0.25))
+            if self.residual and fan_in == fan_out:
+                block = [program.Layer("residual", fan_in, fan_in, inside=tuple(block))]
+            layers += block
+        return program.lower(layers, np.dtype(dtype).itemsize)
 
     def parameters(self, rng, dtype, integers=False, padding=np.nan):
         """A parameter buffer; every element that is no parameter is ``padding``."""
-        rows, size = self.lower(dtype)
-        buffer = table.aligned_empty(size, dtype)
+        lowered = self.lower(dtype)
+        buffer = table.aligned_empty(lowered.size, dtype)
         buffer[...] = padding
-        for weight, bias in table.parameter_views(rows, buffer):
-            if weight is None:
-                continue
+        for array in lowered.arrays:
+            view = array.view(buffer)
             if integers:  # about six entries of ±1 a column, so that sums stay exact through the layers
-                signs = rng.integers(-1, 2, weight.shape)
-                weight[...] = signs * (rng.random(weight.shape) < 9 / max(9, len(weight)))
+                signs = rng.integers(-1, 2, view.shape)
+                sparse = rng.random(view.shape) < 9 / max(9, len(view)) if view.ndim == 2 else 1
+                view[...] = signs * sparse
+            elif view.ndim == 2:
+                view[...] = rng.standard_normal(view.shape) / np.sqrt(len(view))
             else:
-                weight[...] = rng.standard_normal(weight.shape) / np.sqrt(len(weight))
-            if bias is not None:
-                bias[...] = rng.integers(-1, 2, bias.shape) if integers else 0.1 * rng.standard_normal(bias.shape)
-        return rows, buffer
+                view[...] = 0.1 * rng.standard_normal(view.shape)
+        return lowered, buffer
+
+    def statistics(self, rng, dtype, padding=np.nan):
+        """A buffer of running statistics, likewise."""
+        lowered = self.lower(dtype)
+        buffer = table.aligned_empty(lowered.statistics_size, dtype)
+        buffer[...] = padding
+        for array in lowered.statistics:
+            array.view(buffer)[...] = rng.random(array.shape) + 0.5
+        return buffer
 
     def real(self, dtype):
         """Which elements of the buffer are parameters."""
-        rows, size = self.lower(dtype)
-        mask = np.zeros(size, bool)
-        for views in table.parameter_views(rows, mask):
-            for view in views:
-                if view is not None:
-                    view[...] = True
-        return mask
+        return _real(self.lower(dtype).arrays, self.lower(dtype).size)
+
+
+def _real(arrays, size):
+    mask = np.zeros(size, bool)
+    for array in arrays:
+        array.view(mask)[...] = True
+    return mask
 
 
 def batch(rng, shape, dtype):
@@ -1351,6 +1370,22 @@ NETWORKS = [
     Network((1, 2, 2, 1), ("relu", "relu", "identity")),
     Network((64, 128, 10), ("relu", "identity")),
     Network((600, 33, 10), ("tanh", "identity")),
+    *(
+        Network((5, 17, 17, 4), ("tanh", "gelu", "identity"), norm=norm, residual=residual, bias=bias, dropout=dropout)
+        for norm, residual, bias, dropout in (
+            ("layer_norm", False, True, 0.0),
+            ("layer_norm", True, True, 0.0),
+            ("layer_norm", True, False, 0.25),
+            ("batch_norm", False, True, 0.0),
+            ("batch_norm", True, True, 0.0),
+            ("batch_norm", True, False, 0.25),
+            ("", True, True, 0.0),
+            ("", True, True, 0.25),
+        )
+    ),
+    Network((64, 130, 130, 10), ("relu", "silu", "identity"), norm="layer_norm", residual=True, separate=True),
+    Network((64, 130, 130, 10), ("relu", "silu", "identity"), norm="batch_norm", residual=True, separate=True),
+    Network((6, 6, 6, 6), ("relu", "gelu", "tanh"), residual=True),
     Network((513, 257, 129, 11), ("tanh", "sigmoid", "identity")),
 ]
 BIG = NETWORKS[-1]
@@ -1368,27 +1403,49 @@ SMALL_NETWORKS = (
 INPUT_DTYPES = (np.float32, np.float64, np.uint8, np.int64, np.bool_)
 
 
+def error_of_chain(eps, layers, number, lowered, parameters, statistics, x, error=0.0):
+    """(the next row of layers, its input, a bound of that input's error) after some layers."""
+    x = x.astype(np.float64)
+    error = error + np.zeros_like(x)
+    pairs = lowered.views(parameters)
+    running = {(array.row, array.name): array.view(statistics) for array in lowered.statistics}
+    for layer in layers:
+        if layer.kind == "residual":
+            number, inner, inner_error = error_of_chain(
+                eps, layer.inside, number, lowered, parameters, statistics, x, error
+            )
+            x, error = x + inner, error + inner_error + 2 * eps * np.abs(x + inner)
+            continue
+        weight, bias = (0.0 if view is None else view for view in pairs[number])
+        if layer.kind == "linear":
+            error = error @ np.abs(weight) + product_gauge(eps, x, weight, bias)
+            x = x @ weight + bias
+        elif layer.kind in ("layer_norm", "batch_norm"):
+            mean, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+            if layer.kind == "batch_norm":
+                mean, var = running[number, "running_mean"], running[number, "running_var"]
+            gain = (weight if layer.affine else 1.0) / np.sqrt(var + layer.parameter)
+            widest = error.max(axis=1, keepdims=True) + 16 * eps * (np.abs(x) + np.abs(mean)).max(axis=1, keepdims=True)
+            x = (x - mean) * gain + (bias if layer.affine else 0.0)
+            error = 4 * np.abs(gain) * widest * (1 + np.abs(x)) + 8 * eps * np.abs(x)
+        if layer.kind in ("linear", "activation"):
+            x = saved_values(layer.activation, x)
+            error = error + 8 * eps * (1 + np.abs(x)) * (layer.activation not in EXACT)
+        number += 1
+    return number, x, error
+
+
 def forward_call(network, n, x_dtype, quick):
     def arguments(rng, dtype):
         rows, parameters = network.parameters(rng, dtype)
         x = given(batch(rng, (n, network.widths[0]), x_dtype), strided=False)
         out = output((n, network.widths[-1]), dtype, strided=False)
-        return Workspace("InferenceWorkspace", rows), given(parameters, aligned=True), x, out
+        statistics = given(network.statistics(rng, dtype), aligned=True)
+        return Workspace("InferenceWorkspace", rows), given(parameters, aligned=True), statistics, x, out
 
     def bounds(eps, before, after):
-        workspace, parameters, x, _ = before
-        x = x.astype(np.float64)
-        error = np.zeros_like(x)
-        for row, (weight, bias) in zip(
-            workspace.table, table.parameter_views(workspace.table, parameters), strict=True
-        ):
-            if weight is not None:
-                error = error @ np.abs(weight) + product_gauge(eps, x, weight, 0.0 if bias is None else bias)
-                x = x @ weight + (0.0 if bias is None else bias)
-            activation, _ = table.activation_of(row)
-            x = saved_values(table.ACTIVATIONS[activation], x)
-            error = error + 8 * eps * (1 + np.abs(x)) * (table.ACTIVATIONS[activation] not in EXACT)
-        return [error]
+        workspace, parameters, statistics, x, _ = before
+        return [error_of_chain(eps, workspace.program.layers, 0, workspace.program, parameters, statistics, x)[2]]
 
     call("network_forward", f"{network}-{n}-{np.dtype(x_dtype).name}", arguments, bounds, quick)
 
@@ -1462,6 +1519,7 @@ def training_arguments(network, training, rng, dtype, integers=False, padding=np
     return (
         Workspace("TrainingWorkspace", rows, (training.batch_size, *training.codes())),
         updated(parameters, aligned=True),
+        updated(network.statistics(rng, dtype, padding), aligned=True),
         tuple(updated(s, aligned=True) for s in state),
         given(scalars.reshape(steps, table.COEFFICIENTS), strided=False),
         given(rng.integers(0, 2**64, steps, dtype=np.uint64)),
@@ -1480,9 +1538,9 @@ def training_call(network, training, quick, integers=False, dtypes=DTYPES):
         return training_arguments(network, training, rng, dtype, integers)
 
     def bounds(eps, before, after):
-        real = ~np.isnan(before[1])
         limits = []
-        for old, new in zip((before[1], *before[2]), (after[1], *after[2]), strict=True):
+        for old, new in zip((*before[1:3], *before[3]), (*after[1:3], *after[3]), strict=True):
+            real = ~np.isnan(old)
             limit = np.full(len(real), np.nan)
             change = np.abs(new[real] - old[real]).max(initial=0)
             limit[real] = 0.0 if integers else TRAINING_GAUGE * eps * max(change, np.abs(new[real]).max(initial=0))
@@ -1501,6 +1559,8 @@ def add_network_cases():
             if network.widths[-1] == 1 and loss in SOFTMAX_LOSSES:
                 continue  # one class is certain: the gradient is nothing but rounding
             size = (77, 16, 1, 30)[(i + j) % 4] if network is not BIG else 77
+            if network.norm == "batch_norm" and size == 1:
+                size = 5  # a single row is all mean
             training = Training(
                 loss,
                 table.OPTIMIZERS[(i + j) % len(table.OPTIMIZERS)],
@@ -1549,21 +1609,29 @@ add_network_cases()
 def infer(backend, network, x, dtype, padding=np.nan):
     rows, parameters = network.parameters(GENERATOR(30), dtype, padding=padding)
     out = np.empty((len(x), network.widths[-1]), dtype)
-    backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, x, out)
+    statistics = network.statistics(GENERATOR(29), dtype, padding)
+    backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, statistics, x, out)
     return out
 
 
 def train(backend, network, training, dtype, padding=np.nan, prepare=lambda arguments: None):
-    """Real parameters, real state, losses, hits and the number of steps done."""
+    """Real parameters, statistics, real state, losses, hits and the number of steps done."""
     arguments = training_arguments(network, training, GENERATOR(31), dtype, padding=padding)
     arguments = each(arguments, lambda operand: operand.value.copy(), backend, dtype)
     prepare(arguments)
-    aligned = table.aligned_empty(arguments[1].size, dtype)
-    aligned[...] = arguments[1]
-    arguments[1] = aligned
+    for place in (AT["parameters"], AT["statistics"]):
+        aligned = table.aligned_empty(arguments[place].size, dtype)
+        aligned[...] = arguments[place]
+        arguments[place] = aligned
     done = backend.network_train_steps(*arguments)
-    real = network.real(dtype)
-    return [arguments[1][real], *(s[real] for s in arguments[2]), *arguments[-2:]], done
+    return [*trained(network, dtype, arguments), *arguments[-2:]], done
+
+
+def trained(network, dtype, arguments):
+    """What a call of network_train_steps has changed, without what pads it."""
+    real, lowered = network.real(dtype), network.lower(dtype)
+    statistics = arguments[AT["statistics"]][_real(lowered.statistics, lowered.statistics_size)]
+    return [arguments[AT["parameters"]][real], statistics, *(s[real] for s in arguments[AT["state"]])]
 
 
 BEHAVIOUR_NETWORKS = [
@@ -1571,8 +1639,11 @@ BEHAVIOUR_NETWORKS = [
     Network((5, 17, 4), ("gelu", "identity"), separate=True),
     Network((33, 64, 10), ("relu", "identity")),
     Network((12, 33, 7), ("silu", "identity"), dropout=0.5),
+    Network((12, 33, 33, 7), ("silu", "tanh", "identity"), norm="layer_norm", residual=True),
     BIG,
 ]
+# Its rows meet in training, and it has running statistics.
+MEETING = Network((12, 33, 33, 7), ("silu", "tanh", "identity"), norm="batch_norm", residual=True, dropout=0.25)
 BEHAVIOUR_TRAININGS = [
     Training(loss, optimizer, 90, 80, 33, parameter=parameter)
     for (loss, parameter), optimizer in zip(PARAMETRIZED_LOSSES, cycle(table.OPTIMIZERS), strict=False)
@@ -1607,7 +1678,7 @@ def padding_changes_nothing_forward(backend, dtype):
 
 @behaviour("network_train_steps")
 def padding_changes_nothing_in_training(backend, dtype):
-    for network in BEHAVIOUR_NETWORKS:
+    for network in (*BEHAVIOUR_NETWORKS, MEETING):
         for training in BEHAVIOUR_TRAININGS:
             (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
             for a, b in zip(poisoned, clean, strict=True):
@@ -1643,16 +1714,16 @@ def many_steps_are_single_steps(backend, dtype):
         together, _ = train(backend, network, training, dtype)
         arguments = training_arguments(network, training, GENERATOR(31), dtype)
         arguments = each(arguments, lambda operand: operand.value, backend, dtype)
-        workspace, parameters, state, scalars, keys, x, target, weight, rows, size, step_loss, step_hits = arguments
+        workspace, parameters, statistics, state, scalars, keys, x, target, weight, rows, size, *_ = arguments
+        step_loss, step_hits = arguments[-2:]
         for step in range(len(step_loss)):
             part = slice(step, step + 1)
             batch_rows = rows[step * size : (step + 1) * size]
             backend.network_train_steps(
-                workspace, parameters, state, scalars[part], keys[part], x, target, weight, batch_rows, size,
-                step_loss[part], step_hits[part],
+                workspace, parameters, statistics, state, scalars[part], keys[part], x, target, weight, batch_rows,
+                size, step_loss[part], step_hits[part],
             )  # fmt: skip
-        real = network.real(dtype)
-        for a, b in zip(together, [parameters[real], *(s[real] for s in state), step_loss, step_hits], strict=True):
+        for a, b in zip(together, [*trained(network, dtype, arguments), step_loss, step_hits], strict=True):
             assert_same_bits(a, b)
 
 
@@ -1692,7 +1763,7 @@ def one_inference_workspace_serves_batches_of_any_size(backend, dtype):
     whole = infer(backend, network, x, dtype)
     for n in (500, 1, 17, 0, 499):
         out = np.empty((n, network.widths[-1]), dtype)
-        backend.network_forward(workspace, parameters, x[:n], out)
+        backend.network_forward(workspace, parameters, network.statistics(GENERATOR(29), dtype), x[:n], out)
         assert_same_rows(backend, out, whole[:n])
 
 
@@ -1705,8 +1776,9 @@ def one_inference_workspace_serves_any_dtype_and_parameters(backend, dtype):
         _, parameters = network.parameters(GENERATOR(seed), dtype)
         x = batch(GENERATOR(36), (20, network.widths[0]), x_dtype)
         out, expected = (np.empty((20, network.widths[-1]), dtype) for _ in range(2))
-        backend.network_forward(workspace, parameters, x, out)
-        backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, x, expected)
+        statistics = network.statistics(GENERATOR(29), dtype)
+        backend.network_forward(workspace, parameters, statistics, x, out)
+        backend.network_forward(backend.InferenceWorkspace(rows, dtype), parameters, statistics, x, expected)
         assert_same_bits(out, expected)
 
 
@@ -1716,7 +1788,7 @@ def training_workspace_serves_smaller_batches(backend, dtype):
     for training in BEHAVIOUR_TRAININGS:
 
         def widen(arguments, training=training):
-            arguments[0] = backend.TrainingWorkspace(arguments[0].table, dtype, 200, *training.codes())
+            arguments[0] = backend.TrainingWorkspace(arguments[0].program, dtype, 200, *training.codes())
 
         exact_size, _ = train(backend, network, training, dtype)
         larger, _ = train(backend, network, training, dtype, prepare=widen)
@@ -1742,6 +1814,7 @@ def threads_do_not_change_bits(backend, dtype):
     for network in BEHAVIOUR_NETWORKS:
         x = batch(GENERATOR(36), (700, network.widths[0]), np.float32)
         bits_under_threads(backend, lambda network=network, x=x: [infer(backend, network, x, dtype)])
+    for network in (*BEHAVIOUR_NETWORKS, MEETING):
         for training in BEHAVIOUR_TRAININGS[:: 1 if network is not BIG else 5]:
             bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
 
@@ -1787,6 +1860,206 @@ def serial_work_has_the_bits_of_the_team(backend, dtype):
             assert_same_bits(a, b)
 
 
+# ------------------------------------------------------------------------------ normalisation, sums
+def vectors(rng, count, features, dtype):
+    """Vectors of a normalisation: not near 0, so that what is wrong shows."""
+    return [given((rng.random(features) + 0.5).astype(dtype)) for _ in range(count)]
+
+
+def weights_of_rows(rng, n, all_there):
+    """Weights of a batch, that sum to 1; without ``all_there`` some are 0."""
+    weight = rng.random(n) + 0.5
+    if not all_there:
+        weight[::3] = 0
+    return weight / max(weight.sum(), 1.0 if not n else 0.0) if n and weight.any() else weight
+
+
+def sizes(*arrays):
+    return sum(np.abs(array) for array in arrays)
+
+
+NORM_SHAPES = ((0, 3), (1, 1), (1, 17), (2, 3), (5, 7), (5, 64), (17, 33), (130, 65), (33, 257))
+
+
+def norm_calls():
+    for n, features in NORM_SHAPES:
+        for affine in (True, False):
+            label = f"{n}x{features}{'' if affine else '-no_affine'}"
+
+            def affines(rng, dtype, features=features, affine=affine):
+                return vectors(rng, 2, features, dtype) if affine else [None, None]
+
+            def of_rows(rng, dtype, n=n, features=features, affines=affines):
+                x = given(matrix(rng, (n, features), dtype, False))
+                outputs = output((n, features), dtype), output((n, features), dtype), output((n, 1), dtype)
+                return x, *affines(rng, dtype), 1e-2, *outputs
+
+            def back_of_rows(rng, dtype, n=n, features=features, affine=affine):
+                grad, saved = (given(matrix(rng, (n, features), dtype, False)) for _ in range(2))
+                weight = vectors(rng, 1, features, dtype)[0] if affine else None
+                scale = given((rng.random((n, 1)) + 0.5).astype(dtype))
+                return grad, weight, saved, scale, output((n, features), dtype)
+
+            def by_moments(rng, dtype, n=n, features=features, affines=affines):
+                x = given(matrix(rng, (n, features), dtype, False))
+                outputs = output((n, features), dtype), output((n, features), dtype)
+                return x, *vectors(rng, 2, features, dtype), *affines(rng, dtype), *outputs
+
+            def back_by_moments(rng, dtype, n=n, features=features, affine=affine):
+                grad, saved = (given(matrix(rng, (n, features), dtype, False)) for _ in range(2))
+                weight = vectors(rng, 1, features, dtype)[0] if affine else None
+                sums = vectors(rng, 2, features, dtype)
+                row_weight = given(weights_of_rows(rng, n, affine))
+                return (
+                    grad,
+                    row_weight,
+                    weight,
+                    saved,
+                    *vectors(rng, 1, features, dtype),
+                    *sums,
+                    output((n, features), dtype),
+                )
+
+            def bound_rows(eps, before, after):
+                size = np.abs(after[4]).max(initial=1, axis=1, keepdims=True) + 8 * after[6]
+                return [32 * eps * size * (1 + np.abs(after[4])), 32 * eps * size, 16 * eps * after[6]]
+
+            def bound_back_rows(eps, before, after):
+                g = before[0] if before[1] is None else before[0] * before[1]
+                size = np.abs(g).max(initial=0, axis=1, keepdims=True) * (1 + np.abs(before[2]).max(initial=0) ** 2)
+                return [32 * eps * size * before[3] + 0 * after[4]]
+
+            def bound_moments(eps, before, after):
+                size = sizes(before[0], before[1]) * before[2]
+                return [8 * eps * (size * (1 if before[3] is None else before[3]) + 2), 8 * eps * size]
+
+            def bound_back_moments(eps, before, after):
+                grad, row_weight, weight, saved, scale, products, sums = before[:7]
+                size = np.abs(grad) + row_weight[:, None] * (np.abs(sums) + np.abs(saved * products))
+                return [8 * eps * size * scale * (1 if weight is None else weight)]
+
+            call("layer_norm_forward", label, of_rows, bound_rows, quick=True)
+            call("layer_norm_backward_input", label, back_of_rows, bound_back_rows, quick=True)
+            call("batch_norm_forward", label, by_moments, bound_moments, quick=True)
+            call("batch_norm_backward_input", label, back_by_moments, bound_back_moments, quick=True)
+
+        label = f"{n}x{features}"
+
+        def to_add(rng, dtype, n=n, features=features):
+            x, y = (given(matrix(rng, (n, features), dtype, False)) for _ in range(2))
+            return x, y, output((n, features), dtype)
+
+        def to_add_in_place(rng, dtype, n=n, features=features):
+            return (
+                updated(matrix(rng, (n, features), dtype, False)),
+                given(matrix(rng, (n, features), dtype, False)),
+                Same(0),
+            )
+
+        call("add", label, to_add, lambda eps, before, after: [eps * np.abs(after[2])], quick=True)
+        call("add", f"{label}-in_place", to_add_in_place, lambda eps, before, after: [eps * np.abs(after[0])])
+
+        for beta in (0, 1):
+
+            def of_parameters(rng, dtype, n=n, features=features, beta=beta):
+                grad, saved = (given(matrix(rng, (n, features), dtype, False)) for _ in range(2))
+                if beta:
+                    outputs = (updated(matrix(rng, features, dtype, False)) for _ in range(2))
+                else:
+                    outputs = (output(features, dtype) for _ in range(2))
+                return grad, saved, beta, *outputs
+
+            def bound_parameters(eps, before, after, beta=beta):
+                old = [np.abs(b) if beta else 0 for b in before[3:]]
+                grad, saved = np.abs(before[0]), np.abs(before[1])
+                factor = (16 + len(grad)) * eps
+                return [factor * ((grad * saved).sum(0) + old[0]), factor * (grad.sum(0) + old[1])]
+
+            call("norm_backward_params", f"{label}-beta_{beta}", of_parameters, bound_parameters, quick=True)
+
+        for all_there in (True, False):
+
+            def of_batch(rng, dtype, n=n, features=features, all_there=all_there):
+                x = given(matrix(rng, (n, features), dtype, False))
+                outputs = (output(features, dtype) for _ in range(3))
+                return x, given(weights_of_rows(rng, n, all_there)), 1e-2, *outputs
+
+            def bound_batch(eps, before, after):
+                x, weight, _, mean, scale, _ = after
+                size = (weight[:, None] * np.abs(x)).sum(0)
+                spread = (weight[:, None] * (np.abs(x) + np.abs(mean)) ** 2).sum(0)
+                factor = (16 + len(x)) * eps
+                rest = max(1 - np.square(weight).sum(), 1e-3)
+                return [factor * size, factor * spread * scale**3 + 8 * eps * scale, factor * spread / rest]
+
+            call("batch_moments", f"{label}{'' if all_there else '-zeros'}", of_batch, bound_batch, quick=True)
+
+    for features in (1, 7, 64, 257):
+
+        def of_running(rng, dtype, features=features):
+            return *vectors(rng, 2, features, dtype), 1e-3, output(features, dtype), output(features, dtype)
+
+        def to_learn(rng, dtype, features=features):
+            mean, variance = vectors(rng, 2, features, dtype)
+            if features > 1:
+                variance.value[1] = np.nan  # too few rows: nothing to learn
+            return mean, variance, 0.3, *(updated(v.value) for v in vectors(rng, 2, features, dtype))
+
+        call("running_moments", str(features), of_running, lambda eps, b, after: [0.0, 8 * eps * after[4]], quick=True)
+        call(
+            "update_statistics", str(features), to_learn,
+            lambda eps, b, after: [8 * eps * np.abs(after[3]), 8 * eps * np.abs(after[4])], quick=True,
+        )  # fmt: skip
+
+
+norm_calls()
+
+
+@behaviour("layer_norm_forward")
+def rows_of_a_slice_are_normalised_alike(backend, dtype):
+    x = matrix(GENERATOR(60), (37, 65), dtype, False)
+    weight, bias = (v.value for v in vectors(GENERATOR(61), 2, 65, dtype))
+    whole = [np.empty_like(x), np.empty_like(x), np.empty((37, 1), dtype)]
+    backend.layer_norm_forward(x, weight, bias, 1e-5, *whole)
+    for i, j in ((0, 1), (3, 8), (30, 37)):
+        part = [np.empty_like(x[i:j]), np.empty_like(x[i:j]), np.empty((j - i, 1), dtype)]
+        backend.layer_norm_forward(x[i:j], weight, bias, 1e-5, *part)
+        for a, b in zip(part, whole, strict=True):
+            assert_same_rows(backend, a, b[i:j])
+
+
+@behaviour("layer_norm_forward")
+def what_is_not_kept_changes_nothing(backend, dtype):
+    x = matrix(GENERATOR(62), (9, 33), dtype, False)
+    kept, apart = (np.empty_like(x) for _ in range(2))
+    backend.layer_norm_forward(x, None, None, 1e-5, kept, np.empty_like(x), np.empty((9, 1), dtype))
+    backend.layer_norm_forward(x, None, None, 1e-5, apart, None, np.empty((9, 1), dtype))
+    assert_same_bits(kept, apart)
+    mean, scale = (v.value for v in vectors(GENERATOR(63), 2, 33, dtype))
+    backend.batch_norm_forward(x, mean, scale, None, None, kept, np.empty_like(x))
+    backend.batch_norm_forward(x, mean, scale, None, None, apart, None)
+    assert_same_bits(kept, apart)
+
+
+@behaviour("batch_moments")
+def one_row_that_counts_has_no_variance(backend, dtype):
+    for weight in (np.array([0.0, 1.0, 0.0]), np.zeros(3), np.array([0.0, 1.0 - 2e-16, 0.0])):
+        x = matrix(GENERATOR(64), (3, 5), dtype, False)
+        mean, scale, variance = (np.empty(5, dtype) for _ in range(3))
+        backend.batch_moments(x, weight, 1e-2, mean, scale, variance)
+        assert np.isnan(variance).all()
+        assert np.isfinite(scale).all()
+
+
+@behaviour("batch_norm_backward_input")
+def constant_moments_only_scale(backend, dtype):
+    grad, saved = (matrix(GENERATOR(65), (7, 19), dtype, False) for _ in range(2))
+    weight, scale = (v.value for v in vectors(GENERATOR(66), 2, 19, dtype))
+    out = np.empty_like(grad)
+    backend.batch_norm_backward_input(grad, None, weight, saved, scale, None, None, out)
+    np.testing.assert_allclose(out, grad * (scale * weight), rtol=4 * np.finfo(dtype).eps)
+
+
 # ------------------------------------------------------------------------------- whole buffers
 SPREAD = Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), separate=True, dropout=0.25)  # rows of all kinds, padded
 SUMMED = (
@@ -1802,7 +2075,7 @@ def buffer_calls():
         def parameters(rng, dtype, network=network):
             rows, buffer = network.parameters(rng, dtype)
             buffer[network.real(dtype)] = rng.integers(-9, 10, int(network.real(dtype).sum()))
-            return given(rows, strided=False), given(buffer)
+            return given(rows.places, strided=False), given(buffer)
 
         for function in ("squared_norm", "all_finite"):
             call(function, str(network), parameters, lambda eps, before, after: [], quick=True)
@@ -1851,17 +2124,17 @@ def squares_neither_overflow_nor_vanish(backend, dtype):
         rows, buffer = network.parameters(GENERATOR(50), dtype)
         buffer *= dtype(size)
         exact = math.fsum(np.square(buffer[network.real(dtype)], dtype=np.float64))
-        assert abs(backend.squared_norm(rows, buffer) - exact) <= 1e-12 * exact
+        assert abs(backend.squared_norm(rows.places, buffer) - exact) <= 1e-12 * exact
 
 
 @behaviour("squared_norm")
 def same_numbers_have_the_same_sum(backend, dtype):
     rows, buffer = SPREAD.parameters(GENERATOR(51), dtype)
-    assert backend.squared_norm(rows, buffer) == backend.squared_norm(rows, buffer)
+    assert backend.squared_norm(rows.places, buffer) == backend.squared_norm(rows.places, buffer)
 
 
 def spoilt_buffers(dtype):
-    """(table, buffer), an element of which is not finite: the first, one in the middle, the last."""
+    """(program, buffer), an element of which is not finite: the first, one in the middle, the last."""
     for network, place, bad in ((SUMMED[1], 0.0, np.inf), (SPREAD, 0.5, np.nan), (SPREAD, 1.0, -np.inf)):
         rows, buffer = network.parameters(GENERATOR(52), dtype)
         parameters = np.flatnonzero(network.real(dtype))
@@ -1872,20 +2145,20 @@ def spoilt_buffers(dtype):
 @behaviour("squared_norm")
 def one_bad_element_makes_the_sum_bad(backend, dtype):
     for rows, buffer in spoilt_buffers(dtype):
-        assert not math.isfinite(backend.squared_norm(rows, buffer))
+        assert not math.isfinite(backend.squared_norm(rows.places, buffer))
 
 
 @behaviour("all_finite")
 def one_bad_element_is_seen_wherever_it_is(backend, dtype):
     for rows, buffer in spoilt_buffers(dtype):
-        assert backend.all_finite(rows, buffer) is False
+        assert backend.all_finite(rows.places, buffer) is False
 
 
 @behaviour("all_finite")
 def large_elements_are_finite_though_their_sum_is_not(backend, dtype):
     rows, buffer = SPREAD.parameters(GENERATOR(53), dtype)
     buffer[SPREAD.real(dtype)] = np.finfo(dtype).max
-    assert backend.all_finite(rows, buffer) is True
+    assert backend.all_finite(rows.places, buffer) is True
 
 
 # ----------------------------------------------------------------------------------------- buffers
@@ -1952,8 +2225,21 @@ TINY = (
     "loss_forward_backward-certain_*", "loss_forward_backward-kinks_*", "loss_forward_backward-first_*",
     "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
     "network_forward-7_3-*-2-*", "network_forward-5_17_4-gelu_identity-separate-13-*",
-    "network_forward-5_17_4-tanh_identity-13-*", "network_forward-9_3-identity-dropout_0.5-13-*",
-    "network_train_steps-6_*",
+    "network_forward-5_17_4-tanh_identity-13-uint8", "network_forward-9_3-identity-dropout_0.5-13-*",
+    "network_train_steps-7_3-identity-cross_entropy_0-nesterov-3@1-uint8",
+    "network_train_steps-7_3-identity-huber_0.5-sgd-43@16-float32",
+    "network_train_steps-5_17_4-silu_identity-l1-rmsprop-43@16-int64-weights",
+    "network_train_steps-5_17_4-gelu_identity-separate-half_squared_error-momentum-3@1-int64",
+    "network_train_steps-9_3-identity-dropout_0.5-soft_cross_entropy_0-nesterov-43@16-float32-weights",
+    "network_train_steps-1_1-identity-mean_squared_error-rmsprop-3@1-bool",
+    "network_train_steps-1_2_2_1-relu_relu_identity-binary_cross_entropy_with_logits-sgd-43@16-float64",
+    "network_train_steps-4_16_7_12_2-leaky_relu_elu_leaky_relu_identity-binary_cross_entropy-adam-3@1-*",
+    "layer_norm_*-1x1*", "layer_norm_*-5x7*", "layer_norm_*-0x3*", "batch_norm_*-1x17*", "batch_norm_*-5x7*",
+    "add-1x1*", "add-5x7*", "norm_backward_params-5x7*", "batch_moments-0x3*", "batch_moments-5x7*",
+    "batch_moments-one*",
+    "running_moments-7", "update_statistics-7",
+    "network_forward-5_17_17_4-tanh_gelu_identity-layer_norm-residual-2-*",
+    "network_train_steps-5_17_17_4-tanh_gelu_identity-*batch_norm-residual-*-14@5-*",
     "squared_norm-1_1*", "squared_norm-7_3*", "squared_norm-13_33*", "squared_norm-5_40*", "squared_norm-s*",
     "squared_norm-one*", "all_finite-1_1*", "all_finite-13_33*", "all_finite-5_40*", "all_finite-one*", "all_finite-l*",
     "scale-0*", "scale-1*", "scale-5x17*", "copy-*", "clear-0*", "clear-1*", "clear-5x17", "gather-[01579]x*",

@@ -111,7 +111,7 @@ def _buffers(kernels):
     import fastbp
 
     model = fastbp.Sequential(fastbp.Linear(6, 16), fastbp.Linear(16, 3), device="reference", seed=0)
-    table, values = model.network.table, model.network.values
+    places, values = model.network.program.places, model.network.values
     scaled, copied, cleared = np.zeros_like(values), np.zeros_like(values), values.copy()
     x = np.random.default_rng(0).standard_normal((20, 6), dtype=np.float32)
     gathered = np.zeros((5, 6), np.float32)
@@ -119,7 +119,7 @@ def _buffers(kernels):
     kernels.copy(values, copied)
     kernels.clear(cleared)
     kernels.gather(x, np.arange(10)[::2].copy(), gathered)
-    norm, finite = kernels.squared_norm(table, values), kernels.all_finite(table, values)
+    norm, finite = kernels.squared_norm(places, values), kernels.all_finite(places, values)
     return scaled, copied, cleared, gathered, np.float64(norm), np.int64(finite)
 
 
@@ -381,9 +381,9 @@ def large():
     X, tail = cuda.empty((rows, features), np.int8), rng.integers(-9, 9, (500, features), dtype=np.int8)
     cuda.driver.to_device(tail.reshape(-1), cuda.driver.flat(X)[(rows - 500) * features :])
     model = _network((features, 16, 3))
-    workspace = cuda.InferenceWorkspace(model.network.table, model.dtype)
+    workspace = cuda.InferenceWorkspace(model.program, model.dtype)
     out = cuda.empty((rows, 3), np.float32)
-    cuda.network_forward(workspace, model.network.values, X, out)
+    cuda.network_forward(workspace, model.network.values, model.network.statistics, X, out)
     np.testing.assert_array_equal(cuda.to_host(out[rows - 500 :]), model.predict(tail))
     print("predict: right")
 
@@ -396,10 +396,10 @@ def large():
     )
     loss, hits = np.zeros(1), np.zeros(1, np.int64)
     arguments = table.LOSSES.index("cross_entropy"), 0.0, table.OPTIMIZERS.index("sgd")
-    workspace = cuda.TrainingWorkspace(model.network.table, model.dtype, 500, *arguments)
+    workspace = cuda.TrainingWorkspace(model.program, model.dtype, 500, *arguments)
     done = cuda.network_train_steps(
-        workspace, model.network.values, (), optimizer.coefficients(0, 1), np.zeros(1, np.uint64), X, labels, None,
-        np.arange(rows - 500, rows), 500, loss, hits,
+        workspace, model.network.values, model.network.statistics, (), optimizer.coefficients(0, 1),
+        np.zeros(1, np.uint64), X, labels, None, np.arange(rows - 500, rows), 500, loss, hits,
     )  # fmt: skip
     assert (done, loss[0]) == (1, expected[0]["loss"])
     assert model.flat_parameters.tobytes() == other.flat_parameters.tobytes()

@@ -1,4 +1,4 @@
-"""Training and predicting as wholes, small enough for the simulator: the promises of the walk over the table.
+"""Training and predicting as wholes, small enough for the simulator: the promises of the walk over the program.
 
 Runs on a GPU, and without one in the simulator, where test_simulator.py starts it.
 """
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True, params=["a launch a row of the table", "all steps in one launch"])
+@pytest.fixture(autouse=True, params=["a launch an instruction", "all steps in one launch"])
 def path(request, monkeypatch):
     """How steps are made; small networks take the second way."""
     if request.param != "all steps in one launch":
@@ -33,7 +33,7 @@ def prepared(network=NETWORK, training=TRAINING, padding=0.0, weights=None):
     """Arguments of a training call on the device, made from the same numbers each time."""
     arguments = cases.training_arguments(network, training, np.random.default_rng(7), np.float32, padding=padding)
     arguments = cases.each(arguments, lambda operand: operand.value.copy(), cuda, np.float32)
-    for name in ("parameters", "x", "target"):
+    for name in ("parameters", "statistics", "x", "target"):
         arguments[cases.AT[name]] = cuda.to_device(arguments[cases.AT[name]])
     arguments[cases.AT["state"]] = tuple(map(cuda.to_device, arguments[cases.AT["state"]]))
     if weights is not None:
@@ -103,8 +103,8 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
     assert len(captured) == graphs  # the first launched, the second captured, the third replayed
     again = prepared(training=training)
     for old, new in zip(
-        (arguments[1], *arguments[2], arguments[cases.AT["x"]], arguments[cases.AT["target"]]),
-        (again[1], *again[2], again[cases.AT["x"]], again[cases.AT["target"]]),
+        (arguments[1], *arguments[3], arguments[cases.AT["x"]], arguments[cases.AT["target"]]),
+        (again[1], *again[3], again[cases.AT["x"]], again[cases.AT["target"]]),
         strict=True,
     ):
         old.copy_to_device(new)
@@ -119,12 +119,13 @@ def test_many_steps_are_single_steps():
     together, done = trained()
     assert done == 3
     arguments = prepared()
-    workspace, parameters, state, scalars, keys, x, target, weight, rows, size, step_loss, step_hits = arguments
+    workspace, parameters, statistics, state, scalars, keys, x, target, weight, rows, size, *_ = arguments
+    step_loss, step_hits = arguments[-2:]
     for step in range(3):
         part = slice(step, step + 1)
         batch = rows[step * size : (step + 1) * size]
         one = cuda.network_train_steps(
-            workspace, parameters, state, scalars[part], keys[part], x, target, weight, batch, size,
+            workspace, parameters, statistics, state, scalars[part], keys[part], x, target, weight, batch, size,
             step_loss[part], step_hits[part],
         )  # fmt: skip
         assert one == 1
@@ -168,8 +169,7 @@ def test_loss_that_is_not_finite_stops_before_its_update(bad):
 def test_larger_workspace_serves_smaller_batches():
     expected, _ = trained()
     arguments = prepared()
-    rows, _ = NETWORK.lower(np.float32)
-    arguments[0] = cuda.TrainingWorkspace(rows, np.float32, 9, *TRAINING.codes())
+    arguments[0] = cuda.TrainingWorkspace(NETWORK.lower(np.float32), np.float32, 9, *TRAINING.codes())
     assert_equal(results(arguments, cuda.network_train_steps(*arguments))[0], expected)
 
 
@@ -187,7 +187,7 @@ def test_inference_in_blocks_is_inference(monkeypatch):
 
     def predict(x, workspace):
         out = cuda.empty((len(x), 3), np.float32)
-        cuda.network_forward(workspace, cuda.to_device(parameters), cuda.to_device(x), out)
+        cuda.network_forward(workspace, cuda.to_device(parameters), cuda.zeros(0, np.float32), cuda.to_device(x), out)
         return cuda.to_host(out)
 
     whole = predict(x, cuda.InferenceWorkspace(rows, np.float32))
@@ -197,7 +197,8 @@ def test_inference_in_blocks_is_inference(monkeypatch):
     for part in (slice(0, 11), slice(3, 4), slice(2, 8), slice(0, 0)):
         cases.assert_same_bits(predict(x[part], blocks), whole[part])
     exact = np.empty((11, 3))
-    reference.network_forward(reference.InferenceWorkspace(rows, np.float64), parameters.astype(np.float64), x, exact)
+    workspace, nothing = reference.InferenceWorkspace(rows, np.float64), np.zeros(0)
+    reference.network_forward(workspace, parameters.astype(np.float64), nothing, x, exact)
     np.testing.assert_allclose(whole, exact, rtol=0, atol=1e-5)
 
 
@@ -237,7 +238,7 @@ def test_steps_learn():
         network, TRAINING._replace(used=8, batch_size=8), np.random.default_rng(1), np.float32, padding=0.0
     )
     arguments = cases.each(arguments, lambda operand: operand.value.copy(), cuda, np.float32)
-    for name in ("parameters", "x", "target"):
+    for name in ("parameters", "statistics", "x", "target"):
         arguments[cases.AT[name]] = cuda.to_device(arguments[cases.AT[name]])
     arguments[cases.AT["state"]] = tuple(map(cuda.to_device, arguments[cases.AT["state"]]))
     losses = []

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import checks
-from .kernels import table
+from .kernels import layout
 
 MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "reference": "fastbp.kernels.reference"}
 
@@ -56,7 +56,7 @@ def require(device: str) -> None:
 
 def check_precision(precision: str, dtype: DTypeLike, device: str) -> None:
     """Raise unless the device has this precision for products of this dtype."""
-    checks.choice("precision", precision, table.PRECISIONS)
+    checks.choice("precision", precision, layout.PRECISIONS)
     if precision not in load(device).precisions(dtype):
         raise ValueError(
             f'precision="{precision}" is for device="cuda" and dtype="float32", got device="{device}" and '
@@ -87,9 +87,9 @@ def warmup(
     dtype: DTypeLike | Sequence[DTypeLike] = ("float32", "float64"),
     *,
     device: str = "cpu",
-    activations: Sequence[str] = table.ACTIVATIONS,
-    losses: Sequence[str] = table.LOSSES,
-    optimizers: Sequence[str] = table.OPTIMIZERS,
+    activations: Sequence[str] = layout.ACTIVATIONS,
+    losses: Sequence[str] = layout.LOSSES,
+    optimizers: Sequence[str] = layout.OPTIMIZERS,
 ) -> float:
     """Compile what training and prediction use, so that nothing has to be compiled later.
 
@@ -99,7 +99,7 @@ def warmup(
         float32, float64 or both.
     device : str
     activations, losses, optimizers : sequences of str
-        Names as in ``fastbp.kernels.table``; everything by default.
+        Names as in ``fastbp.kernels.layout``; everything by default.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def warmup(
     """
     dtypes = [checks.dtype("dtype", one) for one in (dtype if isinstance(dtype, list | tuple) else [dtype])]
     given = {"activations": activations, "losses": losses, "optimizers": optimizers}
-    known = {"activations": table.ACTIVATIONS, "losses": table.LOSSES, "optimizers": table.OPTIMIZERS}
+    known = {"activations": layout.ACTIVATIONS, "losses": layout.LOSSES, "optimizers": layout.OPTIMIZERS}
     for argument, names in given.items():
         for name in names:
             checks.choice(argument, name, known[argument])

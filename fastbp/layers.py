@@ -15,19 +15,22 @@ from . import backend, checks, initializers
 from .checks import Array
 from .graph import Function, Variable
 from .initializers import Initializer
-from .kernels import program, table
+from .kernels import layout, program
 from .parameters import Parameter, Parameters, assign
 
 __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "BatchNorm1d",
     "Dropout",
     "Identity",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "Mish",
     "ReLU",
+    "Residual",
     "SiLU",
     "Sigmoid",
     "Softplus",
@@ -227,7 +230,7 @@ class Trained(Layer):
     def update_parameters(self, learning_rate: float) -> None:
         """``W ← W - learning_rate ∂L/∂W``, and the bias likewise."""
         network = self.network
-        coefficients = np.zeros(table.COEFFICIENTS)
+        coefficients = np.zeros(layout.COEFFICIENTS)
         coefficients[0] = checks.real("learning_rate", learning_rate)
         span = network.span(self._row)
         network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
@@ -371,7 +374,7 @@ class Activation(Layer):
     Attributes
     ----------
     name : str
-        Its name in ``fastbp.kernels.table``, which gives its ``code``.
+        Its name in ``fastbp.kernels.layout``, which gives its ``code``.
     parameter : float
         The number its kernel takes, where it takes one.
     """
@@ -385,7 +388,7 @@ class Activation(Layer):
 
     @property
     def code(self) -> int:
-        return table.ACTIVATIONS.index(self.name)
+        return layout.ACTIVATIONS.index(self.name)
 
     def lowered(self, features: int) -> program.Layer:
         return program.Layer("activation", features, features, False, self.name, self.parameter)
@@ -402,7 +405,7 @@ class Activation(Layer):
         x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
         out = np.empty_like(x)
         backend.load(self.device).activation_forward(x, self.code, self.parameter, out)
-        self._saved = x if self.name in table.SAVES_PRE_ACTIVATION else out.copy()
+        self._saved = x if self.name in layout.SAVES_PRE_ACTIVATION else out.copy()
         return out
 
     def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
@@ -542,8 +545,8 @@ class Sigmoid(Activation):
     name = "sigmoid"
 
 
-IDENTITY = table.ACTIVATIONS.index("identity"), 0.0  # code and parameter
-_SGD = table.OPTIMIZERS.index("sgd")
+IDENTITY = layout.ACTIVATIONS.index("identity"), 0.0  # code and parameter
+_SGD = layout.OPTIMIZERS.index("sgd")
 
 
 class Dropout(Layer):
@@ -912,9 +915,7 @@ class Residual(Layer):
         return f"Residual({', '.join(map(repr, self.layers))})"
 
 
-LAYERS = {
-    cls.__name__: cls for cls in (Linear, LayerNorm, BatchNorm1d, Residual, Dropout, *Activation.__subclasses__())
-}
+LAYERS = {name: globals()[name] for name in __all__}
 
 
 def from_config(name: str, arguments: dict[str, Any]) -> Layer:

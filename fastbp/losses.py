@@ -15,7 +15,7 @@ from . import backend, checks
 from .backend import Kernels
 from .checks import Array
 from .graph import Function, Variable
-from .kernels import table
+from .kernels import layout
 
 __all__ = [
     "BCELoss",
@@ -85,7 +85,7 @@ class Loss:
     Attributes
     ----------
     name : str
-        Its name in ``fastbp.kernels.table``.
+        Its name in ``fastbp.kernels.layout``.
     parameter : float
         The number its kernel takes, where it takes one.
     """
@@ -143,12 +143,12 @@ class Loss:
 
     # ----------------------------------------------------------------------------- for training
     def kernel(self, target: Array) -> str:
-        """Name in ``fastbp.kernels.table`` of the kernel for this target, an array."""
+        """Name in ``fastbp.kernels.layout`` of the kernel for this target, an array."""
         return self.name
 
     def takes_labels(self, target: Array) -> bool:
         """Whether this target, an array, is one integer label a row."""
-        return self.kernel(target) in table.LABEL_LOSSES
+        return self.kernel(target) in layout.LABEL_LOSSES
 
     def checked_target(self, argument: str, target: ArrayLike, rows: int, outputs: int) -> Array:
         """The target as labels or as a matrix, not yet converted."""
@@ -179,7 +179,7 @@ class Loss:
         gradient : array (n, out)
         """
         row_loss, row_hit = np.empty(len(prediction), prediction.dtype), np.empty(len(prediction), np.int64)
-        code = table.LOSSES.index(self.kernel(target))
+        code = layout.LOSSES.index(self.kernel(target))
         if isinstance(target, np.ndarray):
             target = checks.converted(target, np.int64 if self.takes_labels(target) else prediction.dtype)
         kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
@@ -277,7 +277,7 @@ class BCEWithLogitsLoss(Loss):
     @staticmethod
     def probabilities(prediction: Any, *, device: str = "cpu") -> Any:
         """``σ(s)`` of every element, an array (n, out): on the GPU for a prediction that is there."""
-        sigmoid = table.ACTIVATIONS.index("sigmoid")
+        sigmoid = layout.ACTIVATIONS.index("sigmoid")
         return _mapped(device, prediction, lambda kernels, z, out: kernels.activation_forward(z, sigmoid, 0.0, out))
 
 

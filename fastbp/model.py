@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import backend, chains, checks, files, schedules, training
 from .checks import Array
 from .graph import Variable
+from .kernels import layout
 from .kernels import program as programs
-from .kernels import table
 from .kernels.walk import Walk
 from .layers import Call, Layer, Linear, Residual, Trained, from_config
 from .losses import LOSSES, Loss, LossFunction
@@ -396,7 +396,7 @@ class Sequential:
 
     def training_workspace(self, loss: Loss, kernel: str, optimizer: Optimizer, batch_size: int) -> Any:
         """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
-        key = table.LOSSES.index(kernel), loss.parameter, optimizer.code
+        key = layout.LOSSES.index(kernel), loss.parameter, optimizer.code
         capacity, workspace = self._training_workspaces.get(key, (0, None))
         if capacity < batch_size:
             workspace = self._kernels.TrainingWorkspace(self.program, self.dtype, batch_size, *key)

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import checks
 from .checks import Array
-from .kernels import table
+from .kernels import layout
 from .parameters import Parameter, Parameters
 from .schedules import LearningRate, rate
 
@@ -39,7 +39,7 @@ class _Hyperparameter(Generic[T]):
 
     def __set__(self, optimizer: Optimizer, value: T) -> None:
         optimizer.__dict__[self.name] = self.check(self.name, value)
-        optimizer._ahead_first, optimizer._ahead = 0, np.empty((0, table.COEFFICIENTS))
+        optimizer._ahead_first, optimizer._ahead = 0, np.empty((0, layout.COEFFICIENTS))
 
 
 def _below_1(argument: str, value: Any) -> float:
@@ -103,7 +103,7 @@ class Optimizer:
     @property
     def code(self) -> int:
         """Code of its kernel."""
-        return table.OPTIMIZERS.index(self.name)
+        return layout.OPTIMIZERS.index(self.name)
 
     @property
     def clip_norm(self) -> float | None:
@@ -132,7 +132,7 @@ class Optimizer:
         """Make this the optimizer of a network's `Parameters`; an error when it belongs to another network."""
         self.require_free_for(network)
         if self.network is None:
-            self.state = network.like(table.OPTIMIZER_STATES[self.name])
+            self.state = network.like(layout.OPTIMIZER_STATES[self.name])
             self.network = network
             network.optimizers.add(self)
 
@@ -173,8 +173,8 @@ class Optimizer:
         return np.full(steps, self.lr)
 
     def coefficients(self, first_step: int, steps: int) -> Array:
-        """The scalars the kernel reads, float64 (steps, table.COEFFICIENTS)."""
-        result = np.zeros((steps, table.COEFFICIENTS))
+        """The scalars the kernel reads, float64 (steps, layout.COEFFICIENTS)."""
+        result = np.zeros((steps, layout.COEFFICIENTS))
         t = np.arange(first_step + 1, first_step + steps + 1, dtype=np.float64)
         self._fill(result.T, self.learning_rates(first_step, steps), t)
         return result
@@ -184,7 +184,7 @@ class Optimizer:
         raise NotImplementedError
 
     def next_coefficients(self) -> Array:
-        """The scalars of the next update, float64 (1, table.COEFFICIENTS)."""
+        """The scalars of the next update, float64 (1, layout.COEFFICIENTS)."""
         i = self.step_count - self._ahead_first
         if not 0 <= i < len(self._ahead) or callable(self.lr):
             i, self._ahead_first = 0, self.step_count

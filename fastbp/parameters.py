@@ -36,7 +36,7 @@ class Parameters:
         What stands before ``weight`` and ``bias`` in a name, one a row of layers.
     dtype, device
     precision : str
-        Of products, a name from ``kernels.table.PRECISIONS`` that the device has for this dtype.
+        Of products, a name from ``kernels.layout.PRECISIONS`` that the device has for this dtype.
 
     Attributes
     ----------

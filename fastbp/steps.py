@@ -19,7 +19,7 @@ import numpy as np
 from . import checks
 from .backend import Kernels
 from .checks import Array
-from .kernels import table
+from .kernels import layout
 from .losses import Loss, LossFunction
 from .optimizers import Optimizer
 from .parameters import Parameters
@@ -68,7 +68,7 @@ class FusedStep:
         self.capacity = self.dimensions = 0
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
         self.staging = None if self.network.on_host else Staging(model._kernels)
-        self.labels, self.bounded = loss.name in table.LABEL_LOSSES, loss.target_range is not None
+        self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
 
     def __call__(self, x: Any, y: Any) -> float:
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)

@@ -1,7 +1,7 @@
 """Values and derivatives of the activations, each written once over `primitives` and `elementary` functions.
 
-A name of ``table.ACTIVATIONS`` is that of the value, ``value(z, parameter)``, and with ``_derivative`` after it that of
-``derivative(saved, parameter)``, where ``saved`` is the output or, where ``table.SAVES_PRE_ACTIVATION`` lists the
+A name of ``layout.ACTIVATIONS`` is that of the value, ``value(z, parameter)``, and with ``_derivative`` after it that
+of ``derivative(saved, parameter)``, where ``saved`` is the output or, where ``layout.SAVES_PRE_ACTIVATION`` lists the
 activation, ``z``.
 """
 

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import contract
-from . import table as layout
+from . import contract, layout
 
 # Names; a code is the index of its name.
 OPERATIONS = (

@@ -19,9 +19,9 @@ import sys
 
 import numpy as np
 
+from . import layout as _layout
 from . import program as _program
 from . import splitmix as _splitmix
-from . import table as _table
 from . import walk as _walk
 from .contract import touches as _touches
 
@@ -160,7 +160,7 @@ def mish_derivative(saved, parameter):
 
 
 # (value of z, derivative from what is saved); the saved array is the output, or z where
-# table.SAVES_PRE_ACTIVATION lists the activation.
+# layout.SAVES_PRE_ACTIVATION lists the activation.
 ACTIVATIONS = {
     "identity": (identity, identity_derivative),
     "relu": (relu, relu_derivative),
@@ -178,7 +178,7 @@ ACTIVATIONS = {
 
 
 def _activation(code):
-    return ACTIVATIONS[_table.ACTIVATIONS[code]]
+    return ACTIVATIONS[_layout.ACTIVATIONS[code]]
 
 
 @_touches("z", "out")
@@ -189,7 +189,7 @@ def activation_forward(z, activation, activation_parameter, out):
     ----------
     z : array (n, features)
     activation : int
-        Code from ``table.ACTIVATIONS``.
+        Code from ``layout.ACTIVATIONS``.
     activation_parameter : float
         The slope or scale of activations that have one; ignored by the others.
     out : array (n, features), written
@@ -207,7 +207,7 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     ----------
     grad_out, saved : arrays (n, features)
         ``saved`` is the output of the activation, or its pre-activation for the activations that
-        ``table.SAVES_PRE_ACTIVATION`` names.
+        ``layout.SAVES_PRE_ACTIVATION`` names.
     activation, activation_parameter : int, float
     grad_z : array (n, features), written
         May be ``grad_out`` itself.
@@ -235,13 +235,13 @@ def softmax(z, out):
 
 # --------------------------------------------------------------------------------- linear layer
 def precisions(dtype) -> tuple[str, ...]:
-    """The names from ``table.PRECISIONS`` that products of this dtype may have; "ieee" always."""
-    return _table.PRECISIONS if dtype == np.float32 else _table.PRECISIONS[:1]
+    """The names from ``layout.PRECISIONS`` that products of this dtype may have; "ieee" always."""
+    return _layout.PRECISIONS if dtype == np.float32 else _layout.PRECISIONS[:1]
 
 
 def _rounded(x, precision):
     """The nearest numbers with as few bits as the precision has: tf32 rounds ties away from 0, bf16 to even."""
-    name = _table.PRECISIONS[precision]
+    name = _layout.PRECISIONS[precision]
     if name not in precisions(x.dtype):
         raise ValueError(f"precision {name!r} is for float32, got {x.dtype}")
     if name == "ieee":
@@ -269,7 +269,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
         ``out`` itself where the derivative needs only the output, else another array that
         receives ``z``.
     precision : int
-        Code from ``table.PRECISIONS``, of those that `precisions` names: what ``x`` and ``weight`` are rounded to.
+        Code from ``layout.PRECISIONS``, of those that `precisions` names: what ``x`` and ``weight`` are rounded to.
         Other backends refuse what they do not have.
 
     Notes
@@ -468,11 +468,11 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
     Parameters
     ----------
     loss : int
-        Code from ``table.LOSSES``.
+        Code from ``layout.LOSSES``.
     loss_parameter : float
         Label smoothing, or delta; ignored by the other losses.
     prediction : array (n, out)
-    target : int64 array (n,) of labels for the losses in ``table.LABEL_LOSSES``, else array (n, out)
+    target : int64 array (n,) of labels for the losses in ``layout.LABEL_LOSSES``, else array (n, out)
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
@@ -481,10 +481,10 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
     grad : array (n, out), written
         May be ``prediction`` itself.
     """
-    loss_name = _table.LOSSES[loss]
+    loss_name = _layout.LOSSES[loss]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value, gradient = LOSSES[loss_name](prediction, target, loss_parameter)
-        if loss_name in _table.LABEL_LOSSES:
+        if loss_name in _layout.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
             row_hit[...] = hit & ~np.isnan(value)
         else:
@@ -574,16 +574,16 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     Parameters
     ----------
     optimizer : int
-        Code from ``table.OPTIMIZERS``.
-    coefficients : float64 array (table.COEFFICIENTS,)
+        Code from ``layout.OPTIMIZERS``.
+    coefficients : float64 array (layout.COEFFICIENTS,)
         The scalars of this step; each ``*_step`` above lists its own.
     values : array (size,), updated
     grad : array (size,)
     state : tuple of arrays (size,), updated
-        As many as ``table.OPTIMIZER_STATES`` says, zero before the first step.
+        As many as ``layout.OPTIMIZER_STATES`` says, zero before the first step.
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        STEPS[_table.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
+        STEPS[_layout.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
 
 
 # ------------------------------------------------------------------------------ normalisation, sums
@@ -844,7 +844,7 @@ def network_train_steps(
     statistics : array (statistics_size,), updated
         With the parameters.
     state : tuple of arrays (size,), updated
-    coefficients : float64 array (steps, table.COEFFICIENTS)
+    coefficients : float64 array (steps, layout.COEFFICIENTS)
     keys : uint64 array (steps,)
         Random bits of each step, for dropout.
     x : array (N, in), of a dtype that `gathers` accepts, C-contiguous
@@ -867,7 +867,7 @@ def network_train_steps(
         Steps done; fewer than ``steps`` when a loss was not finite (that loss is in ``step_loss``).
     """
     program, dtype = workspace.program, workspace.dtype
-    labels = _table.LOSSES[workspace.loss] in _table.LABEL_LOSSES
+    labels = _layout.LOSSES[workspace.loss] in _layout.LABEL_LOSSES
     whole, grad = _whole(program, parameters, statistics), np.zeros_like(parameters)
     gradients = _walk.views_in(_program.PARAMETER_GRADIENTS, program.arrays, grad)
     of_loss = {"loss": workspace.loss, "loss_parameter": workspace.loss_parameter}
@@ -999,12 +999,12 @@ def gather(x, rows, out):
 
 def empty(shape, dtype):
     """An uninitialised array of the backend."""
-    return _table.aligned_empty(shape, dtype)
+    return _layout.aligned_empty(shape, dtype)
 
 
 def zeros(shape, dtype):
     """A zero-filled array of the backend."""
-    return _table.aligned_zeros(shape, dtype)
+    return _layout.aligned_zeros(shape, dtype)
 
 
 def to_device(array):
@@ -1038,7 +1038,7 @@ def serial():
 
 
 def warmup(dtype, activations, losses, optimizers):
-    """Compile what networks of these parts use (names from table.py), so that nothing compiles later."""
+    """Compile what networks of these parts use (names from layout.py), so that nothing compiles later."""
 
 
 def config():

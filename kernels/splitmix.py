@@ -24,7 +24,7 @@ def mixed(counter):
 
 
 def layer_key(step_key, row):
-    """The key of a dropout row of the table in a step."""
+    """The key of a dropout layer, by its row, in a step."""
     with np.errstate(over="ignore"):
         return splitmix64(np.uint64(step_key) + np.uint64(row))
 

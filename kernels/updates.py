@@ -1,8 +1,8 @@
 """Optimizer updates, each written once: ``(w, m, v)`` after a step from the same before it, and the gradient ``g``.
 
-``c`` are the ``table.COEFFICIENTS`` scalars of the step. Of the states ``m`` and ``v`` an optimizer has as many as
-``table.OPTIMIZER_STATES`` says, and returns the others as they are. The ``*_step`` of the same name in `reference` says
-what an update computes and which scalars it reads.
+``c`` are the ``layout.COEFFICIENTS`` scalars of the step. Of the states ``m`` and ``v`` an optimizer has as many as
+``layout.OPTIMIZER_STATES`` says, and returns the others as they are. The ``*_step`` of the same name in `reference`
+says what an update computes and which scalars it reads.
 """
 
 from .elementary import sign

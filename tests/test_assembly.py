@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from fastbp.kernels import table
+from fastbp.kernels import layout
 from fastbp.kernels.cpu import blocking, context
 
 from .conftest import warm_up
@@ -249,7 +249,7 @@ def print_updates():
     """The register tile of this process, and the text of every optimizer for each dtype."""
     texts = {
         f"{name} {dtype}": context.optimizer(np.dtype(dtype), name).assembly()
-        for name in table.OPTIMIZERS
+        for name in layout.OPTIMIZERS
         for dtype in DTYPES
     }
     print(json.dumps({"isa": blocking.ISA._asdict(), "texts": texts}))

@@ -35,15 +35,15 @@ def train(*widths, batch_size=16, threads=1):
 
 def elementwise():
     """Bits made by a few kernels that compile quickly: relu there and back, a sigmoid, a copy."""
-    from fastbp.kernels import cpu, table
+    from fastbp.kernels import cpu, layout
 
     z, saved = np.random.default_rng(0).standard_normal((2, 9, 21)).astype(np.float32)
     out = []
     for name in ("relu", "sigmoid"):
         out.append(np.empty_like(z))
-        cpu.activation_forward(z, table.ACTIVATIONS.index(name), 0.0, out[-1])
+        cpu.activation_forward(z, layout.ACTIVATIONS.index(name), 0.0, out[-1])
     out.append(np.empty_like(z))
-    cpu.activation_backward(z, saved, table.ACTIVATIONS.index("relu"), 0.0, out[-1])
+    cpu.activation_backward(z, saved, layout.ACTIVATIONS.index("relu"), 0.0, out[-1])
     return b"".join(array.tobytes() for array in out)
 
 

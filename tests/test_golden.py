@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp.kernels import table
+from fastbp.kernels import layout
 
 from .contract.cases import coefficients, zero_state
 
@@ -28,12 +28,12 @@ def assert_near(result, exact, roundings):
     np.testing.assert_allclose(result.astype(np.float64), exact, rtol=limit, atol=limit)
 
 
-@pytest.mark.parametrize("name", table.ACTIVATIONS)
+@pytest.mark.parametrize("name", layout.ACTIVATIONS)
 def test_activation(backend, name, dtype):
-    code, z = table.ACTIVATIONS.index(name), GOLDEN["activation_z"].astype(dtype)[None, :]
+    code, z = layout.ACTIVATIONS.index(name), GOLDEN["activation_z"].astype(dtype)[None, :]
     value, slope = GOLDEN[f"activation/{name}"]
     backend.activation_forward(z, code, PARAMETER, out := np.empty_like(z))
-    saved = z if name in table.SAVES_PRE_ACTIVATION else out
+    saved = z if name in layout.SAVES_PRE_ACTIVATION else out
     backend.activation_backward(np.ones_like(z), saved, code, PARAMETER, grad := np.empty_like(z))
     assert_near(out[0], value, 4)
     assert_near(grad[0], slope, 16)  # PyTorch rounds 1 + tanh before it multiplies by z and its slope
@@ -45,11 +45,11 @@ def test_loss(backend, name, parameter, dtype):
         GOLDEN[f"loss/{name}/{parameter}/{entry}"] for entry in ("prediction", "target", "value", "gradient")
     )
     prediction = prediction.astype(dtype)
-    target = target if name in table.LABEL_LOSSES else target.astype(dtype)
+    target = target if name in layout.LABEL_LOSSES else target.astype(dtype)
     n = len(prediction)
     row_loss, row_hit, grad = np.empty(n, dtype), np.empty(n, np.int64), np.empty_like(prediction)
     arguments = prediction, target, np.ones(n), row_loss, row_hit, grad
-    backend.loss_forward_backward(table.LOSSES.index(name), float(parameter), *arguments)
+    backend.loss_forward_backward(layout.LOSSES.index(name), float(parameter), *arguments)
     assert_near(row_loss, value, 16)
     if name == "binary_cross_entropy":  # the limit of p (1 - p), 1e-12, is PyTorch's rounded to float32
         ends = (prediction == 0) | (prediction == 1)
@@ -64,7 +64,7 @@ def test_optimizer(backend, name, hyperparameters, dtype):
     values = GOLDEN["optimizer_start"].astype(dtype)
     state = zero_state(name, len(values), dtype)
     for t, grad in enumerate(GOLDEN["optimizer_grads"].astype(dtype)):
-        backend.optimizer_step(table.OPTIMIZERS.index(name), coefficients(name, t + 1, **named), values, grad, state)
+        backend.optimizer_step(layout.OPTIMIZERS.index(name), coefficients(name, t + 1, **named), values, grad, state)
         assert_near(values, GOLDEN[f"optimizer/{name}/{hyperparameters}"][t], 16)
 
 

@@ -265,7 +265,7 @@ def test_copies_are_independent(linear, duplicate):
 
 
 def test_every_activation_of_the_contract_has_a_class():
-    from fastbp.kernels import table
+    from fastbp.kernels import layout
 
     classes = [cls for cls in layers.LAYERS.values() if issubclass(cls, layers.Activation)]
-    assert {cls().name for cls in classes} | {fastbp.GELU("tanh").name} == set(table.ACTIVATIONS)
+    assert {cls().name for cls in classes} | {fastbp.GELU("tanh").name} == set(layout.ACTIVATIONS)

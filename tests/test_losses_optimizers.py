@@ -9,7 +9,7 @@ import pytest
 
 import fastbp
 from fastbp import losses, optimizers, schedules
-from fastbp.kernels import table
+from fastbp.kernels import layout
 
 LOSSES = list(losses.LOSSES.values())
 
@@ -248,12 +248,12 @@ def test_probabilities_of_any_layout_and_dtype(device, rng, loss):
 
 def test_every_loss_and_optimizer_of_the_contract_has_a_class():
     labels, matrix = np.zeros(2, np.int64), np.zeros((2, 2))
-    assert {cls().kernel(target) for cls in losses.LOSSES.values() for target in (labels, matrix)} == set(table.LOSSES)
+    assert {cls().kernel(target) for cls in losses.LOSSES.values() for target in (labels, matrix)} == set(layout.LOSSES)
     made = [cls() for cls in optimizers.OPTIMIZERS.values()]
     made += [fastbp.SGD(momentum=0.9), fastbp.SGD(momentum=0.9, nesterov=True)]
-    assert {optimizer.name for optimizer in made} == set(table.OPTIMIZERS)
+    assert {optimizer.name for optimizer in made} == set(layout.OPTIMIZERS)
     for optimizer in made:
-        assert len(optimizer.state_names) == table.OPTIMIZER_STATES[optimizer.name]
+        assert len(optimizer.state_names) == layout.OPTIMIZER_STATES[optimizer.name]
 
 
 # ----------------------------------------------------------------------------------- optimizers
@@ -558,7 +558,7 @@ def test_coefficients_do_not_depend_on_how_steps_are_cut():
         whole = optimizer.coefficients(0, 10)
         parts = np.concatenate([optimizer.coefficients(0, 3), optimizer.coefficients(3, 7)])
         np.testing.assert_array_equal(whole, parts)
-        assert whole.shape == (10, table.COEFFICIENTS)
+        assert whole.shape == (10, layout.COEFFICIENTS)
 
 
 def test_second_model_is_refused(device):

@@ -157,8 +157,8 @@ def test_gradients_of_a_layer_alone(device, rng, make, training):
 
 def test_residual_alone_and_in_a_graph(device, rng):
     block = fastbp.Residual(
-        fastbp.LayerNorm(4, dtype="float64", device=device), fastbp.Linear(4, 4, dtype="float64", device=device, seed=0),
-        fastbp.Tanh(device=device),
+        fastbp.LayerNorm(4, dtype="float64", device=device),
+        fastbp.Linear(4, 4, dtype="float64", device=device, seed=0), fastbp.Tanh(device=device),
     )  # fmt: skip
     x, weights = rng.standard_normal((5, 4)), rng.standard_normal((5, 4))
     inner = x
@@ -236,9 +236,7 @@ def test_rows_without_weight_count_for_nothing(device, rng):
     x, y = rng.standard_normal((12, 4)), rng.integers(0, 3, 12)
     states = []
     for rows, weight in ((np.arange(8), None), (np.arange(12), np.repeat([1.0, 0.0], [8, 4]))):
-        model = fastbp.Sequential(
-            fastbp.BatchNorm1d(4), fastbp.Linear(4, 3), dtype="float64", device=device, seed=1
-        )
+        model = fastbp.Sequential(fastbp.BatchNorm1d(4), fastbp.Linear(4, 3), dtype="float64", device=device, seed=1)
         model.fit(
             x[rows], y[rows], sample_weight=weight, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.SGD(lr=0.1),
             batch_size=12, epochs=1, shuffle=False, verbose=False,

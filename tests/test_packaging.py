@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-IMPORT = "import fastbp.kernels.cpu, fastbp.kernels.table as t; print(fastbp.__file__); print(t.__file__)"
+IMPORT = "import fastbp.kernels.cpu, fastbp.kernels.layout as t; print(fastbp.__file__); print(t.__file__)"
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists() or not (ROOT / "README.md").exists(), reason="needs a whole checkout"
@@ -67,7 +67,7 @@ def test_link_points_into_the_repository():
 def test_bare_checkout_imports(tmp_path):
     package, kernels = imported_from(ROOT, tmp_path)
     assert package == ROOT / "fastbp" / "__init__.py"
-    assert kernels == ROOT / "fastbp" / "kernels" / "table.py"
+    assert kernels == ROOT / "fastbp" / "kernels" / "layout.py"
 
 
 def test_repository_root_imports_its_own_package():
@@ -97,4 +97,4 @@ def test_source_archive_holds_real_folders(built, tmp_path):
         archive.extractall(tmp_path, filter="data")
     folder = next(tmp_path.iterdir())
     package, kernels = imported_from(folder, tmp_path)
-    assert kernels == package.parent / "kernels" / "table.py"
+    assert kernels == package.parent / "kernels" / "layout.py"

@@ -102,7 +102,7 @@ def norm(name, features=3, **changes):
 
 
 def test_norms_and_residual_blocks():
-    block = fake("Residual", norm("LayerNorm"), fake_linear(SQUARE, BIAS), fake("Sequential", fake("ReLU")))
+    block = fake("Residual", norm("LayerNorm"), fake_linear(SQUARE.copy(), BIAS), fake("Sequential", fake("ReLU")))
     module = fake(
         "Sequential", fake_linear(SQUARE), norm("BatchNorm1d"), block, norm("LayerNorm", weight=None, bias=None)
     )

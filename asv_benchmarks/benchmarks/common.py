@@ -48,7 +48,7 @@ def require(module, name=None):
 
 def code(kind, name):
     """The code of a name in one of the tuples of the network table: ``code("LOSSES", "huber")``."""
-    names = require("fastbp.kernels.table", kind)
+    names = require("fastbp.kernels.layout", kind)
     if name not in names:
         raise NotImplementedError(f"{name} is not among {kind}")
     return names.index(name)
@@ -108,10 +108,10 @@ def peer_ratio(result, peer):
 
 def buffer(rng, shape, dtype):
     """Random numbers in (0, 1), laid out as the library lays out its own: aligned, rows padded."""
-    table = require("fastbp.kernels.table")
+    layout = require("fastbp.kernels.layout")
     *rows, columns = shape
-    ld = table.leading_dimension(columns, np.dtype(dtype).itemsize) if rows else columns
-    array = table.aligned_zeros((*rows, ld), dtype)[..., :columns]
+    ld = layout.leading_dimension(columns, np.dtype(dtype).itemsize) if rows else columns
+    array = layout.aligned_zeros((*rows, ld), dtype)[..., :columns]
     array[...] = rng.random(shape)
     return array
 

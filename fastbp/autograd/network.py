@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import backend, checks, losses
 from ..graph import Function, Variable, scalar, value_of
-from ..kernels import table
+from ..kernels import layout
 from ..layers import IDENTITY
 
 
@@ -111,10 +111,10 @@ class Activation(Function):
     def forward(ctx, z, name, parameter, device):
         shape = np.shape(z)
         z = _as_matrix(z)
-        code, kernels, out = table.ACTIVATIONS.index(name), backend.load(device), np.empty_like(z)
+        code, kernels, out = layout.ACTIVATIONS.index(name), backend.load(device), np.empty_like(z)
         if z.size:
             kernels.activation_forward(z, code, parameter, out)
-        saved = z if name in table.SAVES_PRE_ACTIVATION else out
+        saved = z if name in layout.SAVES_PRE_ACTIVATION else out
         ctx.save_for_backward(shape, saved, code, parameter, kernels, name)
         return out.reshape(shape)
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from .. import backend
-from ..kernels import table
+from ..kernels import layout
 from . import peers
 from .agreement import checked_rival
 from .clocks import Clock
@@ -27,7 +27,7 @@ def elementwise_case(name, names, protocol, shape=ELEMENTWISE_SHAPE) -> Case:
     if name == "softmax":
         contract = lambda: kernels.softmax(x, out)  # noqa: E731
     else:
-        code = table.ACTIVATIONS.index(name)
+        code = layout.ACTIVATIONS.index(name)
         contract = lambda: kernels.activation_forward(x, code, 0.0, out)  # noqa: E731
     contract()
     call, expected = contract, np.array(out)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from .. import backend
-from ..kernels import table
+from ..kernels import layout
 from . import gpu_peers, peers
 from .agreement import PRECISION_TOLERANCE, TOLERANCE, check_same, checked_rival, largest_difference
 from .clocks import Clock
@@ -20,8 +20,8 @@ LAYOUT = "its own layout", "our layout"
 def laid_out(array):
     """A copy laid out as the library lays out its own: aligned, rows padded."""
     *rows, columns = array.shape
-    padded = table.leading_dimension(columns, array.itemsize) if rows else columns
-    copy = table.aligned_zeros((*rows, padded), array.dtype)[..., :columns]
+    padded = layout.leading_dimension(columns, array.itemsize) if rows else columns
+    copy = layout.aligned_zeros((*rows, padded), array.dtype)[..., :columns]
     copy[...] = array
     return copy
 
@@ -35,7 +35,7 @@ def product_case(kind, size, names, protocol) -> Case:
     kernels, rng = backend.load(protocol.device), np.random.default_rng(0)
     a, b = (laid_out(rng.standard_normal((size, size), dtype=protocol.dtype)) for _ in range(2))
     out, bias = laid_out(np.zeros_like(a)), laid_out(np.zeros(size, protocol.dtype))
-    identity, relu = (table.ACTIVATIONS.index(name) for name in ("identity", "relu"))
+    identity, relu = (layout.ACTIVATIONS.index(name) for name in ("identity", "relu"))
     plain, fused = {
         "NN": (
             lambda: kernels.linear_forward(a, b, None, identity, 0.0, out, out),
@@ -72,8 +72,8 @@ def gpu_product_case(kind, size, precision, names, protocol) -> Case:
     kernels, rng = backend.load(protocol.device), np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size), dtype=protocol.dtype) for _ in range(2))
     there, other = kernels.to_device(a), kernels.to_device(b)
-    out, identity = kernels.zeros((size, size), a.dtype), table.ACTIVATIONS.index("identity")
-    code = table.PRECISIONS.index(precision)
+    out, identity = kernels.zeros((size, size), a.dtype), layout.ACTIVATIONS.index("identity")
+    code = layout.PRECISIONS.index(precision)
     product = {
         "NN": lambda: kernels.linear_forward(there, other, None, identity, 0.0, out, out, code),
         "NT": lambda: kernels.linear_backward_input(there, other, there, identity, 0.0, out, code),

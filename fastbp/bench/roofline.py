@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import backend
-from ..kernels import table
+from ..kernels import layout
 from . import measure
 from .clocks import Clock
 from .products import laid_out
@@ -50,7 +50,7 @@ def kernels_of(shape, dtype, device) -> list[Kernel]:
     """Every kernel that one train step calls, but for the gathering of its rows, on operands of its own."""
     widths, activation, batch, _ = shape
     kernels, rng, itemsize = backend.load(device), np.random.default_rng(0), np.dtype(dtype).itemsize
-    code, identity = (table.ACTIVATIONS.index(name) for name in (activation, "identity"))
+    code, identity = (layout.ACTIVATIONS.index(name) for name in (activation, "identity"))
 
     def array(*shape):
         return laid_out(rng.standard_normal(shape, dtype=dtype))
@@ -59,7 +59,7 @@ def kernels_of(shape, dtype, device) -> list[Kernel]:
         return Kernel(name, layer, flops, elements * itemsize, partial(function, *arguments))
 
     pairs = list(itertools.pairwise(widths))
-    adam, coefficients = table.OPTIMIZERS.index("adam"), np.array([1e-3, 0.9, 0.1, 0.999, 0.001, 1e-8, 0, 0])
+    adam, coefficients = layout.OPTIMIZERS.index("adam"), np.array([1e-3, 0.9, 0.1, 0.999, 0.001, 1e-8, 0, 0])
     forward, backward = [], []
     for i, (a, b) in enumerate(pairs):
         flops, layer, after = 2 * batch * a * b, f"{a} → {b}", code if i < len(pairs) - 1 else identity
@@ -90,7 +90,7 @@ def kernels_of(shape, dtype, device) -> list[Kernel]:
     outputs = widths[-1]
     loss = kernel(
         "loss", str(outputs), LOSS_OPERATIONS * batch * outputs, 2 * batch * outputs,
-        kernels.loss_forward_backward, table.LOSSES.index("cross_entropy"), 0.0, array(batch, outputs),
+        kernels.loss_forward_backward, layout.LOSSES.index("cross_entropy"), 0.0, array(batch, outputs),
         rng.integers(0, outputs, batch), np.full(batch, 1 / batch),
         np.empty(batch, dtype), np.empty(batch, np.int64), array(batch, outputs),
     )  # fmt: skip

@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 
 from .. import jit, reference, splitmix
+from .. import layout as _layout
 from .. import program as _program
-from .. import table as _table
 from . import blocking, context, linear, network, team
 
 name = "cpu"
@@ -42,7 +42,7 @@ def _ld(array):
 
 
 def _name(activation):
-    return _table.ACTIVATIONS[activation]
+    return _layout.ACTIVATIONS[activation]
 
 
 def _call(kernel, signature, *arguments):
@@ -90,7 +90,7 @@ def shuffle(rows, key):
 
 def _panel(dtype):
     """Scratch for a transposed panel."""
-    return _table.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
+    return _layout.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
 
 
 def _transpose(dtype, wanted):
@@ -104,12 +104,12 @@ def _narrow(dtype, rows, fan_out):
 
 def precisions(dtype) -> tuple[str, ...]:
     """All arithmetic is that of the dtype."""
-    return _table.PRECISIONS[:1]
+    return _layout.PRECISIONS[:1]
 
 
 def _require_ieee(precision):
     if precision:
-        raise ValueError(f"the CPU computes in its dtype only, got precision {_table.PRECISIONS[precision]!r}")
+        raise ValueError(f"the CPU computes in its dtype only, got precision {_layout.PRECISIONS[precision]!r}")
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
@@ -132,7 +132,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
     swaps = linear.swaps.py_func(len(grad_z), *weight.shape)
-    panel, scratch = _panel(grad_z.dtype), _table.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
+    panel, scratch = _panel(grad_z.dtype), _layout.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
         context.product(grad_z.dtype).address, _transpose(grad_z.dtype, swaps), derive,
         grad_z.itemsize, len(grad_z), *weight.shape, _address(grad_z), _ld(grad_z),
@@ -155,7 +155,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
 
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     """On the calling thread."""
-    kernel = context.loss(prediction.dtype, _table.LOSSES[loss])
+    kernel = context.loss(prediction.dtype, _layout.LOSSES[loss])
     scratch = np.empty(max(len(prediction), blocking.SQUARE), prediction.dtype)
     ldt = _ld(target) if target.ndim == 2 else 0
     _call(
@@ -168,7 +168,7 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
-    kernel = context.optimizer(values.dtype, _table.OPTIMIZERS[optimizer])
+    kernel = context.optimizer(values.dtype, _layout.OPTIMIZERS[optimizer])
     states = [_address(array) for array in state] + [0, 0]
     _call(
         kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
@@ -305,7 +305,7 @@ class _Workspace:
     """A record for the walk, and the arrays its addresses point to."""
 
     def __init__(self, program, listing, dtype, capacity, target=(0, 0)):
-        _require_ieee(_table.PRECISIONS.index(program.precision))
+        _require_ieee(_layout.PRECISIONS.index(program.precision))
         self.program, self.dtype = program, np.dtype(dtype)
         self.record = np.zeros(network.FIELDS, np.int64)
         self.address = self.record.ctypes.data
@@ -339,7 +339,7 @@ class _Workspace:
 
     def buffer(self, shape, dtype=None) -> int:
         """The address of a new uninitialised array."""
-        return self.keep(_table.aligned_empty(shape, self.dtype if dtype is None else dtype))
+        return self.keep(_layout.aligned_empty(shape, self.dtype if dtype is None else dtype))
 
     def gather(self, source) -> int:
         """The address of the kernel that reads rows of this dtype."""
@@ -413,23 +413,23 @@ class InferenceWorkspace(_Workspace):
 
 def _lines(size):
     """So many bytes, rounded up to whole cache lines."""
-    return -(-size // _table.ALIGNMENT) * _table.ALIGNMENT
+    return -(-size // _layout.ALIGNMENT) * _layout.ALIGNMENT
 
 
 class TrainingWorkspace(_Workspace):
     """Activations and gradients of a batch, scratch for every thread."""
 
     def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
-        loss_name, optimizer_name = _table.LOSSES[loss], _table.OPTIMIZERS[optimizer]
+        loss_name, optimizer_name = _layout.LOSSES[loss], _layout.OPTIMIZERS[optimizer]
         item = np.dtype(dtype).itemsize
-        self.labels = loss_name in _table.LABEL_LOSSES
-        ldt = 0 if self.labels else _table.leading_dimension(program.out_features, item)
+        self.labels = loss_name in _layout.LABEL_LOSSES
+        ldt = 0 if self.labels else _layout.leading_dimension(program.out_features, item)
         target = ldt, 8 if self.labels else item * ldt
         super().__init__(program, program.training, dtype, batch_size, target)
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         self.walk = context.walk("train_steps")
-        width, ld = program.training.width, _table.leading_dimension(program.in_features, item)
+        width, ld = program.training.width, _layout.leading_dimension(program.in_features, item)
         self.set(
             TRANSPOSE=_transpose(self.dtype, self.transposes(batch_size)),
             DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
@@ -535,12 +535,12 @@ def gather(x, rows, out):
 
 def empty(shape, dtype):
     """On a cache line."""
-    return _table.aligned_empty(shape, dtype)
+    return _layout.aligned_empty(shape, dtype)
 
 
 def zeros(shape, dtype):
     """On a cache line."""
-    return _table.aligned_zeros(shape, dtype)
+    return _layout.aligned_zeros(shape, dtype)
 
 
 def to_device(array):
@@ -629,7 +629,7 @@ def fma_limit(dtype, seconds=0.02):
     """
     dtype = np.dtype(dtype)
     rows, k, width = 1000 * blocking.MR, 256, blocking.NV * blocking.VECTOR_BYTES // dtype.itemsize
-    a, b, c = (_table.aligned_zeros(shape, dtype) for shape in (k, (k, width), width))
+    a, b, c = (_layout.aligned_zeros(shape, dtype) for shape in (k, (k, width), width))
     function = context.c_function(context.product(dtype), *context.PRODUCT)
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numba import from_dtype, types
 
-from .. import table
+from .. import layout
 from ..jit import Kernel, compile_kernel
 from . import buffers, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
 from .simd import Pointer
@@ -117,7 +117,7 @@ def squared_norm(dtype) -> Kernel:
 @cache
 def loss(dtype, name) -> Kernel:
     p = _real(dtype)
-    target = INTS if name in table.LABEL_LOSSES else p
+    target = INTS if name in layout.LABEL_LOSSES else p
     return _compiled(losses.kernel(name), INT, INT, FLOAT, p, INT, target, INT, FLOATS, p, INTS, p, p, INT)
 
 

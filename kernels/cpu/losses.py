@@ -196,7 +196,7 @@ def logarithm_of(p, x):
 
 
 def kernel(name):
-    """The kernel of a loss of ``table.LOSSES``."""
+    """The kernel of a loss of ``layout.LOSSES``."""
     return globals()[name] if name in ("cross_entropy", "soft_cross_entropy") else kernel_of_elements(name)
 
 

@@ -12,8 +12,7 @@ in an order given by the shapes, so the number of threads changes no bit.
 
 import numpy as np
 
-from .. import program
-from .. import table as layout
+from .. import layout, program
 from ..jit import inline
 from . import blocking
 from .elementwise import splitmix64

@@ -5,7 +5,7 @@ have the values' leading dimension. What they compute is `reference.optimizer_st
 of `updates`.
 """
 
-from .. import table
+from .. import layout
 from ..jit import inline
 from .formulas import FORMULAS
 from .simd import lanes, load, store, zeros
@@ -18,8 +18,8 @@ def scalars_of(c):
 
 
 def kernel(name):
-    """The kernel of an optimizer of ``table.OPTIMIZERS``."""
-    states = table.OPTIMIZER_STATES[name]
+    """The kernel of an optimizer of ``layout.OPTIMIZERS``."""
+    states = layout.OPTIMIZER_STATES[name]
     update = FORMULAS[name]
 
     @inline

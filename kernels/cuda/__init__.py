@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from .. import table as _table
+from .. import layout as _layout
 from . import buffers, catalogue, driver, elementwise, linear, losses, network, norms, optimizers, probabilities
 from . import record as records
 
@@ -18,7 +18,7 @@ name = "cuda"
 
 # --------------------------------------------------------------------------------------- single layers
 def _name(activation):
-    return _table.ACTIVATIONS[activation]
+    return _layout.ACTIVATIONS[activation]
 
 
 def _matrix(array):
@@ -49,7 +49,7 @@ def softmax(z, out):
 
 def precisions(dtype) -> tuple[str, ...]:
     """Of float32 also those of the tensor cores."""
-    return _table.PRECISIONS if dtype == np.float32 else _table.PRECISIONS[:1]
+    return _layout.PRECISIONS if dtype == np.float32 else _layout.PRECISIONS[:1]
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
@@ -58,7 +58,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     linear.linear_forward(
         _name(activation), len(x), *weight.shape, *_matrix(x), *_matrix(weight),
         None if bias is None else driver.flat(bias), 0, activation_parameter,
-        *_matrix(out), *apart, _table.PRECISIONS[precision], driver.stream(),
+        *_matrix(out), *apart, _layout.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     """A product with the transposed weight whose epilogue multiplies by the derivative."""
     linear.linear_backward_input(
         _name(activation), len(grad_z), *weight.shape, *_matrix(grad_z), *_matrix(weight), *_matrix(saved),
-        activation_parameter, *_matrix(grad_z_prev), _table.PRECISIONS[precision], driver.stream(),
+        activation_parameter, *_matrix(grad_z_prev), _layout.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
     scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
     linear.linear_backward_params(
         len(x), *grad_weight.shape, *_matrix(x), *_matrix(grad_z), beta, *_matrix(grad_weight),
-        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, _table.PRECISIONS[precision],
+        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, _layout.PRECISIONS[precision],
         driver.stream(),
     )  # fmt: skip
 
@@ -113,14 +113,14 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
     """Several threads a row."""
     ldt = driver.leading(target) if target.ndim == 2 else 0
     losses.loss_forward_backward(
-        _table.LOSSES[loss], *prediction.shape, loss_parameter, *_matrix(prediction), driver.flat(target), ldt,
+        _layout.LOSSES[loss], *prediction.shape, loss_parameter, *_matrix(prediction), driver.flat(target), ldt,
         driver.flat(row_weight), driver.flat(row_loss), driver.flat(row_hit), *_matrix(grad), driver.stream(),
     )  # fmt: skip
 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """One pass; the coefficients may be on the host."""
-    name = _table.OPTIMIZERS[optimizer]
+    name = _layout.OPTIMIZERS[optimizer]
     update = records.of_one_step(coefficients)
     optimizers.optimizer_step(
         name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
@@ -180,7 +180,7 @@ def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_w
 def update_statistics(mean, variance, momentum, running_mean, running_var):
     """A thread a feature."""
     arrays = map(driver.flat, (mean, variance, running_mean, running_var))
-    update = records.of_one_step(np.zeros(_table.COEFFICIENTS))
+    update = records.of_one_step(np.zeros(_layout.COEFFICIENTS))
     norms.update_statistics(len(mean), momentum, update, *arrays, driver.stream())
 
 

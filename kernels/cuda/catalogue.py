@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import table
+from .. import layout
 from . import buffers, elementwise, gemm, losses, norms, optimizers, probabilities, steps
 
-PARTS = {*table.ACTIVATIONS, *table.LOSSES, *table.OPTIMIZERS}
+PARTS = {*layout.ACTIVATIONS, *layout.LOSSES, *layout.OPTIMIZERS}
 
 
 class Kernel(NamedTuple):
@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
     @property
     def precision(self) -> str:
         """Of the factors of a product; everything else is "ieee"."""
-        return next((word for word in self.name.split() if word in table.PRECISIONS), "ieee")
+        return next((word for word in self.name.split() if word in layout.PRECISIONS), "ieee")
 
 
 def kernels(dtypes=(np.float32, np.float64)):

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from .. import splitmix, table
+from .. import layout, splitmix
 from . import launch
 from .driver import cuda, device_function, kernel, simulated, types, vector
 from .formulas import formulas
@@ -79,7 +79,7 @@ splitmix64 = device_function(splitmix.mixed)
 
 @cache
 def dropout_kernel(dtype):
-    """`reference.dropout`; with a ``layer`` from 0 up, of that row of the table in step ``record[which]``.
+    """`reference.dropout`; with a ``layer`` from 0 up, of that row of layers in step ``record[which]``.
 
     Then the key is that of the layer in the step, and the numbers of the rows are those of its batch; else ``key``
     and ``record`` itself.
@@ -262,7 +262,7 @@ def column_sum(rows, columns, beta, z, z_offset, ldz, out, out_offset, scratch, 
 def kernels(dtype):
     """Every kernel of this file: (name, kernel, signature)."""
     i, f, a, ints, doubles = types.int64, types.float64, vector(dtype), vector(np.int64), vector(np.float64)
-    for name in table.ACTIVATIONS:
+    for name in layout.ACTIVATIONS:
         yield f"activation_forward {name}", activation_forward_kernel(name, dtype), (i, i, a, i, i, a, i, i, f)
         signature = (i, i, a, i, i, a, i, i, a, i, i, f)
         yield f"activation_backward {name}", activation_backward_kernel(name, dtype), signature

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .. import table
+from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
 from . import driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
 from .driver import cuda, device_function, types, unrolled
@@ -22,7 +22,7 @@ from .formulas import formulas
 from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
-LAYOUTS = ("NN", "NT", "TN")
+TRANSPOSITIONS = ("NN", "NT", "TN")
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
@@ -131,7 +131,7 @@ def multiply(tile, element, pitch_a, pitch_b):
 
 
 @cache
-def multiply_add_sums(layout, tile, element, vectors):
+def multiply_add_sums(trans, tile, element, vectors):
     """How a block makes the sums of its tile: a device function, the shared memory it needs, and a thread's elements.
 
     ``sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb)`` leaves them in ``acc``,
@@ -144,7 +144,7 @@ def multiply_add_sums(layout, tile, element, vectors):
     held = tile.tm * tile.tn
 
     # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
-    a_along_k, b_along_k = layout != "TN", layout == "NT"
+    a_along_k, b_along_k = trans != "TN", trans == "NT"
     pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
     access = width if vectors else 1
     # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
@@ -275,7 +275,7 @@ def finisher(epilogue, element, width, vectors):
     """
     step, _, activation = epilogue.partition(":")
     forward, backward = step == "forward", step == "backward"
-    saves = activation in table.SAVES_PRE_ACTIVATION
+    saves = activation in SAVES_PRE_ACTIVATION
     functions = formulas(np.dtype(element.name))
     value, derivative = functions[activation or "identity"], functions[f"{activation or 'identity'}_derivative"]
     load, store = vector_access(width)
@@ -345,12 +345,12 @@ def block_order(bm, bn):
 
 
 @cache
-def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=True):
+def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
     """The ``@cuda.jit`` kernel of a product.
 
     Parameters
     ----------
-    layout : "NN", "NT" or "TN"
+    trans : "NN", "NT" or "TN"
     dtype : numpy.dtype or its name
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
     precision : "ieee", "tf32" or "bf16"
@@ -365,9 +365,9 @@ def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=Tr
         raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='ieee'")
     tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
     if precision == "ieee":
-        maker = multiply_add_sums(layout, tile, element, vectors)
+        maker = multiply_add_sums(trans, tile, element, vectors)
     else:
-        maker = tensor_core_sums(layout, tile, precision, vectors)
+        maker = tensor_core_sums(trans, tile, precision, vectors)
     make_sums, grain_m, grain_n = maker.sums, maker.grain_m, maker.grain_n
     bm, bn, tm, tn, threads = tile.bm, tile.bn, tile.tm, tile.tn, tile.threads
     lanes_m, lanes_n, warp_m = tile.lanes_m, tile.lanes_n, tile.warp_m
@@ -423,7 +423,7 @@ def gemm_kernel(layout, dtype, epilogue, precision="ieee", tile=None, vectors=Tr
                     )  # fmt: skip
 
     # What profilers show.
-    gemm_kernel.__qualname__ = f"gemm_{layout}_{precision}_{tile.name}_{epilogue.replace(':', '_')}"
+    gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tile.name}_{epilogue.replace(':', '_')}"
     # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
     return driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)(gemm_kernel)
 
@@ -434,13 +434,13 @@ def kernels(dtype):
     matrix = (array, i, i)
     signature = (i, i, i, *matrix, *matrix, i, array, i, i, types.float64, *matrix, *matrix)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
-    uses += [("NN", f"forward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    uses += [("NT", f"backward:{name}") for name in table.ACTIVATIONS if name != "identity"]
-    for precision in table.PRECISIONS if dtype == np.float32 else table.PRECISIONS[:1]:
+    uses += [("NN", f"forward:{name}") for name in ACTIVATIONS if name != "identity"]
+    uses += [("NT", f"backward:{name}") for name in ACTIVATIONS if name != "identity"]
+    for precision in PRECISIONS if dtype == np.float32 else PRECISIONS[:1]:
         tiles = tiles_of(dtype.itemsize, precision)
-        for (layout, epilogue), tile, vectors in product(uses, tiles, (True, False)):
-            name = f"gemm {layout} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
-            yield name, gemm_kernel(layout, dtype.name, epilogue, precision, tile, vectors), signature
+        for (trans, epilogue), tile, vectors in product(uses, tiles, (True, False)):
+            name = f"gemm {trans} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
+            yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors), signature
 
 
 def _is_aligned(array, offset, ld, width):
@@ -450,14 +450,14 @@ def _is_aligned(array, offset, ld, width):
 
 # --------------------------------------------------------------------------------------------- launcher
 def gemm(
-    layout, m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, parameter,
+    trans, m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, parameter,
     c, c_offset, ldc, saved, saved_offset, lds, epilogue, stream, precision="ieee", tile=None,
 ):  # fmt: skip
     """``z = beta C + A B + bias``; ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``.
 
     Parameters
     ----------
-    layout : "NN", "NT" or "TN"
+    trans : "NN", "NT" or "TN"
         A is (m, k), for "TN" stored as (k, m); B is (k, n), for "NT" stored as (n, k).
     a, b, c, bias, saved : flat device arrays of one dtype; ``bias`` and ``saved`` may be None
     *_offset, ld* : int
@@ -489,7 +489,7 @@ def gemm(
         (bias, bias_offset, 0),
     )
     vectors = all(_is_aligned(*operand, width) for operand in operands)
-    function = gemm_kernel(layout, c.dtype.name, epilogue, precision, tile, vectors)
+    function = gemm_kernel(trans, c.dtype.name, epilogue, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
     function[blocks, tile.threads, stream](
         m, n, k, a, a_offset, lda, b, b_offset, ldb, beta,

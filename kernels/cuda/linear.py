@@ -3,7 +3,7 @@
 Arrays are flat, with an offset and a leading dimension. The walk (network.py) and the contract (`__init__`) call these.
 """
 
-from ..table import SAVES_PRE_ACTIVATION
+from ..layout import SAVES_PRE_ACTIVATION
 from .elementwise import activation_forward, column_sum
 from .gemm import gemm
 

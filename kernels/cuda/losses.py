@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from .. import table
+from .. import layout
 from ..losses import SUMMED
 from .driver import cuda, device_function, kernel, types, vector
 from .formulas import formulas
@@ -132,7 +132,7 @@ def soft_cross_entropy(dtype):
 
 @cache
 def loss_of_row(name, dtype):
-    """The device function of a loss of ``table.LOSSES``."""
+    """The device function of a loss of ``layout.LOSSES``."""
     written_out = {"cross_entropy": cross_entropy, "soft_cross_entropy": soft_cross_entropy}
     return written_out[name](dtype) if name in written_out else loss_of_elements(name, dtype)
 
@@ -140,7 +140,7 @@ def loss_of_row(name, dtype):
 @cache
 def loss_kernel(name, dtype):
     """A loss of all rows; a row has as many threads as a block is wide."""
-    of_row, number, labelled = loss_of_row(name, dtype), dtype.type, name in table.LABEL_LOSSES
+    of_row, number, labelled = loss_of_row(name, dtype), dtype.type, name in layout.LABEL_LOSSES
 
     @kernel(threads=THREADS)
     def loss_kernel(
@@ -218,8 +218,8 @@ def step_loss(rows, record, row_weight, row_loss, row_hit, stream):
 def kernels(dtype):
     """Every kernel of this file: (name, kernel, signature)."""
     i, f, a, ints, doubles = types.int64, types.float64, vector(dtype), vector(np.int64), vector(np.float64)
-    for name in table.LOSSES:
-        target = ints if name in table.LABEL_LOSSES else a
+    for name in layout.LOSSES:
+        target = ints if name in layout.LABEL_LOSSES else a
         signature = (i, i, f, a, i, i, target, i, doubles, a, ints, a, i, i)
         yield f"loss {name}", loss_kernel(name, dtype), signature
     yield "step_loss", step_loss_kernel(), (i, ints, doubles, doubles, a, ints)

@@ -8,8 +8,7 @@ one launch (steps.py).
 
 import numpy as np
 
-from .. import program
-from .. import table as layout
+from .. import layout, program
 from ..contract import FUNCTIONS
 from . import driver, norms, steps
 from .buffers import clear

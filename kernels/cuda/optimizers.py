@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from .. import table
+from .. import layout
 from .driver import device_function, kernel, types, vector
 from .formulas import formulas
 from .launch import THREADS, first_element, over_elements
@@ -19,7 +19,7 @@ from .record import COEFFICIENTS, CURRENT, STOPPED
 def update_of_element(name, dtype):
     """Device functions: the coefficients that begin at ``at``, and with them the update of element ``i``."""
     update, number = formulas(dtype)[name], dtype.type
-    states = table.OPTIMIZER_STATES[name]
+    states = layout.OPTIMIZER_STATES[name]
 
     @device_function
     def coefficients(scalars, at):
@@ -53,7 +53,7 @@ def optimizer_kernel(name, dtype):
     @kernel(threads=THREADS)
     def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2):
         if record[STOPPED] == 0:
-            c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * table.COEFFICIENTS)
+            c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * layout.COEFFICIENTS)
             first, step = first_element()
             for i in range(first, count, step):
                 update(c, i, grad[i], values, state_1, state_2)
@@ -74,5 +74,5 @@ def optimizer_step(name, record, values, grad, state, stream):
 def kernels(dtype):
     """Every kernel of this file: (name, kernel, signature)."""
     ints, doubles, a = vector(np.int64), vector(np.float64), vector(dtype)
-    for name in table.OPTIMIZERS:
+    for name in layout.OPTIMIZERS:
         yield f"optimizer {name}", optimizer_kernel(name, dtype), (types.int64, ints, doubles, a, a, a, a)

@@ -17,7 +17,7 @@ from . import driver
     BATCH,  # rows a step
     STEP_LOSS,  # where the sections begin: losses, float64 (steps,)
     STEP_HITS,  # int64 (steps,)
-    COEFFICIENTS,  # float64 (steps, table.COEFFICIENTS)
+    COEFFICIENTS,  # float64 (steps, layout.COEFFICIENTS)
     KEYS,  # uint64 (steps,)
     ROWS,  # int64 (r,)
     FIELDS,  # the number of fields

@@ -15,8 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from .. import program
-from .. import table as layout
+from .. import layout, program
 from . import driver
 from .driver import cuda, device_function, kernel, types, vector
 from .elementwise import splitmix64
@@ -64,7 +63,7 @@ def by_code(functions):
 
 @cache
 def steps_kernel(dtype, loss, optimizer, activations):
-    """The kernel; ``activations`` are the names of those that the table has, in a tuple."""
+    """The kernel; ``activations`` are the names of those that the program has, in a tuple."""
     parts, number, zero = formulas(dtype), dtype.type, dtype.type(0)
     codes = [layout.ACTIVATIONS.index(name) for name in activations]
     value = by_code([(code, parts[name]) for code, name in zip(codes, activations, strict=True)])

@@ -162,13 +162,13 @@ def multiply(precision, tile, a_along_k, b_along_k):
 
 
 @cache
-def tensor_core_sums(layout, tile, precision, vectors):
+def tensor_core_sums(trans, tile, precision, vectors):
     """How a block makes the sums of its tile: a device function, the shared memory it needs, and a thread's elements.
 
     What `gemm.multiply_add_sums` is for the other units.
     """
     assert (tile.lanes_m, tile.lanes_n, tile.bk) == (8, 4, TERMS)
-    a_along_k, b_along_k = layout != "TN", layout == "NT"
+    a_along_k, b_along_k = trans != "TN", trans == "NT"
     width = 4 if vectors else 1
     a_panel, b_panel = panel(tile.bm, a_along_k, width, tile.threads), panel(tile.bn, b_along_k, width, tile.threads)
     a_start, a_copy, a_copy_part, a_place = a_panel.start, a_panel.copy, a_panel.copy_part, a_panel.place

@@ -3,7 +3,7 @@
 A *call* is a contract function with its arguments and the error each output may have: the runner places the
 arguments among canaries, runs the backend, runs the reference in float64, and compares. A *behaviour* is a
 promise that a single comparison cannot show (same bits for a slice, NaN stays in its row, ...). A new
-activation, loss or optimizer is picked up from ``table.py``; a new contract function must get a case here.
+activation, loss or optimizer is picked up from ``layout.py``; a new contract function must get a case here.
 
 The error measure is the one BLAS testers use, ``|C - C64| <= (16 + sqrt(k)) eps (|X| |W| + |b|)`` for each
 element, and none at all for small integers, whose products are exact in any order of summation.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastbp.kernels import program, reference, table
+from fastbp.kernels import layout, program, reference
 
 DTYPES = (np.float32, np.float64)
 GENERATOR = np.random.default_rng
@@ -197,9 +197,9 @@ class Placed:
         self.shape, self.step = value.shape, columns
         self.start = MARGIN if operand.aligned else MARGIN + int(rng.integers(0, 16))
         if value.ndim == 2 and operand.strided:
-            self.step = int(rng.choice([columns, table.leading_dimension(columns, value.itemsize), columns + 1]))
+            self.step = int(rng.choice([columns, layout.leading_dimension(columns, value.itemsize), columns + 1]))
             self.step += int(rng.integers(0, 7)) * (self.step == columns + 1)
-        self.base = table.aligned_empty(self.start + rows * self.step + MARGIN, value.dtype)
+        self.base = layout.aligned_empty(self.start + rows * self.step + MARGIN, value.dtype)
         self.base.view(CANARY[value.itemsize].dtype)[...] = CANARY[value.itemsize]
         self.view = self.window(self.base)
         self.view[...] = value
@@ -256,10 +256,10 @@ PARAMETER = 0.25  # of activations that have one; exact in every dtype
 
 def saved_values(activation, z):
     """What an activation saves for its derivative."""
-    if activation in table.SAVES_PRE_ACTIVATION:
+    if activation in layout.SAVES_PRE_ACTIVATION:
         return z
     out = np.empty_like(z)
-    reference.activation_forward(z, table.ACTIVATIONS.index(activation), PARAMETER, out)
+    reference.activation_forward(z, layout.ACTIVATIONS.index(activation), PARAMETER, out)
     return out
 
 
@@ -274,21 +274,21 @@ def product_gauge(eps, a, b, c=0.0):
 
 def linear_calls(m, n, k, activation, integers, bias, beta, quick):
     """The three products of one layer: batch m, outputs n, inputs k."""
-    code = table.ACTIVATIONS.index(activation)
+    code = layout.ACTIVATIONS.index(activation)
     label = f"{m}x{k}x{n}-{activation}-{'integers' if integers else 'reals'}{'' if bias else '-no_bias'}"
     exact = integers and activation in EXACT
 
     def forward(rng, dtype):
         b = given(matrix(rng, n, dtype, integers)) if bias else None
         x, weight = (given(matrix(rng, shape, dtype, integers)) for shape in ((m, k), (k, n)))
-        saved = output((m, n), dtype) if activation in table.SAVES_PRE_ACTIVATION else Same(5)
+        saved = output((m, n), dtype) if activation in layout.SAVES_PRE_ACTIVATION else Same(5)
         return x, weight, b, code, PARAMETER, output((m, n), dtype), saved
 
     def forward_bounds(eps, before, after):
         x, weight, b = before[:3]
         gauge = np.zeros((m, n)) if exact else product_gauge(eps, x, weight, 0.0 if b is None else b)
         rounding = 0 if activation in EXACT else 8 * eps
-        return [gauge + rounding * (1 + np.abs(after[5])), gauge][: 1 + (activation in table.SAVES_PRE_ACTIVATION)]
+        return [gauge + rounding * (1 + np.abs(after[5])), gauge][: 1 + (activation in layout.SAVES_PRE_ACTIVATION)]
 
     def backward_input(rng, dtype):
         grad_z, weight = (given(matrix(rng, shape, dtype, integers)) for shape in ((m, n), (k, n)))
@@ -338,7 +338,7 @@ BLOCK_SHAPES = [
 
 
 def add_linear_cases():
-    activations = table.ACTIVATIONS
+    activations = layout.ACTIVATIONS
     exact = [name for name in activations if name in EXACT]
     for i, (m, n, k) in enumerate(SHAPES + BLOCK_SHAPES):
         quick = i % 6 == 0 or i >= len(SHAPES)
@@ -360,7 +360,7 @@ def slice_is_slice_of_forward(backend, dtype):
     rng = GENERATOR(1)
     for k, n in ((5, 3), (64, 10), (33, 65), (600, 48)):
         x, weight, bias = random_layer(rng, dtype, 120, k, n)
-        for code in range(len(table.ACTIVATIONS)):
+        for code in range(len(layout.ACTIVATIONS)):
             whole, saved = np.empty((2, 120, n), dtype)
             backend.linear_forward(x, weight, bias, code, PARAMETER, whole, saved)
             for i, j in ((0, 1), (7, 8), (3, 16), (1, 98), (100, 120)):
@@ -389,7 +389,7 @@ def nan_stays_in_its_row(backend, dtype):
         x, weight, bias = random_layer(rng, dtype, m, k, n)
         row = m // 2
         x[row, k // 2] = np.nan
-        for code in range(len(table.ACTIVATIONS)):
+        for code in range(len(layout.ACTIVATIONS)):
             out, saved = np.empty((2, m, n), dtype)
             backend.linear_forward(x, weight, bias, code, PARAMETER, out, saved)
             assert np.isnan(out[row]).all()
@@ -404,7 +404,7 @@ def nan_stays_in_its_row_backward(backend, dtype):
         row = m // 2
         grad_z[row, n // 2] = np.nan
         out = np.empty((m, k), dtype)
-        for code, activation in enumerate(table.ACTIVATIONS):
+        for code, activation in enumerate(layout.ACTIVATIONS):
             saved = saved_values(activation, matrix(rng, (m, k), dtype, False))
             backend.linear_backward_input(grad_z, weight.T.copy(), saved, code, PARAMETER, out)
             assert np.isnan(out[row]).all()
@@ -465,7 +465,7 @@ def add_precision_case(function):
         for m, n, k in ((3, 5, 2), (13, 7, 17), (33, 17, 21)):
             a, b = matrix(rng, (m, k), dtype, False), matrix(rng, (k, n), dtype, False)
             a[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])  # halfway between two numbers of tf32, of bf16
-            for code, precision in enumerate(table.PRECISIONS):
+            for code, precision in enumerate(layout.PRECISIONS):
                 out = np.zeros((m, n), dtype)
                 if precision not in backend.precisions(dtype):
                     with pytest.raises(ValueError, match="precision"):
@@ -483,7 +483,7 @@ for name in ("linear_forward", "linear_backward_input", "linear_backward_params"
 
 @behaviour("precisions")
 def ieee_is_among_the_precisions(backend, dtype):
-    assert set(backend.precisions(dtype)) <= set(table.PRECISIONS)
+    assert set(backend.precisions(dtype)) <= set(layout.PRECISIONS)
     assert backend.precisions(dtype)[0] == "ieee"
 
 
@@ -503,7 +503,7 @@ def sweep(dtype):
 
 
 def activation_calls(activation):
-    code, exact = table.ACTIVATIONS.index(activation), activation in EXACT
+    code, exact = layout.ACTIVATIONS.index(activation), activation in EXACT
 
     def bounds(eps, before, after):
         if exact:
@@ -516,7 +516,7 @@ def activation_calls(activation):
             slope = reference.ACTIVATIONS[activation][1](saved_values(activation, z), PARAMETER)
             moved = np.abs(np.nan_to_num(z * slope))
             spacing = np.spacing(size).astype(np.float64)
-        roundings = spacing + eps * moved * (activation in table.SAVES_PRE_ACTIVATION)
+        roundings = spacing + eps * moved * (activation in layout.SAVES_PRE_ACTIVATION)
         return [ULPS[size.itemsize] * roundings + (1 + np.abs(z)) * np.finfo(dtype).tiny]
 
     def backward_bounds(eps, before, after):
@@ -560,14 +560,14 @@ def activation_calls(activation):
     call("activation_backward", f"{activation}-sweep", sweep_backward, backward_bounds, quick=True)
 
 
-for _activation in table.ACTIVATIONS:
+for _activation in layout.ACTIVATIONS:
     activation_calls(_activation)
 
 
 @behaviour("activation_forward")
 def forward_is_the_same_wherever_the_value_stands(backend, dtype):
     z = sweep(dtype)
-    for code in range(len(table.ACTIVATIONS)):
+    for code in range(len(layout.ACTIVATIONS)):
         row, column = np.empty_like(z)[None, :], np.empty_like(z)[:, None]
         backend.activation_forward(z[None, :], code, PARAMETER, row)
         backend.activation_forward(z[:, None].copy(), code, PARAMETER, column)
@@ -762,7 +762,7 @@ def loss_parameters(loss):
     return LOSS_PARAMETERS.get(loss, (np.nan,))
 
 
-PARAMETRIZED_LOSSES = [(loss, parameter) for loss in table.LOSSES for parameter in loss_parameters(loss)]
+PARAMETRIZED_LOSSES = [(loss, parameter) for loss in layout.LOSSES for parameter in loss_parameters(loss)]
 
 
 def titled(loss, parameter):
@@ -775,7 +775,7 @@ def fractions(rng, shape, dtype):
 
 
 def targets(rng, loss, n, out, dtype):
-    if loss in table.LABEL_LOSSES:
+    if loss in layout.LABEL_LOSSES:
         return rng.integers(0, out, n)
     if loss in BINARY_LOSSES:
         return fractions(rng, (n, out), dtype)
@@ -807,7 +807,7 @@ def softmax_gauge(eps, smoothing, prediction, target):
 
 def loss_gauge(eps, loss, parameter, prediction, target):
     """The largest errors of the losses of rows and of their gradients."""
-    if loss in table.LABEL_LOSSES:
+    if loss in layout.LABEL_LOSSES:
         target = np.eye(prediction.shape[1])[target]
     if loss in SOFTMAX_LOSSES:
         return softmax_gauge(eps, parameter, prediction, target)
@@ -823,7 +823,7 @@ def loss_gauge(eps, loss, parameter, prediction, target):
 
 def loss_call(loss, parameter, label, arguments, quick=True):
     """``arguments(rng, dtype) -> (prediction, target, row_weight)``; the gradient apart or in place."""
-    code = table.LOSSES.index(loss)
+    code = layout.LOSSES.index(loss)
 
     def bounds(eps, before, after):
         _, _, prediction, target, row_weight = before[:5]
@@ -861,7 +861,7 @@ def loss_calls(loss, parameter):
         loss_call(loss, parameter, f"{n}x{out}", random)
 
     # Largest: sums over a row of the largest differences, times delta or smoothed, are numbers.
-    for scale in (0.0, 1e-30, 50.0, 1e4, 1e36, *([3e38] if loss in table.LABEL_LOSSES and parameter == 0 else [])):
+    for scale in (0.0, 1e-30, 50.0, 1e4, 1e36, *([3e38] if loss in layout.LABEL_LOSSES and parameter == 0 else [])):
 
         def extreme(rng, dtype, scale=scale):
             prediction = (rng.choice([-1.0, 0.0, 1.0], (41, 11)) * scale).astype(dtype)
@@ -879,7 +879,7 @@ def loss_calls(loss, parameter):
             target = targets(rng, loss, 200, 9, dtype)
         else:
             prediction, target = rng.integers(-3, 4, (200, 9)) * np.nan_to_num(parameter, nan=1), np.zeros((200, 9))
-        target = target if loss in table.LABEL_LOSSES else target.astype(dtype)
+        target = target if loss in layout.LABEL_LOSSES else target.astype(dtype)
         return prediction.astype(dtype), target, np.full(200, 1 / 200)
 
     def not_finite(rng, dtype):
@@ -888,7 +888,7 @@ def loss_calls(loss, parameter):
         prediction[7, 4], prediction[8, 20], prediction[9], prediction[10, 6] = np.inf, np.inf, -np.inf, -np.inf
         prediction[13, :2] = np.inf
         prediction[14, ::2] = -np.inf  # masked, where the target is another class
-        if loss in table.LABEL_LOSSES:
+        if loss in layout.LABEL_LOSSES:
             target[[4, 7, 10, 14]] = 20, 4, 6, 3
         else:
             target[14] = np.arange(21) == 3
@@ -912,7 +912,7 @@ def evaluate(backend, loss, parameter, prediction, target, row_weight=None):
     n = len(prediction)
     row_loss, row_hit, grad = np.empty(n, prediction.dtype), np.empty(n, np.int64), np.empty_like(prediction)
     weight = np.full(n, 1 / n) if row_weight is None else row_weight
-    code = table.LOSSES.index(loss)
+    code = layout.LOSSES.index(loss)
     backend.loss_forward_backward(code, parameter, prediction, target, weight, row_loss, row_hit, grad)
     return row_loss, row_hit, grad
 
@@ -956,7 +956,7 @@ def soft_cross_entropy_of_one_class_is_cross_entropy(backend, dtype):
 def logits_are_probabilities_through_a_sigmoid(backend, dtype):
     rng = GENERATOR(15)
     logits, target = np.linspace(-12, 12, 600).reshape(60, 10), fractions(rng, (60, 10), dtype)
-    backend.activation_forward(logits, table.ACTIVATIONS.index("sigmoid"), 0.0, probability := np.empty_like(logits))
+    backend.activation_forward(logits, layout.ACTIVATIONS.index("sigmoid"), 0.0, probability := np.empty_like(logits))
     of_logits, _, slope = evaluate(backend, "binary_cross_entropy_with_logits", np.nan, logits, target)
     of_probability, _, other = evaluate(backend, "binary_cross_entropy", np.nan, probability, target)
     np.testing.assert_allclose(of_logits, of_probability, rtol=1e-9)
@@ -1063,7 +1063,7 @@ HYPERPARAMETERS = {
 
 
 def coefficients(optimizer, t, **hyperparameters):
-    values = np.full(table.COEFFICIENTS, np.nan)  # what the optimizer does not name, it must not read
+    values = np.full(layout.COEFFICIENTS, np.nan)  # what the optimizer does not name, it must not read
     named = COEFFICIENTS[optimizer](t, **hyperparameters)
     values[: len(named)] = named
     return values
@@ -1118,7 +1118,7 @@ STEP_BOUNDS = {
 
 
 def optimizer_calls(optimizer, variant, hyperparameters):
-    code = table.OPTIMIZERS.index(optimizer)
+    code = layout.OPTIMIZERS.index(optimizer)
 
     def bounds(eps, before, after):
         _, scalars, values, grad, state = before
@@ -1133,7 +1133,7 @@ def optimizer_calls(optimizer, variant, hyperparameters):
                 grad[::7] = 0
                 # The first state is a velocity or an average of gradients, but that of rmsprop is one of squares.
                 state = [m, np.square(matrix(rng, size, dtype, False))][optimizer == "rmsprop" :]
-                state = state[: table.OPTIMIZER_STATES[optimizer]]
+                state = state[: layout.OPTIMIZER_STATES[optimizer]]
                 states = tuple(updated(buffer * dtype(t > 1)) for buffer in state)
                 scalars = given(coefficients(optimizer, t, **hyperparameters))
                 return code, scalars, updated(values), given(grad), states
@@ -1141,13 +1141,13 @@ def optimizer_calls(optimizer, variant, hyperparameters):
             call("optimizer_step", f"{optimizer}_{variant}-{size}-step_{t}", arguments, bounds, quick=True)
 
 
-for _optimizer in table.OPTIMIZERS:
+for _optimizer in layout.OPTIMIZERS:
     for _variant, _hyperparameters in enumerate(HYPERPARAMETERS[_optimizer]):
         optimizer_calls(_optimizer, _variant, _hyperparameters)
 
 
 def zero_state(optimizer, shape, dtype):
-    return tuple(np.zeros(shape, dtype) for _ in range(table.OPTIMIZER_STATES[optimizer]))
+    return tuple(np.zeros(shape, dtype) for _ in range(layout.OPTIMIZER_STATES[optimizer]))
 
 
 # The algorithms as books have them, on Python floats: (t, w, g, state, hyperparameters) -> w; state is a list.
@@ -1220,7 +1220,7 @@ def optimizers_are_the_textbooks(backend, dtype):
         for t in range(1, 51):
             grad = rng.standard_normal(3).astype(dtype)
             scalars = coefficients(optimizer, t, **hyperparameters)
-            backend.optimizer_step(table.OPTIMIZERS.index(optimizer), scalars, values, grad, state)
+            backend.optimizer_step(layout.OPTIMIZERS.index(optimizer), scalars, values, grad, state)
             exact = [
                 textbook(t, w, g, own, **hyperparameters)
                 for w, g, own in zip(exact, grad.tolist(), exact_state, strict=True)
@@ -1231,7 +1231,7 @@ def optimizers_are_the_textbooks(backend, dtype):
 @behaviour("optimizer_step")
 def split_buffer_gives_the_same_bits(backend, dtype):
     rng = GENERATOR(21)
-    for code, optimizer in enumerate(table.OPTIMIZERS):
+    for code, optimizer in enumerate(layout.OPTIMIZERS):
         values, grad = (matrix(rng, 131, dtype, False) for _ in range(2))
         state = tuple(np.square(matrix(rng, 131, dtype, False)) for _ in zero_state(optimizer, 131, dtype))
         scalars = coefficients(optimizer, 3)
@@ -1248,7 +1248,7 @@ def split_buffer_gives_the_same_bits(backend, dtype):
 @behaviour("optimizer_step")
 def learning_rate_0_leaves_values(backend, dtype):
     rng = GENERATOR(22)
-    for code, optimizer in enumerate(table.OPTIMIZERS):
+    for code, optimizer in enumerate(layout.OPTIMIZERS):
         values, grad = (matrix(rng, 33, dtype, False) for _ in range(2))
         before = values.copy()
         scalars = coefficients(optimizer, 1, lr=0.0)
@@ -1259,7 +1259,7 @@ def learning_rate_0_leaves_values(backend, dtype):
 @behaviour("optimizer_step")
 def nan_gradient_stays_in_its_element(backend, dtype):
     rng = GENERATOR(23)
-    for code, optimizer in enumerate(table.OPTIMIZERS):
+    for code, optimizer in enumerate(layout.OPTIMIZERS):
         values, grad = (matrix(rng, 37, dtype, False) for _ in range(2))
         grad[20] = np.nan
         backend.optimizer_step(code, coefficients(optimizer, 1), values, grad, zero_state(optimizer, 37, dtype))
@@ -1315,7 +1315,7 @@ class Network(NamedTuple):
     def parameters(self, rng, dtype, integers=False, padding=np.nan):
         """A parameter buffer; every element that is no parameter is ``padding``."""
         lowered = self.lower(dtype)
-        buffer = table.aligned_empty(lowered.size, dtype)
+        buffer = layout.aligned_empty(lowered.size, dtype)
         buffer[...] = padding
         for array in lowered.arrays:
             view = array.view(buffer)
@@ -1332,7 +1332,7 @@ class Network(NamedTuple):
     def statistics(self, rng, dtype, padding=np.nan):
         """A buffer of running statistics, likewise."""
         lowered = self.lower(dtype)
-        buffer = table.aligned_empty(lowered.statistics_size, dtype)
+        buffer = layout.aligned_empty(lowered.statistics_size, dtype)
         buffer[...] = padding
         for array in lowered.statistics:
             array.view(buffer)[...] = rng.random(array.shape) + 0.5
@@ -1359,10 +1359,14 @@ def batch(rng, shape, dtype):
 
 
 NETWORKS = [
-    *(Network((7, 3), (a,)) for a in table.ACTIVATIONS),
-    *(Network((5, 17, 4), (a, "identity"), separate=separate) for a in table.ACTIVATIONS for separate in (False, True)),
-    *(Network((13, 33, 8, 3), (a, a, a), bias=False) for a in table.ACTIVATIONS),
-    *(Network((4, 16, 7, 12, 2), (a, b, a, "identity")) for a, b in pairwise(table.ACTIVATIONS)),
+    *(Network((7, 3), (a,)) for a in layout.ACTIVATIONS),
+    *(
+        Network((5, 17, 4), (a, "identity"), separate=separate)
+        for a in layout.ACTIVATIONS
+        for separate in (False, True)
+    ),
+    *(Network((13, 33, 8, 3), (a, a, a), bias=False) for a in layout.ACTIVATIONS),
+    *(Network((4, 16, 7, 12, 2), (a, b, a, "identity")) for a, b in pairwise(layout.ACTIVATIONS)),
     Network((9, 3), ("identity",), dropout=0.5),
     Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), dropout=0.25),
     Network((5, 40, 17, 4), ("tanh", "gelu", "identity"), separate=True, dropout=0.25),
@@ -1468,7 +1472,7 @@ class Training(NamedTuple):
 
     def codes(self):
         """What a workspace takes after the batch size."""
-        return table.LOSSES.index(self.loss), self.parameter, table.OPTIMIZERS.index(self.optimizer)
+        return layout.LOSSES.index(self.loss), self.parameter, layout.OPTIMIZERS.index(self.optimizer)
 
 
 # Position of an argument of network_train_steps.
@@ -1491,7 +1495,7 @@ TRAINING_GAUGE = 100
 def training_targets(rng, training, out, integers):
     """Targets of a dtype that is gathered: exact in each, and ones that the loss takes."""
     shape, kind = (training.examples, out), np.dtype(training.x_dtype).kind
-    if training.loss in table.LABEL_LOSSES:
+    if training.loss in layout.LABEL_LOSSES:
         return rng.integers(0, out, training.examples)
     if integers:
         return rng.integers(-2, 3, shape).astype(training.x_dtype)
@@ -1510,7 +1514,7 @@ def training_arguments(network, training, rng, dtype, integers=False, padding=np
         x = batch(rng, (training.examples, network.widths[0]), training.x_dtype)
     target = training_targets(rng, training, network.widths[-1], integers)
     state = []
-    for _ in range(table.OPTIMIZER_STATES[training.optimizer]):
+    for _ in range(layout.OPTIMIZER_STATES[training.optimizer]):
         # An average far from 0 has its sign whatever the rounding of a gradient.
         start = rng.choice((-1.0, 1.0), len(parameters)) if training.optimizer == "lion" else 0
         state.append(np.where(network.real(dtype), start, padding).astype(dtype))
@@ -1521,7 +1525,7 @@ def training_arguments(network, training, rng, dtype, integers=False, padding=np
         updated(parameters, aligned=True),
         updated(network.statistics(rng, dtype, padding), aligned=True),
         tuple(updated(s, aligned=True) for s in state),
-        given(scalars.reshape(steps, table.COEFFICIENTS), strided=False),
+        given(scalars.reshape(steps, layout.COEFFICIENTS), strided=False),
         given(rng.integers(0, 2**64, steps, dtype=np.uint64)),
         given(x, strided=False),
         given(target, strided=False),
@@ -1555,7 +1559,7 @@ def add_network_cases():
     for i, network in enumerate(NETWORKS):
         for j, n in enumerate((1, 2, 13, 77, 300)):
             forward_call(network, n, INPUT_DTYPES[(i + j) % len(INPUT_DTYPES)], quick=(i + j) % 4 == 0)
-        for j, loss in enumerate(table.LOSSES):
+        for j, loss in enumerate(layout.LOSSES):
             if network.widths[-1] == 1 and loss in SOFTMAX_LOSSES:
                 continue  # one class is certain: the gradient is nothing but rounding
             size = (77, 16, 1, 30)[(i + j) % 4] if network is not BIG else 77
@@ -1563,7 +1567,7 @@ def add_network_cases():
                 size = 5  # a single row is all mean
             training = Training(
                 loss,
-                table.OPTIMIZERS[(i + j) % len(table.OPTIMIZERS)],
+                layout.OPTIMIZERS[(i + j) % len(layout.OPTIMIZERS)],
                 examples=3 * size + 5,
                 used=3 * size - size // 3,  # the last batch is short
                 batch_size=size,
@@ -1572,11 +1576,11 @@ def add_network_cases():
                 parameter=loss_parameters(loss)[i % len(loss_parameters(loss))],
             )
             training_call(network, training, quick=(i + 2 * j) % 3 == 0)
-    for i, (loss, network) in enumerate(zip(table.LOSSES, cycle(SMALL_NETWORKS), strict=False)):
+    for i, (loss, network) in enumerate(zip(layout.LOSSES, cycle(SMALL_NETWORKS), strict=False)):
         size, used = ((16, 43), (1, 3))[i % 2]
         training = Training(
             loss,
-            table.OPTIMIZERS[i % len(table.OPTIMIZERS)],
+            layout.OPTIMIZERS[i % len(layout.OPTIMIZERS)],
             examples=used + 10,
             used=used,
             batch_size=size,
@@ -1620,7 +1624,7 @@ def train(backend, network, training, dtype, padding=np.nan, prepare=lambda argu
     arguments = each(arguments, lambda operand: operand.value.copy(), backend, dtype)
     prepare(arguments)
     for place in (AT["parameters"], AT["statistics"]):
-        aligned = table.aligned_empty(arguments[place].size, dtype)
+        aligned = layout.aligned_empty(arguments[place].size, dtype)
         aligned[...] = arguments[place]
         arguments[place] = aligned
     done = backend.network_train_steps(*arguments)
@@ -1646,7 +1650,7 @@ BEHAVIOUR_NETWORKS = [
 MEETING = Network((12, 33, 33, 7), ("silu", "tanh", "identity"), norm="batch_norm", residual=True, dropout=0.25)
 BEHAVIOUR_TRAININGS = [
     Training(loss, optimizer, 90, 80, 33, parameter=parameter)
-    for (loss, parameter), optimizer in zip(PARAMETRIZED_LOSSES, cycle(table.OPTIMIZERS), strict=False)
+    for (loss, parameter), optimizer in zip(PARAMETRIZED_LOSSES, cycle(layout.OPTIMIZERS), strict=False)
 ]
 
 
@@ -2169,7 +2173,7 @@ def empty_is_aligned_and_shaped(backend, dtype):
         assert array.shape == shape
         assert array.dtype == dtype
         memory = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-        assert array.size == 0 or memory["data"][0] % table.ALIGNMENT == 0
+        assert array.size == 0 or memory["data"][0] % layout.ALIGNMENT == 0
 
 
 @behaviour("zeros")
@@ -2199,7 +2203,7 @@ def gathers_what_can_be_read_directly(backend, dtype):
 
 @behaviour("warmup")
 def warmup_takes_names(backend, dtype):
-    backend.warmup(np.dtype(dtype), table.ACTIVATIONS, table.LOSSES, table.OPTIMIZERS)
+    backend.warmup(np.dtype(dtype), layout.ACTIVATIONS, layout.LOSSES, layout.OPTIMIZERS)
 
 
 @behaviour("config")

@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from fastbp.kernels import table
+from fastbp.kernels import layout
 
 from . import cases
 
@@ -29,7 +29,7 @@ def fenced(operand: cases.Operand, rng, at_end: bool) -> np.ndarray:
     rows, columns = value.shape if value.ndim == 2 else (1, value.size)
     step = columns
     if value.ndim == 2 and operand.strided:
-        step = int(rng.choice([columns, table.leading_dimension(columns, value.itemsize), columns + 3]))
+        step = int(rng.choice([columns, layout.leading_dimension(columns, value.itemsize), columns + 3]))
     size = ((rows - 1) * step + columns if value.size else 0) * value.itemsize
     inner = -(-max(size, 1) // PAGE) * PAGE
     region = mmap.mmap(-1, inner + 2 * PAGE)

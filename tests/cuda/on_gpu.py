@@ -51,10 +51,10 @@ def machine():
 # ---------------------------------------------------------------------------------------------- smoke
 def _layer(shape, precision):
     """A linear layer there and back: the three products and the column sums."""
-    from fastbp.kernels import table
+    from fastbp.kernels import layout
 
     n, fan_in, fan_out = shape
-    gelu, relu = (table.ACTIVATIONS.index(name) for name in ("gelu", "relu"))
+    gelu, relu = (layout.ACTIVATIONS.index(name) for name in ("gelu", "relu"))
 
     def run(kernels):
         rng = np.random.default_rng(0)
@@ -72,11 +72,11 @@ def _layer(shape, precision):
 
 
 def _elementwise(kernels):
-    from fastbp.kernels import table
+    from fastbp.kernels import layout
 
     x = np.random.default_rng(0).standard_normal((33, 70), dtype=np.float32)
     forward, backward, probabilities, dropped = (np.zeros_like(x) for _ in range(4))
-    tanh = table.ACTIVATIONS.index("tanh")
+    tanh = layout.ACTIVATIONS.index("tanh")
     kernels.activation_forward(x, tanh, 0.0, forward)
     kernels.activation_backward(x, forward, tanh, 0.0, backward)
     kernels.softmax(x, probabilities)
@@ -85,24 +85,24 @@ def _elementwise(kernels):
 
 
 def _loss(kernels):
-    from fastbp.kernels import table
+    from fastbp.kernels import layout
 
     rng = np.random.default_rng(0)
     prediction, labels = rng.standard_normal((33, 10), dtype=np.float32), rng.integers(0, 10, 33)
     loss, hit, grad = np.zeros(33, np.float32), np.zeros(33, np.int64), np.zeros_like(prediction)
-    code = table.LOSSES.index("cross_entropy")
+    code = layout.LOSSES.index("cross_entropy")
     kernels.loss_forward_backward(code, 0.1, prediction, labels, np.full(33, 1 / 33), loss, hit, grad)
     return loss, hit, grad
 
 
 def _update(kernels):
-    from fastbp.kernels import table
+    from fastbp.kernels import layout
 
     values, grad, first = np.random.default_rng(0).standard_normal((3, 999), dtype=np.float32)
     second = np.abs(first)
-    coefficients = np.zeros(table.COEFFICIENTS)
+    coefficients = np.zeros(layout.COEFFICIENTS)
     coefficients[:6] = 1e-3, 0.9, 0.1, 0.999, 1e-3, 1e-8
-    kernels.optimizer_step(table.OPTIMIZERS.index("adam"), coefficients, values, grad, (first, second))
+    kernels.optimizer_step(layout.OPTIMIZERS.index("adam"), coefficients, values, grad, (first, second))
     return values, first, second
 
 
@@ -148,11 +148,11 @@ def _training(in_one_kernel):
 
 def smoke():
     """One call of every kind of kernel gives what `reference` gives."""
-    from fastbp.kernels import cuda, reference, table
+    from fastbp.kernels import cuda, layout, reference
     from tests.contract.host_arrays import HostArrays
 
     cases = {"elementwise": _elementwise, "loss": _loss, "optimizer": _update, "buffers": _buffers}
-    for code, precision in enumerate(table.PRECISIONS):
+    for code, precision in enumerate(layout.PRECISIONS):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
     cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
@@ -272,11 +272,11 @@ def _step_thresholds():
 
 def _block_thresholds():
     """A product by each tile: microseconds and blocks; a tile should be taken from where it is the fastest."""
-    from fastbp.kernels import cuda, table
+    from fastbp.kernels import cuda, layout
     from fastbp.kernels.cuda import blocking, driver, gemm
 
     print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
-    for precision, (m, n, k) in itertools.product(table.PRECISIONS, PRODUCTS):
+    for precision, (m, n, k) in itertools.product(layout.PRECISIONS, PRODUCTS):
         a, b, c = (cuda.zeros((rows * columns,), np.float32) for rows, columns in ((m, k), (k, n), (m, n)))
         found = []
         for tile in blocking.tiles_of(4, precision):
@@ -296,10 +296,10 @@ def _block_thresholds():
 
 def product():
     """Products for a profiler: 4096 x 4096 x 4096 in each precision, after a first of each."""
-    from fastbp.kernels import cuda, table
+    from fastbp.kernels import cuda, layout
 
     a, b, c = (cuda.zeros((4096, 4096), np.float32) for _ in range(3))
-    for code in [*range(len(table.PRECISIONS))] * 2:
+    for code in [*range(len(layout.PRECISIONS))] * 2:
         cuda.linear_forward(a, b, None, 0, 0.0, c, c, code)
     cuda.synchronize()
 
@@ -350,13 +350,13 @@ def equal():
 def large():
     """Arrays of more than 2**31 elements: their last elements are right."""
     import fastbp
-    from fastbp.kernels import cuda, table
+    from fastbp.kernels import cuda, layout
 
     free = cuda.driver.free_memory()
     if free < LARGE_BYTES:
         print(f"left out: {free / 2**30:.0f} GiB are free, and {LARGE_BYTES / 2**30:.0f} are needed")
         return
-    rng, relu = np.random.default_rng(0), table.ACTIVATIONS.index("relu")
+    rng, relu = np.random.default_rng(0), layout.ACTIVATIONS.index("relu")
     last = rng.standard_normal(1000).astype(np.float32)
 
     values = cuda.empty((1, LARGE), np.float32)
@@ -395,7 +395,7 @@ def large():
         tail, y, loss=fastbp.CrossEntropyLoss(), optimizer=optimizer, shuffle=False, batch_size=500, verbose=False
     )
     loss, hits = np.zeros(1), np.zeros(1, np.int64)
-    arguments = table.LOSSES.index("cross_entropy"), 0.0, table.OPTIMIZERS.index("sgd")
+    arguments = layout.LOSSES.index("cross_entropy"), 0.0, layout.OPTIMIZERS.index("sgd")
     workspace = cuda.TrainingWorkspace(model.program, model.dtype, 500, *arguments)
     done = cuda.network_train_steps(
         workspace, model.network.values, model.network.statistics, (), optimizer.coefficients(0, 1),

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
-from fastbp.kernels import table
+from fastbp.kernels import layout
 from fastbp.kernels.cuda import blocking, catalogue, driver, gemm
 
 from . import machine_code
@@ -31,10 +31,10 @@ def spread(precisions, turn=0):
     """Products over layouts, tiles and capabilities: not every combination, but every two of them meet."""
     return [
         pytest.param(
-            *kind, layout, tile, capability, id=f"{'-'.join(kind)}-{layout}-{tile.name}-{architecture(capability)}"
+            *kind, trans, tile, capability, id=f"{'-'.join(kind)}-{trans}-{tile.name}-{architecture(capability)}"
         )
         for kind in precisions
-        for i, layout in enumerate(gemm.LAYOUTS)
+        for i, trans in enumerate(gemm.TRANSPOSITIONS)
         for j, tile in enumerate(blocking.tiles_of(np.dtype(kind[0]).itemsize, kind[1]))
         for capability in [CAPABILITIES[(i + j + turn) % len(CAPABILITIES)]]
     ]
@@ -54,8 +54,8 @@ def assemble(kernel, signature, capability):
     return cubin, report
 
 
-def product(dtype, layout, epilogue, tile, precision, access="vectors"):
-    name = f"gemm {layout} {epilogue} {precision} {tile.name} {access}"
+def product(dtype, trans, epilogue, tile, precision, access="vectors"):
+    name = f"gemm {trans} {epilogue} {precision} {tile.name} {access}"
     return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype) if found == name)
 
 
@@ -69,9 +69,9 @@ SHARE = {
 
 
 @needs_disassembler
-@pytest.mark.parametrize(("dtype", "precision", "layout", "tile", "capability"), spread(IEEE))
-def test_product(tmp_path, dtype, precision, layout, tile, capability):
-    cubin, report = assemble(*product(dtype, layout, "none", tile, precision), capability)
+@pytest.mark.parametrize(("dtype", "precision", "trans", "tile", "capability"), spread(IEEE))
+def test_product(tmp_path, dtype, precision, trans, tile, capability):
+    cubin, report = assemble(*product(dtype, trans, "none", tile, precision), capability)
     assert report.registers * tile.threads * tile.blocks <= REGISTERS
     assert report.shared <= STATIC_SHARED
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
@@ -98,9 +98,9 @@ MATRIX_SHARE = {
 
 
 @needs_disassembler
-@pytest.mark.parametrize(("dtype", "precision", "layout", "tile", "capability"), spread(TENSOR_CORES, turn=1))
-def test_product_by_tensor_cores(tmp_path, dtype, precision, layout, tile, capability):
-    cubin, report = assemble(*product(dtype, layout, "none", tile, precision), capability)
+@pytest.mark.parametrize(("dtype", "precision", "trans", "tile", "capability"), spread(TENSOR_CORES, turn=1))
+def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capability):
+    cubin, report = assemble(*product(dtype, trans, "none", tile, precision), capability)
     assert report.registers * tile.threads * tile.blocks <= REGISTERS
     assert report.shared <= STATIC_SHARED + RESERVED_SHARED
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
@@ -126,23 +126,23 @@ def test_product_by_tensor_cores(tmp_path, dtype, precision, layout, tile, capab
 
 # What the precision changes does not depend on the access: half of the products by tensor cores, in turn.
 @pytest.mark.parametrize(
-    ("dtype", "precision", "layout", "tile", "capability"), spread(IEEE, turn=2) + spread(TENSOR_CORES, turn=2)[::2]
+    ("dtype", "precision", "trans", "tile", "capability"), spread(IEEE, turn=2) + spread(TENSOR_CORES, turn=2)[::2]
 )
-def test_product_of_any_alignment(dtype, precision, layout, tile, capability):
-    assemble(*product(dtype, layout, "none", tile, precision, "elements"), capability)
+def test_product_of_any_alignment(dtype, precision, trans, tile, capability):
+    assemble(*product(dtype, trans, "none", tile, precision, "elements"), capability)
 
 
 @pytest.mark.parametrize(
     ("number", "dtype", "precision"),
     [
         pytest.param(number, *kind, id=f"{activation}-{'-'.join(kind)}")
-        for number, activation in enumerate(table.ACTIVATIONS)
+        for number, activation in enumerate(layout.ACTIVATIONS)
         for kind in (*IEEE, TENSOR_CORES[number % 2])
         if activation != "identity"
     ],
 )
 def test_product_with_activation(number, dtype, precision):
-    activation = table.ACTIVATIONS[number]
+    activation = layout.ACTIVATIONS[number]
     tiles = blocking.tiles_of(np.dtype(dtype).itemsize, precision)
     tile, capability = tiles[number % len(tiles)], CAPABILITIES[number // 3 % len(CAPABILITIES)]
     assemble(*product(dtype, "NN", f"forward:{activation}", tile, precision), capability)

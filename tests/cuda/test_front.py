@@ -19,7 +19,7 @@ import fastbp
 from fastbp import device as front
 from fastbp import steps
 from fastbp.bench import comparisons, measure, products, report, training_steps
-from fastbp.kernels import cuda, table
+from fastbp.kernels import cuda, layout
 
 pytestmark = pytest.mark.skipif(
     not cuda.driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
@@ -519,7 +519,7 @@ def test_comparison_of_ours(monkeypatch):
         assert result["us"] > 0
         assert result["also_us"]["events"] > 0
         assert report.row(comparison, [], result)
-    for kind, precision in zip(("NN", "NT", "TN"), table.PRECISIONS, strict=True):
+    for kind, precision in zip(("NN", "NT", "TN"), layout.PRECISIONS, strict=True):
         assert protocol.measure(products.gpu_product_case(kind, 5, precision, [], protocol))["us"] > 0
 
 

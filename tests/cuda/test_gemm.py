@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
-from fastbp.kernels import reference, table
+from fastbp.kernels import layout, reference
 from fastbp.kernels.cuda import blocking, driver, gemm, linear
 
 
@@ -36,9 +36,9 @@ class Matrix:
     def __init__(self, rng, rows, columns, dtype, shift=0, around=np.nan):
         itemsize = np.dtype(dtype).itemsize
         self.shape = rows, columns
-        self.ld = table.leading_dimension(columns, itemsize) + shift
-        self.offset = table.ALIGNMENT // itemsize + shift
-        self.memory = table.aligned_empty(self.offset + rows * self.ld, dtype)
+        self.ld = layout.leading_dimension(columns, itemsize) + shift
+        self.offset = layout.ALIGNMENT // itemsize + shift
+        self.memory = layout.aligned_empty(self.offset + rows * self.ld, dtype)
         self.around, self.memory[:] = around, around
         self.values = self.view(self.memory)
         self.values[...] = rng.integers(-4, 5, self.shape)
@@ -59,14 +59,14 @@ class Matrix:
         return values
 
 
-def check(layout, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
+def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
     """One product with everything around it."""
     rng = np.random.default_rng([m, n, k])
-    a = Matrix(rng, *((k, m) if layout == "TN" else (m, k)), dtype, shift)
-    b = Matrix(rng, *((n, k) if layout == "NT" else (k, n)), dtype, shift)
+    a = Matrix(rng, *((k, m) if trans == "TN" else (m, k)), dtype, shift)
+    b = Matrix(rng, *((n, k) if trans == "NT" else (k, n)), dtype, shift)
     c, saved = (Matrix(rng, m, n, dtype, shift, around=77) for _ in range(2))  # NaN would hide what NaN makes
     row = Matrix(rng, 1, n, dtype, shift)
-    z = (a.values.T if layout == "TN" else a.values) @ (b.values.T if layout == "NT" else b.values)
+    z = (a.values.T if trans == "TN" else a.values) @ (b.values.T if trans == "NT" else b.values)
     z = z + beta * c.values + bias * row.values
     if not beta:
         c.values[...] = np.nan
@@ -75,14 +75,14 @@ def check(layout, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilog
     expected, expected_saved = z, saved.values.copy()
     if step == "forward":
         expected = getattr(reference, activation)(z, parameter)
-        if activation in table.SAVES_PRE_ACTIVATION:
+        if activation in layout.SAVES_PRE_ACTIVATION:
             saved.values[...], expected_saved = np.nan, z
     elif step == "backward":
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
     row_device, row_offset, _ = row.on_device()
     gemm.gemm(
-        layout, m, n, k, *a.on_device(), *b.on_device(), beta, row_device if bias else None, row_offset, parameter,
+        trans, m, n, k, *a.on_device(), *b.on_device(), beta, row_device if bias else None, row_offset, parameter,
         *c.on_device(), *saved.on_device(), epilogue, driver.stream(), tile=tile, **options,
     )  # fmt: skip
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
@@ -90,22 +90,22 @@ def check(layout, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilog
     np.testing.assert_array_equal(saved.from_device(), expected_saved)
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
 @pytest.mark.parametrize(("dtype", "tile"), TILES)
-def test_full_tile_and_tails(dtype, tile, layout):
-    check(layout, tile.bm + 3, tile.bn + 5, 2 * tile.bk + 3, dtype, tile, beta=1, bias=True)
+def test_full_tile_and_tails(dtype, tile, trans):
+    check(trans, tile.bm + 3, tile.bn + 5, 2 * tile.bk + 3, dtype, tile, beta=1, bias=True)
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
 @pytest.mark.parametrize(("dtype", "tile"), TILES)
-def test_any_alignment(dtype, tile, layout):
-    check(layout, tile.bm + 1, 7, tile.bk + 1, dtype, tile, shift=1, bias=True)
+def test_any_alignment(dtype, tile, trans):
+    check(trans, tile.bm + 1, 7, tile.bk + 1, dtype, tile, shift=1, bias=True)
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (1, 33, 17), (33, 1, 4), (16, 16, 32), (0, 3, 2), (3, 0, 2)])
-def test_narrow(layout, shape):
-    check(layout, *shape, "float32", bias=True)
+def test_narrow(trans, shape):
+    check(trans, *shape, "float32", bias=True)
 
 
 def test_blocks_walk_over_every_tile():
@@ -114,7 +114,7 @@ def test_blocks_walk_over_every_tile():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", table.ACTIVATIONS)
+@pytest.mark.parametrize("activation", layout.ACTIVATIONS)
 def test_epilogues(activation, dtype):
     check("NN", 9, 7, 5, dtype, bias=True, epilogue=f"forward:{activation}")
     check("NT", 9, 7, 5, dtype, epilogue=f"backward:{activation}")
@@ -125,23 +125,23 @@ def test_epilogues(activation, dtype):
 LARGE, MEDIUM, SMALL = blocking.MATRIX_TILES
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_tensor_cores(layout, precision):
+def test_tensor_cores(trans, precision):
     k = (SMALL.stages + 1) * SMALL.bk + 3  # every place of the pipeline is used again
-    check(layout, SMALL.bm + 3, 13, k, "float32", SMALL, beta=1, bias=True, precision=precision)
+    check(trans, SMALL.bm + 3, 13, k, "float32", SMALL, beta=1, bias=True, precision=precision)
 
 
-@pytest.mark.parametrize("layout", gemm.LAYOUTS)
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
 @pytest.mark.parametrize(("precision", "tile"), [("tf32", MEDIUM), ("bf16", LARGE)])
-def test_large_tiles_of_tensor_cores(layout, precision, tile):
-    check(layout, tile.bm - 3, tile.bn - 5, tile.stages * tile.bk + 5, "float32", tile, precision=precision)
+def test_large_tiles_of_tensor_cores(trans, precision, tile):
+    check(trans, tile.bm - 3, tile.bn - 5, tile.stages * tile.bk + 5, "float32", tile, precision=precision)
 
 
 @pytest.mark.parametrize("k", [1, 16, 17])
-@pytest.mark.parametrize(("layout", "precision"), [("NN", "tf32"), ("NT", "bf16"), ("TN", "tf32")])
-def test_tensor_cores_with_any_alignment(layout, precision, k):
-    check(layout, SMALL.bm + 1, 7, k, "float32", SMALL, shift=1, bias=True, precision=precision)
+@pytest.mark.parametrize(("trans", "precision"), [("NN", "tf32"), ("NT", "bf16"), ("TN", "tf32")])
+def test_tensor_cores_with_any_alignment(trans, precision, k):
+    check(trans, SMALL.bm + 1, 7, k, "float32", SMALL, shift=1, bias=True, precision=precision)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # the largest number is rounded up to infinity
@@ -159,11 +159,11 @@ def test_tensor_cores_round_their_factors(precision, bits):
     x = np.concatenate([np.array(list(cases), np.float32), nan])
     expected = np.concatenate([np.array(list(cases.values()), np.float32), nan])
     one, out = np.ones(1, np.float32), driver.to_device(np.empty(len(x), np.float32))
-    for layout, factors in (("NN", (x, one)), ("TN", (one, x))):
+    for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
         a, b = map(driver.to_device, factors)
         m, n = len(factors[0]), len(factors[1])
         gemm.gemm(
-            layout, m, n, 1, a, 0, m if layout == "TN" else 1, b, 0, n, 0, None, 0, 0.0,
+            trans, m, n, 1, a, 0, m if trans == "TN" else 1, b, 0, n, 0, None, 0, 0.0,
             out, 0, n, None, 0, 0, "none", driver.stream(), precision,
         )  # fmt: skip
         np.testing.assert_array_equal(driver.to_host(out), expected)
@@ -180,19 +180,19 @@ def test_tile_of_a_shape():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout", "precision"),
-    [(dtype, layout, "ieee") for dtype in DTYPES for layout in gemm.LAYOUTS]
+    ("dtype", "trans", "precision"),
+    [(dtype, trans, "ieee") for dtype in DTYPES for trans in gemm.TRANSPOSITIONS]
     + [("float32", "NN", "tf32"), ("float32", "NT", "bf16"), ("float32", "TN", "tf32")],
 )
-def test_the_tile_changes_no_bit(dtype, layout, precision):
+def test_the_tile_changes_no_bit(dtype, trans, precision):
     rng, m, n, k = np.random.default_rng(3), 5, 6, 37
     a, b = (rng.standard_normal(count).astype(dtype) for count in (m * k, n * k))
-    lda, ldb = m if layout == "TN" else k, k if layout == "NT" else n
+    lda, ldb = m if trans == "TN" else k, k if trans == "NT" else n
     outcomes = set()
     for tile in blocking.tiles_of(a.itemsize, precision):
         c = driver.to_device(np.empty(m * n, dtype))
         gemm.gemm(
-            layout, m, n, k, driver.to_device(a), 0, lda, driver.to_device(b), 0, ldb, 0, None, 0, 0.0,
+            trans, m, n, k, driver.to_device(a), 0, lda, driver.to_device(b), 0, ldb, 0, None, 0, 0.0,
             c, 0, n, None, 0, 0, "none", driver.stream(), precision, tile,
         )  # fmt: skip
         outcomes.add(driver.to_host(c).tobytes())

@@ -1,4 +1,4 @@
-"""Writes norms.npz, a network with norms and a residual block as PyTorch trains it: ``python -m tests.golden.make_norms``.
+"""Writes norms.npz, what PyTorch makes of norms and a residual block: ``python -m tests.golden.make_norms``.
 
 test_norms.py reads it: ``start/NAME`` and ``end/NAME`` are the arrays of the state before and after, in PyTorch's
 layout; ``x``, ``labels`` and ``losses`` those of the steps; ``predictions`` of ``x``, when not training, at the end;

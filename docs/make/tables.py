@@ -1,0 +1,118 @@
+"""Tables of Markdown from the files of docs/results, each of which says when, where and of which commit it is.
+
+A file is a report as ``fastbp compare --json`` writes it, of which only what is shown is needed, or a plain table:
+``columns``, and ``rows`` of ``cells``. In both, ``date``, ``commit``, ``machine`` and ``how`` say where the figures are
+from; a row with a ``commit`` and ``date`` of its own is of those.
+"""
+
+import functools
+import json
+
+
+def made(folder) -> dict:
+    """What is made of the files in a folder, by name: functions that give Markdown."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    plain = {name: functools.partial(plain_table, data) for name, data in found.items() if "columns" in data}
+    return plain | {
+        "steps": lambda: steps(found["steps"]),
+        "steps-short": lambda: steps_short(found["steps"]),
+        "steps-odd": lambda: steps_odd(found["steps-odd"]),
+        "steps-further": lambda: steps_further(found["steps-float64"], found["steps-avx2"]),
+    }
+
+
+# --------------------------------------------------------------------------------------- figures
+def time(us) -> str:
+    """Microseconds."""
+    return f"{us:.1f}" if us < 100 else f"{us:,.0f}".replace(",", " ")
+
+
+def ratio(value) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def aimed(peer) -> str:
+    """A ratio, bold where it is short of what was aimed at."""
+    text = ratio(peer["ratio"])
+    return f"**{text}**" if peer["ratio"] < peer["target_ratio"] else text
+
+
+def rounded(value) -> str:
+    return f"{value:.1f} ×" if value < 9.95 else f"{value:.0f} ×"
+
+
+# ---------------------------------------------------------------------------------------- tables
+def table(columns, rows) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def source(*reports) -> str:
+    """Where the figures are from: a paragraph."""
+    return "\n".join(
+        f"{began(report['how'])} ({report['date']}, commit {report['commit'][:7]}; {report['machine']['name']})."
+        for report in reports
+    )
+
+
+def began(text) -> str:
+    """As a sentence begins."""
+    return text[0].upper() + text[1:]
+
+
+def plain_table(data) -> str:
+    columns, rows = data["columns"], [row["cells"] for row in data["rows"]]
+    if any("commit" in row for row in data["rows"]):
+        columns = [*columns, "date, commit"]
+        origin = [data | row for row in data["rows"]]
+        rows = [[*cells, f"{of['date']}, {of['commit'][:7]}"] for cells, of in zip(rows, origin, strict=True)]
+        return f"{table(columns, rows)}\n\n{began(data['how'])} ({data['machine']['name']})."
+    return f"{table(columns, rows)}\n\n{source(data)}"
+
+
+def steps(report) -> str:
+    """Every column of a comparison of train steps, for docs/performance.md."""
+    rows = []
+    for step in report["steps"]:
+        torch, jax = step["peers"]["torch"], step["peers"]["jax"]
+        rows.append(
+            (
+                step["name"], step["title"], time(step["us"]), f"{step['fraction_of_limit']:.2f}",
+                aimed(torch), f"{torch['target_ratio']:g}", aimed(jax), f"{jax['target_ratio']:g}",
+                time(step["also_us"]["train_step"]),
+            )
+        )  # fmt: skip
+    columns = ["id", "layers @ batch", "ours µs", "of limit", "PyTorch", "aim", "JAX", "aim", "`train_step` µs"]
+    return f"{table(columns, rows)}\n\n{source(report)}"
+
+
+def steps_short(report) -> str:
+    """The same figures as README shows them."""
+    rows = [
+        (step["title"], time(step["us"]), *(rounded(step["peers"][peer]["ratio"]) for peer in ("torch", "jax")))
+        for step in report["steps"]
+    ]
+    return f"{table(['layers @ batch', 'fastbp, µs', 'PyTorch', 'JAX'], rows)}\n\n{source(report)}"
+
+
+def steps_odd(report) -> str:
+    rows = [(step["title"], ratio(step["peers"]["jax"]["ratio"])) for step in report["steps"]]
+    return f"{table(['layers @ batch', 'JAX'], rows)}\n\n{source(report)}"
+
+
+def steps_further(*reports) -> str:
+    """Reports side by side, their rows joined by name."""
+    names = sorted({step["name"] for report in reports for step in report["steps"]})
+    rows = []
+    for name in names:
+        row = [name]
+        for report in reports:
+            step = next((step for step in report["steps"] if step["name"] == name), None)
+            if step is None:
+                row += [""] * 4
+            else:
+                ratios = (ratio(step["peers"][peer]["ratio"]) for peer in ("torch", "jax"))
+                row += [time(step["us"]), f"{step['fraction_of_limit']:.2f}", *ratios]
+        rows.append(row)
+    heads = [f"{report['title']}: ours µs, of limit, PyTorch, JAX".split(", ") for report in reports]
+    return f"{table(['id', *heads[0], *heads[1]], rows)}\n\n{source(*reports)}"

@@ -116,10 +116,12 @@ def layered(labels, arrows, dashed=(), colour=lambda node: BELOW) -> str:
     width = max(x[node] + size[node][0] / 2 for node in x) - left + 10
     parts = []
     for (a, b), chain in zip(drawn, chains, strict=True):
-        points = [(x[node] - left, bottom[row_of[node]] - heights[row_of[node]] / 2) for node in chain]
-        top = bottom[row_of[b]] - heights[row_of[b]] / 2 - size[b][1] / 2
-        points[0] = points[0][0], points[0][1] + size[a][1] / 2
-        points[-1] = points[-1][0], top
+        points = []
+        for node in chain:  # straight through a layer, between boxes; curves are between layers
+            foot, high = bottom[row_of[node]], heights[row_of[node]]
+            half = size[node][1] / 2
+            heads = {a: [foot - high / 2 + half], b: [foot - high / 2 - half]}
+            points += [(x[node] - left, y) for y in heads.get(node, [foot - high, foot])]
         assert all(one[1] < two[1] for one, two in pairwise(points)), f"{a} → {b} does not point down"
         parts.append(arrow(points, (a, b) in dashed))
     for node, lines in labels.items():
@@ -178,9 +180,18 @@ def arrow(points, dashed=False, colour=EDGE) -> str:
     for (x1, y1), (x2, y2) in pairwise(points):
         half = (y1 + y2) / 2
         path += f" C{x1:.0f},{half:.0f} {x2:.0f},{half:.0f} {x2:.0f},{y2:.0f}"
-    dash = ' stroke-dasharray="5 4"' if dashed else ""
+    return drawn_path(path, colour, ' stroke-dasharray="5 4"' if dashed else "")
+
+
+def drawn_path(path, colour, dash="") -> str:
     head = "light" if colour != EDGE else "head"
     return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.3"{dash} marker-end="url(#{head})"/>'
+
+
+def aside(x, y1, y2, far, colour) -> str:
+    """From the right side of a box to that of one below it."""
+    path = f"M{x:.0f},{y1 + 5:.0f} C{x + far:.0f},{y1 + 5:.0f} {x + far:.0f},{y2:.0f} {x:.0f},{y2:.0f}"
+    return drawn_path(path, colour)
 
 
 def svg(width, height, parts) -> str:
@@ -244,17 +255,19 @@ def core() -> str:
     def place(name):
         return name.removeprefix("fastbp.") if room(name) == "core" else None
 
-    arrows = edges(place, later=False)
+    arrows, within = edges(place, later=False), edges(place, later=True)
     everywhere = {"checks"}  # which nearly every module imports
-    arrows = {(a, b) for a, b in arrows if b not in everywhere}
-    labels = {node: [node] for pair in arrows for node in pair}
-    return layered(labels, arrows, colour=lambda node: ABOVE)
+    arrows, within = ({(a, b) for a, b in pairs if b not in everywhere} for pairs in (arrows, within - arrows))
+    labels = {node: [node] for pair in arrows | within for node in pair}
+    return layered(labels, arrows, within, lambda node: ABOVE)
 
 
 def cpu() -> str:
     """The modules of the CPU backend."""
 
     def place(name):
+        if name == "fastbp.kernels.cpu":
+            return "cpu: the contract"
         return name.removeprefix("fastbp.kernels.cpu.") if name.startswith("fastbp.kernels.cpu.") else None
 
     arrows = edges(place, later=False)
@@ -269,7 +282,7 @@ def example() -> str:
     touched = {i: named.touched(instruction) for i, instruction in instructions.items()}
     lanes = lanes_of(instructions, touched)
     names = [*dict.fromkeys(lanes[i] for i in sorted(instructions))]
-    left, pitch, lane, top = 96, 48, 236, 40
+    left, pitch, lane, top = 96, 48, 280, 40
     centre = {i: (left + lane * (names.index(lanes[i]) + 0.5), top + pitch * (i + 0.5)) for i in instructions}
     width, parts, begin = left + lane * len(names), [], 0
     for number, (phase, inside) in enumerate(phases):
@@ -282,28 +295,26 @@ def example() -> str:
     for number, name in enumerate(names):
         x = left + lane * (number + 0.5)
         parts.append(f'<text x="{x:.0f}" y="26" text-anchor="middle" font-weight="bold">{titles[name]}</text>')
-    writer, later = {}, []
+    width_of_box = lane - 58
+    writer, later, beside = {}, [], {}
     for i in sorted(instructions):
         reads, writes = touched[i]
         for source in sorted({writer[place] for place in reads if place in writer}):
             later.append((source, i))
         writer |= dict.fromkeys(writes, i)
     for a, b in sorted(later, key=lambda one: one[1] - one[0] == 1):  # the lighter ones first
-        parts.append(arrow(between(centre[a], centre[b], lane), colour=EDGE if b - a == 1 else LIGHT))
+        (x1, y1), (x2, y2) = centre[a], centre[b]
+        colour = EDGE if b - a == 1 else LIGHT
+        if lanes[a] == lanes[b] and b - a > 1:  # past what lies between, at the side
+            beside[lanes[a]] = beside.get(lanes[a], 0) + 1
+            parts.append(aside(x1 + width_of_box / 2, y1, y2, 18 + 9 * beside[lanes[a]], colour))
+        else:
+            shift = lane / 4 if x2 > x1 else -lane / 4 if x2 < x1 else 0
+            parts.append(arrow([(x1 + shift, y1 + 14), (x2 - shift / 2, y2 - 15)], colour=colour))
     for i, instruction in instructions.items():
         words = f"{i}  {instruction.operation}"
-        parts.append(box(*centre[i], lane - 16, 28, [words], BELOW))
+        parts.append(box(*centre[i], width_of_box, 28, [words], BELOW))
     return svg(width, top + pitch * len(instructions) + 8, parts)
-
-
-def between(one, two, lane):
-    """From the foot of a box to the head of another; in one lane past what lies between, at the side."""
-    (x1, y1), (x2, y2) = one, two
-    shift = lane / 4 if x2 > x1 else -lane / 4 if x2 < x1 else 0
-    if x1 == x2 and y2 - y1 > 60:
-        shift = lane / 2 - 16
-        return [(x1 + shift, y1 + 14), (x1 + shift + 12, (y1 + y2) / 2), (x2 + shift, y2 - 15)]
-    return [(x1 + shift, y1 + 14), (x2 - shift / 2, y2 - 15)]
 
 
 def lanes_of(instructions, touched):

@@ -2,7 +2,7 @@
 
     python asv_benchmarks/scaling.py [--gflops 240] [--gbps 35] [--total-gbps 300] [--cores-per-l3 8] [--barrier-us 1]
 
-The splits are those of fastbp/kernels/cpu/network.py (`share`, `weights_region`) with the sizes of blocking.py. A
+The splits are those of fastbp/kernels/cpu/network.py (`share`, `linear_weights`) with the sizes of blocking.py. A
 task costs the longer of its operations at the rate of a core and its bytes at its share of the memory's; a region
 lasts as long as its slowest thread, and a barrier follows. What a part of a tile costs is a whole one.
 """
@@ -42,7 +42,7 @@ def share(count, threads):
 
 
 def blocks(fan_in, fan_out, batch):
-    """(height, width) of every block of weights of a layer in region 2, in the order of `network.weights_region`."""
+    """(height, width) of every block of weights of a layer in region 2, in the order of `network.linear_weights`."""
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
     fitting = blocking.GRADIENT_SLICE_BYTES // (ITEMSIZE * batch) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
     width = min(width, max(fitting, blocking.GRADIENT_UNIT))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -455,6 +456,8 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys, monkeypa
     assert "load" in out
     assert written["steps"][0]["rounds_used"] == 3
     assert written["isa"] == "host"
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", written["date"])
+    assert written["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", written["commit"])
 
 
 def test_command_takes_several_comparisons(tmp_path, capsys, monkeypatch):

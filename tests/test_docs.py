@@ -1,6 +1,8 @@
 """The pages say what is there: what is made of files and of code is as it was made, and what they name exists."""
 
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastbp
+from fastbp.kernels import program
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,9 +25,12 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs a whole checkou
 
 def made(root, *arguments):
     command = [sys.executable, str(root / "docs" / "make"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
+
+
+def environment():
+    """What a process of its own needs to find this package."""
+    return os.environ | {"PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
 
 
 @pytest.fixture
@@ -86,7 +92,7 @@ def test_commits_of_results_are_in_the_history(path):
     for part in [result, *(row for row in result.get("rows", ()) if "commit" in row)]:
         assert git("merge-base", "--is-ancestor", part["commit"], "HEAD").returncode == 0
         shown = git("show", "-s", "--format=%as", part["commit"]).stdout.strip()
-        assert part["date"] == shown
+        assert part["date"] >= shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -114,3 +120,65 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", sorted({*PAGES} - UNCHANGED), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_network_is_no_table(page):
     assert not re.findall(r"network table|table of the network|a column of the table", page.read_text(encoding="utf-8"))
+
+
+def listing(text):
+    """Operations by the numbers of their lines."""
+    return {int(number): operation for number, operation in re.findall(r"^ *(\d+)  (\w+)", text, flags=re.MULTILINE)}
+
+
+def test_the_example_is_as_the_page_explains_it():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- made: example-training -->(.*?)<!-- end -->", page, flags=re.DOTALL)[1]
+    operations = listing(block)
+    explained = {
+        0: "linear_forward",
+        1: "batch_moments",
+        4: "loss_forward_backward",
+        5: "linear_backward_input",
+        6: "norm_backward_params",
+        7: "batch_norm_backward_input",
+        8: "activation_backward",
+        9: "linear_backward_params",
+        10: "norm_backward_params",
+        11: "linear_backward_params",
+        12: "update_statistics",
+        13: "linear_backward_input",
+    }
+    assert explained.items() <= operations.items()
+    assert re.search(r"^  0 .*  tanh$", block, flags=re.MULTILINE)
+
+
+def test_phases_of_a_network_without_batch_norm():
+    parts = fastbp.Linear(4, 8), fastbp.LayerNorm(8), fastbp.Residual(fastbp.Linear(8, 8), fastbp.ReLU())
+    training = fastbp.Sequential(*parts, device="reference").network.program.training
+    assert [program.PHASES[kind] for kind, _, _ in training.phases] == ["rows", "weights"]
+
+
+@pytest.mark.parametrize(
+    ("heading", "commit"), [("An activation", "4d4b27c"), ("An optimizer", "ec403b9"), ("A kind of layer", "fc17abc")]
+)
+def test_what_to_touch_is_what_a_commit_touched(heading, commit):
+    shown = subprocess.run(
+        ["git", "-C", ROOT, "show", "--name-only", "--format=", commit], capture_output=True, text=True
+    )
+    if shown.returncode:
+        pytest.skip("needs the history")
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition(f"### {heading}\n")[2].partition("\n### ")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE) for name in row.split("`")[1::2]}
+    assert len(named) >= 4
+    assert {name.replace("layout", "table") if commit != "fc17abc" else name for name in named} <= set(
+        shown.stdout.split()
+    )
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the table is of AVX-512")
+def test_the_schedule_is_what_the_model_gives():
+    settings = {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": "+avx512f,+avx512vl,+avx2,+fma"}
+    script = str(ROOT / "asv_benchmarks" / "scaling.py")
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment() | settings)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((DOCS / "results" / "scaling.json").read_text())
+    rows = ["| " + " | ".join(cells) + " |" for cells in (result["columns"], *(row["cells"] for row in result["rows"]))]
+    assert rows == [line for line in process.stdout.splitlines() if line.startswith("|") and "---" not in line]

@@ -47,7 +47,7 @@ def require(module, name=None):
 
 
 def code(kind, name):
-    """The code of a name in one of the tuples of the network table: ``code("LOSSES", "huber")``."""
+    """The code of a name in one of the tuples of ``layout``: ``code("LOSSES", "huber")``."""
     names = require("fastbp.kernels.layout", kind)
     if name not in names:
         raise NotImplementedError(f"{name} is not among {kind}")

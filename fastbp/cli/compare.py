@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 
 from .. import backend
 from ..bench import comparisons, measure, peers, process, report, shapes, training_steps
@@ -64,6 +65,11 @@ def run(options):
 
 
 def _write_report(options, cores, protocol, results):
-    written = {"version": machine.version(), "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
+    written = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": machine.commit(),
+        "version": machine.version(),
+    }
+    written |= {"cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
     written |= {"machine": backend.load(options.device).config(), "load": process.load()}
     pathlib.Path(options.json).write_text(json.dumps(written | results, indent=1) + "\n")

@@ -1,13 +1,34 @@
 """What a command says of the machine it runs on."""
 
+import functools
 import importlib.metadata
+import pathlib
+import subprocess
 
 from .. import backend
+
+FILE = pathlib.Path(__file__)
+ASKED = (
+    ("ls-files", "--error-unmatch", FILE.name),
+    ("rev-parse", "HEAD"),
+    ("status", "--porcelain", "--untracked-files=no"),
+)  # of git
 
 
 def version() -> str:
     """This library's."""
     return importlib.metadata.version("fastbp")
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of this library's checkout; with a plus where files differ, None where there is no checkout."""
+    git = ["git", "-C", str(FILE.parent)]
+    try:
+        ours, head, changes = (subprocess.run([*git, *words], capture_output=True, text=True) for words in ASKED)
+    except OSError:  # no git
+        return None
+    return None if ours.returncode else head.stdout.strip() + "+" * bool(changes.stdout.strip())
 
 
 def described(device, *more) -> str:

@@ -3,7 +3,7 @@
 import argparse
 
 from .. import backend, tabular
-from ..kernels.table import PRECISIONS
+from ..kernels.layout import PRECISIONS
 
 
 def positive(text: str) -> int:

@@ -182,3 +182,29 @@ def test_the_schedule_is_what_the_model_gives():
     result = json.loads((DOCS / "results" / "scaling.json").read_text())
     rows = ["| " + " | ".join(cells) + " |" for cells in (result["columns"], *(row["cells"] for row in result["rows"]))]
     assert rows == [line for line in process.stdout.splitlines() if line.startswith("|") and "---" not in line]
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - UNCHANGED), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tables_of_measured_figures_are_made(page):
+    by_hand = re.sub(r"<!-- made:.*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    rows = [line for line in by_hand.splitlines() if line.startswith("|")]
+    assert not [row for row in rows if re.search(r"\d\s?(?:ns|µs|ms|×|GFLOP/s|TFLOP/s|ULP)\b|\d ×", row)]
+
+
+def test_an_import_that_points_up_is_an_error():
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(DOCS / "make")!r})
+        import drawings
+        drawings.layered({{"model": ["model"], "checks": ["checks"]}}, {{("model", "checks"), ("checks", "model")}})"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert process.returncode != 0
+    assert "import each other in a circle" in process.stderr
+
+
+def test_kernels_import_nothing_of_the_core():
+    page = (DOCS / "architecture-house.svg").read_text(encoding="utf-8")
+    fills = dict(re.findall(r'y="(\d+)" width="\d+" height="\d+" rx="5" fill="(#\w+)"', page))
+    above = [int(y) for y, fill in fills.items() if fill == "#dbe9f6"]
+    below = [int(y) for y, fill in fills.items() if fill == "#fde3c8"]
+    assert max(above) < min(below)

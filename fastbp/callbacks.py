@@ -74,13 +74,18 @@ class Printer:
         self._epochs = run["epochs"]
 
     def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> None:
-        parts = [f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"]
-        parts += [
-            f"{key} {record[key]:.4f}"
-            for key in ("loss", "val_loss", "accuracy", "val_accuracy")
-            if record[key] is not None
-        ]
-        print("  ".join([*parts, f"lr {record['lr']:.3g}", f"{record['seconds']:.2f} s"]), flush=True)
+        print(line(record, self._epochs), flush=True)
+
+
+def line(record: dict[str, Any], epochs: int) -> str:
+    """A record of an epoch in one line."""
+    parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts += [
+        f"{key} {record[key]:.4f}"
+        for key in ("loss", "val_loss", "accuracy", "val_accuracy")
+        if record[key] is not None
+    ]
+    return "  ".join([*parts, f"lr {record['lr']:.3g}", f"{record['seconds']:.2f} s"])
 
 
 def checked(callbacks: Any) -> list[Any]:

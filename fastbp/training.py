@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,8 +35,22 @@ class History(list[dict[str, Any]]):
     """One dict an epoch: ``epoch, loss, val_loss, accuracy, val_accuracy, lr, seconds``.
 
     ``loss`` is the mean over the rows of the epoch, each with the weights of its step; what does not apply is None.
-    Accuracies exist only for targets that are labels.
+    Accuracies exist only for targets that are labels. ``history["loss"]`` is a column; the text of a history is one
+    line an epoch, and at most ten.
     """
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[dict[str, Any]]: ...
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+    def __getitem__(self, key: Any) -> Any:
+        return self.column(key) if isinstance(key, str) else super().__getitem__(key)
+
+    def __repr__(self) -> str:
+        lines = [watching.line(record, len(self)) for record in self]
+        return "\n".join(lines if len(lines) <= 10 else [*lines[:4], "…", *lines[-5:]]) or "no epochs"
 
     def column(self, key: str) -> list[Any]:
         """The values of one key, epoch by epoch."""
@@ -92,9 +106,9 @@ def fit(
         Weights of the rows, not negative; means become ``Σ wᵢ lᵢ / Σ wᵢ``. Rows of weight 0 are left out.
     callbacks : list
         Objects with some of ``on_fit_begin(model, run)``, where ``run`` is a dict of ``epochs, batch_size, steps,
-        rows, validation_rows, verbose`` (steps and rows are None where X gives chunks); ``on_batch_end(model,
-        record)`` with ``epoch, batch, loss``, for which batches run one a call; ``on_epoch_end(model, record)``,
-        which may return True to stop; and ``on_fit_end(model, history)``.
+        rows, validation_rows, verbose, optimizer`` (steps and rows are None where X gives chunks);
+        ``on_batch_end(model, record)`` with ``epoch, batch, loss``, for which batches run one a call;
+        ``on_epoch_end(model, record)``, which may return True to stop; and ``on_fit_end(model, history)``.
     on_nonfinite : "raise" or "continue"
         When the loss of a batch is not finite: go back to the weights at the start of the last epoch that began with
         finite ones, reset the optimizer (state 0, ``step_count`` 0) and raise; or leave that batch out and go on.
@@ -177,6 +191,7 @@ class Training:
         self.callbacks, self.settings = callbacks, settings
         optimizer.require_free_for(model._parameters)
         self.run_record = {"epochs": settings.epochs, "batch_size": settings.batch_size, "steps": None, "rows": None}
+        self.run_record["optimizer"] = optimizer
         if isinstance(source, data.Chunk):
             rows = source.count
             steps = data.count_steps(rows, settings.batch_size, settings.drop_last)

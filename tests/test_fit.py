@@ -509,11 +509,27 @@ class Recorder:
         self.calls.append(("end", len(history)))
 
 
+def test_a_history_shows_its_columns_and_at_most_ten_lines(device):
+    history = fit(make(device), *data(), epochs=12)
+    assert history["loss"] == history.column("loss")
+    assert history[0]["epoch"] == 1
+    assert [record["epoch"] for record in history[-2:]] == [11, 12]
+    lines = repr(history).splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("epoch  1/12  loss ")
+    assert lines[4] == "…"
+    assert lines[-1].startswith("epoch 12/12  loss ")
+    history = fit(make(device), *data(), epochs=10)
+    assert "…" not in repr(history)
+    assert len(repr(history).splitlines()) == 10
+
+
 def test_callbacks(device):
-    recorder = Recorder()
-    history = fit(make(device), *data(), epochs=5, callbacks=[recorder], validation_data=data(20))
+    recorder, optimizer = Recorder(), fastbp.Adam()
+    history = fit(make(device), *data(), optimizer=optimizer, epochs=5, callbacks=[recorder], validation_data=data(20))
     assert len(history) == 2
     run = {"epochs": 5, "batch_size": 8, "steps": 7, "rows": 50, "verbose": False, "validation_rows": 20}
+    run["optimizer"] = optimizer
     assert recorder.calls == [("begin", run), ("epoch", 1), ("epoch", 2), ("end", 2)]
 
 

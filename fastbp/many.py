@@ -30,7 +30,7 @@ def fit_many(
     shuffle: bool = True,
     drop_last: bool = False,
     accumulate: int = 1,
-    validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+    validation_data: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
     sample_weight: ArrayLike | None = None,
     callbacks: Callable[[], Sequence[Any]] = list,
     on_nonfinite: str = "raise",

@@ -69,7 +69,7 @@ def fit(
     shuffle: bool = True,
     drop_last: bool = False,
     accumulate: int = 1,
-    validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+    validation_data: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
     sample_weight: ArrayLike | None = None,
     callbacks: Sequence[Any] = (),
     on_nonfinite: str = "raise",
@@ -101,7 +101,8 @@ def fit(
     accumulate : int
         Batches whose gradients are averaged for one update: the gradient of the mean loss over all their rows. The
         last group of an epoch, or of a chunk, has the batches that are left.
-    validation_data : pair (X, y), optional
+    validation_data : (X, y) or (X, y, sample_weight), optional
+        ``val_loss`` is the mean with these weights; ``val_accuracy`` counts every row once.
     sample_weight : array (n,), optional
         Weights of the rows, not negative; means become ``Σ wᵢ lᵢ / Σ wᵢ``. Rows of weight 0 are left out.
     callbacks : list
@@ -303,12 +304,22 @@ class Training:
 class Validation:
     """Loss and accuracy on data that is not trained on."""
 
-    def __init__(self, model: Sequential, loss: LossFunction, pair: tuple[ArrayLike, ArrayLike]) -> None:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise TypeError(f"validation_data must be a pair (X, y), got {type(pair).__name__}")
+    def __init__(
+        self,
+        model: Sequential,
+        loss: LossFunction,
+        arrays: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike],
+    ) -> None:
+        if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
+            what = type(arrays).__name__ + (f" of {len(arrays)}" if isinstance(arrays, tuple | list) else "")
+            raise TypeError(f"validation_data must be a pair (X, y), or (X, y, sample_weight); got {what}")
+        names = [f"validation_data[{i}]" for i in range(3)]
         self.model, self.loss = model, loss
-        self.X, self.y = data.checked_pair(model, loss, *pair, ("validation_data[0]", "validation_data[1]"))
-        self.weight = loss.row_weight(self.y, None) if isinstance(loss, Loss) else None
+        self.X, self.y = data.checked_pair(model, loss, *arrays[:2], names)
+        weight = arrays[2] if len(arrays) == 3 else None
+        if weight is not None:
+            weight = checks.weights(names[2], weight, len(self.X))
+        self.weight = loss.row_weight(self.y, weight) if isinstance(loss, Loss) else weight
         if not model.network.on_host:
             self.X, *_ = model._kernels.resident((self.X,), model.dtype) or (self.X,)
 
@@ -323,7 +334,8 @@ class Validation:
         model, loss, X = self.model, self.loss, self.X
         if not isinstance(loss, Loss):
             prediction = model.predict(X)
-            return checked_result(loss(prediction, self.y), prediction.shape)[0], None
+            weight = () if self.weight is None else (self.weight,)
+            return checked_result(loss(prediction, self.y, *weight), prediction.shape)[0], None
         row_loss, hits = np.empty(len(X)), 0
         ones = np.ones(min(len(X), model.prediction_block))
         for start in range(0, len(X), model.prediction_block):

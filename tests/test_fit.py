@@ -509,6 +509,31 @@ class Recorder:
         self.calls.append(("end", len(history)))
 
 
+def test_weights_of_validation_data(device):
+    x, y = data()
+    weight = np.arange(50.0) % 4
+    twice = np.repeat(np.arange(50), weight.astype(int))  # a row of weight 3 is three rows
+    expected = fit(make(device), x, y, epochs=2, validation_data=(x[twice], y[twice]))
+    history = fit(make(device), x, y, epochs=2, validation_data=(x, y, weight))
+    assert history["loss"] == expected["loss"]
+    assert history["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-12)
+    unweighted = fit(make(device), x, y, epochs=2, validation_data=(x, y))
+    assert history["val_accuracy"] == unweighted["val_accuracy"]
+
+
+def test_weights_of_validation_data_reach_a_users_loss():
+    def loss(prediction, target, weight=None):
+        weight = np.ones(len(target)) if weight is None else weight
+        share = (weight / weight.sum())[:, None].astype(prediction.dtype)
+        error = prediction - target
+        return float((share * error * error).sum()), 2 * share * error
+
+    model, (x, _) = make("reference"), data()
+    target, weight = np.zeros((50, model.out_features)), np.arange(50.0)
+    history = fit(model, x, target, loss=loss, epochs=1, validation_data=(x, target, weight))
+    assert history[0]["val_loss"] == pytest.approx(loss(model.predict(x), target, weight)[0], rel=1e-12)
+
+
 def test_a_history_shows_its_columns_and_at_most_ten_lines(device):
     history = fit(make(device), *data(), epochs=12)
     assert history["loss"] == history.column("loss")
@@ -721,6 +746,12 @@ BAD = {
     "loss": (lambda x, y: {"loss": "cross_entropy"}, TypeError, "loss must be a loss or a function"),
     "optimizer": (lambda x, y: {"optimizer": "adam"}, TypeError, "optimizer must be of type Optimizer"),
     "validation": (lambda x, y: {"validation_data": x}, TypeError, r"must be a pair \(X, y\)"),
+    "validation of four": (lambda x, y: {"validation_data": (x, y, y, y)}, TypeError, r"must be a pair .* tuple of 4"),
+    "validation weight": (
+        lambda x, y: {"validation_data": (x, y, y[:3])},
+        ValueError,
+        r"validation_data\[2\] must have",
+    ),
     "validation X": (lambda x, y: {"validation_data": (x[:, :2], y)}, ValueError, r"validation_data\[0\] must have"),
     "validation y": (lambda x, y: {"validation_data": (x, y + 1)}, ValueError, r"validation_data\[1\]\[\d+\] = 3"),
     "validation NaN": (lambda x, y: {"validation_data": (spoilt(x, np.nan), y)}, ValueError, r"\[0\]\[33, 2\] = nan"),

@@ -19,9 +19,11 @@ METHODS = {
     "on_fit_end": "on_fit_end(model, history)",
 }
 
+MONITORED = "loss", "val_loss", "accuracy", "val_accuracy"
+
 
 class EarlyStopping:
-    """Stop when the loss has not fallen for some epochs, and restore the best weights.
+    """Stop when the loss, or an accuracy, has not improved for some epochs, and restore the best weights.
 
     It watches ``val_loss``; without validation data it watches the training loss and says so.
 
@@ -30,9 +32,11 @@ class EarlyStopping:
     patience : int
         Epochs without improvement after which training stops.
     min_delta : float
-        Smallest decrease of the loss that counts as an improvement.
+        Smallest change that counts as an improvement.
     restore_best : bool
         Restore the weights of the best epoch when training ends, early or not. The optimizer keeps its state.
+    monitor : "loss", "val_loss", "accuracy", "val_accuracy", or None
+        The key of the records to watch: a loss shall fall, an accuracy rise.
 
     Attributes
     ----------
@@ -43,20 +47,34 @@ class EarlyStopping:
     best: float
     best_epoch: int | None
 
-    def __init__(self, patience: int = 5, min_delta: float = 0.0, restore_best: bool = True) -> None:
+    def __init__(
+        self, patience: int = 5, min_delta: float = 0.0, restore_best: bool = True, monitor: str | None = None
+    ) -> None:
         self.patience = checks.integer("patience", patience, minimum=1)
         self.min_delta = checks.real("min_delta", min_delta)
         self.restore_best = checks.boolean("restore_best", restore_best)
+        self.monitor = None if monitor is None else checks.choice("monitor", monitor, MONITORED)
 
     def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
-        self.best, self.best_epoch, self._weights = math.inf, None, None
-        self._watched = "val_loss" if run["validation_rows"] else "loss"
-        if run["verbose"] and not run["validation_rows"]:
+        self._watched = self.monitor or ("val_loss" if run["validation_rows"] else "loss")
+        if self._watched.startswith("val_") and not run["validation_rows"]:
+            raise ValueError(
+                f"monitor={self.monitor!r} needs validation data, and there are none; pass validation_data=(X, y)"
+            )
+        self._sign = -1 if self._watched.endswith("accuracy") else 1
+        self.best, self.best_epoch, self._weights = self._sign * math.inf, None, None
+        if run["verbose"] and self.monitor is None and not run["validation_rows"]:
             print("early stopping watches the training loss: there is no validation data")
 
     def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> bool:
-        if record[self._watched] < self.best - self.min_delta:
-            self.best, self.best_epoch = record[self._watched], record["epoch"]
+        value = record[self._watched]
+        if value is None:
+            raise ValueError(
+                f"monitor={self.monitor!r} needs targets that are labels, and these have no accuracy; "
+                f'use monitor="loss" or "val_loss"'
+            )
+        if self._sign * value < self._sign * self.best - self.min_delta:
+            self.best, self.best_epoch = value, record["epoch"]
             if self.restore_best:
                 self._weights = model.network.copied_values(self._weights)
         return record["epoch"] - (self.best_epoch or 0) >= self.patience
@@ -80,11 +98,7 @@ class Printer:
 def line(record: dict[str, Any], epochs: int) -> str:
     """A record of an epoch in one line."""
     parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
-    parts += [
-        f"{key} {record[key]:.4f}"
-        for key in ("loss", "val_loss", "accuracy", "val_accuracy")
-        if record[key] is not None
-    ]
+    parts += [f"{key} {record[key]:.4f}" for key in MONITORED if record[key] is not None]
     return "  ".join([*parts, f"lr {record['lr']:.3g}", f"{record['seconds']:.2f} s"])
 
 

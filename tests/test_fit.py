@@ -595,6 +595,29 @@ def test_early_stopping_on_the_training_loss_says_so(device, capsys):
     assert "early stopping watches the training loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("monitor", ["loss", "val_loss", "accuracy", "val_accuracy"])
+def test_early_stopping_watches_what_it_is_told(device, monitor):
+    x, y = data()
+    stopping = fastbp.EarlyStopping(patience=3, monitor=monitor)
+    optimizer = fastbp.Adam(lr=0.01)
+    history = fit(make(device), x, y, optimizer=optimizer, epochs=8, validation_data=data(20), callbacks=[stopping])
+    values = history[monitor]
+    assert stopping.best == (max if monitor.endswith("accuracy") else min)(values)
+    assert stopping.best_epoch == values.index(stopping.best) + 1
+    assert len(history) == min(8, stopping.best_epoch + 3)
+
+
+def test_early_stopping_refuses_what_it_cannot_watch():
+    with pytest.raises(ValueError, match="monitor must be one of"):
+        fastbp.EarlyStopping(monitor="seconds")
+    model, (x, y) = make("reference"), data()
+    with pytest.raises(ValueError, match="needs validation data"):
+        fit(model, x, y, epochs=1, callbacks=[fastbp.EarlyStopping(monitor="val_accuracy")])
+    target, watch = np.zeros((50, model.out_features)), [fastbp.EarlyStopping(monitor="accuracy")]
+    with pytest.raises(ValueError, match="needs targets that are labels"):
+        fit(model, x, target, loss=fastbp.MSELoss(), epochs=1, callbacks=watch)
+
+
 def test_early_stopping_with_min_delta(device):
     stopping = fastbp.EarlyStopping(patience=3, min_delta=100.0)
     history = fit(make(device), *data(), epochs=10, callbacks=[stopping])

@@ -114,6 +114,16 @@ def checked(callbacks: Any) -> list[Any]:
 
 
 def call(callbacks: Iterable[Any], name: str, *arguments: Any) -> bool:
-    """Call this method of every callback that has it; return whether any of them returned true."""
-    answers = [getattr(callback, name)(*arguments) for callback in callbacks if hasattr(callback, name)]
+    """Call this method of every callback that has it; return whether any of them returned true.
+
+    An error gets a note that names the callback.
+    """
+    answers = []
+    for callback in callbacks:
+        if hasattr(callback, name):
+            try:
+                answers.append(getattr(callback, name)(*arguments))
+            except Exception as error:
+                error.add_note(f"in {name} of the callback {type(callback).__name__}")
+                raise
     return any(answers)  # after every callback was called

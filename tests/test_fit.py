@@ -618,6 +618,16 @@ def test_early_stopping_refuses_what_it_cannot_watch():
         fit(model, x, target, loss=fastbp.MSELoss(), epochs=1, callbacks=watch)
 
 
+def test_an_error_in_a_callback_names_it():
+    class Broken:
+        def on_epoch_end(self, model, record):
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken") as caught:
+        fit(make("reference"), *data(), epochs=1, callbacks=[Broken()])
+    assert caught.value.__notes__ == ["in on_epoch_end of the callback Broken"]
+
+
 def test_early_stopping_with_min_delta(device):
     stopping = fastbp.EarlyStopping(patience=3, min_delta=100.0)
     history = fit(make(device), *data(), epochs=10, callbacks=[stopping])

@@ -64,6 +64,8 @@ class Parameters:
         self.backend = backend.load(self.device)
         self.on_host = backend.on_host(self.device)
         self.places = self.backend.to_device(self.program.places)
+        matrices = [array.name == "weight" and len(array.shape) == 2 for array in self.program.arrays]
+        self.weight_places = self.backend.to_device(np.ascontiguousarray(self.program.places[matrices]))
         self.values = self.backend.zeros(self.size, self.dtype)
         self.statistics = self.backend.zeros(self.program.statistics_size, self.dtype)
         self.views = self.views_of(self.values)
@@ -183,6 +185,18 @@ class Parameters:
     def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
         self.backend.scale(self.gradients, factor, self.gradients)
+
+    def weights_squared(self) -> float:
+        """``Σ W²`` over the weights of linear layers, in float64; biases do not count."""
+        return self.backend.squared_norm(self.weight_places, self.values)
+
+    def add_decay(self, decay: float) -> None:
+        """Add ``decay W`` to the stored gradients of the weights of linear layers; biases do not decay."""
+        decayed = self.backend.empty(self.size, self.dtype)
+        self.backend.scale(self.values, decay, decayed)
+        for (gradient, _), (term, _) in zip(self.gradient_views, self.views_of(decayed), strict=True):
+            if gradient is not None and len(gradient.shape) == 2:
+                self.backend.add(gradient, term, gradient)
 
     # -------------------------------------------------------------------------- whole buffers
     def write(self, view: Any, values: ArrayLike) -> None:

@@ -101,6 +101,6 @@ linear = type("Linear", (SimpleNamespace,), {})(in_features=2, out_features=1, w
 torch_module = type("Sequential", (list,), {"training": False})([linear])
 converted = fastbp.from_torch(torch_module, dtype="float64").to_torch_state_dict()["0.weight"]
 found = MLPClassifier(hidden_layer_sizes=(8,), max_iter=20, random_state=0, tol=10).fit(X, labels).predict(X)
-curve: list[float] = MLPRegressor(8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
+curve: list[float] = MLPRegressor(hidden_layer_sizes=8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
 figure = fastbp.plot_history(history)
 figure.clear()

@@ -81,6 +81,7 @@ class Optimizer:
 
     name: str
     state_names: tuple[str, ...] = ()  # of the buffers, in the order of the kernel
+    decay_column = 1  # of the coefficients: what of W is added to the gradient
     lr = _Hyperparameter(rate)
     weight_decay = _Hyperparameter(checks.real)
 
@@ -190,6 +191,12 @@ class Optimizer:
             i, self._ahead_first = 0, self.step_count
             self._ahead = self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
         return self._ahead[i : i + 1]
+
+    def next_decaying(self, decay: float) -> Array:
+        """The scalars of the next update of weights, with this decay, and of biases: (2, 1, layout.COEFFICIENTS)."""
+        both = np.concatenate([self.next_coefficients()] * 2)[:, None]
+        both[0, 0, self.decay_column] = decay
+        return both
 
     def step(self) -> None:
         """Update the parameters by the stored gradients, which are clipped first if ``clip_norm`` is set."""
@@ -397,6 +404,7 @@ class Adam(Optimizer):
 
     name = "adam"
     state_names = ("exp_avg", "exp_avg_sq")
+    decay_column = 6
     betas = _Hyperparameter(_betas)
     eps = _Hyperparameter(checks.real)
 

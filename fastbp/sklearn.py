@@ -21,7 +21,7 @@ from . import callbacks as watching
 from . import checks, layers, losses, optimizers
 from .checks import Array
 from .model import Sequential
-from .steps import EagerStep, Interrupts
+from .steps import EagerStep, FusedStep, Interrupts
 from .training import History, Validation
 
 try:
@@ -185,34 +185,42 @@ class _Steps:
         self.loss, self.share = estimator._loss_and_share()
         optimizer.bind(self.network)
         self.model.remember_loss(self.loss)
-        self.step = EagerStep(self.model, self.loss, optimizer)
+        self.stored = EagerStep(self.model, self.loss, optimizer)
+        fused = isinstance(self.loss, losses.Loss) and self.network.on_host
+        self.fused = FusedStep(self.model, self.loss, optimizer) if fused else None
 
-    def gradients(self, rows):
-        """The loss of these rows, with their penalty, whose gradients are stored; None where all weigh nothing."""
+    def batch(self, rows):
+        """These rows of X, of the targets and of the weights, and the sum of these."""
+        x, target = checks.converted(_dense(self.X[rows]), self.model.dtype), self.target[rows]
         weight = None if self.weight is None else self.weight[rows]
-        total = len(self.target[rows]) if weight is None else float(weight.sum())
-        if total == 0:
-            return None
-        self.step.count = 0.0
-        x = checks.converted(_dense(self.X[rows]), self.model.dtype)
-        value, _ = self.step.add(x, self.target[rows], weight)
-        value *= self.share
-        if self.alpha:
-            value += 0.5 * self.alpha * self.network.weights_squared() / total
-            if math.isfinite(value):
-                self.network.add_decay(self.alpha / total)
+        return x, target, weight, len(target) if weight is None else float(weight.sum())
+
+    def penalty(self, total):
+        return 0.5 * self.alpha * self.network.weights_squared() / total if self.alpha else 0.0
+
+    def gradients(self, x, target, weight, total):
+        """The loss of a batch, with its penalty; its gradients are stored, where it is finite."""
+        self.stored.count = 0.0
+        value = self.stored.add(x, target, weight)[0] * self.share + self.penalty(total)
+        if self.alpha and math.isfinite(value):
+            self.network.add_decay(self.alpha / total)
         return value
 
     def __call__(self, rows):
         """A step on these rows; its loss before the update."""
         if self.lost:
             return math.nan
-        value = self.gradients(rows)
-        if value is None:
+        x, target, weight, total = self.batch(rows)
+        if total == 0:
             return 0.0
-        if math.isfinite(value):
-            self.optimizer.step()
+        if self.fused:
+            penalty = self.penalty(total)
+            value = self.fused(x, target, weight, self.alpha / total) * self.share + penalty
         else:
+            value = self.gradients(x, target, weight, total)
+            if math.isfinite(value):
+                self.optimizer.step()
+        if not math.isfinite(value):
             self.lost = True
             self.model.flat_parameters = np.full(self.network.count, math.nan, self.model.dtype)
         self.network.discard_gradients()
@@ -344,12 +352,13 @@ class _Perceptron(BaseEstimator):
 
     def _fit_lbfgs(self, X, y, weight):
         """L-BFGS over all parameters, on all rows at once."""
-        model, rows = self.model_, slice(None)
-        steps = _Steps(self, optimizers.SGD(lr=1.0), _dense(X), self._target(y), weight)
+        model = self.model_
+        steps = _Steps(self, optimizers.SGD(lr=1.0), X, self._target(y), weight)
+        batch = steps.batch(slice(None))
 
         def value_and_gradient(flat):
             model.flat_parameters = flat
-            value = steps.gradients(rows)
+            value = steps.gradients(*batch)
             gradient = model.flat_gradients if math.isfinite(value) else np.full(len(flat), math.nan)
             return value, gradient.astype(np.float64)
 

@@ -57,7 +57,10 @@ def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> 
 
 
 class FusedStep:
-    """One step as one compiled call; what does not change between steps is prepared once."""
+    """One step as one compiled call; what does not change between steps is prepared once.
+
+    With ``decay``, which needs a network on the host, ``decay W`` is added to the gradients of weights, not of biases.
+    """
 
     def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
@@ -70,7 +73,7 @@ class FusedStep:
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
 
-    def __call__(self, x: Any, y: Any) -> float:
+    def __call__(self, x: Any, y: Any, sample_weight: Array | None = None, decay: float | None = None) -> float:
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
             x = self.model._batch("x", x, self.model.in_features, self.dtype)
@@ -80,13 +83,14 @@ class FusedStep:
         y = self.target(y, n)
         if n > self.capacity or y.ndim != self.dimensions or n == 0:
             self.make_ready(x, y)
-        weight = self.loss.row_weight(y, None)
+        weight = self.loss.row_weight(y, sample_weight)
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
-        coefficients = self.optimizer.next_coefficients()
+        optimizer = self.optimizer
+        coefficients = optimizer.next_coefficients() if decay is None else optimizer.next_decaying(decay)
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
-        self.optimizer.step_count += self.steps(
+        optimizer.step_count += self.steps(
             self.workspace,
             self.values,
             self.statistics,

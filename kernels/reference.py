@@ -844,7 +844,8 @@ def network_train_steps(
     statistics : array (statistics_size,), updated
         With the parameters.
     state : tuple of arrays (size,), updated
-    coefficients : float64 array (steps, layout.COEFFICIENTS)
+    coefficients : float64 array (steps, layout.COEFFICIENTS), or (2, steps, layout.COEFFICIENTS)
+        Of two, the first are of matrices, the second of vectors; both C-contiguous. Only on the host.
     keys : uint64 array (steps,)
         Random bits of each step, for dropout.
     x : array (N, in), of a dtype that `gathers` accepts, C-contiguous
@@ -871,6 +872,7 @@ def network_train_steps(
     whole, grad = _whole(program, parameters, statistics), np.zeros_like(parameters)
     gradients = _walk.views_in(_program.PARAMETER_GRADIENTS, program.arrays, grad)
     of_loss = {"loss": workspace.loss, "loss_parameter": workspace.loss_parameter}
+    of_matrices, of_vectors = coefficients if coefficients.ndim == 3 else (coefficients, coefficients)
     for step, start in enumerate(range(0, len(rows), batch_size)):
         batch = rows[start : start + batch_size]
         n = len(batch)
@@ -892,7 +894,10 @@ def network_train_steps(
         walk.back()
         walk.parameter_gradients(gradients, 0)
         walk.update_statistics()
-        optimizer_step(workspace.optimizer, coefficients[step], parameters, grad, state)
+        for array in program.arrays:
+            values, gradient, *states = map(array.view, (parameters, grad, *state))
+            scalars = of_vectors if len(array.shape) == 1 else of_matrices
+            optimizer_step(workspace.optimizer, scalars[step], values, gradient, states)
     return len(step_loss)
 
 

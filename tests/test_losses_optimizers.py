@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import losses, optimizers, schedules
+from fastbp import losses, optimizers, schedules, steps
 from fastbp.kernels import layout
 
 LOSSES = list(losses.LOSSES.values())
@@ -662,3 +662,56 @@ def test_copies_of_model_and_optimizer_stay_together(device, duplicate):
     other_optimizer.step()
     np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
     assert other_optimizer.step_count == optimizer.step_count == 2
+
+
+OPTIMIZERS = [
+    fastbp.SGD,
+    lambda: fastbp.SGD(momentum=0.9),
+    lambda: fastbp.SGD(momentum=0.9, nesterov=True),
+    fastbp.Momentum,
+    fastbp.RMSProp,
+    fastbp.Adam,
+]
+
+
+def decaying_networks(device):
+    """Two equal networks with weights that need padding, and biases far from 0."""
+    layers = fastbp.Linear(3, 19), fastbp.Tanh(), fastbp.LayerNorm(19), fastbp.Linear(19, 2)
+    model = fastbp.Sequential(*layers, dtype="float64", seed=0)
+    for layer in (model[0], model[3]):
+        layer.bias[...] = 2.0
+    return [copy.deepcopy(model).to(device) for _ in range(2)]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_compiled_step_decays_weights_and_not_biases(make, weighted, device, rng):
+    """As a step through stored gradients does, to which the decay is added."""
+    if device == "cuda":
+        pytest.skip("decay of its own for weights is on the host")
+    (compiled, stored), (one, two), loss = decaying_networks(device), (make(), make()), fastbp.HalfSquaredErrorLoss()
+    for optimizer, model in ((one, compiled), (two, stored)):
+        optimizer.bind(model.network)
+    step, add = steps.FusedStep(compiled, loss, one), steps.EagerStep(stored, loss, two)
+    for decay in (0.3, 0.0, 0.7):
+        x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
+        weight = rng.uniform(0.1, 2, 7) if weighted else None
+        value = step(x, y, weight, decay)
+        assert add.add(x, y, weight)[0] == pytest.approx(value, rel=1e-12)
+        stored.network.add_decay(decay)
+        add.count = 0
+        two.step()
+        stored.network.discard_gradients()
+    np.testing.assert_allclose(compiled.flat_parameters, stored.flat_parameters, rtol=1e-11)
+
+
+def test_decay_and_squares_are_of_the_weights_of_linear_layers(device):
+    model = decaying_networks(device)[0]
+    weights = [model[0].weight, model[3].weight]
+    assert model.network.weights_squared() == pytest.approx(sum((weight**2).sum() for weight in weights), rel=1e-12)
+    model.flat_gradients = np.ones(model.network.count)
+    model.network.add_decay(0.5)
+    for layer in (model[0], model[3]):
+        np.testing.assert_allclose(layer.grad_weight, 1 + 0.5 * layer.weight)
+        np.testing.assert_array_equal(layer.grad_bias, 1)
+    np.testing.assert_array_equal(model[2].grad_weight, 1)

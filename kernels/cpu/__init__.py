@@ -22,7 +22,7 @@ name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
-_set_steps, _STEPS_AT = struct.Struct("=11q").pack_into, 8 * network.COEFFICIENTS
+_set_steps, _STEPS_AT = struct.Struct("=12q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
@@ -512,7 +512,7 @@ def network_train_steps(
         workspace.bytes, _STEPS_AT,
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
         0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
-        id(step_loss) + _DATA, id(step_hits) + _DATA, 0,
+        id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
     )  # fmt: skip
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]

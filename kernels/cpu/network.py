@@ -34,8 +34,9 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
+    VECTORS,  # bytes from the coefficients of matrices to those of vectors
     BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
-) = range(47)  # fmt: skip
+) = range(48)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 1
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -320,7 +321,8 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 )  # fmt: skip
                 update(record, coefficients, weight[OFFSET] + item * (i * ld + j), rows, columns, ld, block, ld_scratch)
                 if sums:
-                    update(record, coefficients, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
+                    of_vectors = coefficients + record[VECTORS]
+                    update(record, of_vectors, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
             task += 1
     return task
 
@@ -345,7 +347,8 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
                 for slot in range(program.SLOTS):
                     operand = instruction + OPERANDS + slot * OPERAND
                     if operand[BUFFER] == program.PARAMETER_GRADIENTS:
-                        update(record, coefficients, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
+                        of_vectors = coefficients + record[VECTORS]
+                        update(record, of_vectors, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
                         gradient += item * columns
             task += 1
 

@@ -54,6 +54,7 @@ ACTIVATIONS = {
 }
 AUTO_BATCH = 200  # rows of a batch where batch_size="auto"
 LEAST_RATE = 1e-6  # where learning_rate="adaptive" ends
+FLOATS = np.dtype(np.float64), np.dtype(np.float32)
 BLOCK_BYTES = 16 << 20  # of sparse rows that are made dense at once to predict
 
 
@@ -418,7 +419,7 @@ class _Perceptron(BaseEstimator):
         run = {"epochs": epochs, "batch_size": batch_size, "steps": -(-count // batch_size), "rows": count}
         run |= {"verbose": bool(self.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0]}
         model.history = history = History()
-        self.n_iter_, best = 0, _Best(model)
+        self.n_iter_, best = 0, _Best(model) if self.early_stopping else None
         try:
             with model.exclusive(), Interrupts() as interrupts:
                 watching.call(watchers, "on_fit_begin", model, run)
@@ -582,9 +583,20 @@ class _Perceptron(BaseEstimator):
     # ----------------------------------------------------------------------------------- predictions
     def _checked_outputs(self, X):
         """What the network gives for X to predict for."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", reset=False)
+        if not self._passes(X):
+            check_is_fitted(self)
+            X = validate_data(self, X, accept_sparse="csr", reset=False)
         return self._outputs(self._network(), X)
+
+    def _passes(self, X):
+        """Whether X is a plain array that `validate_data` would return unchanged: looking takes a few microseconds."""
+        state = vars(self)
+        if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in FLOATS or not X.size:
+            return False
+        if "_coefs" not in state or "feature_names_in_" in state or X.shape[1] != state.get("n_features_in_"):
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            return math.isfinite(np.add.reduce(X, axis=None))
 
     @staticmethod
     def _outputs(model, X):
@@ -690,7 +702,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     -----
     What differs from ``sklearn.neural_network``: the logarithm in the loss is not cut off where a probability is less
     than the precision of the dtype; after the first loss that is not finite, weights and losses are NaN; weights of
-    rows must not be negative; ``coefs_`` of ``"lbfgs"`` are ordered layer by layer in the optimization.
+    rows must not be negative, and a batch whose weights are all 0 counts for nothing.
     """
 
     classes_: Array
@@ -768,7 +780,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         """Probabilities of the classes, (n, classes), in the order of ``classes_``."""
         outputs = self._checked_outputs(X)
         if self.out_activation_ == "softmax":
-            return special.softmax(outputs, axis=1)
+            return losses.CrossEntropyLoss.probabilities(outputs)
         return special.expit(np.hstack([-outputs, outputs]) if self.n_outputs_ == 1 else outputs)
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
@@ -791,6 +803,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
     def _checked_pair(self, X, y, reset, incremental):
         """X and labels as arrays; the labels are the classes, or must be among them."""
+        if incremental and not reset and self._passes(X) and self._are_classes(y, len(X)):
+            return X, y
         X, y = validate_data(
             self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
         )
@@ -809,6 +823,15 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         if unknown.size:
             raise ValueError(f"y must hold classes among {self.classes_}, got also {unknown}")
         return X, y
+
+    def _are_classes(self, y, rows):
+        """Whether y is a plain array of known classes, one a row."""
+        classes = vars(self).get("classes_")
+        if type(y) is not np.ndarray or y.shape != (rows,) or classes is None or y.dtype != classes.dtype:
+            return False
+        if y.dtype.kind not in "iub" or self._label_binarizer.y_type_.startswith("multilabel"):
+            return False
+        return bool((classes[np.minimum(np.searchsorted(classes, y), len(classes) - 1)] == y).all())
 
     def _set_classes(self, y):
         self._label_binarizer = LabelBinarizer().fit(y)

@@ -218,6 +218,18 @@ def test_warning_is_theirs():
         MLPClassifier(max_iter=2).fit(IRIS, KIND)
 
 
+def test_an_interrupt_ends_training_with_a_warning():
+    class Interrupt:
+        def on_epoch_end(self, model, record):
+            if record["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        fitted = MLPClassifier(callbacks=[Interrupt()]).fit(IRIS, KIND)
+    assert fitted.n_iter_ == 3
+    assert fitted.partial_fit(IRIS, KIND).t_ == 600
+
+
 def test_not_fitted():
     with pytest.raises(AttributeError, match="'MLPClassifier' object has no attribute 'coefs_'"):
         MLPClassifier().coefs_  # noqa: B018
@@ -244,3 +256,57 @@ def test_numbers_that_the_network_cannot_hold_are_refused():
     fitted = MLPClassifier(dtype="float32", max_iter=1).fit(IRIS, KIND)
     with pytest.raises(ValueError, match="float32 cannot hold"):
         fitted.predict([[1e39, 0, 0, 0]])
+
+
+CASES = [
+    IRIS,
+    IRIS.astype(np.float32),
+    np.asfortranarray(IRIS),
+    IRIS[::2],
+    IRIS.tolist(),
+    IRIS.astype(int),
+    IRIS[:, :3],
+    IRIS[0],
+    IRIS[:0],
+    IRIS * np.nan,
+    IRIS * np.inf,
+    IRIS * 2e307,  # whose sum is infinite
+    sparse.csr_array(IRIS),
+    np.ma.masked_array(IRIS),
+]
+
+
+@pytest.mark.parametrize("X", CASES, ids=range(len(CASES)))
+@pytest.mark.parametrize("named", [False, True])
+def test_plain_arrays_are_checked_as_validate_data_does(X, named, monkeypatch):
+    """The fast path of plain arrays gives what the other way gives: the same result, warning or error."""
+    pandas = pytest.importorskip("pandas")
+    train = pandas.DataFrame(IRIS, columns=list("abcd")) if named else IRIS
+    fitted = MLPClassifier(random_state=0, max_iter=2).fit(train, KIND)
+
+    def outcome():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = fitted.predict_proba(X).tolist()
+            except Exception as error:
+                result = repr(error)
+        return result, [str(warning.message) for warning in caught]
+
+    quick = outcome()
+    monkeypatch.setattr(type(fitted), "_passes", lambda self, X: False)
+    assert repr(outcome()) == repr(quick)
+
+
+@pytest.mark.parametrize("y", [[0], [3], [1.0], ["1"], [[1]], [0, 1]])
+def test_labels_of_partial_fit_are_checked_on_both_ways(y, monkeypatch):
+    def outcome():
+        fitted = MLPClassifier(random_state=0).partial_fit(IRIS, KIND, classes=[0, 1, 2])
+        try:
+            return fitted.partial_fit(IRIS[:1], np.array(y)).coefs_[0].tolist()
+        except Exception as error:
+            return repr(error)
+
+    quick = outcome()
+    monkeypatch.setattr(MLPClassifier, "_passes", lambda self, X: False)
+    assert outcome() == quick

@@ -262,6 +262,7 @@ class _Perceptron(BaseEstimator):
     loss_curve_: list[float]
     best_loss_: float | None
     validation_scores_: list[float] | None
+    validation_loss_curve_: list[float] | None
     best_validation_score_: float | None
     n_iter_: int
     t_: int
@@ -309,15 +310,14 @@ class _Perceptron(BaseEstimator):
             raise ValueError(
                 "partial_fit does not support early_stopping=True; it makes one epoch a call: set it to False"
             )
-        begin = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        X, y = self._checked_pair(X, y, reset=begin, incremental=incremental)
-        weight = None if sample_weight is None else checks.weights("sample_weight", sample_weight, X.shape[0])
-        if X_val is not None:
-            X_val, y_val = self._checked_pair(X_val, y_val, reset=False, incremental=True)
-        random = check_random_state(self.random_state)
-        if begin:
-            self._begin(X, y, random)
-        model = self._network()
+        before = vars(self).copy()
+        try:
+            X, y, weight, X_val, y_val, random = self._prepared(X, y, sample_weight, X_val, y_val, incremental)
+            model = self._network()
+        except Exception:  # refused: the estimator is as it was
+            vars(self).clear()
+            vars(self).update(before)
+            raise
         if self.solver == "lbfgs":
             self._fit_lbfgs(X, y, self._weight(y, weight))
         else:
@@ -329,6 +329,18 @@ class _Perceptron(BaseEstimator):
                 "preprocessed."
             )
         return self
+
+    def _prepared(self, X, y, sample_weight, X_val, y_val, incremental):
+        """The checked data and the generator, and a network to train with them."""
+        begin = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        X, y = self._checked_pair(X, y, reset=begin, incremental=incremental)
+        weight = None if sample_weight is None else checks.weights("sample_weight", sample_weight, X.shape[0])
+        if X_val is not None:
+            X_val, y_val = self._checked_pair(X_val, y_val, reset=False, incremental=True)
+        random = check_random_state(self.random_state)
+        if begin:
+            self._begin(X, y, random)
+        return X, y, weight, X_val, y_val, random
 
     def _begin(self, X, y, random):
         """The first weights and biases (Glorot & Bengio, 2010), and nothing learned."""
@@ -349,6 +361,7 @@ class _Perceptron(BaseEstimator):
         self.best_loss_ = None if self.early_stopping else math.inf
         self.validation_scores_ = [] if self.early_stopping else None
         self.best_validation_score_ = -math.inf if self.early_stopping else None
+        self.validation_loss_curve_ = None
         vars(self).pop("_optimizer", None)
 
     def _fit_lbfgs(self, X, y, weight):
@@ -414,6 +427,8 @@ class _Perceptron(BaseEstimator):
         validation = Validation(model, steps.loss, (_dense(X_val), self._target(y_val))) if given else None
         if score is not None and self.validation_scores_ is None:
             self.validation_scores_ = []
+        if given:
+            self.validation_loss_curve_ = self.validation_loss_curve_ or []
         watchers = watching.checked(list(self.callbacks or ()))
         count, order, epochs = X.shape[0], np.arange(X.shape[0]), 1 if incremental else self.max_iter
         run = {"epochs": epochs, "batch_size": batch_size, "steps": -(-count // batch_size), "rows": count}
@@ -437,6 +452,9 @@ class _Perceptron(BaseEstimator):
                         watching.call(watchers, "on_batch_end", model, {"epoch": epoch, "batch": number, "loss": value})
                     self._epoch_ended(epoch, total / count, count, score, best)
                     val_loss, val_accuracy = validation() if validation else (None, None)
+                    if validation:
+                        val_loss *= steps.share
+                        self.validation_loss_curve_.append(val_loss)
                     record = {"epoch": epoch, "loss": self.loss_, "val_loss": val_loss, "accuracy": None}
                     record |= {"val_accuracy": val_accuracy, "lr": rate.learning_rate}
                     history.append(record | {"seconds": time.perf_counter() - begin})
@@ -695,6 +713,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     validation_scores_ : list or None
         Accuracy, of a regressor R², after every epoch, where there are validation data; with ``early_stopping`` the
         highest is ``best_validation_score_``.
+    validation_loss_curve_ : list or None
+        The loss on ``X_val`` after every epoch, without penalty, where `fit` was given it.
     n_iter_, t_ : int
         Epochs of the last `fit`; rows seen in all.
 

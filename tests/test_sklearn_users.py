@@ -230,6 +230,19 @@ def test_an_interrupt_ends_training_with_a_warning():
     assert fitted.partial_fit(IRIS, KIND).t_ == 600
 
 
+def test_a_refused_fit_changes_nothing():
+    fitted = MLPClassifier(random_state=0, max_iter=2).fit(IRIS[:100], np.where(KIND[:100], "cat", "dog"))
+    before, state = fitted.predict(IRIS), dict(vars(fitted))
+    with pytest.raises(ValueError, match="must not be negative"):
+        fitted.fit(IRIS[:, :2], KIND, sample_weight=np.full(150, -1.0))
+    assert vars(fitted).keys() == state.keys()
+    assert fitted.n_features_in_ == 4
+    np.testing.assert_array_equal(fitted.predict(IRIS), before)
+    with pytest.raises(ValueError, match="hidden_layer_sizes"):
+        fitted.set_params(hidden_layer_sizes=(0,)).fit(IRIS, KIND)
+    np.testing.assert_array_equal(fitted.predict(IRIS), before)
+
+
 def test_not_fitted():
     with pytest.raises(AttributeError, match="'MLPClassifier' object has no attribute 'coefs_'"):
         MLPClassifier().coefs_  # noqa: B018

@@ -337,7 +337,8 @@ class _Perceptron(BaseEstimator):
         weight = None if sample_weight is None else checks.weights("sample_weight", sample_weight, X.shape[0])
         if X_val is not None:
             X_val, y_val = self._checked_pair(X_val, y_val, reset=False, incremental=True)
-        random = check_random_state(self.random_state)
+        draws = begin or self.early_stopping or (self.shuffle and X.shape[0] > 1)
+        random = check_random_state(self.random_state) if draws else None  # making one takes longer than a small step
         if begin:
             self._begin(X, y, random)
         return X, y, weight, X_val, y_val, random
@@ -440,7 +441,7 @@ class _Perceptron(BaseEstimator):
                 watching.call(watchers, "on_fit_begin", model, run)
                 for epoch in range(1, epochs + 1):
                     begin = time.perf_counter()
-                    if self.shuffle:
+                    if self.shuffle and count > 1:
                         order = order[random.permutation(count)]
                     total = 0.0
                     for number, start in enumerate(range(0, count, batch_size), 1):

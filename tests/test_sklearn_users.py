@@ -24,6 +24,7 @@ IRIS, KIND = load_iris(return_X_y=True)
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:A column-vector y was passed"),
 ]
 
 

@@ -31,7 +31,9 @@ layer.update_parameters(learning_rate=0.1)
 total = float(layer.grad_weight.sum())
 
 # Training, prediction and files
-model = fastbp.Sequential(fastbp.Linear(4, 8), fastbp.ReLU(), fastbp.Dropout(0.1), fastbp.Linear(8, 3), seed=0)
+block = fastbp.Residual(fastbp.LayerNorm(8), fastbp.Linear(8, 8), fastbp.ReLU(), fastbp.Dropout(0.1))
+model = fastbp.Sequential(fastbp.Linear(4, 8), block, fastbp.Linear(8, 3), seed=0)
+variances = fastbp.BatchNorm1d(4, momentum=0.2).forward(X).var(axis=0)
 cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1])
 stopping = fastbp.EarlyStopping(patience=1)
 history: fastbp.History = model.fit(

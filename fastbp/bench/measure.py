@@ -218,4 +218,4 @@ def _cpu_seconds():
 def fma_limit(dtype, device) -> float | None:
     """GFLOP/s of multiply-adds on registers, one thread, at this moment; None where the backend cannot say."""
     kernels = backend.load(device)
-    return kernels.fma_limit(dtype, LIMIT_SECONDS) if hasattr(kernels, "fma_limit") else None
+    return kernels.fma_limit(dtype, LIMIT_SECONDS) if kernels.name == "cpu" else None

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from . import checks
 from .checks import Array
 
-Initializer: TypeAlias = Callable[[np.random.Generator, int, int], ArrayLike]
+# The generator by its name: reading it would import numpy.random.
+Initializer: TypeAlias = Callable[["np.random.Generator", int, int], ArrayLike]
 
 
 def _uniform(variance):

@@ -11,7 +11,7 @@ def x(rows=4, columns=3):
     return np.random.default_rng(0).normal(size=(rows, columns))
 
 
-@pytest.mark.parametrize("make", [cls for cls in layers.LAYERS.values() if cls is not fastbp.Linear])
+@pytest.mark.parametrize("make", [fastbp.Dropout, *layers.Activation.__subclasses__()])
 def test_layers_without_parameters(device, make):
     errors = fastbp.gradcheck(make(device=device), x())
     assert list(errors) == ["x"]

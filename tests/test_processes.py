@@ -403,7 +403,7 @@ def import_costs_numpy_only():
         "print(*names - sys.stdlib_module_names)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.split() == ["fastbp"]
+    assert set(process.stdout.split()) - {"numpy"} == {"fastbp"}
 
 
 @scenario(NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")

@@ -175,10 +175,9 @@ class Trained(Layer):
         raise NotImplementedError
 
     def _place(self, network, row, values):
-        self._parameters, self._row = network, row
         for name in self.shapes:
-            network.write(self._view(name), values[name])
-        self._given = {}
+            network.write(network.view(row, name), values[name])
+        self._parameters, self._row, self._given = network, row, {}
 
     def adopt(self, network: Parameters, row: int, values: Any) -> None:
         """Become a row of a model, with these values."""
@@ -194,9 +193,7 @@ class Trained(Layer):
             assign(self.network, name, self._view(name), array)
 
     def _view(self, name):
-        if name in ("weight", "bias"):
-            return self.network.views[self._row][name == "bias"]
-        return self.network.statistic_views[self._row, name]
+        return self.network.view(self._row, name)
 
     @property
     def weight(self) -> Array:

@@ -270,14 +270,16 @@ class Sequential:
         x = self._batch("x", x, self.in_features, self.dtype)
         listing, network, n = self.program.training if training else self.program.evaluation, self._parameters, len(x)
         keys = self.step_keys(1) if training else self._no_keys
-        self._walk = walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
+        walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
         if "dropout" in listing.operations:
             walk.give(programs.ROWS, np.arange(n))
         if "batch_moments" in listing.operations:
             checks.batch_that_meets(n)
             weight = np.ones(n) if row_weight is None else np.asarray(row_weight, np.float64)
             walk.give(programs.ROW_WEIGHT, weight / max(weight.sum(), np.finfo(float).tiny))
-        return walk.forward()
+        out = walk.forward()
+        self._walk = walk  # only now: where something was refused the last forward pass stays what it was
+        return out
 
     def backward(self, grad_output: ArrayLike, accumulate: bool = False) -> Array:
         """Gradients of all parameters, by the chain rule from the last layer to the first.

@@ -248,6 +248,12 @@ class Parameters:
         """Parameters and running statistics, layer by layer."""
         return sorted([*self.named(), *self.named_statistics()], key=lambda part: part.row)
 
+    def view(self, row: int, name: str) -> Any:
+        """The weight, the bias or a running statistic of a row of layers."""
+        if name in ("weight", "bias"):
+            return self.views[row][name == "bias"]
+        return self.statistic_views[row, name]
+
     def span(self, row: int) -> slice:
         """The slice of the buffers that belongs to a row of layers."""
         begin = min(array.offset for array in self.program.arrays if array.row == row)

@@ -54,7 +54,14 @@ def test_forward_predict_and_the_formula_agree(device, rng, layers):
     np.testing.assert_allclose(model.predict(x), by_hand(model, x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("layers", ARCHITECTURES.values(), ids=ARCHITECTURES)
+# An activation whose derivative needs z, joined to the layer before it, and one that another activation follows.
+SAVES_Z = {
+    "gelu": lambda: [fastbp.Linear(3, 9), fastbp.GELU(), fastbp.Linear(9, 2)],
+    "mish, silu": lambda: [fastbp.Linear(3, 9), fastbp.Mish(), fastbp.SiLU(), fastbp.Linear(9, 2), fastbp.GELU("tanh")],
+}
+
+
+@pytest.mark.parametrize("layers", [*ARCHITECTURES.values(), *SAVES_Z.values()], ids=[*ARCHITECTURES, *SAVES_Z])
 def test_backward_against_finite_differences(device, rng, layers):
     model = fastbp.Sequential(*layers(), dtype="float64", device=device, seed=0)
     x, upstream = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))

@@ -845,7 +845,7 @@ def network_train_steps(
         With the parameters.
     state : tuple of arrays (size,), updated
     coefficients : float64 array (steps, layout.COEFFICIENTS), or (2, steps, layout.COEFFICIENTS)
-        Of two, the first are of matrices, the second of vectors; both C-contiguous. Only on the host.
+        Of two, the first are of matrices, the second of vectors; both C-contiguous. The GPU refuses two.
     keys : uint64 array (steps,)
         Random bits of each step, for dropout.
     x : array (N, in), of a dtype that `gathers` accepts, C-contiguous

@@ -350,6 +350,11 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and network_train_steps'",
     ),
     Bug(
+        "biases have the coefficients of weights",
+        NETWORK, "update(record, of_vectors, bias[OFFSET]", "update(record, coefficients, bias[OFFSET]",
+        f"{CONTRACT} -k 'cpu and coefficients_of_their_own'",
+    ),
+    Bug(
         "inputs are taken in order, not by their index",
         ELEMENTWISE, "row, later = index[i],", "row, later = i,",
         f"{CONTRACT} -k 'cpu and network_train_steps'",

@@ -117,6 +117,7 @@ def at(frame, operand, row):
 
 @inline
 def copy(record, rows, columns, x, ldx, out, ldo):
+    """Copy rows by the kernel of the identity."""
     call(record[COPY], (rows, columns, x, ldx, out, ldo, 0.0))
 
 
@@ -271,6 +272,7 @@ def weight_scale(record, start, n):
 
 @inline
 def round_up(n, unit):
+    """The least multiple of ``unit`` that is not below ``n``."""
     return (n + unit - 1) // unit * unit
 
 

@@ -57,6 +57,7 @@ def vector(operands, slot, like):
 
 
 def add(rows, columns, number, operands, like):
+    """``out = x + y``."""
     x, y, out = matrix(operands, 0, like), matrix(operands, 1, like), matrix(operands, 2, like)
     width = lanes(like)
     for i in range(rows):
@@ -98,6 +99,7 @@ def normalise_rows(tile, columns, eps, x, weight, bias, out, saved, scale):
 
 
 def layer_norm_forward(rows, columns, eps, operands, like):
+    """TALL rows side by side, then what is left."""
     x, out = matrix(operands, 0, like), matrix(operands, 3, like)
     weight, bias = vector(operands, 1, like), vector(operands, 2, like)
     saved, scale = matrix(operands, 4, like), matrix(operands, 5, like)
@@ -130,6 +132,7 @@ def weighted(grad, weight, j, columns):
 
 
 def layer_norm_backward_input(rows, columns, number, operands, like):
+    """A row at a time: two sums, then the result."""
     grad_out, saved, grad_x = matrix(operands, 0, like), matrix(operands, 2, like), matrix(operands, 4, like)
     weight, scale = vector(operands, 1, like), matrix(operands, 3, like)
     width, share = lanes(like), 1.0 / columns
@@ -148,6 +151,7 @@ def layer_norm_backward_input(rows, columns, number, operands, like):
 
 # ------------------------------------------------------------------------------------ down columns
 def norm_backward_params(rows, columns, beta, operands, like):
+    """Both sums in one pass down the rows."""
     grad_out, saved = matrix(operands, 0, like), matrix(operands, 1, like)
     grad_weight, grad_bias = vector(operands, 2, like), vector(operands, 3, like)
     width = 2 * lanes(like)
@@ -166,6 +170,7 @@ def norm_backward_params(rows, columns, beta, operands, like):
 
 
 def batch_moments(rows, columns, eps, operands, like):
+    """Two passes down the rows, as the variance is about the mean."""
     x, row_weight = matrix(operands, 0, like), doubles(operands, 1)
     mean, scale, variance = vector(operands, 2, like), vector(operands, 3, like), vector(operands, 4, like)
     counted, squares = 0, 0.0
@@ -188,6 +193,7 @@ def batch_moments(rows, columns, eps, operands, like):
 
 
 def running_moments(rows, columns, eps, operands, like):
+    """A vector of features at a time."""
     running_mean, running_var = vector(operands, 0, like), vector(operands, 1, like)
     mean, scale = vector(operands, 2, like), vector(operands, 3, like)
     for j in range(0, columns, lanes(like)):
@@ -197,6 +203,7 @@ def running_moments(rows, columns, eps, operands, like):
 
 
 def batch_norm_forward(rows, columns, number, operands, like):
+    """A row at a time."""
     x, out, saved = matrix(operands, 0, like), matrix(operands, 5, like), matrix(operands, 6, like)
     mean, scale = vector(operands, 1, like), vector(operands, 2, like)
     weight, bias = vector(operands, 3, like), vector(operands, 4, like)
@@ -213,6 +220,7 @@ def batch_norm_forward(rows, columns, number, operands, like):
 
 
 def batch_norm_backward_input(rows, columns, number, operands, like):
+    """A row at a time; moments that are constants add nothing."""
     grad_out, saved, grad_x = matrix(operands, 0, like), matrix(operands, 3, like), matrix(operands, 7, like)
     row_weight, weight, scale = doubles(operands, 1), vector(operands, 2, like), vector(operands, 4, like)
     grad_weight, grad_bias = vector(operands, 5, like), vector(operands, 6, like)
@@ -231,6 +239,7 @@ def batch_norm_backward_input(rows, columns, number, operands, like):
 
 
 def update_statistics(rows, columns, momentum, operands, like):
+    """A vector of features at a time; where the variance is NaN there is nothing to learn."""
     mean, variance = vector(operands, 0, like), vector(operands, 1, like)
     running_mean, running_var = vector(operands, 2, like), vector(operands, 3, like)
     rest = 1.0 - momentum

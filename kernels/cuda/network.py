@@ -278,6 +278,8 @@ def launch_train_steps(
     function (step_loss, step_hits) -> int
         Waits for the last step; to be called once, before the next steps.
     """
+    if coefficients.ndim != 2:
+        raise ValueError(f"the GPU updates all parameters alike, got coefficients of shape {coefficients.shape}")
     count = len(rows)
     number = -(-count // batch_size)
     if number == 0:

@@ -51,3 +51,32 @@ def test_every_contract_function_is_simulated_or_named():
 def test_labels_are_unique():
     names = [str(case) for case in cases.CASES]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("norm", ["", "layer_norm"])
+def test_matrices_and_vectors_have_coefficients_of_their_own(backend, device, norm):
+    """A step whose vectors have a learning rate of 0, beside one where all have the same."""
+    if device == "cuda":
+        pytest.skip("the GPU refuses them")
+    network = cases.Network((5, 17, 4), ("tanh", "identity"), norm=norm)
+    training = cases.Training("cross_entropy", "sgd", 20, 16, 16)
+    trained = []
+    for rate in (None, 0.0):
+
+        def prepare(arguments, rate=rate):
+            if rate is not None:
+                scalars = arguments[cases.AT["coefficients"]]
+                arguments[cases.AT["coefficients"]] = np.stack([scalars, rate * scalars])
+
+        (parameters, *_), done = cases.train(backend, network, training, np.float64, prepare=prepare)
+        assert done == 1
+        trained.append(parameters)
+    lowered = network.lower(np.float64)
+    before = network.parameters(cases.GENERATOR(31), np.float64)[1]
+    real = network.real(np.float64)
+    alike, apart = (np.full(lowered.size, np.nan) for _ in range(2))
+    alike[real], apart[real] = trained
+    for array in lowered.arrays:
+        expected = before if len(array.shape) == 1 else alike
+        np.testing.assert_array_equal(array.view(apart), array.view(expected))
+        assert not np.array_equal(array.view(alike), array.view(before))

@@ -209,6 +209,13 @@ def test_array_of_the_host_is_refused():
         cuda.network_train_steps(*arguments)
 
 
+def test_coefficients_of_vectors_apart_are_refused():
+    arguments = prepared()
+    arguments[cases.AT["coefficients"]] = np.stack([arguments[cases.AT["coefficients"]]] * 2)
+    with pytest.raises(ValueError, match=r"all parameters alike, got coefficients of shape \(2, 3, 8\)"):
+        cuda.network_train_steps(*arguments)
+
+
 def test_shuffle_permutes_rows_wherever_they_are():
     expected = np.arange(20)
     reference.shuffle(expected, 5)

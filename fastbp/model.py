@@ -34,6 +34,8 @@ BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
 
+RUN_MODEL = "model.npz"  # in the folder of a run
+
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -566,25 +568,39 @@ def _described(layers, width, indent):
             yield from _described(layer.layers, width, indent + "  ")
 
 
-def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = "ieee") -> Sequential:
-    """Read a model that `Sequential.save` wrote.
+def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = "ieee") -> Sequential | Any:
+    """Read a model that `Sequential.save` wrote, or what ``fastbp train`` kept.
 
     Parameters
     ----------
     path : str or path
+        A model file, or the folder of a run.
     device, precision : str
         Where and how the model is to compute, as for `Sequential`; files are the same for all.
 
     Returns
     -------
-    Sequential
-        With the stored optimizer, if any, as ``model.optimizer``.
+    Sequential or fastbp.tabular.Predictor
+        A model, with the stored optimizer, if any, as ``model.optimizer``. If the file also says what data go through
+        before, as those of ``fastbp train`` do, a predictor that takes raw columns; its ``model`` is the network.
 
     Raises
     ------
     ValueError
         The file is not a model of this library, or damaged.
+    OSError
+        It cannot be opened or read.
     """
+    path = os.fspath(path)
+    model = _load_network(os.path.join(path, RUN_MODEL) if os.path.isdir(path) else path, device, precision)
+    if "preprocessing" not in model.metadata:
+        return model
+    from .tabular import Predictor  # a room: only who loads the file of a run needs it
+
+    return Predictor(model)
+
+
+def _load_network(path, device, precision):
     backend.require(device)
     config, arrays = files.read(path)
     with files.refusing(path):

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from . import terminal
 from .parser import parse
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -11,6 +12,7 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 def main(arguments=None) -> int:
     """Run a command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    terminal.plain_where_needed()
     try:
         options = parse(arguments)
         return options.command(options) or 0

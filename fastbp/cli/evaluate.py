@@ -1,7 +1,11 @@
 """``fastbp evaluate``: a trained model measured on a table that has the target."""
 
 import json
+import os
 
+import numpy as np
+
+from .. import tabular
 from . import runs, scores, terminal
 from .options import add_model_and_data, read_table, use_threads
 
@@ -9,6 +13,7 @@ from .options import add_model_and_data, read_table, use_threads
 def add_options(parser):
     """The target, the model and the data."""
     parser.add_argument("--target", metavar="COLUMN", help="the target's column here, if called otherwise")
+    parser.add_argument("--drop-missing", action="store_true", help="leave out rows with a missing feature")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_and_data(parser)
 
@@ -16,21 +21,74 @@ def add_options(parser):
 def run(options):
     """Measure, beside the trivial baseline."""
     use_threads(options)
-    network, preprocessing = runs.load(options.model, options.device, options.precision)
-    table = read_table(options)
-    if options.target:
-        table = table.renamed(options.target, preprocessing.target)
-    if preprocessing.target not in table.columns:
-        raise ValueError(f"{options.data} has no column {preprocessing.target!r} to measure by: name it with --target")
-    x, y = preprocessing.inputs(table, network.dtype), preprocessing.targets(table)
-    measured = scores.measured(network, preprocessing, x, y)
-    metrics = {table.name: measured, "baseline": scores.baseline(preprocessing, y)}
+    predictor = runs.load(options.model, options.device, options.precision)
+    network, preprocessing, target = predictor.model, predictor.preprocessing, predictor.target
+    screen = terminal.screen(as_json=options.json)
+    whole = read_table(options)
+    name = options.target or target.name
+    if not options.target and name not in whole.columns and whole.target in whole.columns:
+        name = whole.target  # the array of an NPZ file that is no feature
+    if name not in whole.columns and not options.target:
+        raise ValueError(f"{options.data} has no column {target.name!r} to measure by: name it with --target")
+    there = np.flatnonzero(~whole.columns[whole.find(name)].missing)
+    table = whole.take(there)
+    y = target.encoded(table.columns[whole.find(name)])
+    features = preprocessing.table(table.without([name]), None, options.by_position)
+    if options.drop_missing:
+        known = preprocessing.given if _same_rows(options, network.metadata, whole) else preprocessing.features
+        complete = ~features.incomplete(column for column in known if column in features.columns)
+        there, y, features = there[complete], y[complete], features.take(complete)
+    if not len(there):
+        raise ValueError(f"{options.data} has no row to measure by: each lacks the target, or a feature")
+    x, remarks = preprocessing.applied(features, network.dtype)
+    parts = _parts(options, network.metadata, whole, target, y)
+    results = {part: scores.Result(network, target, x[rows], y[rows], there[rows]) for part, rows in parts.items()}
+    metrics = {part: result.metrics for part, result in results.items()}
+    last = list(parts)[-1]
+    metrics["baseline"] = scores.baseline(target, y[parts[last]])
     if options.json:
-        print(json.dumps({"rows": len(table), "metrics": metrics}, ensure_ascii=False))
+        print(json.dumps({"rows": len(y), "metrics": runs.defined(metrics)}, ensure_ascii=False, allow_nan=False))
         return
-    print(f"{terminal.number(len(table))} rows of {options.data} · target {preprocessing.target!r}")
-    if options.data == network.metadata["data"]:
-        print("these rows include those that the model was trained on: see metrics.json of the run for unseen ones")
-    print()
-    for line in scores.lines(preprocessing, metrics):
-        print(line)
+    without = f", {len(whole) - len(y)} left out: no target, or a gap" * (len(y) < len(whole))
+    screen.line(f"{terminal.number(len(y))} rows of {options.data}{without} · target {target.name!r}")
+    if last == "test":
+        screen.line("the model was trained on these rows but for those of the test part; the split is that of training")
+    elif _same_file(options.data, network.metadata["data"]):
+        screen.line(
+            "these rows include those that the model was trained on: see metrics.json of the run for unseen ones"
+        )
+    for remark in remarks:
+        screen.line(remark)
+    screen.line()
+    for line in scores.lines(target, metrics, screen.width):
+        screen.line(line)
+    screen.line()
+    of = (
+        f"test part, {terminal.number(len(parts[last]))} rows not trained on"
+        if last == "test"
+        else f"all rows of {last}"
+    )
+    if target.classes is not None:
+        described = results[last].confusion_lines(screen.width, of)
+    else:
+        screen.line(of)
+        described = results[last].residual_lines()
+    for line in described:
+        screen.line(line)
+
+
+def _parts(options, kept, table, target, y):
+    """The rows of each part where the table is that of training; else all rows, called after the table."""
+    if _same_rows(options, kept, table) and not options.target and options.drop_missing == kept["drop_missing"]:
+        return tabular.split(tabular.strata(target, y), kept["split"], kept["seed"])
+    return {table.name: np.arange(len(y))}
+
+
+def _same_rows(options, kept, table):
+    return _same_file(options.data, kept["data"]) and kept.get("rows") == len(table)
+
+
+def _same_file(data, trained):
+    if runs.absolute(data) == trained:
+        return data != "-"
+    return os.path.exists(data) and os.path.exists(trained) and os.path.samefile(data, trained)

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import math
 import pathlib
 import tomllib
 
 from .. import model, tabular
 
-MODEL = "model.npz"
+MODEL = model.RUN_MODEL
 LAST = "last.npz"
 CONFIG = "config.toml"
 NOT_IN_CONFIG = {"command", "arguments", "config", "quiet", "json"}
@@ -42,19 +43,25 @@ def model_path(run_or_model: str) -> pathlib.Path:
     return file
 
 
-def load(run_or_model: str, device: str, precision: str) -> tuple[model.Sequential, tabular.Preprocessing]:
-    """The network of a run or a model file, and what its data goes through before."""
-    network = model.load(model_path(run_or_model), device=device, precision=precision)
-    if "preprocessing" not in network.metadata:
+def load(run_or_model: str, device: str, precision: str) -> tabular.Predictor:
+    """The predictor of a run or a model file."""
+    found = model.load(model_path(run_or_model), device=device, precision=precision)
+    if not isinstance(found, tabular.Predictor):
         raise ValueError(
             f"{run_or_model} does not say how to prepare data: it is not of `fastbp train`; use fastbp.load"
         )
-    return network, tabular.Preprocessing(**network.metadata["preprocessing"])
+    return found
+
+
+def absolute(data: str) -> str:
+    """The path of data, good in any folder; ``digits`` and standard input are no paths."""
+    return data if data in ("digits", "-") else str(pathlib.Path(data).absolute())
 
 
 def kept(options) -> dict:
-    """Of a command's options, those that a config holds."""
-    return {name: value for name, value in vars(options).items() if name not in NOT_IN_CONFIG}
+    """Of a command's options, those that a config holds; paths are good in any folder."""
+    found = {name: value for name, value in vars(options).items() if name not in NOT_IN_CONFIG}
+    return found | {name: absolute(found[name]) for name in ("data", "start", "run_dir") if found.get(name)}
 
 
 def write_config(folder: pathlib.Path, options: dict) -> None:
@@ -83,4 +90,13 @@ def write_history(folder: pathlib.Path, history: list[dict]) -> None:
 
 def write_metrics(folder: pathlib.Path, metrics: dict) -> None:
     """Metrics of every part and of the baseline."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(defined(metrics), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def defined(metrics: dict) -> dict:
+    """Metrics with None for those that are not defined, which JSON can hold."""
+    return {
+        part: {name: value if math.isfinite(value) else None for name, value in of_part.items()}
+        for part, of_part in metrics.items()
+    }

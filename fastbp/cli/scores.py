@@ -1,39 +1,159 @@
-"""How good a model is, on parts of its data and beside a trivial prediction."""
+"""How good a model is, on parts of its data and beside a trivial prediction; and what data it was given, in words."""
+
+import functools
+import math
 
 import numpy as np
 
 from .. import losses, metrics
+from . import terminal
+
+MOST_CLASSES = 20  # of a confusion matrix in a terminal
+MOST_CONFUSED = 5  # pairs of classes, and rows of large errors, that are named
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def measured(network, preprocessing, x, y) -> dict[str, float]:
-    """The metrics of a network's predictions."""
-    outputs = network.predict(x)
-    if preprocessing.task == "classification":
-        return metrics.classification(losses.CrossEntropyLoss.probabilities(outputs, device=network.device), y)
-    return metrics.regression(preprocessing.values(outputs), preprocessing.in_own_units(y))
+class Result:
+    """What a network gives for some rows.
+
+    Parameters
+    ----------
+    network : Sequential
+    target : tabular.Target
+    x : array (n, width)
+    y : array (n,)
+        As from `Target.encoded`.
+    rows : array (n,), optional
+        Numbers of the rows in their table.
+
+    Attributes
+    ----------
+    metrics : dict of str to float
+    predicted, true : array (n,)
+        Class indices; or values in the target's own units.
+    """
+
+    def __init__(self, network, target, x, y, rows=None):
+        self.target, self.rows = target, np.arange(len(y)) if rows is None else rows
+        outputs = network.predict(x)
+        if target.classes is None:
+            self.predicted, self.true = target.decoded(outputs), target.in_own_units(y)
+            self.metrics = metrics.regression(self.predicted, self.true)
+        else:
+            probability = losses.CrossEntropyLoss.probabilities(outputs, device=network.device)
+            self.predicted, self.true = outputs.argmax(axis=1), y
+            self.metrics = metrics.classification(probability, y)
+
+    @functools.cached_property
+    def confusion(self):
+        """Rows by true class (down) and predicted class (across)."""
+        return metrics.confusion(self.predicted, self.true, len(self.target.classes))
+
+    def confusion_lines(self, width, of):
+        """The confusion matrix as text; of many classes, the pairs that are confused most."""
+        counts, names = self.confusion, [str(label) for label in self.target.classes]
+        label = min(16, max(len(name) for name in names))
+        cell = max(6, min(label, 10) + 1, len(f"{counts.max():,}") + 1)
+        if len(names) <= MOST_CLASSES and 8 + label + cell * len(names) <= (width or 120):
+            shown = [_cut(name, cell - 1) for name in names]
+            yield f"confusion matrix, {of}: true class down, predicted across"
+            yield " " * (label + 2) + "".join(f"{name:>{cell}}" for name in shown)
+            for name, row in zip(names, counts.tolist(), strict=True):
+                yield f"  {_cut(name, label):{label}}" + "".join(f"{count or '·':>{cell}}" for count in row)
+            return
+        wrong = counts - np.diag(np.diag(counts))
+        yield f"confused most, {of}: true class, predicted, rows"
+        for place in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]:
+            i, j = divmod(int(place), len(names))
+            if wrong[i, j]:
+                yield f"  {_cut(names[i], 24):24} {_cut(names[j], 24):24} {wrong[i, j]:>6}"
+
+    def residual_lines(self):
+        """Quantiles of the errors, and the rows of the largest."""
+        residual = self.true - self.predicted
+        yield f"true less predicted, in units of {self.target.name!r}"
+        cells = zip(QUANTILES, np.quantile(residual, QUANTILES).tolist(), strict=True)
+        yield "  " + "   ".join(f"{share:.0%} {figure(value)}" for share, value in cells)
+        yield "largest errors"
+        for i in np.argsort(-np.abs(residual), kind="stable")[:MOST_CONFUSED]:
+            yield (
+                f"  row {self.rows[i] + 1}: {figure(float(self.predicted[i]))} predicted, "
+                f"{figure(float(self.true[i]))} true"
+            )
 
 
-def baseline(preprocessing, y) -> dict[str, float]:
+def _cut(text, most):
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def baseline(target, y) -> dict[str, float]:
     """Metrics of predicting, whatever the row, how often each class is, or the mean."""
-    if preprocessing.task == "classification":
-        return metrics.classification(np.tile(preprocessing.shares, (len(y), 1)), y)
-    return metrics.regression(preprocessing.in_own_units(np.zeros(len(y))), preprocessing.in_own_units(y))
+    if target.classes is not None:
+        return metrics.classification(np.tile(target.shares, (len(y), 1)), y)
+    return metrics.regression(target.in_own_units(np.zeros(len(y))), target.in_own_units(y))
 
 
-def lines(preprocessing, scores) -> list[str]:
+def lines(target, scores, width=0) -> list[str]:
     """A table with a row for each metric and a column for each part of the data, the last of which is the baseline."""
-    if preprocessing.task == "classification":
-        trivial, unit = f"always {preprocessing.classes[int(np.argmax(preprocessing.shares))]}", ""
+    if target.classes is not None:
+        trivial, unit = f"always {_cut(str(target.classes[int(np.argmax(target.shares))]), 16)}", ""
     else:
-        trivial, unit = "always the mean", f"   RMSE and MAE in units of {preprocessing.target!r}"
+        trivial, unit = "always the mean", f"RMSE and MAE in units of {target.name!r}"
     columns = {trivial if part == "baseline" else part: values for part, values in scores.items()}
+    first = max(map(len, scores["baseline"])) + 2
     widths = {column: max(10, len(column) + 3) for column in columns}
-    text = [" " * 11 + "".join(f"{column:>{width}}" for column, width in widths.items()) + unit]
+    if width and first + sum(widths.values()) > width:  # closer together
+        widths = {column: max(9, len(column) + 1) for column in columns}
+    text = [" " * first + "".join(f"{column:>{width}}" for column, width in widths.items())]
     for name in scores["baseline"]:
-        cells = (f"{_figure(columns[column][name]):>{width}}" for column, width in widths.items())
-        text.append(f" {name:10}" + "".join(cells))
-    return text
+        cells = (f"{figure(columns[column][name]):>{width}}" for column, width in widths.items())
+        text.append(f" {name:{first - 1}}" + "".join(cells))
+    return text + ([" " + unit] if unit else [])
 
 
-def _figure(value):
+def figure(value):
+    """Four digits, or all of a large number."""
+    if value is None or not math.isfinite(value):
+        return "–"
     return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
+
+
+def data_lines(options, learned, incomplete):
+    """(label, text) of what the table is, what is filled, and what is left out."""
+    table, target, preprocessing = learned.table, learned.target, learned.preprocessing
+    kind, other = target.task, "regression" if target.classes is not None else "classification"
+    if target.classes is not None:
+        kind += f", {len(target.classes)} classes"
+    if options.task == "auto" and (target.classes is None or not isinstance(target.classes[0], str)):
+        kind += f"; if not: --task {other}"
+    names = "" if table.named else " · no header row"
+    yield "data", f"{options.data}   {terminal.number(len(table))} rows · target {target.name!r} ({kind}){names}"
+    kinds = {}
+    for column in preprocessing.columns:
+        kinds[column.kind] = kinds.get(column.kind, 0) + 1
+    plural = {"number": "numbers", "boolean": "truth values", "category": "categories", "date": "dates"}
+    counts = " · ".join(f"{count} {kind if count == 1 else plural[kind]}" for kind, count in kinds.items())
+    yield "", f"columns: {counts} → {terminal.number(preprocessing.width)} inputs"
+    by_target = [column.name for column in preprocessing.columns if hasattr(column, "encodings")]
+    if by_target:
+        yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
+    if learned.dropped:
+        yield "missing", f"{terminal.number(learned.dropped)} rows without target left out"
+    if incomplete:
+        yield "missing", f"{terminal.number(incomplete)} rows with a missing value left out (--drop-missing)"
+    categories = {column.name for column in preprocessing.columns if column.kind == "category"}
+    for how, of in (
+        ("filled with the median", {n: c for n, c in preprocessing.gaps.items() if n not in categories}),
+        ("filled with the most frequent", {n: c for n, c in preprocessing.gaps.items() if n in categories}),
+    ):
+        if of:
+            yield "missing", f"{how}, and marked by an input: {listed([f'{n} ({c})' for n, c in of.items()])}"
+    if preprocessing.left_out:
+        identifiers = "identifier" in preprocessing.left_out.values()
+        left = listed([f"{name} ({why})" for name, why in preprocessing.left_out.items()])
+        yield "left out", left + "; to have an identifier in: --keep" * identifiers
+
+
+def listed(names, most=8):
+    """Names separated by commas, of many the first."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

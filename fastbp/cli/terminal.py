@@ -1,23 +1,76 @@
 """What a command shows: plain lines, a terminal with colour and a bar, JSON lines, or nothing.
 
-A screen has ``line(text, style)``; ``record(kind, values)``, which only `JsonLines` shows; ``working(text)``, a
-context for a wait of unknown length; and ``progress(total)``, a context that gives a function ``(done, text)``.
+A screen has ``line(text, style)``; ``item(label, text)``, a line with a label in the margin; ``record(kind, values)``,
+which only `JsonLines` shows; ``working(text)``, a context for a wait of unknown length; ``progress(total)``, a context
+that gives a function ``(done, text)``; and ``width``, its columns, or 0 where lines may have any length.
 """
 
+import codecs
 import contextlib
+import io
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 
+MARGIN = 10  # columns of the labels of items
+PLAIN = {"·": "-", "→": "->", "…": "...", "²": "2", "×": "x", "–": "-", "−": "-", "≥": ">=", "µ": "u"}
 MOST_ROWS = 30  # epochs shown; of more, one row in a window of equal length: the best of it, or its last
+
+
+def plain_where_needed():
+    """Let streams that cannot show a character, as those in ASCII, show a plain one instead of failing."""
+
+    def replaced(error):
+        text = error.object[error.start : error.end]
+        plain = "".join(PLAIN.get(character, "?") for character in text)
+        return plain, error.end
+
+    codecs.register_error("fastbp-plain", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fastbp-plain")
+
+
+def columns() -> int:
+    """Of the terminal, or as COLUMNS says; 0 for a pipe or a file, whose lines may be long."""
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"])
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def wrapped(text, width, indent=0) -> list[str]:
+    """Lines of at most ``width`` columns, broken between words; those after the first are set in."""
+    if not width or len(text) <= width:
+        return [text]
+    lead = len(text) - len(text.lstrip())
+    indent = min(indent + lead, width // 2)
+    lines = textwrap.wrap(
+        text.lstrip(), width, initial_indent=text[:lead], subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return lines or [text]
 
 
 class Plain:
     """Lines by `print`, for files, pipes and terminals without rich."""
 
-    def line(self, text="", style=""):
+    def __init__(self):
+        self.width = columns()
+
+    def line(self, text="", style="", indent=0):
+        for part in wrapped(text, self.width, indent):
+            self.show(part, style)
+
+    def show(self, text, style):
+        """Print a line that fits."""
         print(text, flush=True)
+
+    def item(self, label, text, style=""):
+        """A line with a label in the margin."""
+        self.line(f"{label or ' ':{MARGIN}}{text}", style, MARGIN if label else 0)
 
     def record(self, kind, values):
         """Only for `JsonLines`."""
@@ -34,7 +87,7 @@ class Plain:
 class Quiet(Plain):
     """Nothing."""
 
-    def line(self, text="", style=""):
+    def line(self, text="", style="", indent=0):
         pass
 
 
@@ -53,10 +106,11 @@ class Rich(Plain):
         import rich.progress
         import rich.text
 
+        super().__init__()
         self.console = rich.console.Console()
         self.text, self.columns = rich.text.Text, rich.progress
 
-    def line(self, text="", style=""):
+    def show(self, text, style):
         self.console.print(self.text(text, style), soft_wrap=True)
 
     @contextlib.contextmanager
@@ -68,11 +122,12 @@ class Rich(Plain):
     def progress(self, total):
         columns = (
             self.columns.TextColumn(" training"),
-            self.columns.BarColumn(),
+            self.columns.BarColumn(bar_width=min(40, max(8, self.width - 72))),
             self.columns.MofNCompleteColumn(),
             self.columns.TextColumn("{task.fields[text]}"),
-            self.columns.TimeElapsedColumn(),
         )
+        if self.width >= 70:
+            columns += (self.columns.TimeElapsedColumn(),)
         with self.columns.Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("", total=total, text="")
             yield lambda done, text: bar.update(task, completed=done, text=text)
@@ -104,29 +159,43 @@ class EpochRows:
     progress : function (done, text)
     patience : int
         As of the early stopping, to show how much of it is used.
-    score : str
+    score : str or None
         Name of the column that says how good the validation part is predicted.
-    score_of : function (record) -> float
+    score_of : function (record) -> float, or None
     """
 
     def __init__(self, screen, progress, patience, score, score_of):
         self.screen, self.progress, self.patience = screen, progress, patience
-        self.score, self.score_of = score, score_of
         self.best, self.best_epoch = math.inf, 0
+        shown = {
+            "epoch": (6, lambda record: str(record["epoch"])),
+            "train loss": (13, lambda record: f"{record['loss']:.4f}"),
+            "valid loss": (13, lambda record: f"{record['val_loss']:.4f}"),
+            "": (2, lambda record: "*" if record["epoch"] == self.best_epoch else ""),
+            score: (11, lambda record: f"{score_of(record):.4f}"),
+            "lr": (10, lambda record: f"{record['lr']:.1e}"),
+            "samples/s": (12, self._speed),
+            "time": (11, _time),
+        }
+        if score is None:
+            del shown[score]
+        for least in ("samples/s", "time", "lr", score):  # columns that a narrow terminal does without
+            if screen.width and sum(width for width, _ in shown.values()) > screen.width:
+                shown.pop(least, None)
+        self.shown = shown
 
     def on_fit_begin(self, model, run):
         self.rows, self.window = run["rows"], math.ceil(run["epochs"] / MOST_ROWS)
         self.waiting, self.waiting_is_best = None, False
         self.screen.line()
-        columns = f"{'train loss':>13}{'valid loss':>13}  {self.score:>11}{'lr':>10}{'samples/s':>12}{'time':>11}"
-        self.screen.line(f" {'epoch':>5}{columns}", "bold")
+        self.screen.line("".join(f"{title:>{width}}" for title, (width, _) in self.shown.items()), "bold")
 
     def on_epoch_end(self, model, record):
         epoch, improved = record["epoch"], record["val_loss"] < self.best
         if improved:
             self.best, self.best_epoch = record["val_loss"], epoch
         if improved or not self.waiting_is_best:
-            self.waiting, self.waiting_is_best = self._row(record, "*" if improved else " "), improved
+            self.waiting, self.waiting_is_best = self._row(record), improved
         if epoch % self.window == 0 or epoch == 1:
             self._show()
         self.screen.record("epoch", record)
@@ -142,12 +211,14 @@ class EpochRows:
             self.screen.line(self.waiting, "green" if self.waiting_is_best else "")
         self.waiting, self.waiting_is_best = None, False
 
-    def _row(self, record, mark):
+    def _row(self, record):
+        return "".join(f"{shows(record):>{width}}" for width, shows in self.shown.values())
+
+    def _speed(self, record):
         rate = self.rows / record["seconds"]
-        speed = f"{rate / 1e6:.1f} M" if rate >= 1e6 else f"{rate / 1e3:.1f} k"
-        seconds = record["seconds"]
-        time = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
-        return (
-            f" {record['epoch']:>5}{record['loss']:>13.4f}{record['val_loss']:>13.4f} {mark}"
-            f"{self.score_of(record):>11.4f}{record['lr']:>10.1e}{speed:>12}{time:>11}"
-        )
+        return f"{rate / 1e6:.1f} M" if rate >= 1e6 else f"{rate / 1e3:.1f} k"
+
+
+def _time(record):
+    seconds = record["seconds"]
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"

@@ -1,44 +1,72 @@
 """``fastbp train``: a network trained on a table, and kept in a numbered folder."""
 
-import dataclasses
-import itertools
+import json
+import math
+import os
 import shlex
 import sys
 import time
 
-from .. import backend, callbacks, layers, losses, model, optimizers, tabular
-from . import machine, runs, scores, terminal
-from .options import add_machine, add_reading, positive, read_table, use_threads
+from .. import backend, callbacks, initializers, layers, model, tabular
+from . import components, figures, machine, runs, scores, terminal
+from .options import add_machine, add_reading, names_in, positive, read_table, use_threads
 
-ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
-OPTIMIZERS = {"adam": optimizers.Adam, "sgd": optimizers.SGD}
-LOSSES = {"classification": losses.CrossEntropyLoss, "regression": losses.MSELoss}
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
 
 
 def add_options(parser):
     """The data, the network, how it is trained, and what is shown."""
-    parser.add_argument("data", metavar="DATA", nargs="?", help="CSV, Parquet or NPZ file, or: digits")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="a table in a file, - for standard input, or: digits")
     parser.add_argument("--config", metavar="FILE", help="take options from the config.toml of a run")
     parser.add_argument("--start", metavar="MODEL", help="go on from a run or model: its layers, weights and split")
     add_reading(parser)
     parser.add_argument("--target", metavar="COLUMN", help="what to predict, by name or index (default: the last)")
     parser.add_argument(
-        "--task", choices=("auto", *LOSSES), default="auto", help="kind of target (%(default)s: by its values)"
+        "--task",
+        choices=("auto", *components.LOSSES),
+        default="auto",
+        help="kind of target (%(default)s: text and few whole numbers are classes)",
     )
     parser.add_argument("--drop", metavar="COLUMNS", default="", help="columns to leave out, separated by commas")
-    parser.add_argument("--drop-missing", action="store_true", help="leave out rows with missing values")
+    parser.add_argument("--keep", metavar="COLUMNS", default="", help="columns that are no identifiers")
+    parser.add_argument("--category", metavar="COLUMNS", default="", help="columns of numbers that are categories")
+    parser.add_argument(
+        "--drop-missing", action="store_true", help="leave out rows with missing values, instead of filling them"
+    )
+    parser.add_argument(
+        "--one-hot", type=positive, default=40, metavar="N",
+        help="categories of a column that get an input each; of more, the target's mean stands for them (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--split", default="60/20/20", help="shares for training, early stopping and test (%(default)s)"
     )
     parser.add_argument("--hidden", default="256", help="widths of the hidden layers, or: none (%(default)s)")
-    parser.add_argument(
-        "--activation", choices=ACTIVATIONS, default="relu", help="after each hidden layer (%(default)s)"
-    )
+    for option, known, default, does in (
+        ("--activation", components.ACTIVATIONS, "relu", "after each hidden layer, as elu:alpha=0.5"),
+        ("--norm", components.NORMS, "none", "before each activation"),
+        ("--optimizer", components.OPTIMIZERS, "adam", "as sgd:momentum=0.9,nesterov=true"),
+        ("--schedule", components.SCHEDULES, "constant", "of the learning rate, in updates, as cosine:final_lr=1e-5"),
+        ("--loss", components.ALL_LOSSES, None, "by default cross-entropy or mse"),
+    ):
+        parser.add_argument(
+            option, type=components.component(known), default=default, metavar="NAME[:KEY=VALUE,…]",
+            help=components.help_of(known, does),
+        )  # fmt: skip
+    parser.add_argument("--dropout", type=float, default=0.0, metavar="P", help="after each activation (%(default)s)")
+    parser.add_argument("--residual", action="store_true", help="add its input to a hidden layer of the same width")
+    parser.add_argument("--init", choices=initializers.INITIALIZERS, default="default", help="of weights (%(default)s)")
+    parser.add_argument("--no-bias", action="store_true", help="layers without biases")
     parser.add_argument("--epochs", type=positive, default=200, help="at most (%(default)s)")
     parser.add_argument("--batch-size", type=positive, default=32, help="rows a step (%(default)s)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (%(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate, of a schedule the highest (%(default)s)")
+    parser.add_argument(
+        "--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)"
+    )
+    parser.add_argument(
+        "--class-weight",
+        metavar="WEIGHTS",
+        help="of classes in the loss: balanced (so that each counts as much), or as in no=1,yes=5",
+    )
     parser.add_argument(
         "--patience", type=positive, default=20, help="epochs without improvement before an early stop (%(default)s)"
     )
@@ -92,72 +120,126 @@ def _fractions(text):
     return fractions
 
 
+def _class_weight(text, target):
+    """A weight for each class, of mean 1 over the rows where they are balanced."""
+    if text == "balanced":
+        return [1 / (len(target.shares) * share) if share else 0.0 for share in target.shares]
+    given = dict(pair.rpartition("=")[::2] for pair in text.split(","))
+    unknown = set(given) - {str(label) for label in target.classes}
+    try:
+        weights = [float(given.get(str(label), 1)) for label in target.classes]
+    except ValueError:
+        weights = []
+    if unknown or not weights or min(weights) < 0:
+        classes = ", ".join(f"{label}=1" for label in target.classes[:3])
+        raise ValueError(f"--class-weight {text}: expected balanced, or weights of the classes, as in {classes}")
+    return weights
+
+
 class _Job:
     """Everything a training run consists of; also the callback that makes its folder."""
 
     def __init__(self, options):
         if options.data is None:
             raise ValueError(
-                "DATA is missing: a CSV, Parquet or NPZ file, or the word digits, as in: fastbp train digits"
+                "DATA is missing: a table in a file, - for standard input, or the word digits, as in: "
+                "fastbp train digits"
             )
         self.options, self.folder = options, None
-        self.table = read_table(options)
+        table = read_table(options)
         if options.start:
-            self.network, self.preprocessing = runs.load(options.start, options.device, options.precision)
-            self.parts = tabular.split(self.preprocessing.strata(self.table), *self.division())
+            predictor = runs.load(options.start, options.device, options.precision)
+            self.network = predictor.model
+            self.learned = tabular.again(self._rows(table, predictor.preprocessing), self.network.metadata)
         else:
-            self._begin()
-        loss = LOSSES[self.preprocessing.task]
-        self.loss, self.stopping = loss(), callbacks.EarlyStopping(options.patience)
+            self._begin(table)
+        self.target = self.learned.target
+        x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
+        self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
+        self.loss = self._loss()
+        self.stopping = callbacks.EarlyStopping(options.patience)
         self.optimizer = self.network.optimizer
-        if not isinstance(self.optimizer, OPTIMIZERS[options.optimizer]):
-            self.optimizer = OPTIMIZERS[options.optimizer]()
-        self.optimizer.lr = options.lr
-        x = self.preprocessing.inputs(self.table, self.network.dtype)
-        y = self.preprocessing.targets(self.table)
-        self.data = {part: (x[rows], y[rows]) for part, rows in self.parts.items()}
+        name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
+        steps = options.epochs * math.ceil(len(self.data["train"][1]) / options.batch_size)
+        rate = components.learning_rate(options, steps)
+        if type(self.optimizer) is components.OPTIMIZERS[name]:
+            self.optimizer.lr = rate
+        else:
+            self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
 
     def division(self):
         """Shares and seed of the split; those of the model when going on, so that its test part stays unseen."""
         return self.network.metadata["split"], self.network.metadata["seed"]
 
-    def _begin(self):
-        options, table = self.options, self.table
+    def _rows(self, table, preprocessing=None):
+        """Without rows that have a gap in a feature, where that is asked for."""
+        self.incomplete = 0
+        if not self.options.drop_missing:
+            return table
+        features = [*table.columns] if preprocessing is None else preprocessing.features
+        gaps = table.incomplete(features)
+        self.incomplete = int(gaps.sum())
+        if self.incomplete == len(table):
+            raise ValueError(f"{self.options.data} has a missing value in every row: train without --drop-missing")
+        return table.take(~gaps)
+
+    def _begin(self, table):
+        options = self.options
         target = options.target or table.target
         if target is None:
             raise ValueError(f"{options.data} has no array {options.y_key!r} to learn from (--y-key)")
         fractions = _fractions(options.split)
-        self.preprocessing, self.parts = tabular.learn(table, target, options.task, fractions, options.seed)
-        widths = [len(self.preprocessing.features), *_widths(options.hidden), self.preprocessing.outputs]
-        parts = []
-        for pair in itertools.pairwise(widths):
-            parts += [layers.Linear(*pair), ACTIVATIONS[options.activation]()]
+        settings = tabular.Preprocessing(
+            one_hot=options.one_hot,
+            categories=[table.find(name) for name in names_in(options.category)],
+            keep=[table.find(name) for name in names_in(options.keep)],
+        )
+        self.learned = tabular.learn(
+            self._rows(table), target, settings, task=options.task, fractions=fractions, seed=options.seed
+        )
+        preprocessing = self.learned.preprocessing
         self.network = model.Sequential(
-            *parts[:-1],
+            *components.network(options, preprocessing.width, self.learned.target.outputs, _widths(options.hidden)),
             dtype=options.dtype,
             device=options.device,
             seed=options.seed,
             precision=options.precision,
         )
-        self.network.metadata = {
-            "preprocessing": dataclasses.asdict(self.preprocessing),
-            "data": options.data,
+        self.network.metadata = self.learned.metadata() | {
+            "data": runs.absolute(options.data),
+            "rows": len(table),
+            "drop_missing": options.drop_missing,
             "split": fractions,
             "seed": options.seed,
         }
 
+    def _loss(self):
+        options, task = self.options, self.target.task
+        known = components.LOSSES[task]
+        name = options.loss or next(iter(known))
+        if components.parsed(name, components.ALL_LOSSES)[0] not in known:
+            raise ValueError(f"--loss {name}: of {task} there are {', '.join(known)}; or choose another --task")
+        if not options.class_weight:
+            return components.made(name, known)
+        if task != "classification":
+            raise ValueError(
+                f"--class-weight is for classes, and {self.target.name!r} is a number (--task classification)"
+            )
+        return components.made(name, known, class_weight=_class_weight(options.class_weight, self.target))
+
     def on_fit_begin(self, network, run):
         """Nothing is written before `fit` has found its arguments good."""
-        self.folder = runs.create(self.options.run_dir, self.table.name)
+        self.folder = runs.create(self.options.run_dir, self.learned.table.name)
         runs.write_config(self.folder, runs.kept(self.options))
 
     def train(self, screen):
         x, y = self.data["train"]
         validation = self.data["valid"]
-        if self.preprocessing.task == "classification":
+        score, score_of = None, None
+        if self.target.classes is not None:
             score, score_of = "valid acc", lambda record: record["val_accuracy"]
-        else:
-            spread = validation[1].var() or float("nan")
+        elif self.loss.name == "mean_squared_error" and validation[1].var():
+            spread = validation[1].var()
             score, score_of = "valid R²", lambda record: 1 - record["val_loss"] / spread
         with screen.progress(self.options.epochs) as progress:
             rows = terminal.EpochRows(screen, progress, self.options.patience, score, score_of)
@@ -180,56 +262,59 @@ class _Job:
         runs.write_history(self.folder, self.network.history)
         return path
 
-    def metrics(self):
-        """Metrics of each part, and on the test part those of the trivial baseline."""
-        parts = {part: scores.measured(self.network, self.preprocessing, *data) for part, data in self.data.items()}
-        return parts | {"baseline": scores.baseline(self.preprocessing, self.data["test"][1])}
+    def results(self):
+        """What the network gives for each part, and on the test part the trivial baseline."""
+        parts = {part: scores.Result(self.network, self.target, *data) for part, data in self.data.items()}
+        return parts, scores.baseline(self.target, self.data["test"][1])
 
 
 def _announce(screen, job):
     """Say what is about to be done, with what."""
-    options, table, preprocessing, network = job.options, job.table, job.preprocessing, job.network
+    options, learned, network, target = job.options, job.learned, job.network, job.target
     screen.line(machine.described(options.device, network.dtype, f"seed {options.seed}"), "bold")
-    features = f"{terminal.number(len(preprocessing.features))} numeric features"
-    kind = preprocessing.task
-    if preprocessing.classes:
-        kind += f", {len(preprocessing.classes)} classes"
-    names = "" if table.named else " · no header row"
-    rows = f"{terminal.number(len(table))} rows · {features} · target {preprocessing.target!r} ({kind}){names}"
-    screen.line(f"data    {options.data}   {rows}")
+    for label, text in scores.data_lines(options, learned, job.incomplete):
+        screen.item(label, text)
     fractions, seed = job.division()
-    sizes = {part: terminal.number(len(rows)) for part, rows in job.parts.items()}
-    stratified = "by class, " if preprocessing.classes else ""
+    sizes = {part: terminal.number(len(rows)) for part, rows in learned.parts.items()}
+    stratified = "by class, " if target.classes is not None else ""
     how = f"({'/'.join(f'{share:g}' for share in fractions)}, {stratified}seed {seed})"
-    screen.line(
-        f"split   train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
+    screen.item(
+        "split", f"train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
     )
-    both = "X" if preprocessing.classes else "X and y"
-    screen.line(f"scale   {both} standardised: mean and deviation of the training part")
-    chain = " · ".join(
-        f"Linear {layer.in_features}→{layer.out_features}" if isinstance(layer, layers.Linear) else type(layer).__name__
-        for layer in network.layers
-    )
+    both = "numbers" if target.classes is not None else "numbers and target"
+    screen.item("scale", f"{both} standardised: mean and deviation of the training part")
+    screen.item("model", " · ".join(_layer(layer) for layer in network.layers))
     count = network.flat_parameters.size
     size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"
-    screen.line(f"model   {chain}")
-    screen.line(f"        {size}" + (f", from {options.start}" if options.start else ""))
-    screen.line(
-        f"optim   {type(job.optimizer).__name__} lr {job.optimizer.lr:g} · batch {options.batch_size} · at most "
-        f"{options.epochs} epochs · early stop after {options.patience} without improvement"
+    screen.item("", size + (f", from {options.start}" if options.start else ""))
+    rate = job.optimizer.lr if not callable(job.optimizer.lr) else f"{options.lr:g} {options.schedule}"
+    weights = f" · classes weighted {options.class_weight}" if options.class_weight else ""
+    screen.item(
+        "optim",
+        f"{type(job.optimizer).__name__} lr {rate} · batch {options.batch_size} · at most {options.epochs} epochs · "
+        f"early stop after {options.patience} without improvement{weights}",
     )
     screen.record(
         "run",
         {
             "version": machine.version(),
             "data": options.data,
-            "rows": {part: len(rows) for part, rows in job.parts.items()},
-            "task": preprocessing.task,
-            "target": preprocessing.target,
+            "rows": {part: len(rows) for part, rows in learned.parts.items()},
+            "task": target.task,
+            "target": target.name,
+            "left_out": learned.preprocessing.left_out,
             "parameters": count,
             "machine": backend.load(options.device).config(),
         },
     )
+
+
+def _layer(layer):
+    if isinstance(layer, layers.Linear):
+        return f"Linear {layer.in_features}→{layer.out_features}"
+    if isinstance(layer, layers.Residual):
+        return f"Residual({' · '.join(_layer(inner) for inner in layer.layers)})"
+    return type(layer).__name__
 
 
 def _compile(screen, job):
@@ -250,21 +335,27 @@ def _conclude(screen, job, seconds):
     why = f"no improvement for {job.options.patience} epochs" if epochs < job.options.epochs else "all epochs done"
     screen.line()
     screen.line(f"{why}: the weights of epoch {best} are restored   ({epochs} epochs in {seconds:.2f} s)")
-    metrics = job.metrics()
+    results, baseline = job.results()
+    metrics = {part: result.metrics for part, result in results.items()} | {"baseline": baseline}
     job.keep(runs.MODEL)
     runs.write_metrics(job.folder, metrics)
+    pictures = figures.write(job.folder, job.network.history, results["test"])
     screen.line()
-    for line in scores.lines(job.preprocessing, metrics):
+    for line in scores.lines(job.target, metrics, screen.width):
         screen.line(line)
+    if job.target.classes is not None:
+        screen.line()
+        for line in results["test"].confusion_lines(screen.width, "test part"):
+            screen.line(line)
     folder = shlex.quote(str(job.folder))
     screen.line()
-    screen.line(f"saved   {job.folder}/")
-    screen.line(f"          {runs.MODEL}     layers, weights, preprocessing")
-    screen.line(f"          {runs.CONFIG}   the same again: fastbp train --config {folder}/{runs.CONFIG}")
-    screen.line("          history.csv  metrics.json")
+    screen.item("saved", f"{job.folder}{os.sep}")
+    screen.item("", f"{runs.MODEL}     layers, weights, preprocessing")
+    screen.item("", f"{runs.CONFIG}   the same again: fastbp train --config {folder}/{runs.CONFIG}")
+    screen.item("", f"history.csv  metrics.json  {pictures}")
     screen.line()
-    screen.line(f"next    fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv", "bold")
-    screen.line(f'        in Python: fastbp.load("{job.folder / runs.MODEL}")')
+    screen.item("next", f"fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv", "bold")
+    screen.item("", f"in Python: fastbp.load({json.dumps(str(job.folder))}).predict(frame)")
     screen.record("result", {"run": str(job.folder), "best_epoch": best, "epochs": epochs, "metrics": metrics})
     if job.options.quiet:
         print(job.folder)

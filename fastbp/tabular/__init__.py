@@ -1,0 +1,29 @@
+"""Tables: reading them, and what their columns go through before a network sees them.
+
+A room of its own: ``fastbp.load`` imports it for the file of a run, and the commands do. scikit-learn and pyarrow are
+imported where something is learned or read; a model of numbers predicts without both.
+"""
+
+from .learning import Learned, again, learn, strata
+from .predictor import Predictor
+from .preprocessing import Preprocessing, Target
+from .reading import Dialect, from_frame, read
+from .table import PARTS, Column, Table, from_columns, split
+
+__all__ = [
+    "PARTS",
+    "Column",
+    "Dialect",
+    "Learned",
+    "Predictor",
+    "Preprocessing",
+    "Table",
+    "Target",
+    "again",
+    "from_columns",
+    "from_frame",
+    "learn",
+    "read",
+    "split",
+    "strata",
+]

@@ -1,41 +1,59 @@
 """The command line: what it writes, what it shows, and what it says when something is wrong."""
 
 import csv
+import io
 import json
+import lzma
 import os
+import re
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastbp
-from fastbp import tabular
-from fastbp.cli import main, runs, terminal
+from fastbp.cli import components, figures, main, options, runs, terminal
+from fastbp.tabular import split
 
-pytest.importorskip("pyarrow")
+pd, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
 pytest.importorskip("sklearn")
+from sklearn import metrics as measures  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
 
 ROWS = 200
 SMALL = ("--device", "reference", "--hidden", "8")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Every test runs in a folder of its own, and leaves the number of threads as it was."""
+def folder(tmp_path, monkeypatch, request):
+    """Every test runs in a folder of its own, without pictures unless it asks for them, which take half a second."""
     monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(figures, "write", lambda folder, history, result: "")
     return tmp_path
 
 
 @pytest.fixture
+def pictures():
+    """Pictures are drawn."""
+
+
+@pytest.fixture
 def houses():
-    """houses.csv: a number to predict from two, and a note in text."""
+    """houses.csv: a number to predict from two, and free text."""
     rng = np.random.default_rng(0)
     rooms, age = rng.normal(4, 1, ROWS), rng.normal(50, 20, ROWS)
     price = 1e5 + 3e4 * rooms - 500 * age + rng.normal(0, 1000, ROWS)
     rows = zip(rooms, age, price, strict=True)
-    write("houses.csv", ["rooms", "age", "note", "price"], [(r, a, "fine", p) for r, a, p in rows])
+    texts = [f"a fine house, number {i}" for i in range(ROWS)]
+    write(
+        "houses.csv",
+        ["rooms", "age", "note", "price"],
+        [(r, a, t, p) for t, (r, a, p) in zip(texts, rows, strict=True)],
+    )
     return "houses.csv", "--drop", "note", "--target", "price"
 
 
@@ -76,10 +94,13 @@ def test_digits_reach_97_percent():
     assert statistics.median(accuracies) >= 0.97
 
 
-def test_a_run_keeps_model_config_history_and_metrics(houses, capsys):
+def test_a_run_keeps_model_config_history_metrics_and_pictures(houses, capsys, pictures):
     train(*houses, *SMALL, "--epochs", "4")
     assert capsys.readouterr().out.strip() == "runs/houses-001"
-    assert sorted(os.listdir("runs/houses-001")) == ["config.toml", "history.csv", "metrics.json", "model.npz"]
+    drawn = ["curves.png", "residuals.png"]
+    kept = ["config.toml", "history.csv", "metrics.json", "model.npz", *drawn]
+    assert sorted(os.listdir("runs/houses-001")) == sorted(kept)
+    assert all(Path("runs/houses-001", name).read_bytes().startswith(b"\x89PNG") for name in drawn)
     assert [row[0] for row in read_csv("runs/houses-001/history.csv")] == ["epoch", "1", "2", "3", "4"]
     assert set(metrics("runs/houses-001")) == {"train", "valid", "test", "baseline"}
 
@@ -87,8 +108,8 @@ def test_a_run_keeps_model_config_history_and_metrics(houses, capsys):
 def test_runs_are_numbered_and_the_config_gives_the_same_again(houses):
     train(*houses, *SMALL, "--epochs", "3", "--seed", "5")
     train("--config", "runs/houses-001/config.toml")
-    first, second = (fastbp.load(f"runs/houses-00{i}/model.npz") for i in (1, 2))
-    np.testing.assert_array_equal(first.flat_parameters, second.flat_parameters)
+    first, second = (fastbp.load(f"runs/houses-00{i}") for i in (1, 2))
+    np.testing.assert_array_equal(first.model.flat_parameters, second.model.flat_parameters)
     assert metrics("runs/houses-001") == metrics("runs/houses-002")
 
 
@@ -107,9 +128,10 @@ def test_regression_is_measured_in_the_units_of_the_target(houses, capsys):
     predicted = np.array([float(row[0]) for row in read_csv("out.csv")[1:]])
     price = np.array([float(row[3]) for row in read_csv("houses.csv")[1:]])
     assert main(["evaluate", "runs/houses-001", "houses.csv", "--json"]) == 0
-    reported = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["houses"]
-    assert reported["RMSE"] == pytest.approx(np.sqrt(np.mean((predicted - price) ** 2)), rel=1e-5)
-    assert reported["MAE"] == pytest.approx(np.abs(predicted - price).mean(), rel=1e-5)
+    reported = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["test"]
+    test = split(np.zeros(ROWS), (60, 20, 20), 0)["test"]
+    assert reported["RMSE"] == pytest.approx(np.sqrt(np.mean((predicted - price)[test] ** 2)), rel=1e-5)
+    assert reported["MAE"] == pytest.approx(np.abs(predicted - price)[test].mean(), rel=1e-5)
 
 
 def test_task_can_be_chosen():
@@ -130,7 +152,7 @@ def test_ctrl_c_keeps_the_last_model_and_training_goes_on_from_it(houses, capsys
         assert main(["train", *houses, *SMALL]) == 130
     error = capsys.readouterr().err
     assert "--start runs/houses-001/last.npz" in error
-    last = fastbp.load("runs/houses-001/last.npz")
+    last = fastbp.load("runs/houses-001/last.npz").model
     assert last.optimizer.step_count == 2 * 4
     train("--config", "runs/houses-001/config.toml", "--start", "runs/houses-001/last.npz", "--epochs", "1")
     assert fastbp.load("runs/houses-002/model.npz").metadata == last.metadata
@@ -145,13 +167,19 @@ def test_a_loss_that_is_not_finite_is_one_line(houses, capsys):
 def test_predict_prepares_raw_data_as_training_did():
     train("digits", "--epochs", "2")
     assert main(["predict", "runs/digits-001", "digits", "--proba", "-o", "out.npz"]) == 0
-    model = fastbp.load("runs/digits-001/model.npz")
-    table, known = tabular.read("digits"), model.metadata["preprocessing"]
-    x = np.column_stack([table.columns[name] for name in known["features"]])
-    x = (x - known["mean"]) / known["scale"]
+    predictor = fastbp.load("runs/digits-001/model.npz")
+    assert predictor.preprocessing.left_out == dict.fromkeys(["pixel_0_0", "pixel_4_0", "pixel_4_7"], "constant")
+    X = load_digits(as_frame=True).data
+    x = X[predictor.preprocessing.features].to_numpy()
+    x = (x - x[train_rows()].mean(axis=0)) / x[train_rows()].std(axis=0)
     with np.load("out.npz") as out:
-        np.testing.assert_array_equal(out["prediction"], model.predict(x).argmax(axis=1))
-        np.testing.assert_allclose(out["probability"].sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(out["digit"], predictor.model.predict(x).argmax(axis=1))
+        np.testing.assert_array_equal(out["digit"], predictor.predict(X))
+        np.testing.assert_allclose(sum(out[f"p({digit})"] for digit in range(10)), 1, rtol=1e-5)
+
+
+def train_rows():
+    return split(load_digits().target, (60, 20, 20), 0)["train"]
 
 
 def test_predict_finds_columns_by_name(houses):
@@ -197,10 +225,21 @@ def test_evaluate_by_another_column_name(houses, capsys):
     [
         (["train"], "DATA is missing"),
         (["train", "nowhere.csv"], "no such file"),
-        (["train", "houses.xls"], ".parquet or .npz"),
+        (["train", "houses.xls"], ".jsonl or .npz"),
         (["train", "houses.csv", "--target", "size"], "columns are rooms, age, note, price"),
         (["train", "houses.csv"], "--drop note"),
-        (["train", "gaps.csv"], "--drop-missing"),
+        (["train", "latin.csv"], "--encoding latin-1"),
+        (["train", "commas.csv"], "row 1 has '251,945'"),
+        (["train", "semicolons.csv", "--target", "a"], "--decimal ,"),
+        (["train", "semicolons.csv"], "one value 1"),
+        (["train", "gaps.csv", "--target", "b"], "no value in any row"),
+        (["train", "gaps.csv", "--drop-missing"], "a missing value in every row"),
+        (["train", "houses.csv", "--drop", "note", "--class-weight", "balanced"], "--class-weight is for classes"),
+        (["train", "digits", "--class-weight", "x=1"], "as in 0=1, 1=1, 2=1"),
+        (["train", "digits", "--loss", "mse"], "of classification there are cross-entropy"),
+        (["train", "digits", "--activation", "swish"], "expected one of identity, relu"),
+        (["train", "digits", "--optimizer", "sgd:beta=1"], "sgd takes momentum=…, nesterov=…"),
+        (["train", "digits", "--optimizer", "adam:betas=[2,0]"], "betas"),
         (["train", "houses.csv", "--drop", "note", "--task", "classification"], "not classes"),
         (["train", "digits", "--hidden", "a"], "as in 64,64"),
         (["train", "digits", "--split", "80/20"], "as in 60/20/20"),
@@ -212,12 +251,16 @@ def test_evaluate_by_another_column_name(houses, capsys):
         (["predict", "runs/digits-009", "digits"], "no model at"),
         (["predict", "houses.csv", "digits"], ".npz"),
         (["predict", "x.npz", "digits"], "not a model file"),
+        (["train", "houses.csv", "--drop", "note,rooms,age"], "no column besides the target"),
         (["compare", "--shapes", "S0"], "unknown shape"),
         (["compare", "--peers", "tensorflow"], "unknown peer"),
     ],
 )
 def test_errors_are_one_line_with_a_cure_and_write_nothing(houses, capsys, folder, arguments, told):
-    write("gaps.csv", ["a", "y"], [(1, 0), ("", 1), (3, 0)])
+    write("gaps.csv", ["a", "b", "y"], [(1, "", 0), ("", "", 1), (3, "", 0)])
+    write("commas.csv", ["x", "y"], [(i, "251,945") for i in range(20)])
+    Path("semicolons.csv").write_text("a;y\n" + "1,5;1\n" * 20)
+    Path("latin.csv").write_bytes("a,y\nä,1\n".encode("latin-1"))
     (folder / "houses.xls").touch()
     np.savez("x.npz", X=np.zeros((4, 2)))
     before = sorted(os.listdir())
@@ -260,10 +303,10 @@ def test_json_is_one_object_a_line(flowers, capsys):
 class Lines(terminal.Plain):
     """A screen that remembers."""
 
-    def __init__(self):
-        self.lines = []
+    def __init__(self, width=0):
+        self.lines, self.width = [], width
 
-    def line(self, text="", style=""):
+    def show(self, text, style):
         self.lines.append(text)
 
 
@@ -279,11 +322,12 @@ def test_long_trainings_show_few_rows_and_always_the_best():
     assert starred[-1] == losses.argmin() + 1
 
 
-def test_a_terminal_gets_a_bar(flowers):
+def test_a_terminal_gets_a_bar_and_no_colour_where_none_is_wanted(flowers):
     pty, _ = pytest.importorskip("pty"), pytest.importorskip("rich")
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "fastbp", "train", *flowers, *SMALL, "--epochs", "3"]
-    process = subprocess.Popen(command, stdout=writer, stderr=writer, env=os.environ | {"TERM": "xterm-256color"})
+    environment = {"TERM": "xterm-256color", "NO_COLOR": "1", "COLUMNS": "80"}
+    process = subprocess.Popen(command, stdout=writer, stderr=writer, env=os.environ | environment)
     os.close(writer)
     shown = b""
     try:
@@ -295,6 +339,7 @@ def test_a_terminal_gets_a_bar(flowers):
     assert process.wait() == 0
     assert "patience 0/20" in shown.decode()
     assert "runs/flowers-001" in shown.decode()
+    assert not re.search(rb"\x1b\[[0-9;]*3[0-9]", shown)
 
 
 def test_help_and_version_import_nothing_heavy():
@@ -323,6 +368,343 @@ def test_info_and_warmup(capsys):
     assert main(["info", "--device", "reference"]) == 0
     assert main(["warmup", "--device", "reference"]) == 0
     assert "NumPy reference" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- real tables
+@pytest.fixture
+def mixed():
+    """mixed.csv: numbers, categories, a truth value and a date to predict a price from, with gaps and an identifier."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"id": np.arange(1, ROWS + 1), "area": rng.normal(120, 30, ROWS).round(1)})
+    frame["city"] = rng.choice(["Rome", "Oslo", "Bonn"], ROWS)
+    frame["garden"] = rng.random(ROWS) < 0.5
+    frame["sold"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 900, ROWS), "D")
+    frame["price"] = 1000 * frame["area"] + 40_000 * (frame["city"] == "Oslo") + rng.normal(0, 1000, ROWS)
+    frame.loc[::10, "area"], frame.loc[::11, "city"], frame.loc[5, "price"] = np.nan, None, np.nan
+    frame.to_csv("mixed.csv", index=False)
+    return "mixed.csv"
+
+
+def test_a_real_table_trains_and_says_what_was_done(mixed, capsys):
+    assert main(["train", mixed, *SMALL, "--epochs", "80", "--lr", "0.01"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for told in (
+        "199 rows · target 'price' (regression; if not: --task classification)",
+        "columns: 1 number · 1 category · 1 boolean · 1 date → 11 inputs",
+        "1 rows without target left out",
+        "filled with the median, and marked by an input: area (",
+        "filled with the most frequent, and marked by an input: city (",
+        "left out id (identifier); to have an identifier in: --keep",
+        'in Python: fastbp.load("runs/mixed-001").predict(frame)',
+    ):
+        assert told in out
+    assert metrics("runs/mixed-001")["test"]["R²"] > 0.6
+
+
+def test_every_row_keeps_its_line(mixed, capsys):
+    train(mixed, *SMALL, "--epochs", "2")
+    capsys.readouterr()
+    assert main(["predict", "runs/mixed-001", mixed, "--id", "id,price", "-o", "out.parquet"]) == 0
+    found = pd.read_parquet("out.parquet")
+    assert list(found.columns) == ["id", "price", "price predicted"]
+    assert found["id"].tolist() == list(range(1, ROWS + 1))
+    assert found["price predicted"].notna().all()
+    np.testing.assert_allclose(found["price"], pd.read_csv(mixed)["price"])
+    frame = pd.read_csv(mixed, parse_dates=["sold"])
+    with pytest.warns(UserWarning, match="no column 'area'"):
+        fastbp.load("runs/mixed-001").predict(frame.drop(columns="area"))
+    np.testing.assert_allclose(fastbp.load("runs/mixed-001").predict(frame), found["price predicted"])
+    frame.assign(note=np.nan, price=np.nan).to_csv("more.csv", index=False)  # what the model does not need
+    assert main(["predict", "runs/mixed-001", "more.csv", "--drop-missing", "-o", "some.csv"]) == 0
+    some = pd.read_csv("some.csv", skip_blank_lines=False)["price"]
+    lacking = frame["area"].isna() | frame["city"].isna()
+    assert some.isna().tolist() == lacking.tolist()
+    np.testing.assert_allclose(some[~lacking], found["price predicted"][~lacking], rtol=1e-6)
+    assert f"none for {lacking.sum()} rows with a missing feature" in capsys.readouterr().out
+
+
+def test_what_was_not_seen_is_said_while_predicting(mixed, capsys):
+    train(mixed, *SMALL, "--epochs", "1")
+    pd.read_csv(mixed).drop(columns="garden").assign(city="Paris").to_csv("new.csv", index=False)
+    assert main(["predict", "runs/mixed-001", "new.csv"]) == 0
+    captured = capsys.readouterr()
+    assert "has no column 'garden': it counts as missing" in captured.err
+    assert f"'city' has unknown categories in {ROWS} rows, as 'Paris'" in captured.err
+    assert len(captured.out.splitlines()) == ROWS + 2  # the folder of the run, and the header
+
+
+def test_columns_without_names_are_not_taken_for_named_ones(houses, capsys):
+    train(*houses, *SMALL, "--epochs", "2")
+    frame = pd.read_csv("houses.csv")
+    np.savez("moved.npz", X=frame[["age", "rooms"]], columns=["age", "rooms"])
+    np.savez("bare.npz", X=frame[["rooms", "age"]])
+    main(["predict", "runs/houses-001", "houses.csv", "-o", "expected.csv"])
+    assert main(["predict", "runs/houses-001", "moved.npz", "-o", "moved.csv"]) == 0
+    assert main(["predict", "runs/houses-001", "bare.npz"]) == 2
+    assert "or say --by-position" in capsys.readouterr().err
+    assert main(["predict", "runs/houses-001", "bare.npz", "--by-position", "-o", "bare.csv"]) == 0
+    assert read_csv("expected.csv") == read_csv("moved.csv") == read_csv("bare.csv")
+
+
+def test_an_npz_with_its_target_under_another_key(capsys):
+    X, y = np.random.default_rng(0).normal(size=(90, 4)), np.arange(90) % 3
+    np.savez("train.npz", X=X, y=y)
+    np.savez("new.npz", X=X, label=y)
+    train("train.npz", *SMALL, "--epochs", "1")
+    for command in ("predict", "evaluate"):
+        assert main([command, "runs/train-001", "new.npz", "--y-key", "label"]) == 0
+    assert "90 rows of new.npz" in capsys.readouterr().out
+
+
+def test_counts_are_predicted_as_numbers(capsys):
+    rng = np.random.default_rng(0)
+    write("counts.csv", ["x", "visits"], [(x, int(24 * x)) for x in rng.random(400)])
+    assert main(["train", "counts.csv", *SMALL, "--epochs", "1"]) == 0
+    assert "target 'visits' (regression; if not: --task classification)" in capsys.readouterr().out
+    train("counts.csv", *SMALL, "--epochs", "1", "--task", "classification")
+    assert "accuracy" in metrics("runs/counts-002")["test"]
+
+
+def test_ten_rows_are_enough():
+    write("ten.csv", ["x", "y"], [(i, 1000.0 * i**2) for i in range(9, -1, -1)])
+    train("ten.csv", *SMALL, "--epochs", "1")
+    assert "R²" in metrics("runs/ten-001")["test"]
+
+
+@pytest.fixture
+def rare():
+    """rare.csv: 5 % of the rows are frauds."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    fraud = x[:, 0] + rng.normal(0, 0.3, 400) > np.quantile(x[:, 0], 0.95)
+    write(
+        "rare.csv",
+        ["a", "b", "c", "fraud"],
+        [(*row, "yes" if one else "no") for row, one in zip(x, fraud, strict=True)],
+    )
+    return "rare.csv"
+
+
+def test_rare_classes_are_visible(rare, capsys, pictures):
+    assert main(["train", rare, *SMALL, "--epochs", "10", "--lr", "0.01"]) == 0
+    out = capsys.readouterr().out
+    for told in ("balanced acc.", "F1", "ROC AUC", "confusion matrix, test part", "confusion.png"):
+        assert told in out
+    assert main(["predict", "runs/rare-001", rare, "--proba", "-o", "out.csv"]) == 0
+    found, frame = pd.read_csv("out.csv"), pd.read_csv(rare)
+    rows = split((frame["fraud"] == "yes").astype(int), (60, 20, 20), 0)["test"]
+    true, predicted = frame["fraud"][rows], found["fraud"][rows]
+    scores = metrics("runs/rare-001")["test"]
+    assert scores["balanced acc."] == pytest.approx(measures.balanced_accuracy_score(true, predicted))
+    assert scores["F1"] == pytest.approx(measures.f1_score(true, predicted, average="macro"))
+    assert scores["ROC AUC"] == pytest.approx(measures.roc_auc_score(true == "yes", found["p(yes)"][rows]))
+    capsys.readouterr()
+    assert main(["evaluate", "runs/rare-001", rare]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(shown) if line.startswith("confusion matrix, test part, 80 rows not trained"))
+    cells = [[int(cell.replace("·", "0")) for cell in line.split()[1:]] for line in shown[at + 2 : at + 4]]
+    assert cells == measures.confusion_matrix(true, predicted, labels=["no", "yes"]).tolist()
+
+
+def test_class_weights_find_more_of_a_rare_class(rare):
+    train(rare, *SMALL, "--epochs", "10")
+    train(rare, *SMALL, "--epochs", "10", "--class-weight", "balanced")
+    train(rare, *SMALL, "--epochs", "10", "--class-weight", "yes=20")
+    found = [metrics(f"runs/rare-00{i}")["train"]["balanced acc."] for i in (1, 2, 3)]
+    assert min(found[1:]) > found[0] + 0.1
+
+
+def test_evaluate_says_for_which_rows(houses, capsys):
+    train(*houses, *SMALL, "--epochs", "2")
+    assert main(["evaluate", "runs/houses-001", "houses.csv"]) == 0
+    out = capsys.readouterr().out
+    for told in (
+        "train",
+        "valid",
+        "test part, 40 rows not trained on",
+        "true less predicted",
+        "largest errors",
+        "row ",
+    ):
+        assert told in out
+    pd.read_csv("houses.csv")[:50].to_csv("new.csv", index=False)
+    assert main(["evaluate", "runs/houses-001", "new.csv"]) == 0
+    assert "all rows of new" in capsys.readouterr().out
+    largest = re.search(r"row (\d+): (.*) predicted, (.*) true", out)
+    row, *numbers = (part.replace(" ", "") for part in largest.groups())
+    assert float(numbers[1]) == pytest.approx(pd.read_csv("houses.csv")["price"][int(row) - 1], abs=1)
+
+
+# ------------------------------------------------------------------------------- parts by name
+@pytest.mark.parametrize(
+    ("option", "layers"),
+    [
+        ([f"--activation={name}"], ["Linear", components.ACTIVATIONS[name].__name__, "Linear"])
+        for name in components.ACTIVATIONS
+    ]
+    + [
+        (["--norm=layer:eps=0.01"], ["Linear", "LayerNorm", "ReLU", "Linear"]),
+        (["--norm=batch:momentum=0.2", "--dropout=0.1"], ["Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]),
+        (["--hidden=8,8", "--residual"], ["Linear", "ReLU", "Residual", "Linear"]),
+        (["--hidden=none", "--no-bias", "--init=zeros"], ["Linear"]),
+    ],
+)
+def test_layers(flowers, option, layers):
+    train(*flowers, *SMALL, "--epochs", "1", *option)
+    model = fastbp.load("runs/flowers-001").model
+    assert [type(layer).__name__ for layer in model.layers] == layers
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--optimizer", name] for name in components.OPTIMIZERS),
+        ["--optimizer", "sgd:momentum=0.9,nesterov=true,clip_norm=1"],
+        ["--optimizer", "adamw:betas=[0.8,0.9],weight_decay=0.1"],
+        *(["--schedule", name, "--warmup", "5"] for name in components.SCHEDULES),
+        ["--schedule", "cosine:final_lr=1e-5"],
+        ["--loss", "cross-entropy:label_smoothing=0.1"],
+    ],
+    ids=" ".join,
+)
+def test_optimizers_schedules_and_losses(flowers, option):
+    train(*flowers, *SMALL, "--epochs", "4", *option)
+    losses = [float(row[1]) for row in read_csv("runs/flowers-001/history.csv")[1:]]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("loss", components.LOSSES["regression"])
+def test_losses_of_regression(houses, loss, capsys):
+    assert main(["train", *houses, *SMALL, "--epochs", "2", "--loss", loss]) == 0
+    assert ("valid R²" in capsys.readouterr().out) == (loss == "mse")
+
+
+def test_parts_have_the_arguments_that_are_given():
+    made = components.made("sgd:momentum=0.9,nesterov=true", components.OPTIMIZERS, lr=0.5)
+    assert (type(made), made.config()["momentum"], made.config()["nesterov"], made.lr) == (fastbp.SGD, 0.9, True, 0.5)
+    assert components.made("adam:betas=[0.8,0.9]", components.OPTIMIZERS).betas == (0.8, 0.9)
+    assert components.made("gelu:approximate=tanh", components.ACTIVATIONS).name == fastbp.GELU("tanh").name
+    asked = options.argparse.Namespace(lr=0.1, schedule="step:factor=0.5", warmup=10)
+    rate = components.learning_rate(asked, 300)
+    assert rate == fastbp.WarmupSchedule(fastbp.StepSchedule(0.1, every=100, factor=0.5), 10)
+
+
+def test_every_part_of_the_library_can_be_chosen():
+    """A new activation, optimizer, schedule or loss for tables is an option too, or is left out here for a reason."""
+    from fastbp import layers, losses, optimizers, schedules
+
+    def named(known):
+        return {made for made in known.values() if made is not None}
+
+    assert named(components.ACTIVATIONS) == set(layers.Activation.__subclasses__())
+    assert named(components.NORMS) == set(layers.Normalization.__subclasses__())
+    assert named(components.OPTIMIZERS) == set(optimizers.OPTIMIZERS.values())
+    assert named(components.SCHEDULES) | {fastbp.WarmupSchedule} == set(schedules.SCHEDULES.values())
+    binary = {fastbp.BCELoss, fastbp.BCEWithLogitsLoss}  # two classes have two outputs here
+    assert named(components.ALL_LOSSES) | binary == set(losses.LOSSES.values())
+
+
+# ------------------------------------------------------------------------------------- screens
+@pytest.mark.parametrize("width", [60, 80])
+def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for data in (mixed, rare):
+        assert main(["train", data, *SMALL, "--epochs", "3"]) == 0
+        assert main(["evaluate", f"runs/{data[:-4]}-001", data]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    headers = [line for line in lines if line.strip().startswith("epoch ")]
+    assert all(("samples/s" in line) == (width == 80) for line in headers)
+
+
+def test_words_are_wrapped_whole():
+    lines = terminal.wrapped("data      one two three four five", 20, 10)
+    assert lines == ["data      one two", " " * 10 + "three four", " " * 10 + "five"]
+    assert terminal.wrapped("x" * 30, 20) == ["x" * 30]
+
+
+def test_a_pipe_in_ascii_gets_plain_characters_and_whole_lines(flowers):
+    command = [sys.executable, "-m", "fastbp", "train", *flowers, *SMALL, "--epochs", "2"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": ""}
+    out = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode("ascii")
+    assert "200 rows - target '2' (classification, 2 classes)" in out
+    assert "Linear 2->8 - ReLU - Linear 8->2" in out
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) > 80
+
+
+def test_more_threads_than_cores_are_said(flowers, capsys):
+    before = fastbp.get_num_threads()
+    try:
+        train(*flowers, *SMALL, "--epochs", "1", "--threads", "99")
+    finally:
+        fastbp.set_num_threads(before)
+    assert "99 threads on" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- files
+@pytest.mark.parametrize("kind", ["CSV", "feather", "jsonl", "zip", "csv.xz", "parquet"])
+def test_kinds_of_files_train(kind):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "y"])
+    text, path = frame.to_csv(index=False), Path(f"table.{kind}")
+    if kind == "zip":
+        frame.to_csv(path, index=False, compression={"method": "zip", "archive_name": "table.csv"})
+    elif kind in ("CSV", "csv.xz"):
+        path.write_bytes(text.encode() if kind == "CSV" else lzma.compress(text.encode()))
+    elif kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        getattr(frame, f"to_{kind}")(path)
+    train(str(path), *SMALL, "--epochs", "1")
+    assert metrics("runs/table-001")["test"]["RMSE"] > 0
+
+
+def test_standard_input(houses, capsys, monkeypatch):
+    for command in ("train", "predict runs/stdin-001"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path("houses.csv").read_bytes())))
+        more = [*houses[1:], *SMALL, "--epochs", "1", "-q"] if command == "train" else []
+        assert main([*command.split(), "-", *more]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == ROWS + 2
+
+
+def test_a_config_is_good_in_any_folder(houses, folder, monkeypatch):
+    train(*houses, *SMALL, "--epochs", "1")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    train("--config", "../runs/houses-001/config.toml")
+    assert (folder / "runs" / "houses-002" / "model.npz").is_file()
+
+
+def test_labels_are_as_they_were_written(capsys):
+    rows = [(i % 2 + (i % 7) / 100, "00501" if i % 2 else "01002") for i in range(60)]
+    write("codes.csv", ["x", "zip"], rows)
+    train("codes.csv", *SMALL, "--epochs", "30", "--lr", "0.05")
+    capsys.readouterr()
+    main(["predict", "runs/codes-001", "codes.csv"])
+    assert set(capsys.readouterr().out.split()) == {"zip", "00501", "01002"}
+
+
+def test_blank_labels_are_missing():
+    write("blank.csv", ["x", "kind"], [(i, ["u", "", "v"][i % 3]) for i in np.random.default_rng(0).permutation(90)])
+    for option in ([], ["--drop-missing"]):
+        train("blank.csv", *SMALL, "--epochs", "1", *option)
+    for run in ("runs/blank-001", "runs/blank-002"):
+        assert fastbp.load(run).classes == ["u", "v"]
+
+
+def test_predictions_take_the_place_of_a_file_when_all_are_written(houses, monkeypatch, capsys):
+    train(*houses, *SMALL, "--epochs", "1")
+    Path("out.csv").write_text("old")
+
+    def full(file, columns):
+        file.write("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("fastbp.cli.predict._write_csv", full)
+    assert main(["predict", "runs/houses-001", "houses.csv", "-o", "out.csv"]) == 2
+    assert Path("out.csv").read_text() == "old"
+    assert not [name for name in os.listdir() if name.startswith(".")]
 
 
 # ---------------------------------------------------------------------------------------- runs

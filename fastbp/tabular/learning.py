@@ -36,7 +36,8 @@ class Learned:
 
     def inputs(self, dtype: Any) -> Array:
         """What the network sees of every row, array (n, width)."""
-        return self.preprocessing.for_training(self.table, self.targets(), self.parts["train"], dtype)
+        features = self.table.without([self.target.name])
+        return self.preprocessing.for_training(features, self.targets(), self.parts["train"], dtype)
 
     def targets(self) -> Array:
         """Class indices, or standardised values, array (n,)."""

@@ -312,6 +312,8 @@ def _read_text(source, path, content, dialect):
         raise ValueError(f"{source}: {error}") from None
     except UnicodeError:
         raise _wrong_encoding(source, dialect) from None
+    if any(pa.types.is_binary(field.type) for field in table.schema):  # what pyarrow makes of it
+        raise _wrong_encoding(source, dialect)
     if names is not None:
         table = table.rename_columns([name.strip() or f"column {i}" for i, name in enumerate(names)])
     for i, field in enumerate(table.schema):

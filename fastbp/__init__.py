@@ -47,3 +47,8 @@ __all__ = [
     "warmup",
 ]
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__
+
+
+def __dir__() -> list[str]:
+    """What is public."""
+    return sorted([*__all__, "__all__", "__doc__", "__name__", "__path__"])

@@ -36,6 +36,12 @@ DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes on
 
 RUN_MODEL = "model.npz"  # in the folder of a run
 
+# What other modules use and users do not: `dir` leaves it out.
+_INTERNAL = frozenset(
+    {"backward_input", "checked_inputs", "exclusive", "forward_in_mode", "handed_out", "last_call", "network"}
+    | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
+)
+
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -516,6 +522,9 @@ class Sequential:
         layers = "".join(f"    {layer!r},\n" for layer in self.layers)
         precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
+
+    def __dir__(self) -> list[str]:
+        return sorted(set(super().__dir__()) - _INTERNAL)
 
     def __len__(self) -> int:
         return len(self.layers)

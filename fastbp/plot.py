@@ -57,6 +57,8 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
+    if "inline" in pyplot.get_backend():  # a notebook shows the result of a cell: pyplot need not show it again
+        pyplot.close(figure)
     return figure
 
 

@@ -58,6 +58,15 @@ def test_no_finite_loss_no_best_epoch(draw):
     assert set(lines(axis)) == {"training"}
 
 
+def test_a_notebook_shows_the_picture_once(draw, monkeypatch):
+    """It shows what a cell results in, and what pyplot still has."""
+    import matplotlib.pyplot
+
+    monkeypatch.setattr(matplotlib.pyplot, "get_backend", lambda: "inline")
+    assert draw(history([0.5])).axes
+    assert matplotlib.pyplot.get_fignums() == []
+
+
 def test_history_of_fit(draw, tmp_path):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 3)), rng.integers(0, 2, 60)

@@ -59,3 +59,10 @@ def test_a_type_checker_refuses_every_line(tmp_path):
     ]
     refused = {int(error.split(":")[0]) for error in type_errors(tmp_path, "\n".join(lines))}
     assert refused == set(range(2, len(lines) + 1))
+
+
+def test_dir_is_what_is_public():
+    assert {name for name in dir(fastbp) if not name.startswith("_")} == set(fastbp.__all__)
+    shown = set(dir(fastbp.Sequential(fastbp.Linear(1, 1), device="reference")))
+    assert {"fit", "predict", "layers", "metadata"} <= shown
+    assert not {"program", "step_keys", "network"} & shown

@@ -10,6 +10,7 @@ import numpy as np
 import fastbp
 from fastbp import Variable
 from fastbp.sklearn import MLPClassifier, MLPRegressor
+from fastbp.tabular import Predictor, Preprocessing
 
 fastbp.set_num_threads(fastbp.get_num_threads())
 seconds: float = fastbp.warmup("float32", activations=["relu"], losses=["cross_entropy"], optimizers=["sgd"])
@@ -48,6 +49,12 @@ with tempfile.TemporaryDirectory() as folder:
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
+
+# Tables
+columns = {"x": X[:, 0], "colour": ["red", "blue"] * 32}
+preprocessing = Preprocessing(one_hot=10).fit(columns, labels)
+inputs: np.ndarray[Any, Any] = preprocessing.transform(columns, "float32")
+predictor_type: type[Predictor] = Predictor
 
 # A loop of one's own, with a loss of one's own as well
 model.train()

@@ -89,10 +89,13 @@ def without_detours(arrows) -> set[tuple[str, str]]:
     return {(a, b) for a, b in arrows if not any(reaches(other, b) for other in below[a] - {b})}
 
 
-def layered(labels, arrows, dashed=(), colour=lambda node: BELOW) -> str:
-    """Boxes with ``labels``, lists of lines, in layers; an arrow is a pair (from, to), and points down."""
+def layered(labels, arrows, dashed=(), colour=lambda node: BELOW, higher=()) -> str:
+    """Boxes with ``labels``, lists of lines, in layers; an arrow is a pair (from, to), and points down.
+
+    Of a pair in ``higher`` the first box is in a higher layer, without an arrow.
+    """
     labels = dict(sorted(labels.items()))
-    level = levels(labels, {*arrows, *dashed})
+    level = levels(labels, {*arrows, *dashed, *higher})
     drawn = sorted(without_detours(arrows) | set(dashed))
     rows = [[node for node in sorted(labels) if level[node] == i] for i in range(max(level.values()) + 1)]
     size = {node: (BOX + LETTER * max(map(len, lines)), 12 + LINE * len(lines)) for node, lines in labels.items()}
@@ -242,7 +245,8 @@ def house() -> str:
     labels["kernels: formulas"] = ["formulas, written once", *halves(FORMULAS)]
     labels["kernels: reference"] = ["kernels/reference", "the contract, in NumPy"]
     labels["kernels: cpu"], labels["kernels: cuda"] = ["kernels/cpu", "Numba"], ["kernels/cuda", "numba-cuda"]
-    return layered(labels, arrows, chosen, lambda node: BELOW if node.startswith("kernels") else ABOVE)
+    rooms = {("tabular", node) for node in labels if node.startswith("kernels")}  # it imports nothing of theirs
+    return layered(labels, arrows, chosen, lambda node: BELOW if node.startswith("kernels") else ABOVE, rooms)
 
 
 def halves(names):

@@ -56,7 +56,9 @@ def parse(arguments):
         unknown = set(config) - set(runs.kept(options))
         if unknown:
             raise ValueError(f"{options.config} has unknown options: {', '.join(sorted(unknown))}")
-        commands.choices["train"].set_defaults(**config)
+        # as text, which the parser converts and checks as it does what is typed
+        texts = {name: value if isinstance(value, bool) else str(value) for name, value in config.items()}
+        commands.choices["train"].set_defaults(**texts)
         options = parser.parse_args(arguments)
     options.arguments = arguments
     return options

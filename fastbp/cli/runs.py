@@ -74,7 +74,7 @@ def read_config(path: str) -> dict:
     """Read what `write_config` wrote."""
     try:
         return tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
 
 

@@ -19,10 +19,11 @@ from .model import Sequential, load
 from .optimizers import *
 from .plot import plot_history
 from .pytorch import from_torch
-from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
+from .schedules import CosineSchedule, CosLogSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
 __all__ = [
+    "CosLogSchedule",
     "CosineSchedule",
     "EarlyStopping",
     "Function",

@@ -49,9 +49,56 @@ PROBABILITIES = "kernels/cpu/probabilities.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
 LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
+PREPROCESSING = "tabular/preprocessing.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
 BUGS = [
+    # -------------------------------------------------------------------------------------- tables
+    Bug(
+        "statistics are learned from all rows of a table",
+        PREPROCESSING, "values = whole.take(rows)", "values = whole",
+        "tests/test_tabular.py -k training_rows",
+    ),
+    Bug(
+        "a gap is a category of its own",
+        PREPROCESSING, "np.where(values.missing, fill, values.texts())", "values.texts()",
+        "tests/test_tabular.py -k scikit_learn",
+    ),
+    Bug(
+        "a row's own target is in its inputs",
+        PREPROCESSING, ".fit(texts[others], numbers[others])", ".fit(texts, numbers)",
+        "tests/test_tabular.py -k its_own",
+    ),
+    Bug(
+        "named columns are taken by position",
+        PREPROCESSING, "if not self.given or (self.named and found.named):", "if not self.given:",
+        "tests/test_tabular.py -k raw_columns",
+    ),
+    Bug(
+        "the names that pandas gives an array are data",
+        "tabular/reading.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
+        "tests/test_tabular.py -k names_of_columns",
+    ),
+    Bug(
+        "codes that begin with 0 are numbers",
+        "tabular/reading.py", "if whole and len(", "if not whole and len(",
+        "tests/test_tabular.py -k dialects",
+    ),
+    Bug(
+        "predictions lose the rows with a gap",
+        "cli/predict.py", "return objects\n", "return objects[~missing]\n",
+        "tests/test_cli.py -k keeps_its_line",
+    ),
+    Bug(
+        "a confusion matrix lies on its side",
+        "metrics.py", "labels * classes + predicted", "predicted * classes + labels",
+        "tests/test_metrics.py",
+    ),
+    Bug(
+        "ties count for nothing in the ROC AUC",
+        "metrics.py", "last - (counts - 1) / 2", "last - 0 * counts",
+        "tests/test_metrics.py",
+    ),
     # ------------------------------------------------------------------------------------ products
     Bug(
         "the tail of k is lost, as by a loop unrolled by 4",

@@ -581,6 +581,16 @@ def test_losses_of_regression(houses, loss, capsys):
     assert ("valid R²" in capsys.readouterr().out) == (loss == "mse")
 
 
+@pytest.mark.parametrize("data", ["flowers", "houses"])
+def test_the_preset_of_realmlp(data, request):
+    train(*request.getfixturevalue(data), *SMALL, "--preset", "realmlp", "--epochs", "2")
+    run = fastbp.load(f"runs/{data}-001")
+    assert run.preprocessing.scaling == "robust"
+    assert type(run.model.layers[1]) is (fastbp.SELU if data == "flowers" else fastbp.Mish)
+    kept = runs.read_config(f"runs/{data}-001/config.toml")
+    assert (kept["batch_size"], kept["hidden"], kept["schedule"]) == (256, "8", "coslog")  # what is given is as given
+
+
 def test_parts_have_the_arguments_that_are_given():
     made = components.made("sgd:momentum=0.9,nesterov=true", components.OPTIMIZERS, lr=0.5)
     assert (type(made), made.config()["momentum"], made.config()["nesterov"], made.lr) == (fastbp.SGD, 0.9, True, 0.5)

@@ -472,6 +472,7 @@ def test_what_decides_the_kernel_is_fixed():
 SCHEDULES = [
     fastbp.CosineSchedule(0.1, 10, 0.01),
     fastbp.OneCycleSchedule(0.1, 10),
+    fastbp.CosLogSchedule(0.1, 10, cycles=3),
     fastbp.StepSchedule(0.1, 4, 0.5),
     fastbp.WarmupSchedule(0.1, 5),
     fastbp.WarmupSchedule(fastbp.CosineSchedule(0.1, 10), 5),
@@ -490,6 +491,10 @@ def test_schedules():
     rates = [cycle(i) for i in range(20)]
     assert np.argmax(rates) == 5
     np.testing.assert_allclose(rates[12], 4e-6 + (1 - 4e-6) * (1 + np.cos(np.pi * 7 / 14)) / 2)
+    cycles = fastbp.CosLogSchedule(0.2, 150)
+    ends = [round(150 * (2**k - 1) / 15) for k in range(5)]
+    np.testing.assert_allclose([cycles(i) for i in [*ends, 200]], 0, atol=1e-12)
+    np.testing.assert_allclose(max(cycles(i) for i in range(70, 150)), 0.2, rtol=1e-3)
     assert [fastbp.OneCycleSchedule(1.0, 1)(i) for i in range(2)] == [4e-6, 4e-6]
     assert all(0 <= fastbp.OneCycleSchedule(1.0, 3, rise=0.3)(i) <= 1 for i in range(5))
 

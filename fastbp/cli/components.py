@@ -14,20 +14,20 @@ from typing import Any
 
 from .. import layers, losses, optimizers, schedules
 
-NOT_TO_CHOOSE = {"parameters", "device", "lr", "max_lr", "features", "class_weight"}
+NOT_TO_CHOOSE = {"parameters", "device", "lr", "max_lr", "features", "class_weight", "dtype"}
 ACTIVATIONS = {
     "identity": layers.Identity, "relu": layers.ReLU, "leaky-relu": layers.LeakyReLU, "elu": layers.ELU,
     "selu": layers.SELU, "gelu": layers.GELU, "silu": layers.SiLU, "mish": layers.Mish, "softplus": layers.Softplus,
     "tanh": layers.Tanh, "sigmoid": layers.Sigmoid,
 }  # fmt: skip
-NORMS = {"none": None, "layer": layers.LayerNorm, "batch": layers.BatchNorm1d}
+NORMS: dict[str, Any] = {"none": None, "layer": layers.LayerNorm, "batch": layers.BatchNorm1d}
 OPTIMIZERS = {
     "adam": optimizers.Adam, "adamw": optimizers.AdamW, "sgd": optimizers.SGD, "momentum": optimizers.Momentum,
     "rmsprop": optimizers.RMSProp, "lion": optimizers.Lion,
 }  # fmt: skip
 SCHEDULES = {
     "constant": None, "cosine": schedules.CosineSchedule, "one-cycle": schedules.OneCycleSchedule,
-    "step": schedules.StepSchedule,
+    "step": schedules.StepSchedule, "coslog": schedules.CosLogSchedule,
 }  # fmt: skip
 LOSSES = {
     "classification": {"cross-entropy": losses.CrossEntropyLoss},
@@ -36,6 +36,35 @@ LOSSES = {
     },
 }  # fmt: skip
 ALL_LOSSES = {name: made for of_task in LOSSES.values() for name, made in of_task.items()}
+
+# What options are where they are not given: "any" before the target is known, then by its kind. "realmlp" is the simple
+# form of RealMLP (Holzmüller et al., 2024). Theirs scales weights by 1/√in in the network, ours at the start, so that
+# its rate is divided by √256 here.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {
+        "any": {
+            "hidden": "256", "init": "default", "optimizer": "adam", "schedule": "constant", "epochs": 200,
+            "batch_size": 32, "patience": 20, "scaling": "standard", "activation": "relu", "lr": 1e-3,
+        },
+        "classification": {"loss": "cross-entropy"},
+        "regression": {"loss": "mse"},
+    },
+    "realmlp": {
+        "any": {
+            "hidden": "256,256,256", "init": "lecun_normal", "optimizer": "adam:betas=[0.9,0.95]", "schedule": "coslog",
+            "epochs": 256, "batch_size": 256, "patience": 256, "scaling": "robust",
+        },
+        "classification": {"activation": "selu", "lr": 2.5e-3, "loss": "cross-entropy:label_smoothing=0.1"},
+        "regression": {"activation": "mish", "lr": 4.4e-3, "loss": "mse"},
+    },
+}  # fmt: skip
+
+
+def fill(options: argparse.Namespace, kind: str) -> None:
+    """Set the options that were not given to what the preset has for this kind of target, or for any."""
+    for name, value in PRESETS[options.preset][kind].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def arguments_of(made: Any) -> dict[str, inspect.Parameter]:
@@ -91,10 +120,10 @@ def made(text: str, known: dict[str, Any], *first: Any, **more: Any) -> Any:
     return None if known[name] is None else known[name](*first, **(more | given))
 
 
-def help_of(known: dict[str, Any], does: str) -> str:
+def help_of(known: dict[str, Any], does: str, default: str) -> str:
     """The names with their arguments, for the help of an option."""
     names = [name + f" ({', '.join(arguments_of(one))})" * bool(arguments_of(one)) for name, one in known.items()]
-    return f"{does}: {', '.join(names)} (%(default)s)"
+    return f"{does}: {', '.join(names)} ({default})"
 
 
 def learning_rate(options: Any, steps: int) -> Any:
@@ -115,11 +144,12 @@ def network(options: Any, inputs: int, outputs: int, widths: list[int]) -> list[
     for width in widths:
         block: list[Any] = [
             layers.Linear(inputs, width, **linear),
-            made(options.norm, NORMS, width),
+            made(options.norm or "none", NORMS, width),
             made(options.activation, ACTIVATIONS),
             layers.Dropout(options.dropout) if options.dropout else None,
         ]
         block = [layer for layer in block if layer is not None]
         parts += [layers.Residual(*block)] if options.residual and inputs == width else block
         inputs = width
-    return [*parts, layers.Linear(inputs, outputs, **linear)]
+    last = linear | ({"init": "zeros"} if options.preset == "realmlp" else {})
+    return [*parts, layers.Linear(inputs, outputs, **last)]

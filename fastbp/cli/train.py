@@ -20,67 +20,81 @@ def add_options(parser):
     parser.add_argument("--config", metavar="FILE", help="take options from the config.toml of a run")
     parser.add_argument("--start", metavar="MODEL", help="go on from a run or model: its layers, weights and split")
     add_reading(parser)
-    parser.add_argument("--target", metavar="COLUMN", help="what to predict, by name or index (default: the last)")
-    parser.add_argument(
-        "--task",
-        choices=("auto", *components.LOSSES),
-        default="auto",
-        help="kind of target (%(default)s: text and few whole numbers are classes)",
-    )
-    parser.add_argument("--drop", metavar="COLUMNS", default="", help="columns to leave out, separated by commas")
-    parser.add_argument("--keep", metavar="COLUMNS", default="", help="columns that are no identifiers")
-    parser.add_argument("--category", metavar="COLUMNS", default="", help="columns of numbers that are categories")
-    parser.add_argument(
-        "--drop-missing", action="store_true", help="leave out rows with missing values, instead of filling them"
-    )
-    parser.add_argument(
-        "--one-hot", type=positive, default=40, metavar="N",
-        help="categories of a column that get an input each; of more, the target's mean stands for them (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--split", default="60/20/20", help="shares for training, early stopping and test (%(default)s)"
-    )
-    parser.add_argument("--hidden", default="256", help="widths of the hidden layers, or: none (%(default)s)")
-    for option, known, default, does in (
-        ("--activation", components.ACTIVATIONS, "relu", "after each hidden layer, as elu:alpha=0.5"),
-        ("--norm", components.NORMS, "none", "before each activation"),
-        ("--optimizer", components.OPTIMIZERS, "adam", "as sgd:momentum=0.9,nesterov=true"),
-        ("--schedule", components.SCHEDULES, "constant", "of the learning rate, in updates, as cosine:final_lr=1e-5"),
-        ("--loss", components.ALL_LOSSES, None, "by default cross-entropy or mse"),
-    ):
-        parser.add_argument(
-            option, type=components.component(known), default=default, metavar="NAME[:KEY=VALUE,…]",
-            help=components.help_of(known, does),
-        )  # fmt: skip
-    parser.add_argument("--dropout", type=float, default=0.0, metavar="P", help="after each activation (%(default)s)")
-    parser.add_argument("--residual", action="store_true", help="add its input to a hidden layer of the same width")
-    parser.add_argument("--init", choices=initializers.INITIALIZERS, default="default", help="of weights (%(default)s)")
-    parser.add_argument("--no-bias", action="store_true", help="layers without biases")
-    parser.add_argument("--epochs", type=positive, default=200, help="at most (%(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="rows a step (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate, of a schedule the highest (%(default)s)")
-    parser.add_argument(
-        "--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)"
-    )
-    parser.add_argument(
-        "--class-weight",
-        metavar="WEIGHTS",
-        help="of classes in the loss: balanced (so that each counts as much), or as in no=1,yes=5",
-    )
-    parser.add_argument(
-        "--patience", type=positive, default=20, help="epochs without improvement before an early stop (%(default)s)"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="of all computation (%(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the first weights and the shuffling (%(default)s)"
-    )
+    _add_table(parser.add_argument_group("table"))
+    _add_training(parser.add_argument_group("network and training; what is not given is as the preset has it"))
     add_machine(parser)
     parser.add_argument("--run-dir", metavar="DIR", default="runs", help="where the numbered folders are (%(default)s)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("-q", "--quiet", action="store_true", help="print only the folder of the run")
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def _add_table(group):
+    group.add_argument("--target", metavar="COLUMN", help="what to predict, by name or index (default: the last)")
+    group.add_argument(
+        "--task",
+        choices=("auto", *components.LOSSES),
+        default="auto",
+        help="kind of target (%(default)s: text and few whole numbers are classes)",
+    )
+    group.add_argument("--drop", metavar="COLUMNS", default="", help="columns to leave out, separated by commas")
+    group.add_argument("--keep", metavar="COLUMNS", default="", help="columns that are no identifiers")
+    group.add_argument("--category", metavar="COLUMNS", default="", help="columns of numbers that are categories")
+    group.add_argument(
+        "--drop-missing", action="store_true", help="leave out rows with missing values, instead of filling them"
+    )
+    group.add_argument(
+        "--one-hot", type=positive, default=40, metavar="N",
+        help="categories of a column that get an input each; of more, the target's mean stands for them (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scaling", choices=("standard", "robust"), help="of numbers: by deviation, or by quartiles and clipped"
+    )
+    group.add_argument("--split", default="60/20/20", help="shares for training, early stopping and test (%(default)s)")
+
+
+def _add_training(group):
+    plain = {"norm": "none", "loss": "by the task"} | components.PRESETS["plain"]["any"]
+    group.add_argument(
+        "--preset",
+        choices=components.PRESETS,
+        default="plain",
+        help="%(default)s, or the simple form of RealMLP, which is slower and often better (%(default)s)",
+    )
+    group.add_argument("--hidden", help=f"widths of the hidden layers, or: none ({plain['hidden']})")
+    for option, known, does in (
+        ("--activation", components.ACTIVATIONS, "after each hidden layer, as elu:alpha=0.5"),
+        ("--norm", components.NORMS, "before each activation"),
+        ("--optimizer", components.OPTIMIZERS, "as sgd:momentum=0.9,nesterov=true"),
+        ("--schedule", components.SCHEDULES, "of the learning rate, in updates, as cosine:final_lr=1e-5"),
+        ("--loss", components.ALL_LOSSES, "what is minimised, as huber:delta=0.5"),
+    ):
+        group.add_argument(
+            option, type=components.component(known), metavar="NAME[:KEY=VALUE,…]", default=None,
+            help=components.help_of(known, does, plain[option[2:]]),
+        )  # fmt: skip
+    group.add_argument("--dropout", type=float, default=0.0, metavar="P", help="after each activation (%(default)s)")
+    group.add_argument("--residual", action="store_true", help="add its input to a hidden layer of the same width")
+    group.add_argument("--init", choices=initializers.INITIALIZERS, help=f"of weights ({plain['init']})")
+    group.add_argument("--no-bias", action="store_true", help="layers without biases")
+    group.add_argument("--epochs", type=positive, help=f"at most ({plain['epochs']})")
+    group.add_argument("--batch-size", type=positive, help=f"rows a step ({plain['batch_size']})")
+    group.add_argument("--lr", type=float, help=f"learning rate, of a schedule the highest ({plain['lr']:g})")
+    group.add_argument("--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)")
+    group.add_argument(
+        "--class-weight",
+        metavar="WEIGHTS",
+        help="of classes in the loss: balanced (so that each counts as much), or as in no=1,yes=5",
+    )
+    group.add_argument(
+        "--patience", type=positive, help=f"epochs without improvement before an early stop ({plain['patience']})"
+    )
+    group.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of all computation (%(default)s)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the split, the first weights and the shuffling (%(default)s)"
+    )
 
 
 def run(options):
@@ -146,6 +160,7 @@ class _Job:
                 "fastbp train digits"
             )
         self.options, self.folder = options, None
+        components.fill(options, "any")
         table = read_table(options)
         if options.start:
             predictor = runs.load(options.start, options.device, options.precision)
@@ -154,6 +169,7 @@ class _Job:
         else:
             self._begin(table)
         self.target = self.learned.target
+        components.fill(options, self.target.task)
         x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
         self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
         self.loss = self._loss()
@@ -193,11 +209,13 @@ class _Job:
             one_hot=options.one_hot,
             categories=[table.find(name) for name in names_in(options.category)],
             keep=[table.find(name) for name in names_in(options.keep)],
+            scaling=options.scaling,
         )
         self.learned = tabular.learn(
             self._rows(table), target, settings, task=options.task, fractions=fractions, seed=options.seed
         )
         preprocessing = self.learned.preprocessing
+        components.fill(options, self.learned.target.task)
         self.network = model.Sequential(
             *components.network(options, preprocessing.width, self.learned.target.outputs, _widths(options.hidden)),
             dtype=options.dtype,
@@ -216,7 +234,7 @@ class _Job:
     def _loss(self):
         options, task = self.options, self.target.task
         known = components.LOSSES[task]
-        name = options.loss or next(iter(known))
+        name = options.loss
         if components.parsed(name, components.ALL_LOSSES)[0] not in known:
             raise ValueError(f"--loss {name}: of {task} there are {', '.join(known)}; or choose another --task")
         if not options.class_weight:
@@ -282,7 +300,9 @@ def _announce(screen, job):
         "split", f"train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
     )
     both = "numbers" if target.classes is not None else "numbers and target"
-    screen.item("scale", f"{both} standardised: mean and deviation of the training part")
+    how = "mean and deviation" if learned.preprocessing.scaling == "standard" else "median and quartiles"
+    clipped = ", then clipped" * (learned.preprocessing.scaling == "robust")
+    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}")
     screen.item("model", " · ".join(_layer(layer) for layer in network.layers))
     count = network.flat_parameters.size
     size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"

@@ -393,7 +393,7 @@ def test_a_real_table_trains_and_says_what_was_done(mixed, capsys):
     for told in (
         "199 rows · target 'price' (regression; if not: --task classification)",
         "columns: 1 number · 1 category · 1 boolean · 1 date → 11 inputs",
-        "1 rows without target left out",
+        "1 row without target left out",
         "filled with the median, and marked by an input: area (",
         "filled with the most frequent, and marked by an input: city (",
         "left out id (identifier); to have an identifier in: --keep",
@@ -628,6 +628,11 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     assert max(map(len, lines)) <= width
     headers = [line for line in lines if line.strip().startswith("epoch ")]
     assert all(("samples/s" in line) == (width == 80) for line in headers)
+
+
+def test_a_closed_output_takes_what_comes(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["info", "--device", "reference"]) == 0
 
 
 def test_words_are_wrapped_whole():

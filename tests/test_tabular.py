@@ -575,7 +575,7 @@ def test_classes_of_a_run(tmp_path, houses):
     assert predictor.classes == ["no", "yes"]
     np.testing.assert_array_equal(predictor.predict(houses), np.array(["no", "yes"])[probability.argmax(axis=1)])
     np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-5)
-    with pytest.warns(UserWarning, match="'city' has unknown categories in 1 rows, as 'Bonn'"):
+    with pytest.warns(UserWarning, match="'city' has unknown categories in 1 row, as 'Bonn'"):
         predictor.predict({"area": [100.0], "city": ["Bonn"]})
 
 

@@ -50,7 +50,7 @@ def run(options):
         print(json.dumps({"rows": len(y), "metrics": runs.defined(metrics)}, ensure_ascii=False, allow_nan=False))
         return
     without = f", {len(whole) - len(y)} left out: no target, or a gap" * (len(y) < len(whole))
-    screen.line(f"{terminal.number(len(y))} rows of {options.data}{without} · target {target.name!r}")
+    screen.line(f"{terminal.rows(len(y))} of {options.data}{without} · target {target.name!r}")
     if last == "test":
         screen.line("the model was trained on these rows but for those of the test part; the split is that of training")
     elif _same_file(options.data, network.metadata["data"]):
@@ -63,11 +63,7 @@ def run(options):
     for line in scores.lines(target, metrics, screen.width):
         screen.line(line)
     screen.line()
-    of = (
-        f"test part, {terminal.number(len(parts[last]))} rows not trained on"
-        if last == "test"
-        else f"all rows of {last}"
-    )
+    of = f"test part, {terminal.rows(len(parts[last]))} not trained on" if last == "test" else f"all rows of {last}"
     if target.classes is not None:
         described = results[last].confusion_lines(screen.width, of)
     else:

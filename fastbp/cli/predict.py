@@ -58,7 +58,7 @@ def run(options):
         return
     with _replacing(options.output) as path:
         _write(path, columns, options.output)
-    left = f", none for {int(gaps.sum())} rows with a missing feature" if gaps.any() else ""
+    left = f", none for {terminal.rows(int(gaps.sum()))} with a missing feature" if gaps.any() else ""
     print(
         f"saved {terminal.number(len(table) - int(gaps.sum()))} predictions of {target.name!r}{left}: {options.output}"
     )

@@ -138,9 +138,9 @@ def data_lines(options, learned, incomplete):
     if by_target:
         yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
     if learned.dropped:
-        yield "missing", f"{terminal.number(learned.dropped)} rows without target left out"
+        yield "missing", f"{terminal.rows(learned.dropped)} without target left out"
     if incomplete:
-        yield "missing", f"{terminal.number(incomplete)} rows with a missing value left out (--drop-missing)"
+        yield "missing", f"{terminal.rows(incomplete)} with a missing value left out (--drop-missing)"
     categories = {column.name for column in preprocessing.columns if column.kind == "category"}
     for how, of in (
         ("filled with the median", {n: c for n, c in preprocessing.gaps.items() if n not in categories}),

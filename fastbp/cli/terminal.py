@@ -21,13 +21,16 @@ MOST_ROWS = 30  # epochs shown; of more, one row in a window of equal length: th
 
 
 def plain_where_needed():
-    """Let streams that cannot show a character, as those in ASCII, show a plain one instead of failing."""
+    """Let streams that lack a character, as those in ASCII, show a plain one, and closed ones take what comes."""
 
     def replaced(error):
         text = error.object[error.start : error.end]
         plain = "".join(PLAIN.get(character, "?") for character in text)
         return plain, error.end
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
     codecs.register_error("fastbp-plain", replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -148,6 +151,11 @@ def screen(quiet=False, as_json=False):
 def number(value: int) -> str:
     """A whole number with its thousands apart."""
     return f"{value:,}".replace(",", " ")
+
+
+def rows(count: int) -> str:
+    """So many rows."""
+    return f"{number(count)} row{'' if count == 1 else 's'}"
 
 
 class EpochRows:

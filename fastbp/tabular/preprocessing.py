@@ -257,6 +257,8 @@ def _identifies(name, values):
     if len(values) < FEW_ROWS or len(present) < len(values):
         return False
     if values.kind == "number":
+        if float(present.max()) - float(present.min()) < len(present) - 1:  # so they repeat
+            return False
         if not np.array_equal(present, np.rint(present)) or len(np.unique(present)) < len(present):
             return False
         in_order = present[0] in (0, 1) and bool((np.diff(present.astype(np.float64)) == 1).all())
@@ -526,7 +528,9 @@ class Preprocessing:
             if unknown:
                 codes = _codes(values, one.categories, one.fill)
                 example = values.texts()[np.flatnonzero(codes < 0)[0]]
-                remarks.append(f"column {one.name!r} has unknown categories in {unknown} rows, as {example!r}")
+                remarks.append(
+                    f"column {one.name!r} has unknown categories in {unknown} row{'s' * (unknown > 1)}, as {example!r}"
+                )
             first += one.width
         return out, remarks
 

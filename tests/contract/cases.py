@@ -620,6 +620,12 @@ def softmax_calls():
 
         softmax_call(f"{columns}_not_finite", not_finite)
 
+    for columns in (3, 11):  # the first of a row is not its largest, by more than an exponential can hold
+        softmax_call(
+            f"{columns}_far_above_the_first",
+            lambda rng, dtype, columns=columns: (2000 * np.arange(19 * columns).reshape(19, columns) - 3).astype(dtype),
+        )
+
 
 softmax_calls()
 

@@ -45,6 +45,8 @@ classes = model.predict_proba(X).argmax(axis=1)
 model.summary()
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "model.npz")
+    model.to_onnx(Path(folder) / "model.onnx")
+    model.to_c(Path(folder) / "model.h", name="network")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)

@@ -1345,8 +1345,8 @@ class Network(NamedTuple):
         return f"{'_'.join(map(str, self.widths))}-{'_'.join(self.activations)}{flags}"
 
     def suited(self, loss):
-        """This network, its outputs in [0, 1] where the loss takes probabilities."""
-        if loss not in PROBABILITY_LOSSES:
+        """This network, its outputs in [0, 1] where the loss takes probabilities, or their exponential."""
+        if loss not in PROBABILITY_LOSSES | COUNT_LOSSES:
             return self
         return self._replace(activations=(*self.activations[:-1], "sigmoid"))
 

@@ -378,6 +378,21 @@ BUGS = [
         "tests/test_exports.py -k 'onnx_runtime'",
     ),
     Bug(
+        "the one output of two classes is the first less the second",
+        "estimators.py", "(np.diff(array) for array in", "(-np.diff(array) for array in",
+        "tests/test_estimators.py -k 'trained_here'",
+    ),
+    Bug(
+        "the same normalisation may come twice in a module of PyTorch",
+        "pytorch.py", '("Linear", "LayerNorm", "BatchNorm1d")', '("Linear",)',
+        "tests/test_pytorch.py",
+    ),
+    Bug(
+        "a Softplus is converted whatever its threshold",
+        "pytorch.py", '{"Softplus": {"threshold": 20}}', "{}",
+        "tests/test_pytorch.py",
+    ),
+    Bug(
         "the weight penalty of Adam goes past the average of the squares",
         UPDATES, "fma(v, b2, g * g * rest2)", "fma(v, b2, (g - w * l2) * (g - w * l2) * rest2)",
         f"{CONTRACT} -k 'cpu and optimizer_step'",

@@ -1,0 +1,128 @@
+"""`MLPRegressor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils import column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import validate_data
+
+from .. import checks, losses
+from ..checks import Array
+from .arguments import store, trains_by_batches
+from .base import Perceptron
+from .losses import poisson_loss
+
+
+class MLPRegressor(RegressorMixin, Perceptron):
+    """A multilayer perceptron that predicts numbers, trained on half the squared error or on the Poisson deviance.
+
+    Parameters, attributes and what differs from ``sklearn.neural_network`` are those of `MLPClassifier`, without
+    ``class_weight`` and ``classes_``. ``y`` may have several columns; the validation score is R².
+
+    Parameters
+    ----------
+    loss : "squared_error" or "poisson"
+        ``"poisson"`` predicts ``exp`` of the outputs, for targets that are not negative.
+    """
+
+    _metric = staticmethod(r2_score)
+
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        dtype: DTypeLike = None,
+        device: str = "cpu",
+        precision: str = "ieee",
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        store(self, locals())
+
+    @available_if(trains_by_batches)
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train for one epoch, the first of all or one more.
+
+        Parameters
+        ----------
+        X : array or sparse matrix (n, features)
+        y : array (n,) or (n, outputs)
+        sample_weight : array (n,), optional
+
+        Returns
+        -------
+        self
+        """
+        return self._train(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Predictions, (n,), or (n, outputs) for several outputs."""
+        return self._from_outputs(self._checked_outputs(X))
+
+    def _from_outputs(self, outputs):
+        if self.out_activation_ == "exp":
+            with np.errstate(over="ignore"):
+                outputs = np.exp(outputs)
+        return outputs.ravel() if outputs.shape[1] == 1 else outputs
+
+    def _checked_pair(self, X, y, reset, incremental):
+        """X and targets as arrays, one column of them as a vector."""
+        checks.choice("loss", self.loss, ("squared_error", "poisson"))
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", multi_output=True, y_numeric=True, dtype=(np.float64, np.float32),
+            reset=reset,
+        )  # fmt: skip
+        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        if self.loss == "poisson" and y.min() < 0:
+            raise ValueError(f'y must not be negative for loss="poisson", got {y.min()}')
+        return X, y
+
+    def _output(self, y):
+        return 1 if y.ndim == 1 else y.shape[1], "exp" if self.loss == "poisson" else "identity"
+
+    def _loss_and_share(self):
+        if self.out_activation_ == "exp":
+            return poisson_loss, 1.0
+        return losses.HalfSquaredErrorLoss(), 1 / self.n_outputs_
+
+    def _target(self, y):
+        return y.reshape(len(y), -1).astype(self.model_.dtype)
+
+    @staticmethod
+    def _strata(y):
+        return None
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -322,8 +322,49 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and loss_forward_backward and huber'",
     ),
     Bug(
+        "a Poisson loss of a count of 0 takes its logarithm",
+        "kernels/losses.py", "select(counted, y, 1.0)", "y",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward and poisson-not_finite'",
+    ),
+    Bug(
+        "the large exponentials are those of half the number",
+        ELEMENTARY, "select(large, e * e, e)", "e",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward and poisson'",
+    ),
+    Bug(
+        "the weight of the positive class is missing in the slope",
+        "kernels/losses.py", "(e + 1.0)) - y * weight", "(e + 1.0)) - y",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward and binary_cross_entropy_with_logits'",
+    ),
+    Bug(
+        "a quantile and its complement are exchanged",
+        "kernels/losses.py", "select(error > 0.0, 1.0 - q, select(error < 0.0, -q, error))",
+        "select(error > 0.0, q, select(error < 0.0, q - 1.0, error))",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward and quantile'",
+    ),
+    Bug(
+        "rows without a label have the gradient of their logits, few classes",
+        LOSSES, "            if target[i + r] < 0:", "            if target[i + r] < -1:",
+        f"{CONTRACT} -k 'cpu and rows_without'",
+    ),
+    Bug(
+        "ignored rows count in the mean",
+        "losses.py", "weight = (target >= 0).astype(np.float64)", "weight = np.ones(len(target))",
+        "tests/test_losses_optimizers.py -k 'ignored_rows'",
+    ),
+    Bug(
+        "amsgrad keeps the last average of squares, not the largest",
+        UPDATES, "select(v <= top, top, v)", "v",
+        f"{CONTRACT} -k 'cpu and optimizer_step and amsgrad'",
+    ),
+    Bug(
+        "the third state of an optimizer lies where the second does",
+        NETWORK, "record[STATE_3] + at_parameter", "record[STATE_2] + at_parameter",
+        f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
         "the weight penalty of Adam goes past the average of the squares",
-        UPDATES, "v = fma(v, b2, g * g * rest2)", "v = fma(v, b2, (g - w * l2) * (g - w * l2) * rest2)",
+        UPDATES, "fma(v, b2, g * g * rest2)", "fma(v, b2, (g - w * l2) * (g - w * l2) * rest2)",
         f"{CONTRACT} -k 'cpu and optimizer_step'",
     ),
     Bug(

@@ -34,7 +34,7 @@ total = float(layer.grad_weight.sum())
 block = fastbp.Residual(fastbp.LayerNorm(8), fastbp.Linear(8, 8), fastbp.ReLU(), fastbp.Dropout(0.1))
 model = fastbp.Sequential(fastbp.Linear(4, 8), block, fastbp.Linear(8, 3), seed=0)
 variances = fastbp.BatchNorm1d(4, momentum=0.2).forward(X).var(axis=0)
-cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1])
+cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1], ignore_index=-100)
 stopping = fastbp.EarlyStopping(patience=1)
 history: fastbp.History = model.fit(
     X, labels, loss=cross_entropy, optimizer=fastbp.Adam(lr=fastbp.CosineSchedule(1e-2, steps=8)), epochs=2,
@@ -65,11 +65,13 @@ def squared(prediction: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> t
 
 
 # Losses and optimizers
-optimizers = [fastbp.Momentum(lr=0.01, beta=0.9), fastbp.RMSProp(lr=lambda step: 0.01 / (1 + step), clip_norm=1.0)]
+momentum = fastbp.Momentum(lr=0.01, beta=0.9)
+optimizers = [fastbp.Adam(amsgrad=True), fastbp.RMSProp(lr=lambda step: 0.01 / (1 + step), clip_norm=1.0)]
 optimizers += [fastbp.SGD(lr=fastbp.OneCycleSchedule(0.1, steps=8)), fastbp.Lion(lr=1e-3, betas=(0.9, 0.99))]
 several = [fastbp.Sequential(fastbp.Linear(4, 1), seed=seed) for seed in range(4)]
-fits = fastbp.fit_many(several, X, y, loss=fastbp.BCEWithLogitsLoss(), optimizer=optimizers, epochs=2)
+fits = fastbp.fit_many(several, X, y, loss=fastbp.BCEWithLogitsLoss(pos_weight=2.0), optimizer=optimizers, epochs=2)
 losses = [fastbp.HalfSquaredErrorLoss(), fastbp.MSELoss(), fastbp.L1Loss(), fastbp.HuberLoss(delta=0.5)]
+losses += [fastbp.PoissonLoss(), fastbp.QuantileLoss(q=0.9)]
 for one in (*losses, squared):
     several[0].fit(X, y, loss=one, optimizer=optimizers[0], epochs=1, verbose=False)
 probability = several[1].predict_proba(X)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from functools import partial
 
-from .. import checks, layers
+from .. import checks, layers, losses
 
 ACTIVATIONS = {
     "identity": layers.Identity,
@@ -18,7 +19,36 @@ ACTIVATIONS = {
     "gelu": layers.GELU,
     "silu": layers.SiLU,
     "softplus": layers.Softplus,
+    "mish": layers.Mish,
 }
+NORMALIZATIONS = {"batch": layers.BatchNorm1d, "layer": layers.LayerNorm}
+LOSSES = {
+    "squared_error": losses.HalfSquaredErrorLoss,
+    "poisson": losses.PoissonLoss,
+    "absolute_error": losses.L1Loss,
+    "huber": losses.HuberLoss,
+    "quantile": losses.QuantileLoss,
+}
+
+
+def _none_or(check):
+    """The check of an argument that may be None as well."""
+
+    def checked(argument, value):
+        if value is not None:
+            check(argument, value)
+
+    return checked
+
+
+def _policy(argument, value):
+    if not callable(value):
+        checks.choice(argument, value, ("constant", "invscaling", "adaptive"))
+
+
+def _regression_loss(argument, value):
+    if not isinstance(value, tuple(LOSSES.values())):
+        checks.choice(argument, value, LOSSES)
 
 
 def _auto_or_integer(argument, value):
@@ -31,11 +61,6 @@ def _integer_or_infinite(argument, value):
         checks.integer(argument, value, minimum=1)
 
 
-def _dtype_or_none(argument, value):
-    if value is not None:
-        checks.dtype(argument, value)
-
-
 _count = partial(checks.integer, minimum=1)
 _below_1 = partial(checks.real, below=1.0)
 CHECKS = {
@@ -43,7 +68,7 @@ CHECKS = {
     "solver": partial(checks.choice, allowed=("lbfgs", "sgd", "adam")),
     "alpha": checks.real,
     "batch_size": _auto_or_integer,
-    "learning_rate": partial(checks.choice, allowed=("constant", "invscaling", "adaptive")),
+    "learning_rate": _policy,
     "learning_rate_init": checks.positive,
     "power_t": checks.real,
     "max_iter": _count,
@@ -60,8 +85,27 @@ CHECKS = {
     "n_iter_no_change": _integer_or_infinite,
     "max_fun": _count,
     "dropout": _below_1,
-    "dtype": _dtype_or_none,
+    "normalization": _none_or(partial(checks.choice, allowed=NORMALIZATIONS)),
+    "residual": checks.boolean,
+    "max_grad_norm": _none_or(checks.positive),
+    "dtype": _none_or(checks.dtype),
 }
+REGRESSOR_CHECKS = CHECKS | {
+    "loss": _regression_loss,
+    "output_activation": _none_or(partial(checks.choice, allowed=ACTIVATIONS)),
+}
+
+
+def check(estimator, rules):
+    """Refuse arguments that are not as the rules say; those that were looked at before are known by identity."""
+    state = vars(estimator)
+    values = [state[name] for name in rules]
+    known = state.get("_checked_arguments", ())
+    if len(known) == len(values) and all(map(operator.is_, values, known)):
+        return
+    for (name, rule), value in zip(rules.items(), values, strict=True):
+        rule(name, value)
+    estimator._checked_arguments = values
 
 
 def store(estimator, arguments):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -13,13 +15,17 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .. import checks, layers
+from .. import chains, checks, layers
 from ..checks import Array
 from ..model import Sequential
-from .arguments import ACTIVATIONS, CHECKS
-from .epochs import fit_stochastic
+from .arguments import ACTIVATIONS, CHECKS, NORMALIZATIONS, check
+from .epochs import Epochs
 from .lbfgs import fit_lbfgs
 from .rows import outputs, passes
+
+# The arguments that a network is built by, besides its weights.
+SHAPING = "activation", "normalization", "residual", "dropout", "output_activation", "dtype", "device", "precision"
+OF_A_PROCESS = "_coefs", "_intercepts", "_shown", "_steps", "_checked_arguments"  # views, workspaces: not pickled
 
 
 class Perceptron(BaseEstimator):
@@ -39,6 +45,8 @@ class Perceptron(BaseEstimator):
     n_features_in_: int
     out_activation_: str
     class_weight: dict[Any, float] | str | None = None
+    output_activation: str | None = None
+    _rules = CHECKS
 
     # ------------------------------------------------------------------------------------ training
     def fit(
@@ -70,8 +78,7 @@ class Perceptron(BaseEstimator):
         return self._train(X, y, sample_weight, X_val, y_val)
 
     def _train(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental=False):
-        for name, check in CHECKS.items():
-            check(name, getattr(self, name))
+        check(self, self._rules)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must come together, got one of them")
         if incremental and self.early_stopping:
@@ -80,18 +87,16 @@ class Perceptron(BaseEstimator):
             )
         before = vars(self).copy()
         try:
-            X, y, weight, X_val, y_val, random = self._prepared(X, y, sample_weight, X_val, y_val, incremental)
-            model = self._network()
+            train = self._prepared(X, y, sample_weight, X_val, y_val, incremental)
         except Exception:  # refused: the estimator is as it was
             vars(self).clear()
             vars(self).update(before)
             raise
-        if self.solver == "lbfgs":
-            fit_lbfgs(self, X, y, self._weight(y, weight))
-        else:
-            fit_stochastic(self, X, y, weight, X_val, y_val, random, incremental)
-        self._show()
-        if not model.network.all_finite():
+        train()
+        network = self.model_.network
+        if not network.on_host:
+            self._show()
+        if not network.all_finite():
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
@@ -99,17 +104,19 @@ class Perceptron(BaseEstimator):
         return self
 
     def _prepared(self, X, y, sample_weight, X_val, y_val, incremental):
-        """The checked data and the generator, and a network to train with them."""
+        """What trains, from checked data, and a network to train with them."""
         begin = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         X, y = self._checked_pair(X, y, reset=begin, incremental=incremental)
         weight = None if sample_weight is None else checks.weights("sample_weight", sample_weight, X.shape[0])
-        if X_val is not None:
-            X_val, y_val = self._checked_pair(X_val, y_val, reset=False, incremental=True)
+        validation = None if X_val is None else self._checked_pair(X_val, y_val, reset=False, incremental=True)
         draws = begin or self.early_stopping or (self.shuffle and X.shape[0] > 1)
         random = check_random_state(self.random_state) if draws else None  # making one takes longer than a small step
         if begin:
             self._begin(X, y, random)
-        return X, y, weight, X_val, y_val, random
+        self._network()
+        if self.solver == "lbfgs":
+            return partial(fit_lbfgs, self, X, self._target(y), self._weight(y, weight))
+        return Epochs(self, X, y, weight, validation, random, incremental).run
 
     def _begin(self, X, y, random):
         """The first weights and biases (Glorot & Bengio, 2010), and nothing learned."""
@@ -131,48 +138,73 @@ class Perceptron(BaseEstimator):
         self.validation_scores_ = [] if self.early_stopping else None
         self.best_validation_score_ = -math.inf if self.early_stopping else None
         self.validation_loss_curve_ = None
+        self._forget_training()
+
+    def _forget_training(self):
+        """The next `partial_fit` begins with a new optimizer."""
         vars(self).pop("_optimizer", None)
+        vars(self).pop("_steps", None)
 
     # ------------------------------------------------------------------------------------- network
     def _settings(self):
-        return self.activation, self.dropout, self.device, self.precision, self.dtype and np.dtype(self.dtype)
+        state = vars(self)
+        return [state[name] for name in SHAPING if name in state]
 
     def _build(self, coefs, intercepts, dtype):
         """A network of these weights and biases."""
-        chain = []
-        for weight, bias in zip(coefs, intercepts, strict=True):
-            linear = layers.Linear(*np.shape(weight))
+        *hidden, last = (layers.Linear(*np.shape(weight)) for weight in coefs)
+        for linear, weight, bias in zip((*hidden, last), coefs, intercepts, strict=True):
             linear.weight, linear.bias = weight, bias
-            chain += [linear, ACTIVATIONS[self.activation]()]
+        chain = []
+        for linear in hidden:
+            block = [linear]
+            if self.normalization:
+                block.append(NORMALIZATIONS[self.normalization](linear.out_features))
+            block.append(ACTIVATIONS[self.activation]())
             if self.dropout:
-                chain.append(layers.Dropout(self.dropout))
-        chain = chain[: chain.index(linear) + 1]  # no activation of the last one
+                block.append(layers.Dropout(self.dropout))
+            around = self.residual and linear.in_features == linear.out_features
+            chain += [layers.Residual(*block)] if around else block
+        chain.append(last)
+        if self.output_activation is not None:
+            chain.append(ACTIVATIONS[self.output_activation]())
         self.model_ = Sequential(*chain, dtype=self.dtype or dtype, device=self.device, precision=self.precision)
         self._built = self._settings()
         self._show()
 
+    def _layers(self, kind):
+        return [layer for layer in chains.flattened(self.model_.layers) if isinstance(layer, kind)]
+
     def _show(self):
         """Let ``coefs_`` and ``intercepts_`` be those of the network."""
-        linear = [layer for layer in self.model_.layers if isinstance(layer, layers.Linear)]
+        linear = self._layers(layers.Linear)
         self._coefs, self._intercepts = [layer.weight for layer in linear], [layer.bias for layer in linear]
         self._shown = (*self._coefs, *self._intercepts)
 
+    def _rebuild(self):
+        """A network of ``coefs_`` and ``intercepts_`` as the arguments now say; what normalises stays, if it fits."""
+        before = self._layers(layers.Normalization) if hasattr(self, "model_") else []
+        dtype = self.model_.dtype if hasattr(self, "model_") else np.result_type(np.float32, *self._coefs)
+        self._build([np.array(array) for array in self._coefs], [np.array(a) for a in self._intercepts], dtype)
+        after = self._layers(layers.Normalization)
+        if list(map(repr, before)) == list(map(repr, after)):
+            for old, new in zip(before, after, strict=True):
+                for name in new.shapes:
+                    setattr(new, name, np.array(getattr(old, name)))
+        self._forget_training()
+
     def _network(self):
         """The network with what ``coefs_``, ``intercepts_`` and the arguments are now."""
-        present = (*self._coefs, *self._intercepts)
-        same = len(present) == len(vars(self).get("_shown", ()))
-        if same and self._built == self._settings() and all(map(lambda a, b: a is b, present, self._shown)):
+        present, shown = (*self._coefs, *self._intercepts), vars(self).get("_shown", ())
+        same = len(present) == len(shown) and self._built == self._settings()
+        if same and all(map(operator.is_, present, shown)):
             return self.model_
-        shapes = [np.shape(array) for array in present]
-        if same and self._built == self._settings() and shapes == [np.shape(array) for array in self._shown]:
-            linear = [layer for layer in self.model_.layers if isinstance(layer, layers.Linear)]
-            for layer, weight, bias in zip(linear, self._coefs, self._intercepts, strict=True):
+        if same and list(map(np.shape, present)) == list(map(np.shape, shown)):
+            for layer, weight, bias in zip(self._layers(layers.Linear), self._coefs, self._intercepts, strict=True):
                 layer.weight, layer.bias = weight, bias
             self._show()
         else:
-            dtype = self.model_.dtype if hasattr(self, "model_") else np.result_type(np.float32, *self._coefs)
-            self._build([np.array(array) for array in self._coefs], [np.array(a) for a in self._intercepts], dtype)
-            vars(self).pop("_optimizer", None)
+            self._rebuild()
         return self.model_
 
     def _given(self, name):
@@ -205,8 +237,7 @@ class Perceptron(BaseEstimator):
         if not hasattr(self, "model_"):
             return super().__getstate__()
         self._network()
-        views = ("_coefs", "_intercepts", "_shown")  # of the network, which goes along
-        return {name: value for name, value in super().__getstate__().items() if name not in views}
+        return {name: value for name, value in super().__getstate__().items() if name not in OF_A_PROCESS}
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)

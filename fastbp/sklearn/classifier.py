@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +20,8 @@ from .. import checks, losses
 from ..checks import Array
 from .arguments import store, trains_by_batches
 from .base import Perceptron
-from .losses import multilabel_loss
 from .rows import passes
+from .steps import Objective
 
 
 class MLPClassifier(ClassifierMixin, Perceptron):
@@ -33,7 +33,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         Units of the hidden layers.
     activation : str
         Of the hidden layers: ``"identity"``, ``"logistic"``, ``"tanh"``, ``"relu"``, and besides those of scikit-learn
-        ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"gelu"``, ``"silu"``, ``"softplus"``.
+        ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"gelu"``, ``"silu"``, ``"softplus"``, ``"mish"``.
     solver : "adam", "sgd" or "lbfgs"
         ``"lbfgs"`` is SciPy's, on all rows at once.
     alpha : float
@@ -41,9 +41,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         rows, or by the sum of their weights. It is part of the loss.
     batch_size : int or "auto"
         ``"auto"`` means ``min(200, n)``; a number above n means n.
-    learning_rate : "constant", "invscaling" or "adaptive"
+    learning_rate : "constant", "invscaling", "adaptive", or function
         Of ``"sgd"``: ``learning_rate_init``; that divided by ``(t_ + 1) ** power_t`` after every epoch; or divided by 5
-        whenever training would end, until it is 1e-6.
+        whenever training would end, until it is 1e-6. Of ``"sgd"`` and ``"adam"`` a schedule, such as
+        ``fastbp.CosineSchedule(…)``: a function of the number of updates done, in place of ``learning_rate_init``.
     learning_rate_init, power_t : float
     max_iter : int
         Most epochs.
@@ -72,6 +73,14 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         Most evaluations of the loss by ``"lbfgs"``.
     dropout : float
         Probability of dropping a hidden unit.
+    normalization : "batch", "layer" or None
+        `BatchNorm1d` or `LayerNorm` after every hidden layer, before its activation. ``"batch"`` refuses a batch of one
+        row.
+    residual : bool
+        Hidden layers of equal width add their input to what they give, by `Residual`.
+    max_grad_norm : float or None
+        Largest Euclidean norm of the gradient, penalty and all; of ``"sgd"`` and ``"adam"``. Steps take several calls
+        then.
     class_weight : dict, "balanced" or None
         Weights of the classes; sample weights are multiplied by them. ``"balanced"`` gives all classes the same sum of
         weights.
@@ -125,7 +134,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         solver: str = "adam",
         alpha: float = 0.0001,
         batch_size: int | str = "auto",
-        learning_rate: str = "constant",
+        learning_rate: str | Callable[[int], float] = "constant",
         learning_rate_init: float = 0.001,
         power_t: float = 0.5,
         max_iter: int = 200,
@@ -144,6 +153,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         dropout: float = 0.0,
+        normalization: str | None = None,
+        residual: bool = False,
+        max_grad_norm: float | None = None,
         class_weight: dict[Any, float] | str | None = None,
         dtype: DTypeLike = None,
         device: str = "cpu",
@@ -252,11 +264,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             return len(self.classes_), "softmax"
         return self._label_binarizer.transform(y[:1]).shape[1], "logistic"
 
-    def _loss_and_share(self):
-        """The loss, and what its value is multiplied by."""
+    def _objective(self):
         if self.out_activation_ == "softmax":
-            return losses.CrossEntropyLoss(), 1.0
-        return losses.BCEWithLogitsLoss() if self.n_outputs_ == 1 else multilabel_loss, 1.0
+            return Objective(losses.CrossEntropyLoss(), 1.0, 1.0)
+        return Objective(losses.BCEWithLogitsLoss(), self.n_outputs_, self.n_outputs_)  # of labels the sum
 
     def _target(self, y):
         if self.out_activation_ == "softmax":

@@ -13,17 +13,18 @@ from .. import optimizers
 from .steps import Steps
 
 
-def fit_lbfgs(estimator, X, y, weight):
-    """L-BFGS over all parameters, on all rows at once."""
-    model = estimator.model_
-    steps = Steps(estimator, optimizers.SGD(lr=1.0), X, estimator._target(y), weight)
+def fit_lbfgs(estimator, X, target, weight):
+    """Minimise the loss with its penalty, and keep what the estimator shows of it."""
+    model, objective = estimator.model_, estimator._objective()
+    steps = Steps(model, objective, optimizers.SGD(lr=1.0))
+    steps.give(X, target, weight, estimator.alpha, X.shape[0])
     batch = steps.batch(slice(None))
 
     def value_and_gradient(flat):
         model.flat_parameters = flat
         value = steps.gradients(*batch)
         gradient = model.flat_gradients if math.isfinite(value) else np.full(len(flat), math.nan)
-        return value, gradient.astype(np.float64)
+        return value, gradient.astype(np.float64) * objective.scale
 
     def report(intermediate_result):
         print(f"loss = {intermediate_result.fun:.8f}")

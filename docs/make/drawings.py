@@ -226,7 +226,7 @@ def room(name):
     """The box of a module in the picture of the house."""
     _, first, *rest = [*name.split("."), ""]
     if first != "kernels":
-        return first if first in ("cli", "bench", "autograd", "tabular") else "core"
+        return first if first in ("cli", "bench", "autograd", "sklearn", "tabular") else "core"
     if rest[0] in FORMULAS:
         return "kernels: formulas"
     return "kernels: program" if rest[0] in PROGRAM else f"kernels: {rest[0]}"
@@ -240,6 +240,7 @@ def house() -> str:
     labels["core"] = ["fastbp/: the core", "layers, losses, optimizers,", "model, training, backend"]
     labels["cli"], labels["bench"] = ["fastbp/cli", "the commands"], ["fastbp/bench", "beside others"]
     labels["autograd"] = ["fastbp/autograd", "Variable, Function"]
+    labels["sklearn"] = ["fastbp/sklearn", "scikit-learn's estimators"]
     labels["tabular"] = ["fastbp/tabular", "tables, and the predictor of a run"]
     labels["kernels: program"] = ["a network as a program", *halves(PROGRAM)]
     labels["kernels: formulas"] = ["formulas, written once", *halves(FORMULAS)]

@@ -612,12 +612,31 @@ def test_every_part_of_the_library_can_be_chosen():
     assert named(components.NORMS) == set(layers.Normalization.__subclasses__())
     assert named(components.OPTIMIZERS) == set(optimizers.OPTIMIZERS.values())
     assert named(components.SCHEDULES) | {fastbp.WarmupSchedule} == set(schedules.SCHEDULES.values())
-    # two classes have two outputs here, and values are standardised, which counts and quantiles are not for
-    others = {"BCELoss", "BCEWithLogitsLoss", "PoissonLoss", "QuantileLoss"}
+    others = {"BCELoss", "BCEWithLogitsLoss", "PoissonLoss"}  # two classes have two outputs here, values a mean of 0
     assert {made.__name__ for made in components.ALL_LOSSES.values()} == set(losses.LOSSES) - others
 
 
-# ------------------------------------------------------------------------------------- screens
+# -------------------------------------------------------------------------------------- export
+def test_export(mixed, capsys):
+    runtime = pytest.importorskip("onnxruntime")
+    train(mixed, *SMALL, "--epochs", "2")
+    for output in ("net.onnx", "net.h", "net.npz"):
+        assert main(["export", "runs/mixed-001", output]) == 0
+    predictor, frame = fastbp.load("runs/mixed-001"), pd.read_csv(mixed, parse_dates=["sold"])
+    inputs = predictor.preprocessing.transform(frame, "float32")
+    session = runtime.InferenceSession("net.onnx", providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {"input": inputs})
+    predicted = output[:, 0] * predictor.target.scale + predictor.target.mean
+    np.testing.assert_allclose(predicted, predictor.predict(frame), rtol=1e-4)
+    assert "net_predict" in Path("net.h").read_text()
+    np.testing.assert_array_equal(fastbp.load("net.npz").predict(frame), predictor.predict(frame))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "takes 11 prepared numbers a row: area, area missing, city=Bonn" in out
+    assert f"gives price less {predictor.target.mean:g}" in out
+    assert main(["export", "runs/mixed-001", "net.pt"]) == 2
+
+
+# ------------------------------------------------------------- narrow terminals, pipes and streams
 @pytest.mark.parametrize("width", [60, 80])
 def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))

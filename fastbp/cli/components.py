@@ -32,7 +32,8 @@ SCHEDULES = {
 LOSSES = {
     "classification": {"cross-entropy": losses.CrossEntropyLoss},
     "regression": {
-        "mse": losses.MSELoss, "l1": losses.L1Loss, "huber": losses.HuberLoss, "half": losses.HalfSquaredErrorLoss
+        "mse": losses.MSELoss, "l1": losses.L1Loss, "huber": losses.HuberLoss, "half": losses.HalfSquaredErrorLoss,
+        "quantile": losses.QuantileLoss,
     },
 }  # fmt: skip
 ALL_LOSSES = {name: made for of_task in LOSSES.values() for name, made in of_task.items()}

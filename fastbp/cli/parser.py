@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a network on a table, and keep it in a numbered folder",
     "predict": "predict with a trained model",
     "evaluate": "measure a trained model on a table that has the target",
+    "export": "write the network of a run as ONNX, C or safetensors",
     "info": "show versions, processor features, kernels, threads and cache",
     "warmup": "compile all kernels ahead, so that nothing compiles later",
     "compare": "time this library beside others that are installed",

@@ -27,11 +27,14 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-import fastbp
 from fastbp.cli import figures, main
 from fastbp.cli.machine import commit
 from fastbp.tabular import from_frame, learn
 
+HOW = (
+    f"`python docs/results/compare_tables.py`, beside scikit-learn {sklearn.__version__}: means over seeds of what the test "
+    "part gives, ± standard errors"
+)
 figures.write = lambda folder, history, result: ""  # pictures take longer than some trainings
 PRESETS = "plain", "realmlp"
 NETWORK = {"hidden_layer_sizes": (256,), "batch_size": 32, "early_stopping": True}
@@ -135,17 +138,21 @@ if __name__ == "__main__":
     parser.add_argument("tables", nargs="*", help="beginnings of the names of some tables (default: all)")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("-o", "--output", help="JSON file that gets the results, beside those that it has")
+    parser.add_argument("--machine", default="unnamed", help="its name in the results")
     asked = parser.parse_args()
     output = asked.output and os.path.abspath(asked.output)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         measured = run(asked)
     if output:
-        kept = {"tables": {}}
+        kept = {"how": HOW, "tables": {}}
         if os.path.exists(output):
             with open(output, encoding="utf-8") as file:
                 kept = json.load(file)
-        versions = {"fastbp": commit() or fastbp.__name__, "scikit-learn": sklearn.__version__}
-        kept |= {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions}
+        kept |= {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "commit": commit(),
+            "machine": {"name": asked.machine},
+        }
         kept["tables"] |= measured
         with open(output, "w", encoding="utf-8") as file:
             json.dump(kept, file, indent=1, ensure_ascii=False)

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 
-from .. import backend, callbacks, initializers, layers, model, tabular
+from .. import backend, callbacks, chains, initializers, layers, model, tabular
 from . import components, figures, machine, runs, scores, terminal
 from .options import add_machine, add_reading, names_in, positive, read_table, use_threads
 
@@ -168,7 +168,7 @@ class _Job:
             self.learned = tabular.again(self._rows(table, predictor.preprocessing), self.network.metadata)
         else:
             self._begin(table)
-        self.target = self.learned.target
+        self.table, self.target = self.learned.table, self.learned.target
         components.fill(options, self.target.task)
         x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
         self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
@@ -188,12 +188,11 @@ class _Job:
         return self.network.metadata["split"], self.network.metadata["seed"]
 
     def _rows(self, table, preprocessing=None):
-        """Without rows that have a gap in a feature, where that is asked for."""
+        """Without rows that have a gap in a column of training, where that is asked for."""
         self.incomplete = 0
         if not self.options.drop_missing:
             return table
-        features = [*table.columns] if preprocessing is None else preprocessing.features
-        gaps = table.incomplete(features)
+        gaps = table.incomplete(table.columns if preprocessing is None else preprocessing.given)
         self.incomplete = int(gaps.sum())
         if self.incomplete == len(table):
             raise ValueError(f"{self.options.data} has a missing value in every row: train without --drop-missing")
@@ -247,7 +246,7 @@ class _Job:
 
     def on_fit_begin(self, network, run):
         """Nothing is written before `fit` has found its arguments good."""
-        self.folder = runs.create(self.options.run_dir, self.learned.table.name)
+        self.folder = runs.create(self.options.run_dir, self.table.name)
         runs.write_config(self.folder, runs.kept(self.options))
 
     def train(self, screen):
@@ -339,7 +338,8 @@ def _layer(layer):
 
 def _compile(screen, job):
     """Warm up; name and time the pause when there was one."""
-    activations = {layer.name for layer in job.network.layers if isinstance(layer, layers.Activation)}
+    inner = chains.flattened(job.network.layers)
+    activations = {layer.name for layer in inner if isinstance(layer, layers.Activation)}
     parts = {"activations": activations, "losses": [job.loss.name], "optimizers": [job.optimizer.name]}
     with screen.working("compiling kernels …"):
         seconds = backend.warmup(job.network.dtype, device=job.network.device, **parts)

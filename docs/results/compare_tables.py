@@ -32,8 +32,8 @@ from fastbp.cli.machine import commit
 from fastbp.tabular import from_frame, learn
 
 HOW = (
-    f"`python docs/results/compare_tables.py`, beside scikit-learn {sklearn.__version__}: means over seeds of what the test "
-    "part gives, ± standard errors"
+    f"`python docs/results/compare_tables.py`, beside scikit-learn {sklearn.__version__}: means over seeds of what the "
+    "test part gives, ± standard errors"
 )
 figures.write = lambda folder, history, result: ""  # pictures take longer than some trainings
 PRESETS = "plain", "realmlp"

@@ -22,7 +22,7 @@ name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
-_set_steps, _STEPS_AT = struct.Struct("=12q").pack_into, 8 * network.COEFFICIENTS
+_set_steps, _STEPS_AT = struct.Struct("=13q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
@@ -359,8 +359,9 @@ class _Workspace:
     def point(self, field, array):
         """Set a field to the address of an array that callers pass again and again."""
         if self.pointed.get(field) is not array:
-            self.pointed[field] = array
+            self.pointed[field] = self  # no array: if the next line is not reached, the next call sets the address
             self.fields[field] = 0 if array is None else array.ctypes.data
+            self.pointed[field] = array
 
     def threads_for(self, multiply_adds):
         """Workers for regions of so much work each."""
@@ -495,7 +496,7 @@ def network_train_steps(
     step_loss, step_hits,
 ):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
-    count = len(rows)
+    count = rows.shape[-1]
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
@@ -513,6 +514,7 @@ def network_train_steps(
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
         0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
         id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
+        0 if rows.ndim == 1 else 8 * count,
     )  # fmt: skip
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]

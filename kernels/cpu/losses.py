@@ -7,7 +7,7 @@ cross-entropies are written out.
 """
 
 from ..jit import inline
-from ..losses import SUMMED
+from ..losses import NAN, SUMMED
 from .formulas import FORMULAS
 from .probabilities import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 from .simd import (
@@ -77,6 +77,13 @@ def first_largest(label, logits, largest):
 
 
 @inline
+def no_class(columns, slope):
+    """The gradient of a row whose label is no class."""
+    for j in range(columns):
+        slope[j] = element(slope, NAN)
+
+
+@inline
 def cross_entropy_of_rows(
     rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
 ):
@@ -84,6 +91,10 @@ def cross_entropy_of_rows(
     width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
+        if label < 0 or label >= columns:
+            no_class(columns, slope)
+            row_loss[i], row_hit[i], scratch[i] = NAN, 0, 1.0
+            continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
         hit = of_label == 0.0 and first_largest(label, logits, shift)
@@ -119,6 +130,7 @@ def cross_entropy_of_few_classes(
         rows_into_lanes(count, columns, prediction + i * ldp, ldp, scratch)
         label = load_converted_first(zeros(grad, 1, 1), target + i, count)
         weight = load_converted_first(label, row_weight + i, count)
+        weight = select(label < 0.0, NAN, select(label < columns, weight, NAN))  # of a label that is no class
         largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
         for c in range(columns):
             z = load(label, scratch + c * width, 0, None)
@@ -134,7 +146,7 @@ def cross_entropy_of_few_classes(
             store(e, scratch + c * width, 0, None)
             total += e
         value = log_of_normal(total) - (of_label - largest) * (1.0 - smoothing) - of_all * each
-        store(value, row_loss + i, 0, count)
+        store(select(weight == weight, value, NAN), row_loss + i, 0, count)
         share = weight / total
         for c in range(columns):
             e = load(label, scratch + c * width, 0, None) * share - weight * each

@@ -48,17 +48,20 @@ def loss_of_elements(name, dtype):
 def cross_entropy(dtype):
     """Softmax cross-entropy of integer labels."""
     logarithm, exponentials_of_row, number = formulas(dtype)["log_of_normal"], exponentials(dtype), dtype.type
-    zero, one, lowest = number(0), number(1), number(-np.inf)
+    zero, one, lowest, nan = number(0), number(1), number(-np.inf), number(np.nan)
 
     @device_function
     def of_row(
         shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
     ):
         each = smoothing / number(columns)
-        largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
+        largest, guess, of_label, label, factor = lowest, np.int64(columns), zero, np.int64(0), number(weight)
         if inside:
             label = target[t]
-            of_label = prediction[s + label]
+            if label < 0 or label >= columns:
+                of_label = factor = nan
+            else:
+                of_label = prediction[s + label]
             for j in range(lane, columns, lanes):
                 z = prediction[s + j]
                 if z > largest:
@@ -76,7 +79,6 @@ def cross_entropy(dtype):
         total = sum_over_lanes(shared, total, lane, lanes)
         of_all = sum_over_lanes(shared, of_all, lane, lanes)
         if inside:
-            factor = number(weight)
             share = factor / total
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each

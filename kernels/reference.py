@@ -443,10 +443,15 @@ def soft_cross_entropy(prediction, target, parameter):
 def cross_entropy(prediction, target, parameter):
     """`soft_cross_entropy` of integer labels; NaN where a label is no class."""
     onehot = np.zeros_like(prediction)
-    known = (target >= 0) & (target < prediction.shape[1])
+    known = _classes(prediction, target)
     onehot[known, target[known]] = 1
     onehot[~known] = np.nan
     return soft_cross_entropy(prediction, onehot, parameter)
+
+
+def _classes(prediction, target):
+    """Which labels are classes."""
+    return (target >= 0) & (target < prediction.shape[1])
 
 
 LOSSES = {
@@ -475,8 +480,8 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         Label smoothing, or delta; ignored by the other losses.
     prediction : array (n, out)
     target : int64 array (n,) of labels for the losses in ``layout.LABEL_LOSSES``, else array (n, out)
-        Where a label is no class, below 0 or not below out, loss and gradient of the row are NaN: who gave the labels
-        may have changed them since they were checked.
+        Where a label is no class, below 0 or not below out, loss and gradient of the row are NaN, or 0 where its
+        weight is 0: who gave the labels may have changed them since they were checked.
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
@@ -491,6 +496,8 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         if loss_name in _layout.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
             row_hit[...] = hit & ~np.isnan(value)
+            nothing = ~_classes(prediction, target) & (row_weight == 0)
+            value, gradient = np.where(nothing, 0, value), np.where(nothing[:, None], 0, gradient)
         else:
             row_hit[...] = 0
         row_loss[...] = value

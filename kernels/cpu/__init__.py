@@ -16,7 +16,7 @@ import numpy as np
 from .. import jit, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
-from . import blocking, context, linear, network, team
+from . import blocking, context, linear, network, norms, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
@@ -521,10 +521,15 @@ def network_train_steps(
 
 
 # ---------------------------------------------------------------------------------------------- buffers
+SOURCES = (
+    "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
+
+
 def gathers(dtype) -> bool:
-    """Native float32, float64, integers and bool."""
+    """Those of `SOURCES`, as this machine orders bytes."""
     dtype = np.dtype(dtype)
-    return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float32, np.float64))
+    return dtype.isnative and dtype.name in SOURCES
 
 
 def gather(x, rows, out):
@@ -587,15 +592,21 @@ def warmup(dtype, activations, losses, optimizers):
     dtype = np.dtype(dtype)
     context.product(dtype)
     context.column_sum(dtype)
-    context.gather(dtype, dtype)
+    for source in SOURCES:
+        context.gather(np.dtype(source), dtype)
+    context.dropout(dtype)
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
     context.squared_norm(dtype)
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
-        if activation != "identity":
-            context.activation_backward(dtype, activation)
+        context.activation_backward(dtype, activation)
+    for operation in _program.OPERATIONS:
+        if hasattr(norms, operation):
+            context.operation(dtype, operation)
+    for function in ("linear_forward", "linear_backward_input", "linear_backward_params"):
+        context.linear_function(function)
     for loss in losses:
         context.loss(dtype, loss)
     if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # predictions become probabilities by it

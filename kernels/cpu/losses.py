@@ -77,10 +77,11 @@ def first_largest(label, logits, largest):
 
 
 @inline
-def no_class(columns, slope):
-    """The gradient of a row whose label is no class."""
-    for j in range(columns):
-        slope[j] = element(slope, NAN)
+def of_no_class(weight):
+    """Loss and gradient of a row whose label is no class."""
+    if weight == 0.0:
+        return 0.0
+    return NAN
 
 
 @inline
@@ -92,8 +93,10 @@ def cross_entropy_of_rows(
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
         if label < 0 or label >= columns:
-            no_class(columns, slope)
-            row_loss[i], row_hit[i], scratch[i] = NAN, 0, 1.0
+            value = of_no_class(row_weight[i])
+            row_loss[i], row_hit[i], scratch[i] = value, 0, 1.0
+            for j in range(columns):
+                slope[j] = element(grad, value)
             continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
@@ -130,7 +133,8 @@ def cross_entropy_of_few_classes(
         rows_into_lanes(count, columns, prediction + i * ldp, ldp, scratch)
         label = load_converted_first(zeros(grad, 1, 1), target + i, count)
         weight = load_converted_first(label, row_weight + i, count)
-        weight = select(label < 0.0, NAN, select(label < columns, weight, NAN))  # of a label that is no class
+        no_class = select(weight == 0.0, 0.0, NAN)  # `of_no_class`
+        weight = select(label < 0.0, no_class, select(label < columns, weight, no_class))
         largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
         for c in range(columns):
             z = load(label, scratch + c * width, 0, None)
@@ -146,7 +150,8 @@ def cross_entropy_of_few_classes(
             store(e, scratch + c * width, 0, None)
             total += e
         value = log_of_normal(total) - (of_label - largest) * (1.0 - smoothing) - of_all * each
-        store(select(weight == weight, value, NAN), row_loss + i, 0, count)
+        value = select(label < 0.0, no_class, select(label < columns, value, no_class))
+        store(value, row_loss + i, 0, count)
         share = weight / total
         for c in range(columns):
             e = load(label, scratch + c * width, 0, None) * share - weight * each

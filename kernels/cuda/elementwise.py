@@ -185,7 +185,7 @@ def gather_rows(rows, columns, index, x, ldx, out, out_offset, ldo, stream):
 
 @cache
 def weights_kernel():
-    """Weights of the batch that begins, divided by their sum; all 0 where that is below ``layout.LEAST_WEIGHT``. One block."""
+    """Weights of the batch that begins, divided by their sum; all 0 where that is below `layout.LEAST_WEIGHT`."""
 
     @kernel(threads=THREADS)
     def weights_kernel(rows, record, row_weight, batch_weight):

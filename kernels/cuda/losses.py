@@ -59,7 +59,7 @@ def cross_entropy(dtype):
         if inside:
             label = target[t]
             if label < 0 or label >= columns:
-                of_label = factor = nan
+                of_label = factor = nan if weight != 0 else zero
             else:
                 of_label = prediction[s + label]
             for j in range(lane, columns, lanes):
@@ -83,6 +83,8 @@ def cross_entropy(dtype):
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each
                 grad[g + j] = slope - (one - smoothing) * factor if j == label else slope
+        if label < 0 or label >= columns:
+            return factor, np.int64(0)
         hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
         return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 

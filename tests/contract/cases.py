@@ -1005,6 +1005,10 @@ def label_that_is_no_class_is_no_number(backend, dtype):
             assert np.isnan(spoilt[0][list(bad)]).all()
             assert not spoilt[1][list(bad)].any()
             assert np.isnan(spoilt[2][list(bad)]).all()
+            weight = np.full(23, 1 / 23)
+            weight[list(bad)] = 0
+            left_out = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
+            assert not any(part[list(bad)].any() for part in left_out)
             for a, b in zip(good, spoilt, strict=True):
                 assert_same_bits(np.delete(a, list(bad), axis=0), np.delete(b, list(bad), axis=0))
 

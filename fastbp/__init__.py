@@ -8,7 +8,8 @@
 
 from . import autograd, layers, losses, optimizers
 from .backend import get_num_threads, set_num_threads, show_config, warmup
-from .callbacks import EarlyStopping
+from .callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
+from .checkpoints import request_checkpoint
 from .data import batches
 from .differences import gradcheck, input_gradient, jacobian
 from .graph import Function, Variable
@@ -27,7 +28,9 @@ __all__ = [
     "EarlyStopping",
     "Function",
     "History",
+    "ModelCheckpoint",
     "OneCycleSchedule",
+    "ReduceLROnPlateau",
     "Sequential",
     "StepSchedule",
     "Variable",
@@ -42,6 +45,7 @@ __all__ = [
     "jacobian",
     "load",
     "plot_history",
+    "request_checkpoint",
     "set_num_threads",
     "show_config",
     "warmup",

@@ -345,12 +345,15 @@ class Sequential:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the model for training; a second trainer is refused."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(_BUSY)
+        taken = []
         try:
+            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
+            if not taken[0]:
+                raise RuntimeError(_BUSY)
             yield
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
     def train_step(self, x: ArrayLike, y: ArrayLike, loss: LossFunction, optimizer: Optimizer) -> float:
         """One step of training as one compiled call: forward, loss, backward, update.
@@ -405,7 +408,12 @@ class Sequential:
             self._training_workspaces[key] = batch_size, workspace
         return workspace
 
-    fit = training.fit
+    fit, evaluate = training.fit, training.evaluate
+
+    @property
+    def last_loss(self) -> Loss | None:
+        """The last loss of `fit` or `train_step`, which a file keeps; None where it was a user's function."""
+        return self._loss
 
     # ------------------------------------------------------------------------------ predictions
     @overload
@@ -535,11 +543,29 @@ class Sequential:
         optimizer : Optimizer, optional
             The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
             that is a function other than a schedule of fastbp is not kept.
+
+        Raises
+        ------
+        RuntimeError
+            On the thread that trains the model, in the middle of a step, as in a signal handler: there
+            `fastbp.request_checkpoint` serves. Another thread waits for the end of the step.
         """
+        if optimizer is not None:
+            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
+        with self._parameters.changes.none("saving a model"):
+            config, arrays = self.described(optimizer)
+        files.write(path, config, arrays)
+
+    def layer_configs(self) -> list[Any]:
+        """The kinds of the layers and their arguments, as JSON."""
+        return [[type(layer).__name__, layer.config()] for layer in self.layers]
+
+    def described(self, optimizer: Optimizer | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What files keep of a model and its optimizer: JSON, and copies of arrays by name."""
         arrays = self.state_dict()
         config = {
             "dtype": self.dtype.name,
-            "layers": [[type(layer).__name__, layer.config()] for layer in self.layers],
+            "layers": self.layer_configs(),
             "loss": [type(self._loss).__name__, self._loss.config()] if type(self._loss) in LOSSES.values() else None,
             "training": self.training,
             "generator": self.generator.bit_generator.state,
@@ -547,13 +573,11 @@ class Sequential:
             "optimizer": None,
         }
         if optimizer is not None:
-            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
             optimizer.bind(self._parameters)
             state = optimizer.state_dict()
-            arguments = optimizer.config() | {"lr": schedules.to_json(optimizer.lr)}
-            config["optimizer"] = [type(optimizer).__name__, arguments, state.pop("step_count")]
+            config["optimizer"] = [type(optimizer).__name__, optimizer.json_config(), state.pop("step_count")]
             arrays |= {f"optimizer.{name}": array for name, array in state.items()}
-        files.write(path, config, arrays)
+        return config, arrays
 
 
 def _described(layers, width, indent):

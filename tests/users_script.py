@@ -12,6 +12,7 @@ from fastbp import Variable
 from fastbp.sklearn import MLPClassifier, MLPRegressor
 
 fastbp.set_num_threads(fastbp.get_num_threads())
+request = fastbp.request_checkpoint  # for handlers of signals
 seconds: float = fastbp.warmup("float32", activations=["relu"], losses=["cross_entropy"], optimizers=["sgd"])
 threads: str = fastbp.show_config()["threads"]
 
@@ -40,12 +41,16 @@ history: fastbp.History = model.fit(
     X, labels, loss=cross_entropy, optimizer=fastbp.Adam(lr=fastbp.CosineSchedule(1e-2, steps=8)), epochs=2,
     batch_size=16, validation_data=(X, labels), callbacks=[stopping], verbose=False,
 )  # fmt: skip
-best: float = min(history.column("val_loss"))
+best: float = min(history["val_loss"])
 classes = model.predict_proba(X).argmax(axis=1)
 model.summary()
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "model.npz")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
+    watching = [fastbp.ReduceLROnPlateau(factor=0.5, patience=2), fastbp.ModelCheckpoint(f"{folder}/best.npz")]
+    going_on = {"checkpoint": Path(folder) / "run", "resume": Path(folder) / "run"}
+    model.fit(X, labels, loss=cross_entropy, optimizer=fastbp.Adam(), callbacks=watching, verbose=False, **going_on)
+scores: dict[str, float | None] = model.evaluate(X, labels, loss=cross_entropy)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
 

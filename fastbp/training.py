@@ -150,7 +150,8 @@ def fit(
     FloatingPointError
         The loss, or a weight, is not finite.
     KeyboardInterrupt
-        Ctrl-C, within 0.2 s or one step; the weights are those of a finished step.
+        Ctrl-C, within 0.2 s or one step; the weights are those of a finished step. With ``checkpoint`` one is
+        written first, where Ctrl-C meets a step.
 
     Notes
     -----
@@ -443,8 +444,10 @@ class Training:
         """Run the batches of a chunk that are left."""
         progress, step_loss = self.progress, self.step_loss
         for first, end, failed in self.slices(run_steps, order, step_loss, self.step_hits, progress.batch):
-            if not (self.checkpoints and self.checkpoints.requested):
+            if self.checkpoints is None:
                 self.interrupts.raise_deferred()
+            elif self.interrupts.came:
+                self.checkpoints.requested = True
             for batch in range(first, end + failed) if self.each_batch else ():
                 record = {"epoch": progress.epoch, "batch": progress.steps + batch + 1, "loss": float(step_loss[batch])}
                 watching.call(self.callbacks, "on_batch_end", self.model, record)

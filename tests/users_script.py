@@ -48,8 +48,10 @@ with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "model.npz")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
     watching = [fastbp.ReduceLROnPlateau(factor=0.5, patience=2), fastbp.ModelCheckpoint(f"{folder}/best.npz")]
-    going_on = {"checkpoint": Path(folder) / "run", "resume": Path(folder) / "run"}
-    model.fit(X, labels, loss=cross_entropy, optimizer=fastbp.Adam(), callbacks=watching, verbose=False, **going_on)
+    model.fit(
+        X, labels, loss=cross_entropy, optimizer=fastbp.Adam(), callbacks=watching, verbose=False,
+        validation_split=0.25, checkpoint=f"{folder}/run", every=1, resume=f"{folder}/run",
+    )  # fmt: skip
 scores: dict[str, float | None] = model.evaluate(X, labels, loss=cross_entropy)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)

@@ -20,6 +20,7 @@ from .model import Sequential, load
 from .optimizers import *
 from .plot import plot_history
 from .pytorch import from_torch
+from .rates import find_lr
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
@@ -37,6 +38,7 @@ __all__ = [
     "WarmupSchedule",
     "autograd",
     "batches",
+    "find_lr",
     "fit_many",
     "from_torch",
     "get_num_threads",
@@ -51,3 +53,7 @@ __all__ = [
     "warmup",
 ]
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -34,6 +34,12 @@ BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
 
+# Of a model, for its users; what else has no underscore is for other modules of the core.
+PUBLIC = (
+    "backward backward_input backward_parameters device dtype eval evaluate fit flat_gradients flat_parameters forward "
+    "history in_features layers load_state_dict metadata optimizer out_features parameters precision predict "
+    "predict_proba save state_dict summary to to_torch_state_dict train train_step training zero_grad"
+).split()
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -522,6 +528,9 @@ class Sequential:
         layers = "".join(f"    {layer!r},\n" for layer in self.layers)
         precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
+
+    def __dir__(self) -> list[str]:
+        return sorted({*PUBLIC, *(name for name in super().__dir__() if name.startswith("__"))})
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -52,6 +52,7 @@ with tempfile.TemporaryDirectory() as folder:
         X, labels, loss=cross_entropy, optimizer=fastbp.Adam(), callbacks=watching, verbose=False,
         validation_split=0.25, checkpoint=f"{folder}/run", every=1, resume=f"{folder}/run",
     )  # fmt: skip
+suggestion: float = fastbp.find_lr(model, X, labels, loss=cross_entropy, optimizer=fastbp.SGD()).suggestion
 scores: dict[str, float | None] = model.evaluate(X, labels, loss=cross_entropy)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)

@@ -214,6 +214,7 @@ def described_call(training: Training) -> dict[str, Any]:
     return {
         "layers": training.model.layer_configs(),
         "dtype": training.model.dtype.name,
+        "frozen": sorted(training.model.program.frozen),
         "loss": [type(loss).__name__, loss.config()] if isinstance(loss, Loss) else _name(loss),
         "optimizer": [type(optimizer).__name__, optimizer.json_config()],
         "batch_size": settings.batch_size,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -36,10 +37,11 @@ DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes on
 
 # Of a model, for its users; what else has no underscore is for other modules of the core.
 PUBLIC = (
-    "backward backward_input backward_parameters device dtype eval evaluate fit flat_gradients flat_parameters forward "
-    "history in_features layers load_state_dict metadata optimizer out_features parameters precision predict "
-    "predict_proba save state_dict summary to to_torch_state_dict train train_step training zero_grad"
-).split()
+    "backward", "backward_input", "backward_parameters", "device", "dtype", "eval", "evaluate", "fit", "flat_gradients",
+    "flat_parameters", "forward", "history", "in_features", "layers", "load_state_dict", "metadata", "optimizer",
+    "out_features", "parameters", "precision", "predict", "predict_proba", "save", "state_dict", "summary", "to",
+    "to_torch_state_dict", "train", "train_step", "training", "zero_grad",
+)  # fmt: skip
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -99,6 +101,7 @@ class Sequential:
     def _prepare(self):
         """What a process makes for itself: views, workspaces, locks."""
         self._kernels = self._parameters.backend
+        self._parameters.owner = weakref.ref(self)
         self._values, self._statistics = self._parameters.values, self._parameters.statistics
         self.program = self._parameters.program
         self.in_features, self.out_features = self.program.in_features, self.program.out_features
@@ -161,6 +164,17 @@ class Sequential:
                     layer.last_call = None
             self._prepare()
         return self
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others."""
+        with self.exclusive():  # not while `fit` runs
+            self._parameters.freeze(frozen)
+        self._prepare()
+
+    def require_trainable(self) -> None:
+        """Refuse to train where every layer is frozen."""
+        if not self.program.trained:
+            raise ValueError("every layer of this model is frozen; set trainable = True for one at least")
 
     # ------------------------------------------------------------------------------ parameters
     def parameters(self) -> list[Parameter]:
@@ -581,6 +595,8 @@ class Sequential:
             "metadata": self.metadata,
             "optimizer": None,
         }
+        if self.program.frozen:
+            config["frozen"] = sorted(self.program.frozen)
         if optimizer is not None:
             optimizer.bind(self._parameters)
             state = optimizer.state_dict()
@@ -594,7 +610,8 @@ def _described(layers, width, indent):
     for i, layer in enumerate(layers):
         if isinstance(layer, Linear):
             width = layer.out_features
-        yield f"{indent}{i} {type(layer).__name__}", layer, width
+        frozen = ", frozen" if isinstance(layer, Trained) and not layer.trainable else ""
+        yield f"{indent}{i} {type(layer).__name__}{frozen}", layer, width
         if isinstance(layer, Residual):
             yield from _described(layer.layers, width, indent + "  ")
 
@@ -626,6 +643,8 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
             for name in layer.shapes:  # which checks the shapes before a model of that size is allocated
                 setattr(layer, name, arrays[prefix + name])
         model = Sequential(*layers, dtype=config["dtype"], device=device)
+        if config.get("frozen"):
+            model.freeze({checks.integer("frozen", row, minimum=0) for row in config["frozen"]})
         model.generator.bit_generator.state = config["generator"]
         model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
         if config["loss"] is not None:

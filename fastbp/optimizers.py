@@ -210,7 +210,8 @@ class Optimizer:
             norm = network.gradient_norm()
             if not norm <= self._clip_norm:  # NaN stays NaN
                 network.scale_gradients(self._clip_norm / norm)
-        network.backend.optimizer_step(self.code, coefficients, network.values, network.gradients, self.state)
+        for values, gradients, *state in network.trained(network.values, network.gradients, *self.state):
+            network.backend.optimizer_step(self.code, coefficients, values, gradients, tuple(state))
         network.version += 1
         self.step_count += 1
 

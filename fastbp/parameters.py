@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -80,7 +80,12 @@ class Parameters:
         Increases whenever the library changes values; writes into a view do not count.
     changes : Changes
         Whether some are under way.
+    program : kernels.program.Program
+    owner : function that returns an object with ``freeze(frozen)``, or None
+        The model whose network this is.
     """
+
+    owner: Callable[[], Any] | None = None
 
     def __init__(
         self,
@@ -158,6 +163,18 @@ class Parameters:
         if device != self.device:
             self._move(device)
         self.program = self.program.with_precision(precision)
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others; stored gradients are discarded."""
+        self.program = self.program.with_frozen(frozen)
+        self._gradients = self._gradient_views = self.whole_gradients = None  # of frozen rows they stay 0
+        self._gradients_stored = False
+
+    def trained(self, *buffers: Any) -> Iterator[tuple[Any, ...]]:
+        """The parts of buffers of the parameters' shape that an optimizer changes."""
+        for part in self.program.trained:
+            whole = part == slice(0, self.size)
+            yield buffers if whole else tuple(buffer[part] for buffer in buffers)
 
     def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)

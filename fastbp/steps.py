@@ -63,6 +63,7 @@ def fused(loss: LossFunction, optimizer: Optimizer) -> bool:
 def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> FusedStep | EagerStep:
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
+    model.require_trainable()
     optimizer.bind(model._parameters)
     model.remember_loss(loss)
     return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)

@@ -284,6 +284,7 @@ class Training:
         self.source, self.validation = source, validation
         self.callbacks, self.settings = list(callbacks), settings
         optimizer.require_free_for(model._parameters)
+        model.require_trainable()
         self.run_record = {"epochs": settings.epochs, "batch_size": settings.batch_size, "steps": None, "rows": None}
         self.run_record["optimizer"] = optimizer
         if isinstance(source, data.Chunk):

@@ -56,4 +56,5 @@ __all__ += layers.__all__ + losses.__all__ + optimizers.__all__
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    """What is public."""
+    return sorted([*__all__, "__all__", "__doc__", "__name__", "__path__"])

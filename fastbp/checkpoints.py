@@ -244,9 +244,9 @@ def check(stored: Stored, training: Training) -> None:
     with files.refusing(stored.path, CHECKPOINT):
         before, unit, here = dict(stored.config["call"]), stored.config["unit"], _unit(training.model)
     for key, value in files.as_json(training.call).items():
-        if before.get(key) != value:
+        if before.get(key, value) != value:  # older releases knew fewer
             raise ValueError(
-                f"resume goes on with the fit that wrote {stored.path}, whose {key} was {before.get(key)!r}; "
+                f"resume goes on with the fit that wrote {stored.path}, whose {key} was {before[key]!r}; "
                 f"here it is {value!r}. Make the same call on a model of the same layers"
             )
     if unit != here:

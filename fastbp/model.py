@@ -35,13 +35,13 @@ BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
 
-# Of a model, for its users; what else has no underscore is for other modules of the core.
-PUBLIC = (
-    "backward", "backward_input", "backward_parameters", "device", "dtype", "eval", "evaluate", "fit", "flat_gradients",
-    "flat_parameters", "forward", "history", "in_features", "layers", "load_state_dict", "metadata", "optimizer",
-    "out_features", "parameters", "precision", "predict", "predict_proba", "save", "state_dict", "summary", "to",
-    "to_torch_state_dict", "train", "train_step", "training", "zero_grad",
-)  # fmt: skip
+# What other modules use and users do not: `dir` leaves it out.
+_INTERNAL = frozenset(
+    {"backward_input", "checked_inputs", "exclusive", "forward_in_mode", "handed_out", "last_call", "network"}
+    | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
+    | {"described", "freeze", "last_loss", "layer_configs", "require_trainable"}
+)
+
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
@@ -544,7 +544,7 @@ class Sequential:
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
 
     def __dir__(self) -> list[str]:
-        return sorted({*PUBLIC, *(name for name in super().__dir__() if name.startswith("__"))})
+        return sorted(set(super().__dir__()) - _INTERNAL)
 
     def __len__(self) -> int:
         return len(self.layers)

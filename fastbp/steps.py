@@ -411,10 +411,13 @@ class Interrupts:
         self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
-        handler = signal.getsignal(signal.SIGINT)
-        left = isinstance(getattr(handler, "__self__", None), Interrupts)  # where an exception met __exit__
-        if threading.current_thread() is threading.main_thread() and (handler is signal.default_int_handler or left):
-            signal.signal(signal.SIGINT, self._handle)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            try:
+                signal.signal(signal.SIGINT, self._handle)
+            except BaseException:  # of another signal's handler
+                self.restore()
+                raise
         return self
 
     def _handle(self, number, frame):
@@ -432,11 +435,18 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.deferred = True
-        if signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.restore()
+        except BaseException:  # of another signal's handler: it came once
+            self.restore()
+            raise
         if kind is None:
             self.raise_deferred()
-        self.deferred = False
+
+    def restore(self) -> None:
+        """Let Ctrl-C do what it did before."""
+        if signal.getsignal(signal.SIGINT) == self._handle:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Slices:

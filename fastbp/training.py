@@ -313,29 +313,36 @@ class Training:
 
     def run(self) -> History:
         """Train; returns the history."""
-        model, optimizer, settings = self.model, self.optimizer, self.settings
         running = self.checkpoints.running() if self.checkpoints else contextlib.nullcontext()
-        with model.exclusive(), self.interrupts, running:
-            self.interrupts.raise_deferred()
-            optimizer.bind(model._parameters)
-            model.remember_loss(self.loss)
-            model._parameters.discard_gradients()
-            model.history = history = History()
-            watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
-            self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
-            self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
-            self.progress, self.chunk_generator = Progress(), None
-            if self.stored is not None:
-                keeping.restore(self.stored, self)
-            while self.progress.epoch <= settings.epochs and not self.progress.stopped:
-                record = self._epoch()
-                history.append(record)
-                stopped = watching.call(self.callbacks, "on_epoch_end", model, record)
-                if self.logger.isEnabledFor(logging.INFO):
-                    self.logger.info(watching.line(record, settings.epochs))
-                self.progress = Progress(record["epoch"] + 1, stopped=stopped)
-                self._keep_epoch(record["epoch"])
-            watching.call(self.callbacks, "on_fit_end", model, history)
+        try:
+            with self.model.exclusive(), self.interrupts, running:
+                self.interrupts.raise_deferred()
+                return self._train()
+        finally:
+            self.interrupts.restore()  # again: an exception of a signal's handler may have come as the statement ended
+
+    def _train(self):
+        """From the first epoch, or from where a checkpoint has been written, to the last."""
+        model, optimizer, settings = self.model, self.optimizer, self.settings
+        optimizer.bind(model._parameters)
+        model.remember_loss(self.loss)
+        model._parameters.discard_gradients()
+        model.history = history = History()
+        watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
+        self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
+        self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
+        self.progress, self.chunk_generator = Progress(), None
+        if self.stored is not None:
+            keeping.restore(self.stored, self)
+        while self.progress.epoch <= settings.epochs and not self.progress.stopped:
+            record = self._epoch()
+            history.append(record)
+            stopped = watching.call(self.callbacks, "on_epoch_end", model, record)
+            if self.logger.isEnabledFor(logging.INFO):
+                self.logger.info(watching.line(record, settings.epochs))
+            self.progress = Progress(record["epoch"] + 1, stopped=stopped)
+            self._keep_epoch(record["epoch"])
+        watching.call(self.callbacks, "on_fit_end", model, history)
         return history
 
     def _keep_epoch(self, epoch):

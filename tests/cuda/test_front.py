@@ -413,7 +413,7 @@ def test_copies_of_the_weights_stay_there(data, copies):
     assert losses == sorted(losses, reverse=True)
     assert copies["there", size] == 3 + 3 + 1
     assert not copies["sent", size] + copies["fetched", size]
-    assert copies["fetched", 1] == 3  # whether they are finite
+    assert copies["fetched", 1] == 3 + 3  # whether they are finite, before an epoch and after it
 
 
 def test_early_stopping_restores_the_best_weights(data):
@@ -425,6 +425,35 @@ def test_early_stopping_restores_the_best_weights(data):
         results.append((history["loss"], model.flat_parameters))
     assert len(results[0][0]) == len(results[1][0]) < 6
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["compiled", "stored"])
+def test_frozen_layers_are_those_of_the_cpu(data, how):
+    X, y = data
+    values = []
+    for where in ("cpu", "cuda"):
+        model = fastbp.Sequential(
+            fastbp.Linear(FEATURES, 7), fastbp.Tanh(), fastbp.Linear(7, 7), fastbp.Linear(7, CLASSES),
+            device=where, seed=1,
+        )  # fmt: skip
+        model[2].trainable = False
+        before = model.state_dict()
+        trained(model, X, y, fastbp.AdamW(lr=0.1, clip_norm=None if how == "compiled" else 1e9))
+        after = model.state_dict()
+        assert [name for name in after if (after[name] == before[name]).all()] == ["2.weight", "2.bias"]
+        values.append(model.flat_parameters)
+    assert_close(*values)
+
+
+def test_a_run_goes_on_from_a_checkpoint(data, tmp_path):
+    X, y = data
+    models = [network(dropout=0.3) for _ in range(3)]
+    watch = [[fastbp.EarlyStopping(9)] for _ in models]
+    expected = trained(models[0], X, y, epochs=4, callbacks=watch[0])
+    trained(models[1], X, y, epochs=2, callbacks=watch[1], checkpoint=tmp_path)
+    found = trained(models[2], X, y, epochs=4, callbacks=watch[2], resume=tmp_path)
+    assert found["loss"] == expected["loss"]
+    np.testing.assert_array_equal(models[2].flat_parameters, models[0].flat_parameters)
 
 
 def test_many_networks(data):

@@ -299,7 +299,8 @@ class Parameters:
             host = np.zeros(buffer.size, self.dtype)
             for array in arrays:
                 array.view(host)[...] = named[self.prefixes[array.row] + array.name]
-            self.write(buffer, host)
+            if arrays:
+                self.write(buffer, host)
         return copied
 
     # ----------------------------------------------------------------------------------- views

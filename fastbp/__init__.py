@@ -12,6 +12,7 @@ from .callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
 from .checkpoints import request_checkpoint
 from .data import batches
 from .differences import gradcheck, input_gradient, jacobian
+from .estimators import from_sklearn, to_sklearn
 from .graph import Function, Variable
 from .layers import *
 from .losses import *
@@ -40,6 +41,7 @@ __all__ = [
     "batches",
     "find_lr",
     "fit_many",
+    "from_sklearn",
     "from_torch",
     "get_num_threads",
     "gradcheck",
@@ -50,6 +52,7 @@ __all__ = [
     "request_checkpoint",
     "set_num_threads",
     "show_config",
+    "to_sklearn",
     "warmup",
 ]
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__

@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -80,19 +80,27 @@ def _digest(config, arrays):
 
 # --------------------------------------------------------------------------------------- writing
 def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str, Array], form: Format = MODEL) -> None:
-    """Write a file; an older one at ``path`` stays until the new one is complete and on disk."""
-    path = os.path.realpath(checked_path(path))
+    """Write a file, as `replacing` does."""
+    path = checked_path(path)
     config = {"format": form.name, "version": form.version} | config
     try:
         config = as_json(config, form.allow_nan)
     except (TypeError, ValueError) as error:
         raise TypeError(f"what {form.what} keeps must be JSON (look at {form.keeps}): {error}") from None
     config["sha256"] = _digest(config, arrays)
+    with replacing(path) as file:
+        (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write; an older one at ``path`` stays until the new one is complete and on disk."""
+    path = os.path.realpath(path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
-            (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -39,13 +39,14 @@ class Changes:
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Hold off those who copy."""
+        before = self._thread
         try:
             with self._next:
                 self._thread = threading.get_ident()
             with self._lock:
                 yield
         finally:
-            self._thread = None
+            self._thread = before
 
     @contextmanager
     def none(self, what: str) -> Iterator[None]:

@@ -244,7 +244,7 @@ def check(stored: Stored, training: Training) -> None:
     with files.refusing(stored.path, CHECKPOINT):
         before, unit, here = dict(stored.config["call"]), stored.config["unit"], _unit(training.model)
     for key, value in files.as_json(training.call).items():
-        if before.get(key, value) != value:  # older releases knew fewer
+        if not _agree(before.get(key, value), value):
             raise ValueError(
                 f"resume goes on with the fit that wrote {stored.path}, whose {key} was {before[key]!r}; "
                 f"here it is {value!r}. Make the same call on a model of the same layers"
@@ -254,6 +254,15 @@ def check(stored: Stored, training: Training) -> None:
             f"{stored.path} was written with {unit}, and here it is {here}: training goes on, the last bits may differ",
             stacklevel=4,
         )
+
+
+def _agree(before, now):
+    """Whether two descriptions are the same in what the first one says: older releases knew fewer settings."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(key in now and _agree(value, now[key]) for key, value in before.items())
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_agree, before, now))
+    return before == now
 
 
 def restore(stored: Stored, training: Training) -> None:

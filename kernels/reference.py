@@ -936,7 +936,7 @@ def network_train_steps(
         walk.back()
         walk.parameter_gradients(gradients, 0)
         walk.update_statistics()
-        for array in program.arrays:
+        for array in (array for array in program.arrays if array.trains):
             values, gradient, *states = map(array.view, (parameters, grad, *state))
             scalars = of_vectors if len(array.shape) == 1 else of_matrices
             optimizer_step(workspace.optimizer, scalars[step], values, gradient, states)

@@ -17,6 +17,7 @@ def made(folder) -> dict:
         "steps": lambda: steps(found["steps"]),
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
+        "tables": lambda: real_tables(found["tables"]),
         "steps-further": lambda: steps_further(found["steps-float64"], found["steps-avx2"]),
     }
 
@@ -68,6 +69,23 @@ def plain_table(data) -> str:
         rows = [[*cells, f"{of['date']}, {of['commit'][:7]}"] for cells, of in zip(rows, origin, strict=True)]
         return f"{table(columns, rows)}\n\n{began(data['how'])} ({data['machine']['name']})."
     return f"{table(columns, rows)}\n\n{source(data)}"
+
+
+def real_tables(report) -> str:
+    """Scores of real tables, the best mean of each bold."""
+    rows = []
+    for name, found in report["tables"].items():
+        means = {model: sum(scores) / len(scores) for model, scores in found["scores"].items()}
+        cells = []
+        for model, scores in found["scores"].items():
+            spread = sum((score - means[model]) ** 2 for score in scores) / (len(scores) - 1)
+            text = f"{means[model]:.3f}"
+            text = f"**{text}**" if means[model] == max(means.values()) else text
+            cells.append(f"{text} ± {(spread / len(scores)) ** 0.5:.3f}")
+        seeds = len(next(iter(found["scores"].values())))
+        rows.append([name, found["rows"], found["measure"], seeds, *cells])
+    models = next(iter(report["tables"].values()))["scores"]
+    return f"{table(['table', 'rows', 'measure', 'seeds', *models], rows)}\n\n{source(report)}"
 
 
 def steps(report) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .. import layers, losses, optimizers, schedules
+from .. import callbacks, layers, losses, optimizers, schedules
 
 NOT_TO_CHOOSE = {"parameters", "device", "lr", "max_lr", "features", "class_weight", "dtype"}
 ACTIVATIONS = {
@@ -28,6 +28,7 @@ OPTIMIZERS = {
 SCHEDULES = {
     "constant": None, "cosine": schedules.CosineSchedule, "one-cycle": schedules.OneCycleSchedule,
     "step": schedules.StepSchedule, "coslog": schedules.CosLogSchedule,
+    "plateau": callbacks.ReduceLROnPlateau,
 }  # fmt: skip
 LOSSES = {
     "classification": {"cross-entropy": losses.CrossEntropyLoss},
@@ -133,9 +134,15 @@ def learning_rate(options: Any, steps: int) -> Any:
     rate = options.lr
     if name == "step":
         rate = schedules.StepSchedule(rate, **({"every": max(1, steps // 3)} | given))
-    elif name != "constant":
+    elif name not in ("constant", "plateau"):
         rate = SCHEDULES[name](rate, **({"steps": max(2, steps - options.warmup)} | given))
     return schedules.WarmupSchedule(rate, options.warmup) if options.warmup else rate
+
+
+def watchers(options: Any) -> list[Any]:
+    """What changes the rate while it trains, where the schedule is no function of the updates."""
+    name, given = parsed(options.schedule, SCHEDULES)
+    return [callbacks.ReduceLROnPlateau(**given)] if name == "plateau" else []
 
 
 def network(options: Any, inputs: int, outputs: int, widths: list[int]) -> list[layers.Layer]:

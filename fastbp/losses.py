@@ -421,12 +421,14 @@ class CrossEntropyLoss(Loss):
 
     def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
         """Sample weights times class weights; 0 for rows that are ignored."""
-        ignored = self.takes_labels(target) and target.min(initial=0) < 0
-        if self.class_weight is None and not ignored:
+        if self.class_weight is None and self.ignore_index is None:
             return sample_weight
+        labels = self.takes_labels(target)
         if self.class_weight is None:
+            if not labels or target.min(initial=0) >= 0:
+                return sample_weight
             weight = (target >= 0).astype(np.float64)
-        elif self.takes_labels(target):
+        elif labels:
             weight = self.class_weight[target]
             weight[target < 0] = 0.0
         else:

@@ -242,7 +242,7 @@ class Sequential:
         PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
         model.to_torch_state_dict().items()})``. `fastbp.from_torch` is the way back.
         """
-        return {part.name: np.ascontiguousarray(part.copied().T) for part in self._parameters.state()}
+        return {part.name: np.array(part.copied().T, order="C") for part in self._parameters.state()}
 
     # ------------------------------------------------------------------------------------ modes
     def train(self) -> Sequential:

@@ -335,6 +335,20 @@ def test_ignored_rows_do_not_count(device, rng, ignored):
     np.testing.assert_array_equal(y, before)
 
 
+def test_ignored_and_weighted_rows_are_those_of_pytorch(device, rng):
+    torch = pytest.importorskip("torch")
+    s, y, c = rng.normal(size=(9, 3)), rng.integers(0, 3, 9), np.array([0.5, 3.0, 2.0])
+    y[[0, 4, 8]] = -100
+    for weight in (None, c):
+        logits = torch.tensor(s, requires_grad=True)
+        given = None if weight is None else torch.from_numpy(weight)
+        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y), weight=given)  # ignore_index=-100
+        expected.backward()
+        value, gradient = fastbp.CrossEntropyLoss(0.0, weight, ignore_index=-100, device=device)(s, y)
+        np.testing.assert_allclose(value, expected.item(), rtol=1e-13)
+        np.testing.assert_allclose(gradient, logits.grad.numpy(), rtol=1e-12, atol=1e-16)
+
+
 def test_a_step_and_a_fit_leave_ignored_rows_out(device, rng):
     """A step with them has the bits of one without; in ``fit`` a batch that has nothing else counts for nothing."""
     X, y = rng.normal(size=(30, 5)), rng.integers(0, 3, 30)

@@ -7,6 +7,8 @@ import fastbp
 from fastbp.layers import LAYERS
 from fastbp.pytorch import FIXED, READERS
 
+from .test_exports import ARCHITECTURES, close, network, rows
+
 SQUARE = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 10.0]])  # (out, in), as PyTorch has it
 BIAS = np.array([0.5, -0.25, 1.0])
 
@@ -299,3 +301,39 @@ def test_a_residual_block_that_does_not_add_is_refused(dtype):
     with pytest.raises(ValueError, match="a Residual that does not add its input"):
         fastbp.from_torch(module)
     assert module.training
+
+
+def counterpart(torch, layer):
+    """The module of PyTorch for a layer."""
+    nn = torch.nn
+    if isinstance(layer, fastbp.Residual):
+
+        class Residual(nn.Sequential):
+            def forward(self, x):
+                return x + super().forward(x)
+
+        return Residual(*(counterpart(torch, inner) for inner in layer.layers))
+    arguments = layer.config()
+    if isinstance(layer, fastbp.LayerNorm):
+        arguments = {"normalized_shape": layer.features, "eps": layer.eps, "elementwise_affine": layer.affine}
+    elif isinstance(layer, fastbp.BatchNorm1d):
+        arguments["num_features"] = arguments.pop("features")
+    return getattr(nn, type(layer).__name__)(**arguments)
+
+
+@pytest.mark.parametrize("layers", ARCHITECTURES)
+def test_both_ways_with_all_kinds_of_layers(layers, device):
+    """Square weights that are not symmetric: into PyTorch by the state, and back from the module."""
+    torch = pytest.importorskip("torch")
+    model = network(layers(), device=device)
+    module = torch.nn.Sequential(*(counterpart(torch, layer) for layer in model.layers)).eval()
+    state = {name: torch.from_numpy(array) for name, array in model.to_torch_state_dict().items()}
+    assert module.load_state_dict(state, strict=True)
+    X = rows(model)
+    outputs = module(torch.from_numpy(X)).detach().numpy()
+    close(model.predict(X), outputs)
+    back = fastbp.from_torch(module, device=device)
+    assert repr(back.layers) == repr(model.layers)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(back.state_dict()[name], array)
+    close(back.predict(X), outputs)

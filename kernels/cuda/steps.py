@@ -315,7 +315,7 @@ def signature(dtype, x, target, labelled):
     i, f, ints, doubles, a = types.int64, types.float64, vector(np.int64), vector(np.float64), vector(dtype)
     x, target, batch = vector(x), vector(target), ints if labelled else a
     return (
-        i, i, i, i, f, i, i, i, ints, doubles, ints, doubles, i, i, x, target, types.boolean, doubles, a, a, a,
+        i, i, i, i, f, i, i, i, ints, doubles, ints, doubles, i, i, x, target, types.boolean, doubles, a, a, a, a,
         a, i, a, batch, i, doubles, a, ints,
     )  # fmt: skip
 

@@ -338,14 +338,12 @@ class Validation:
             weight = () if self.weight is None else (self.weight,)
             return checked_result(loss(prediction, self.y, *weight), prediction.shape)[0], None
         row_loss, hits = np.empty(len(X)), 0
-        ones = np.ones(min(len(X), model.prediction_block))
+        counts = np.ones(len(X)) if self.weight is None else (self.weight > 0).astype(np.float64)
         for start in range(0, len(X), model.prediction_block):
             part = slice(start, start + model.prediction_block)
             prediction = model.predict(X[part], to_host=False)
             unused = prediction  # the gradient, written in place
-            row_loss[part], row_hit = loss.of_rows(
-                model._kernels, prediction, self.y[part], ones[: len(prediction)], unused
-            )
+            row_loss[part], row_hit = loss.of_rows(model._kernels, prediction, self.y[part], counts[part], unused)
             hits += int(row_hit.sum())
         if self.weight is None:
             value = row_loss.mean()

@@ -774,7 +774,7 @@ BAD = {
     "epochs": (lambda x, y: {"epochs": 0}, ValueError, "epochs must be at least 1"),
     "batch size": (lambda x, y: {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     "half a batch": (lambda x, y: {"batch_size": 0.5}, TypeError, "batch_size must be an integer"),
-    "shuffle": (lambda x, y: {"shuffle": "yes"}, TypeError, "shuffle must be True or False"),
+    "shuffle": (lambda x, y: {"shuffle": "yes"}, TypeError, 'shuffle must be True, False or "blocks"'),
     "on_nonfinite": (lambda x, y: {"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'continue'"),
     "loss": (lambda x, y: {"loss": "cross_entropy"}, TypeError, "loss must be a loss or a function"),
     "optimizer": (lambda x, y: {"optimizer": "adam"}, TypeError, "optimizer must be of type Optimizer"),

@@ -40,9 +40,7 @@ def protected(path):
             parts = [*node.finalbody, *itertools.chain(*(handler.body for handler in node.handlers))]
             lines |= {line for part in parts for line in range(part.lineno, part.end_lineno + 1)}
             lines |= {handler.lineno for handler in node.handlers}
-        elif isinstance(node, ast.With):
-            lines.add(node.lineno)
-        elif isinstance(node, ast.AugAssign):  # the call in it is over, and the number not yet added
+        elif isinstance(node, ast.With | ast.AugAssign):  # x += f(): f is over, and x as it was
             lines.add(node.lineno)
     return lines
 
@@ -424,8 +422,7 @@ def test_training_of_one_model_in_many_threads():
                 model.train_step(X, Y, LOSS, optimizer)
                 done.append(1)
             except RuntimeError as error:
-                assert "is being trained already" in str(error)
-                refused.append(1)
+                refused.append(str(error))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -433,6 +430,7 @@ def test_training_of_one_model_in_many_threads():
     for thread in threads:
         thread.join()
     assert len(done) + len(refused) == 800
+    assert all("is being trained already" in error for error in refused)
     twin, other = network(), fastbp.Adam()
     for _ in done:
         twin.train_step(X, Y, LOSS, other)

@@ -77,11 +77,13 @@ def first_largest(label, logits, largest):
 
 
 @inline
-def of_no_class(weight):
-    """Loss and gradient of a row whose label is no class."""
-    if weight == 0.0:
-        return 0.0
-    return NAN
+def row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope):
+    """Loss and gradient of a row whose label is no class: 0 where it does not count, else NaN."""
+    value = 0.0 if row_weight[i] == 0.0 else NAN
+    row_loss[i] = value
+    row_hit[i] = 0
+    for j in range(0, columns, lanes(slope)):
+        store(zeros(slope, 1, 1) + value, slope + j, 0, columns - j)
 
 
 @inline
@@ -93,10 +95,8 @@ def cross_entropy_of_rows(
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
         if label < 0 or label >= columns:
-            value = of_no_class(row_weight[i])
-            row_loss[i], row_hit[i], scratch[i] = value, 0, 1.0
-            for j in range(columns):
-                slope[j] = element(grad, value)
+            row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope)
+            scratch[i] = 1.0
             continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
@@ -133,8 +133,6 @@ def cross_entropy_of_few_classes(
         rows_into_lanes(count, columns, prediction + i * ldp, ldp, scratch)
         label = load_converted_first(zeros(grad, 1, 1), target + i, count)
         weight = load_converted_first(label, row_weight + i, count)
-        no_class = select(weight == 0.0, 0.0, NAN)  # `of_no_class`
-        weight = select(label < 0.0, no_class, select(label < columns, weight, no_class))
         largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
         for c in range(columns):
             z = load(label, scratch + c * width, 0, None)
@@ -150,7 +148,6 @@ def cross_entropy_of_few_classes(
             store(e, scratch + c * width, 0, None)
             total += e
         value = log_of_normal(total) - (of_label - largest) * (1.0 - smoothing) - of_all * each
-        value = select(label < 0.0, no_class, select(label < columns, value, no_class))
         store(value, row_loss + i, 0, count)
         share = weight / total
         for c in range(columns):
@@ -160,6 +157,8 @@ def cross_entropy_of_few_classes(
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
+            if target[i + r] < 0 or target[i + r] >= columns:
+                row_of_no_class(i + r, columns, row_weight, row_loss, row_hit, grad + (i + r) * ldg)
 
 
 def cross_entropy(

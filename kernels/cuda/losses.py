@@ -55,13 +55,12 @@ def cross_entropy(dtype):
         shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
     ):
         each = smoothing / number(columns)
-        largest, guess, of_label, label, factor = lowest, np.int64(columns), zero, np.int64(0), number(weight)
+        largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
         if inside:
             label = target[t]
-            if label < 0 or label >= columns:
-                of_label = factor = nan if weight != 0 else zero
-            else:
-                of_label = prediction[s + label]
+        known, of_no_class = label >= 0 and label < columns, zero if weight == 0 else nan
+        if inside:
+            of_label = prediction[s + label] if known else zero
             for j in range(lane, columns, lanes):
                 z = prediction[s + j]
                 if z > largest:
@@ -79,12 +78,14 @@ def cross_entropy(dtype):
         total = sum_over_lanes(shared, total, lane, lanes)
         of_all = sum_over_lanes(shared, of_all, lane, lanes)
         if inside:
+            factor = number(weight)
             share = factor / total
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each
-                grad[g + j] = slope - (one - smoothing) * factor if j == label else slope
-        if label < 0 or label >= columns:
-            return factor, np.int64(0)
+                slope = slope - (one - smoothing) * factor if j == label else slope
+                grad[g + j] = slope if known else of_no_class
+        if not known:
+            return of_no_class, np.int64(0)
         hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
         return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 

@@ -176,9 +176,10 @@ class Optimizer:
 
     def coefficients(self, first_step: int, steps: int) -> Array:
         """The scalars the kernel reads, float64 (steps, layout.COEFFICIENTS)."""
-        result = np.zeros((steps, layout.COEFFICIENTS))
+        result, rates = np.zeros((steps, layout.COEFFICIENTS)), self.learning_rates(first_step, steps)
         t = np.arange(first_step + 1, first_step + steps + 1, dtype=np.float64)
-        self._fill(result.T, self.learning_rates(first_step, steps), t)
+        with np.errstate(all="ignore"):  # powers of beta become 0, whatever NumPy is set to do then
+            self._fill(result.T, rates, t)
         return result
 
     def _fill(self, columns, lr, t):

@@ -358,8 +358,8 @@ def test_signals_at_any_moment():
 
 
 # ------------------------------------------------------------------------------------------- no memory
-def test_a_batch_that_has_no_room(fresh, warm_cache):
-    fresh(batch_that_has_no_room, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None)
+def test_a_batch_that_has_no_room(fresh):
+    fresh(batch_that_has_no_room)
 
 
 def batch_that_has_no_room():

@@ -300,20 +300,20 @@ def test_containers_have_one_order(device, tmp_path, shuffle, monkeypatch):
 
 # ------------------------------------------------------------------------------- settings of the process
 def test_settings_of_numpy(device):
+    tiny, small, large = X * 1e-20, X.astype(np.float64) * 1e-42, 1e4 * X
     with np.errstate(all="ignore"):
-        plain = trained(X * 1e-20, Y, device, epochs=3)
+        plain = trained(tiny, Y, device, epochs=3)
         model = network(device)
-        raised = trained(X * 1e-20, Y, device, epochs=3)
-        probabilities = model.predict_proba(1e4 * X, loss=LOSS)
+        probabilities = model.predict_proba(large, loss=LOSS)
     with np.errstate(all="raise"):
         optimizer = fastbp.Adam()
         optimizer.step_count = 10**6
         assert np.isfinite(optimizer.coefficients(10**6, 3)).all()
-        raised = trained(X * 1e-20, Y, device, epochs=3)
+        raised = trained(tiny, Y, device, epochs=3)
         assert_same(plain, raised)
-        trained((X * 1e-42).astype(np.float64), Y, device, "float32", optimizer=fastbp.RMSProp(clip_norm=1e-20))
+        trained(small, Y, device, "float32", optimizer=fastbp.RMSProp(clip_norm=1e-20))
         model = network(device)
-        np.testing.assert_array_equal(model.predict_proba(1e4 * X, loss=LOSS), probabilities)
+        np.testing.assert_array_equal(model.predict_proba(large, loss=LOSS), probabilities)
         model.predict(np.full((2, 6), 1e300))
         x = Variable(np.array([-1e4, 1e4]), requires_grad=True)
         (x.exp() + x / np.array([0.0, 1e-300]) + x.sigmoid() + x.softmax() + x.log()).sum().backward()
@@ -325,8 +325,8 @@ def test_settings_of_numpy(device):
             fastbp.SGD(lr=schedule).coefficients(0, 30)
 
 
-def test_control_register_of_threads(fresh, warm_cache):
-    fresh(bits_under_control, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None)
+def test_control_register_of_threads(fresh):
+    fresh(bits_under_control)
 
 
 def bits_under_control():
@@ -377,8 +377,8 @@ def test_most_threads():
         fastbp.set_num_threads(5000)
 
 
-def test_warmup_leaves_nothing_to_compile(fresh, warm_cache):
-    fresh(everything_after_warmup, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None)
+def test_warmup_leaves_nothing_to_compile(fresh):
+    fresh(everything_after_warmup)
 
 
 def everything_after_warmup():

@@ -7,6 +7,7 @@ weights are converted or copied here.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -178,7 +179,7 @@ class Chunk:
         self.labels = known and loss.takes_labels(self.y)
         self.weight = loss.row_weight(self.y, sample_weight) if known else sample_weight
         self.rows = range(len(self.X))
-        self.count = len(self.X) if self.weight is None else np.count_nonzero(self.weight)
+        self.count = len(self.X) if self.weight is None else int(np.count_nonzero(self.weight))
 
     def of_rows(self, argument: str, rows: ArrayLike) -> Chunk:
         """The same data, restricted to these rows."""
@@ -201,9 +202,31 @@ class Chunk:
         parts = (self.weight[order[start : start + together]] for start in range(0, len(order), together))
         return np.concatenate([np.add.reduceat(part, np.arange(0, len(part), batch_size)) for part in parts])
 
-    def epoch(self) -> tuple[Chunk]:
-        """The chunks of an epoch: this one."""
-        return (self,)
+    def epoch(self, done: int = 0) -> tuple[Chunk, ...]:
+        """The chunks of an epoch: this one, unless it is done."""
+        return (self,)[done:]
+
+
+def split(
+    model: Sequential, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, share: float
+) -> tuple[tuple[Any, Any, Any], tuple[Any, ...]]:
+    """X, y and weights of the first rows, and those of the last ``share`` of them, for validation."""
+    if y is None:
+        raise ValueError("validation_split needs arrays X and y; where X gives chunks pass validation_data=(X, y)")
+    X = model.checked_inputs("X", X)
+    y = model._kernels.to_host(y) if checks.on_device(y) else checks.numeric("y", y)
+    rows = math.floor(len(X) * (1 - share))
+    if not 0 < rows < len(X):
+        raise ValueError(
+            f"validation_split must leave rows for both parts; {share:g} of {len(X)} rows are {len(X) - rows}"
+        )
+    if y.ndim == 0 or len(y) != len(X):
+        raise ValueError(f"y must have {len(X)} rows as X has, got shape {y.shape}")
+    parts = [X, y]
+    if sample_weight is not None:
+        parts.append(checks.weights("sample_weight", sample_weight, len(X)))
+    first = [part[:rows] for part in parts]
+    return (*first, None)[:3], tuple(part[rows:] for part in parts)
 
 
 class Chunks:
@@ -220,11 +243,13 @@ class Chunks:
                     f"returns a new iterator for every epoch, or a list of chunks"
                 )
 
-    def epoch(self) -> Iterator[Chunk]:
-        """The chunks of an epoch."""
+    def epoch(self, done: int = 0) -> Iterator[Chunk]:
+        """The chunks of an epoch; those that are done are taken and passed over."""
         chunks = _iterator("what the function X returns", self.X()) if self.called else iter(self.X)
         count = 0
         for count, chunk in enumerate(chunks, 1):
+            if count <= done:
+                continue
             if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                 raise TypeError(
                     f"X must give chunks (X, y) or (X, y, sample_weight), got "

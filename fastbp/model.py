@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -33,6 +34,13 @@ from .steps import single_step
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
+
+# What other modules use and users do not: `dir` leaves it out.
+_INTERNAL = frozenset(
+    {"backward_input", "checked_inputs", "exclusive", "forward_in_mode", "handed_out", "last_call", "network"}
+    | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
+    | {"described", "freeze", "last_loss", "layer_configs", "require_trainable"}
+)
 
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
@@ -94,6 +102,7 @@ class Sequential:
     def _prepare(self):
         """What a process makes for itself, for the device where the parameters are: views, workspaces."""
         self._kernels = self._parameters.backend
+        self._parameters.owner = weakref.ref(self)
         self._values, self._statistics = self._parameters.values, self._parameters.statistics
         self.program = self._parameters.program
         self.in_features, self.out_features = self.program.in_features, self.program.out_features
@@ -158,6 +167,17 @@ class Sequential:
                 finally:
                     self._prepare()  # always: what was prepared before is for the other device
         return self
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others."""
+        with self.exclusive():  # not while `fit` runs
+            self._parameters.freeze(frozen)
+        self._prepare()
+
+    def require_trainable(self) -> None:
+        """Refuse to train where every layer is frozen."""
+        if not self.program.trained:
+            raise ValueError("every layer of this model is frozen; set trainable = True for one at least")
 
     # ------------------------------------------------------------------------------ parameters
     def parameters(self) -> list[Parameter]:
@@ -358,12 +378,15 @@ class Sequential:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the model for training; a second trainer is refused."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(_BUSY)
+        taken = []
         try:
+            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
+            if not taken[0]:
+                raise RuntimeError(_BUSY)
             yield
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
     def train_step(self, x: ArrayLike, y: ArrayLike, loss: LossFunction, optimizer: Optimizer) -> float:
         """One step of training as one compiled call: forward, loss, backward, update.
@@ -424,7 +447,12 @@ class Sequential:
             self._training_workspaces[key] = batch_size, loss.parameter, workspace
         return workspace
 
-    fit = training.fit
+    fit, evaluate = training.fit, training.evaluate
+
+    @property
+    def last_loss(self) -> Loss | None:
+        """The last loss of `fit` or `train_step`, which a file keeps; None where it was a user's function."""
+        return self._loss
 
     # ------------------------------------------------------------------------------ predictions
     @overload
@@ -534,6 +562,9 @@ class Sequential:
         precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
 
+    def __dir__(self) -> list[str]:
+        return sorted(set(super().__dir__()) - _INTERNAL)
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -554,25 +585,43 @@ class Sequential:
         optimizer : Optimizer, optional
             The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
             that is a function other than a schedule of fastbp is not kept.
+
+        Raises
+        ------
+        RuntimeError
+            On the thread that trains the model, in the middle of a step, as in a signal handler: there
+            `fastbp.request_checkpoint` serves. Another thread waits for the end of the step.
         """
+        if optimizer is not None:
+            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
+        with self._parameters.changes.none("saving a model"):
+            config, arrays = self.described(optimizer)
+        files.write(path, config, arrays)
+
+    def layer_configs(self) -> list[Any]:
+        """The kinds of the layers and their arguments, as JSON."""
+        return [[type(layer).__name__, layer.config()] for layer in self.layers]
+
+    def described(self, optimizer: Optimizer | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What files keep of a model and its optimizer: JSON, and copies of arrays by name."""
         arrays = self.state_dict()
         config = {
             "dtype": self.dtype.name,
-            "layers": [[type(layer).__name__, layer.config()] for layer in self.layers],
+            "layers": self.layer_configs(),
             "loss": [type(self._loss).__name__, self._loss.config()] if type(self._loss) in LOSSES.values() else None,
             "training": self.training,
             "generator": self.generator.bit_generator.state,
             "metadata": self.metadata,
             "optimizer": None,
         }
+        if self.program.frozen:
+            config["frozen"] = sorted(self.program.frozen)
         if optimizer is not None:
-            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
             optimizer.bind(self._parameters)
             state = optimizer.state_dict()
-            arguments = optimizer.config() | {"lr": schedules.to_json(optimizer.lr)}
-            config["optimizer"] = [type(optimizer).__name__, arguments, state.pop("step_count")]
+            config["optimizer"] = [type(optimizer).__name__, optimizer.json_config(), state.pop("step_count")]
             arrays |= {f"optimizer.{name}": array for name, array in state.items()}
-        files.write(path, config, arrays)
+        return config, arrays
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the network as an ONNX file, which other programs run: what `predict` computes, in the model's dtype.
@@ -631,7 +680,8 @@ def _described(layers, width, indent):
     for i, layer in enumerate(layers):
         if isinstance(layer, Linear):
             width = layer.out_features
-        yield f"{indent}{i} {type(layer).__name__}", layer, width
+        frozen = ", frozen" if isinstance(layer, Trained) and not layer.trainable else ""
+        yield f"{indent}{i} {type(layer).__name__}{frozen}", layer, width
         if isinstance(layer, Residual):
             yield from _described(layer.layers, width, indent + "  ")
 
@@ -663,6 +713,8 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
             for name in layer.shapes:  # which checks the shapes before a model of that size is allocated
                 setattr(layer, name, arrays[prefix + name])
         model = Sequential(*layers, dtype=config["dtype"], device=device)
+        if config.get("frozen"):
+            model.freeze({checks.integer("frozen", row, minimum=0) for row in config["frozen"]})
         model.generator.bit_generator.state = config["generator"]
         model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
         if config["loss"] is not None:

@@ -11,7 +11,7 @@ from . import checks
 from .checks import Array
 from .kernels import layout
 from .parameters import Parameter, Parameters
-from .schedules import LearningRate, rate
+from .schedules import LearningRate, rate, to_json
 
 __all__ = ["SGD", "Adam", "AdamW", "Lion", "Momentum", "RMSProp"]
 
@@ -210,7 +210,8 @@ class Optimizer:
         network, coefficients = self.network, self.next_coefficients()[0]
         if self._clip_norm is not None:
             network.clip_gradients(self._clip_norm)
-        network.backend.optimizer_step(self.code, coefficients, network.values, network.gradients, self.state)
+        for values, gradients, *state in network.trained(network.values, network.gradients, *self.state):
+            network.backend.optimizer_step(self.code, coefficients, values, gradients, tuple(state))
         network.version += 1
         self.step_count += 1
 
@@ -242,6 +243,10 @@ class Optimizer:
     def config(self) -> dict[str, Any]:
         """Arguments that recreate this optimizer."""
         return {"lr": self.lr, "weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
+
+    def json_config(self) -> dict[str, Any]:
+        """`config` as JSON, for files; an ``lr`` that is a function other than a schedule of fastbp is None."""
+        return self.config() | {"lr": to_json(self.lr)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.config().items())})"

@@ -11,9 +11,11 @@ is a read-only copy, and values are written by assigning whole arrays.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +27,42 @@ from .kernels import program as programs
 from .kernels.walk import views_in
 
 LEAST_SQUARED = 2.0**-900  # of a norm: the squares of smaller numbers lose digits
+
+
+class Changes:
+    """While steps run, values, statistics and the state of optimizers change together; who copies them waits.
+
+    On the thread that changes them, in a signal handler, waiting would have no end: it is refused.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._next = threading.RLock(), threading.RLock()  # who waits holds the second, and comes next
+        self._thread = None  # that changes; known before the lock is taken, so that a handler never waits for itself
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Hold off those who copy."""
+        before = self._thread
+        try:
+            with self._next:
+                self._thread = threading.get_ident()
+            with self._lock:
+                yield
+        finally:
+            self._thread = before
+
+    @contextmanager
+    def none(self, what: str) -> Iterator[None]:
+        """Hold off changes; ``what`` is being done is for the error."""
+        if self._thread == threading.get_ident():
+            raise RuntimeError(
+                f"{what} in the middle of a training step, as in a signal handler, would mix old and new values; "
+                f"there call fastbp.request_checkpoint(), with fit(checkpoint=…)"
+            )
+        with self._next, self._lock:
+            yield
+
+
 Views: TypeAlias = list[tuple[Any, Any]]  # (weight, bias) of every row, None where a row has none
 
 
@@ -44,7 +82,14 @@ class Parameters:
     ----------
     version : int
         Increases whenever the library changes values; writes into a view do not count.
+    changes : Changes
+        Whether some are under way.
+    program : kernels.program.Program
+    owner : function that returns an object with ``freeze(frozen)``, or None
+        The model whose network this is.
     """
+
+    owner: Callable[[], Any] | None = None
 
     def __init__(
         self,
@@ -60,7 +105,7 @@ class Parameters:
         self.prefixes = tuple(prefixes)
         self.optimizers = weakref.WeakSet()  # those that have state of this network
         self._allocate()
-        self.version = 0
+        self.version, self.changes = 0, Changes()
 
     def _allocate(self):
         self.backend = backend.load(self.device)
@@ -97,13 +142,14 @@ class Parameters:
 
     def __getstate__(self) -> tuple[Any, ...]:
         attributes = {name: getattr(self, name) for name in ("device", "dtype", "prefixes")}
-        return attributes, self.program.layers, self.precision, *self._packed()
+        with self.changes.none("copying a model"):
+            return attributes, self.program.layers, self.precision, *self._packed()
 
     def __setstate__(self, state: Any) -> None:
         attributes, layers, precision, *packed = state
         self.__dict__.update(attributes)
         self.program = programs.lower(layers, self.dtype.itemsize, precision)
-        self.optimizers, self.version = weakref.WeakSet(), 0
+        self.optimizers, self.version, self.changes = weakref.WeakSet(), 0, Changes()
         self._allocate_with(*packed)
 
     @property
@@ -122,6 +168,18 @@ class Parameters:
         if device != self.device:
             self._move(device)
         self.program = self.program.with_precision(precision)
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others; stored gradients are discarded."""
+        self.program = self.program.with_frozen(frozen)
+        self._gradients = self._gradient_views = self.whole_gradients = None  # of frozen rows they stay 0
+        self._gradients_stored = False
+
+    def trained(self, *buffers: Any) -> Iterator[tuple[Any, ...]]:
+        """The parts of buffers of the parameters' shape that an optimizer changes."""
+        for part in self.program.trained:
+            whole = part == slice(0, self.size)
+            yield buffers if whole else tuple(buffer[part] for buffer in buffers)
 
     def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)
@@ -270,9 +328,29 @@ class Parameters:
 
     def restore_values(self, copied: Any) -> None:
         """Make values and statistics those of a copy."""
-        for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
-            self.backend.copy(kept, buffer)
+        with self.changes.under_way():
+            for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
+                self.backend.copy(kept, buffer)
         self.version += 1
+
+    def named_copy(self, copied: Any) -> dict[str, Array]:
+        """Arrays of the host by name, as of `Sequential.state_dict`, from what `copied_values` returned."""
+        values, statistics = map(self.backend.to_host, copied)
+        arrays = [(array, values) for array in self.program.arrays]
+        arrays += [(array, statistics) for array in self.program.statistics]
+        arrays.sort(key=lambda pair: pair[0].row)
+        return {self.prefixes[array.row] + array.name: np.array(array.view(buffer)) for array, buffer in arrays}
+
+    def copy_of_named(self, named: Mapping[str, ArrayLike]) -> Any:
+        """What `copied_values` would have returned, from what `named_copy` returned."""
+        copied = self.copied_values()
+        for buffer, arrays in zip(copied, (self.program.arrays, self.program.statistics), strict=True):
+            host = np.zeros(buffer.size, self.dtype)
+            for array in arrays:
+                array.view(host)[...] = named[self.prefixes[array.row] + array.name]
+            if arrays:
+                self.write(buffer, host)
+        return copied
 
     # ----------------------------------------------------------------------------------- views
     def named(self) -> list[Parameter]:

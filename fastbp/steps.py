@@ -36,10 +36,22 @@ STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the
 
 
 # --------------------------------------------------------------------------------- single steps
-def check_pair(loss: Any, optimizer: Any) -> None:
-    """Refuse a loss or an optimizer that cannot train."""
+def check_loss(loss: Any) -> None:
+    """Refuse what is no loss."""
+    _not_a_class("loss", loss)
     if not callable(loss):
         raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
+
+
+def _not_a_class(argument, given):
+    if isinstance(given, type):
+        raise TypeError(f"{argument} must be an object, got a class; pass {argument}={given.__name__}()")
+
+
+def check_pair(loss: Any, optimizer: Any) -> None:
+    """Refuse a loss or an optimizer that cannot train."""
+    check_loss(loss)
+    _not_a_class("optimizer", optimizer)
     checks.instance("optimizer", optimizer, Optimizer)
 
 
@@ -51,6 +63,7 @@ def fused(loss: LossFunction, optimizer: Optimizer) -> bool:
 def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> FusedStep | EagerStep:
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
+    model.require_trainable()
     optimizer.require_free_for(model._parameters)
     return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)
 
@@ -254,13 +267,14 @@ class FusedSteps:
             row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
-    def start(self, order: Array, steps: int) -> None:
-        """Prepare this many steps on the rows in this order."""
-        self.batch, self.first = 0, self.optimizer.step_count
-        self.coefficients = self.optimizer.coefficients(self.first, steps)
+    def start(self, order: Array, steps: int, done: int = 0) -> None:
+        """Prepare this many steps on the rows in this order, of which some are done."""
+        self.batch = done
         self.keys = self.step_keys(steps)
         if self.pieces is not None:
             self.pieces.start(order, self.together * self.batch_size)
+
+    settled = True  # no gradients wait for an update between calls
 
     @property
     def most(self) -> int:
@@ -268,13 +282,15 @@ class FusedSteps:
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
     def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
-        """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite."""
+        """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite.
+
+        What a callback has set in the optimizer holds from here on.
+        """
         steps = len(step_loss)
-        begin = self.optimizer.step_count - self.first
+        coefficients = self.optimizer.coefficients(self.optimizer.step_count, steps)
+        keys = self.keys[self.batch : self.batch + steps]
         run = self._run_piece if self.pieces is not None else self._run
-        done = run(
-            rows, self.coefficients[begin : begin + steps], self.keys[begin : begin + steps], step_loss, step_hits
-        )
+        done = run(rows, coefficients, keys, step_loss, step_hits)
         self.batch += done + (done < steps)
         if done < steps and self.labels:
             failed = rows[done * self.batch_size : (done + 1) * self.batch_size]
@@ -384,10 +400,15 @@ class EagerSteps:
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
         self.batch_of = Rows(model, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
-    def start(self, order: Array, steps: int) -> None:
-        """Prepare this many batches; the last group of ``accumulate`` may be shorter."""
-        self.batch, self.batches = 0, steps
+    def start(self, order: Array, steps: int, done: int = 0) -> None:
+        """Prepare this many batches, of which whole groups are done; the last group may be shorter."""
+        self.batch, self.batches = done, steps
         self.step.count = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last group of ``accumulate`` batches is complete, so that no gradients wait for an update."""
+        return self.batch % self.accumulate == 0 or self.batch == self.batches
 
     def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
         chunk = self.chunk
@@ -404,19 +425,21 @@ class EagerSteps:
 class Interrupts:
     """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count are consistent.
 
-    Setting ``came`` from another thread does what Ctrl-C does.
+    Setting ``came`` from another thread does what Ctrl-C does. A handler that a callback sets stays.
     """
 
     def __init__(self) -> None:
-        self.deferred = self.came = False
+        self.came = False
+        self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
-        self._active = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self._active:
-            signal.signal(signal.SIGINT, self._handle)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            try:
+                signal.signal(signal.SIGINT, self._handle)
+            except BaseException:  # of another signal's handler
+                self.restore()
+                raise
         return self
 
     def _handle(self, number, frame):
@@ -433,7 +456,18 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._active:
+        self.deferred = True
+        try:
+            self.restore()
+        except BaseException:  # of another signal's handler: it came once
+            self.restore()
+            raise
+        if kind is None:
+            self.raise_deferred()
+
+    def restore(self) -> None:
+        """Let Ctrl-C do what it did before."""
+        if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -442,37 +476,38 @@ class Slices:
 
     Parameters
     ----------
-    row_operations : float
-        Operations a row of a step, for the first slice.
+    network : Parameters
+        What the steps change. Its size gives the operations of a step, for the first slice.
     interrupts : Interrupts
     most : int or None
         The most steps a slice may have.
     """
 
-    def __init__(self, row_operations: float, interrupts: Interrupts, most: int | None = None) -> None:
-        self.row_operations, self.interrupts, self.most = row_operations, interrupts, most
+    def __init__(self, network: Parameters, interrupts: Interrupts, most: int | None = None) -> None:
+        self.network, self.interrupts, self.most = network, interrupts, most
         self.steps = None
 
     def __call__(
-        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array
+        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array, done: int = 0
     ) -> Iterator[tuple[int, int, bool]]:
-        """Run the batches of ``order``; yields (first, end, failed) after every slice.
+        """Run the batches of ``order`` that are not done; yields (first, end, failed) after every slice.
 
-        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out.
+        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out. A Ctrl-C that came
+        during a slice is left to the caller.
         """
         batch_size, steps = run_steps.batch_size, len(step_loss)
         if self.steps is None:
-            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * self.row_operations)), FIRST_STEPS)
-        run_steps.start(order, steps)
-        done = 0
+            row_operations = 6 * self.network.size
+            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * row_operations)), FIRST_STEPS)
         while done < steps:
             most = run_steps.most if self.most is None else self.most
             stop = min(done + max(1, min(self.steps, most)), steps)
             rows = order[done * batch_size : stop * batch_size]
             begin = time.perf_counter()
             self.interrupts.deferred = True
-            finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
-            self.interrupts.raise_deferred()
+            with self.network.changes.under_way():
+                finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            self.interrupts.deferred = False
             seconds = time.perf_counter() - begin
             if finished:
                 self.steps = min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps)
@@ -482,23 +517,32 @@ class Slices:
 
 
 class Snapshot:
-    """The weights at the start of the last epoch that began with finite ones."""
+    """The weights at the start of the last epoch that began with finite ones.
+
+    Attributes
+    ----------
+    values : buffers, or None
+    epoch : int or None
+        Whose start they are of.
+    before : int
+        Updates that the optimizer had done when training began.
+    """
 
     def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
-        self._before = optimizer.step_count
-        self._values = self._epoch = None
+        self.before = optimizer.step_count
+        self.values = self.epoch = None
 
     def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
         if self._network.all_finite():
-            self._values = self._network.copied_values(self._values)
-            self._epoch = epoch
+            self.values = self._network.copied_values(self.values)
+            self.epoch = epoch
 
     def restore(self) -> str:
         """Restore the weights and reset the optimizer, where there were updates; returns what was done."""
-        if self._optimizer.step_count == self._before or self._epoch is None:
+        if self._optimizer.step_count == self.before or self.epoch is None:
             return "nothing has been changed"
-        self._network.restore_values(self._values)
+        self._network.restore_values(self.values)
         self._optimizer.reset()
-        return f"weights are back at those epoch {self._epoch} began with, and the optimizer at its beginning"
+        return f"weights are back at those epoch {self.epoch} began with, and the optimizer at its beginning"

@@ -458,11 +458,10 @@ def soft_cross_entropy(prediction, target, parameter):
 
 def cross_entropy(prediction, target, parameter):
     """`soft_cross_entropy` of integer labels; NaN where a label is no class."""
-    onehot = np.zeros_like(prediction)
-    known = _classes(prediction, target)
+    onehot, known = np.zeros_like(prediction), _classes(prediction, target)
     onehot[known, target[known]] = 1
-    onehot[~known] = np.nan
-    return soft_cross_entropy(prediction, onehot, parameter)
+    value, slope = soft_cross_entropy(prediction, onehot, parameter)
+    return np.where(known, value, np.nan), np.where(known[:, None], slope, np.nan)
 
 
 def _classes(prediction, target):
@@ -498,8 +497,8 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         What `LOSSES` says; ignored by the other losses.
     prediction : array (n, out)
     target : int64 array (n,) of labels for the losses in ``layout.LABEL_LOSSES``, else array (n, out)
-        Where a label is no class, below 0 or not below out, loss and gradient of the row are 0 if its weight is 0,
-        whatever its prediction, and else NaN: who gave the labels may have changed them since they were checked.
+        Where a label is no class, below 0 or not below out, loss and gradient of the row are NaN, or 0 where its
+        weight is 0: who gave the labels may have changed them since they were checked.
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
@@ -937,7 +936,7 @@ def network_train_steps(
         walk.back()
         walk.parameter_gradients(gradients, 0)
         walk.update_statistics()
-        for array in program.arrays:
+        for array in (array for array in program.arrays if array.trains):
             values, gradient, *states = map(array.view, (parameters, grad, *state))
             scalars = of_vectors if len(array.shape) == 1 else of_matrices
             optimizer_step(workspace.optimizer, scalars[step], values, gradient, states)

@@ -345,8 +345,8 @@ BUGS = [
     ),
     Bug(
         "rows without a label have the gradient of their logits, few classes",
-        LOSSES, "            if target[i + r] < 0 or", "            if target[i + r] < -1 or",
-        f"{CONTRACT} -k 'cpu and need_no_label'",
+        LOSSES, "if target[i + r] < 0 or target[i + r] >= columns:", "if target[i + r] >= columns:",
+        f"{CONTRACT} -k 'cpu and rows_without'",
     ),
     Bug(
         "a label is trusted: one beyond the classes is read and written where it says, many classes",

@@ -77,13 +77,13 @@ def first_largest(label, logits, largest):
 
 
 @inline
-def row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope):
-    """Loss and gradient of a row whose label is no class: 0 where it does not count, else NaN."""
+def fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope):
+    """Loss and gradient of a row whose label is no class: NaN, or 0 where its weight is."""
     value = 0.0 if row_weight[i] == 0.0 else NAN
     row_loss[i] = value
     row_hit[i] = 0
-    for j in range(0, columns, lanes(slope)):
-        store(zeros(slope, 1, 1) + value, slope + j, 0, columns - j)
+    for j in range(columns):
+        slope[j] = element(slope, value)
 
 
 @inline
@@ -95,7 +95,7 @@ def cross_entropy_of_rows(
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
         if label < 0 or label >= columns:
-            row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope)
+            fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope)
             scratch[i] = 1.0
             continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
@@ -158,7 +158,7 @@ def cross_entropy_of_few_classes(
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
             if target[i + r] < 0 or target[i + r] >= columns:
-                row_of_no_class(i + r, columns, row_weight, row_loss, row_hit, grad + (i + r) * ldg)
+                fill_row_of_no_class(i + r, columns, row_weight, row_loss, row_hit, grad + (i + r) * ldg)
 
 
 def cross_entropy(

@@ -55,11 +55,11 @@ def cross_entropy(dtype):
         shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
     ):
         each = smoothing / number(columns)
-        largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
+        largest, guess, of_label, label, factor = lowest, np.int64(columns), zero, np.int64(0), number(weight)
+        known, of_no_class = True, nan if weight != 0 else zero
         if inside:
             label = target[t]
-        known, of_no_class = label >= 0 and label < columns, zero if weight == 0 else nan
-        if inside:
+            known = label >= 0 and label < columns
             of_label = prediction[s + label] if known else zero
             for j in range(lane, columns, lanes):
                 z = prediction[s + j]
@@ -78,7 +78,6 @@ def cross_entropy(dtype):
         total = sum_over_lanes(shared, total, lane, lanes)
         of_all = sum_over_lanes(shared, of_all, lane, lanes)
         if inside:
-            factor = number(weight)
             share = factor / total
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each

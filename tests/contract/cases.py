@@ -1028,6 +1028,10 @@ def label_that_is_no_class_is_no_number(backend, dtype):
             assert np.isnan(spoilt[0][list(bad)]).all()
             assert not spoilt[1][list(bad)].any()
             assert np.isnan(spoilt[2][list(bad)]).all()
+            weight = np.full(23, 1 / 23)
+            weight[list(bad)] = 0
+            left_out = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
+            assert not any(part[list(bad)].any() for part in left_out)
             for a, b in zip(good, spoilt, strict=True):
                 assert_same_bits(np.delete(a, list(bad), axis=0), np.delete(b, list(bad), axis=0))
 
@@ -1066,17 +1070,17 @@ def first_of_the_largest_outputs_is_the_guess(backend, dtype):
 
 
 @behaviour("loss_forward_backward")
-def rows_of_weight_0_need_no_label(backend, dtype):
-    """They add nothing, whatever the logits; the other rows do not see it."""
+def rows_without_a_label_add_nothing(backend, dtype):
+    """A label below 0 is none, whatever the logits, where the row's weight is 0; the other rows do not see it."""
     rng = GENERATOR(24)
     for out in (3, 40):  # few classes are a row a lane
         for smoothing in LOSS_PARAMETERS["cross_entropy"]:
             prediction, labels = 5 * matrix(rng, (37, out), dtype, False), rng.integers(0, out, 37)
             without = np.isin(np.arange(37), (0, 3, 4, 20, 36))
-            whole = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(37))
-            labels[without] = -1, -100, -1, -(2**40), 2**40
+            weight = np.where(without, 0.0, 1.0)
+            whole = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
+            labels[without] = -1, -100, -1, -(2**40), -1
             prediction[4], prediction[20, 1] = np.nan, np.inf
-            weight = (~without).astype(np.float64)
             row_loss, row_hit, grad = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
             for result, before in zip((row_loss, row_hit, grad), whole, strict=True):
                 assert not result[without].any()

@@ -223,9 +223,10 @@ class Loss:
     ) -> tuple[float, int]:
         """Value and number of hits of a batch, as `of_rows`; ``weight`` float64 (n,) with any sum above 0, or None."""
         weight = np.ones(len(prediction)) if weight is None else weight
-        weight = weight / weight.sum()
-        row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
-        return float((row_loss * weight).sum()), int(row_hit.sum())
+        with np.errstate(all="ignore"):
+            weight = weight / weight.sum()
+            row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
+            return float((row_loss * weight).sum()), int(row_hit.sum())
 
     # ----------------------------------------------------------------------------------- files
     def config(self) -> dict[str, Any]:

@@ -832,6 +832,11 @@ class TrainingWorkspace:
         self.loss, self.loss_parameter, self.optimizer = loss, loss_parameter, optimizer
 
 
+def _in_dtype(array, dtype):
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
+
+
 def _whole(program, parameters, statistics):
     """The parameters and statistics, as a walk finds them."""
     return _walk.views_in(_program.PARAMETERS, program.arrays, parameters) | _walk.views_in(
@@ -860,7 +865,7 @@ def network_forward(workspace, parameters, statistics, x, out):
     """
     whole, listing = _whole(workspace.program, parameters, statistics), workspace.program.evaluation
     kernels = sys.modules[__name__]
-    out[...] = _walk.Walk(kernels, listing, whole, x.astype(workspace.dtype), np.empty).forward()
+    out[...] = _walk.Walk(kernels, listing, whole, _in_dtype(x, workspace.dtype), np.empty).forward()
 
 
 @_touches(
@@ -921,10 +926,12 @@ def network_train_steps(
         total = weight.sum()
         weight = weight / total if total >= _layout.LEAST_WEIGHT else np.zeros(n)
         kernels = sys.modules[__name__]
-        walk = _walk.Walk(kernels, program.training, whole, x[batch].astype(dtype), np.empty, key=keys[step], **of_loss)
+        walk = _walk.Walk(
+            kernels, program.training, whole, _in_dtype(x[batch], dtype), np.empty, key=keys[step], **of_loss
+        )
         row_loss, row_hit = np.empty(n, dtype), np.empty(n, np.int64)
         walk.give(_program.ROWS, numbers[start : start + batch_size])
-        walk.give(_program.TARGET, target[batch] if labels else target[batch].astype(dtype))
+        walk.give(_program.TARGET, target[batch] if labels else _in_dtype(target[batch], dtype))
         walk.give(_program.ROW_WEIGHT, weight)
         walk.give(_program.ROW_LOSS, row_loss)
         walk.give(_program.ROW_HIT, row_hit)
@@ -1041,7 +1048,7 @@ def gather(x, rows, out):
     rows : int64 array (n,)
     out : array (n, features), written
     """
-    out[...] = x[rows]
+    out[...] = _in_dtype(x[rows], out.dtype)
 
 
 def empty(shape, dtype):

@@ -63,7 +63,7 @@ class Interrupter:
         path = frame.f_code.co_filename
         if not path.startswith(PACKAGE):
             return self.traced if self.places == "lines" else None
-        if frame.f_code.co_name == "__del__":  # from where no exception comes out
+        if "__del__" in (frame.f_code.co_name, frame.f_back.f_code.co_name):  # from where no exception comes out
             return None
         here = event == "line" and frame.f_lineno not in protected(path)
         if here if self.places == "lines" else event in ("call", "c_return"):

@@ -272,6 +272,6 @@ def finite(argument: str, array: Array, dtype: DTypeLike) -> None:
             value = block[tuple(bad)]
             what = f"which {np.dtype(dtype).name} cannot hold" if np.isfinite(value) else "which is not finite"
             raise ValueError(
-                f"{argument} must hold finite numbers, got {argument}[{index}] = {value}, {what}; "
+                f"{argument} must hold finite numbers, got {argument}[{index}] = {value!s}, {what}; "
                 f"remove or replace such rows"
             )

@@ -73,9 +73,11 @@ def _shuffle(kernels, generator, rows):
 
 def checked_shuffle(shuffle: Any) -> bool | str:
     """``shuffle``, which is True, False or "blocks"."""
-    if isinstance(shuffle, str):
-        return checks.choice("shuffle", shuffle, (BLOCKS,))
-    return checks.boolean("shuffle", shuffle)
+    if isinstance(shuffle, bool | np.bool_):
+        return bool(shuffle)
+    if isinstance(shuffle, str) and shuffle == BLOCKS:
+        return shuffle
+    raise TypeError(f'shuffle must be True, False or "{BLOCKS}", got {shuffle!r}')
 
 
 def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:

@@ -30,9 +30,32 @@ __all__ = [
     "QuantileLoss",
 ]
 
-NO_LABEL = -1  # what kernels take for no label
+NO_LABEL = -1  # of rows that are ignored: no class, and of weight 0
 
 LossFunction: TypeAlias = Callable[..., tuple[float, ArrayLike]]  # (prediction, target, weights if there are any)
+
+
+def refuse_changed(argument: str, labels: Array, weight: Array | None, outputs: int, rows: Array | None = None) -> None:
+    """Raise where labels that count are not as they were checked: kernels make NaN of them, and no step.
+
+    Parameters
+    ----------
+    argument : str
+    labels, weight : arrays (n,)
+    outputs : int
+    rows : int array (n,), optional
+        Where they are in the array of that name.
+    """
+    wrong = (labels < 0) | (labels >= outputs)
+    if weight is not None:
+        wrong &= weight != 0
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"{argument} was changed while it was in use: labels go from 0 to {outputs - 1}, and now "
+            f"{argument}[{first if rows is None else rows[first]}] = {labels[first]}; the weights are those of the "
+            f"last finished step"
+        )
 
 
 class LossOf(Function):
@@ -192,7 +215,7 @@ class Loss:
         outputs = prediction.shape[1]
         kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
         if isinstance(target, np.ndarray) and self.takes_labels(target) and np.isnan(row_loss).any():
-            checks.labels("target", target, len(target), outputs)  # which may have been changed
+            refuse_changed("target", target, weight, outputs)
         return row_loss, row_hit
 
     def of_batch(
@@ -200,9 +223,10 @@ class Loss:
     ) -> tuple[float, int]:
         """Value and number of hits of a batch, as `of_rows`; ``weight`` float64 (n,) with any sum above 0, or None."""
         weight = np.ones(len(prediction)) if weight is None else weight
-        weight = weight / weight.sum()
-        row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
-        return float((row_loss * weight).sum()), int(row_hit.sum())
+        with np.errstate(all="ignore"):
+            weight = weight / weight.sum()
+            row_loss, row_hit = self.of_rows(kernels, prediction, target, weight, gradient)
+            return float((row_loss * weight).sum()), int(row_hit.sum())
 
     # ----------------------------------------------------------------------------------- files
     def config(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _gather(array, rows, out):
     if array.dtype == out.dtype and checks.readable(array):
         np.take(array, rows, axis=0, out=out, mode="clip")  # the other modes write to a copy of out
     else:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             out[...] = array[rows]
 
 

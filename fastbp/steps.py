@@ -20,7 +20,7 @@ from . import checks
 from .backend import Kernels
 from .checks import Array
 from .kernels import layout
-from .losses import Loss, LossFunction
+from .losses import Loss, LossFunction, refuse_changed
 from .optimizers import Optimizer
 from .parameters import Parameters
 
@@ -222,18 +222,6 @@ class EagerStep:
 
 
 # --------------------------------------------------------------------------------- steps of an epoch
-def refuse_changed(labels: Array, rows: Array, outputs: int) -> None:
-    """Raise where the labels of these rows are not as they were checked: a step of them could not be made."""
-    labels = labels[rows]
-    wrong = (labels < 0) | (labels >= outputs)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise ValueError(
-            f"y has been changed while it was trained on: labels go from 0 to {outputs - 1}, and now y[{rows[first]}] "
-            f"= {labels[first]}; the weights are those of the last finished step"
-        )
-
-
 class FusedSteps:
     """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows.
 
@@ -305,9 +293,11 @@ class FusedSteps:
         done = run(rows, coefficients, keys, step_loss, step_hits)
         self.batch += done + (done < steps)
         if done < steps and self.labels:
-            refuse_changed(
-                self.kernels.to_host(self.y), rows[done * self.batch_size : (done + 1) * self.batch_size], self.outputs
+            failed = rows[done * self.batch_size : (done + 1) * self.batch_size]
+            y, weight = (
+                None if array is None else self.kernels.to_host(array)[failed] for array in (self.y, self.weight)
             )
+            refuse_changed("y", y, weight, self.outputs, failed)
         return done
 
     def _run(self, rows, coefficients, keys, step_loss, step_hits):

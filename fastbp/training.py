@@ -513,14 +513,12 @@ class Validation:
         """The same, some rows at a time."""
         model, X = self.model, self.X
         row_loss, hits = np.empty(len(X)), 0
-        ones = np.ones(min(len(X), model.prediction_block))
+        counts = np.ones(len(X)) if self.weight is None else (self.weight > 0).astype(np.float64)
         for start in range(0, len(X), model.prediction_block):
             part = slice(start, start + model.prediction_block)
             prediction = model.predict(X[part], to_host=False)
             unused = prediction  # the gradient, written in place
-            row_loss[part], row_hit = loss.of_rows(
-                model._kernels, prediction, self.y[part], ones[: len(prediction)], unused
-            )
+            row_loss[part], row_hit = loss.of_rows(model._kernels, prediction, self.y[part], counts[part], unused)
             hits += int(row_hit.sum())
         if self.weight is None:
             value = row_loss.mean()

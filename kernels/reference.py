@@ -195,7 +195,7 @@ def activation_forward(z, activation, activation_parameter, out):
     out : array (n, features), written
         May be ``z`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out[...] = _activation(activation)[0](z, activation_parameter)
 
 
@@ -212,7 +212,7 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     grad_z : array (n, features), written
         May be ``grad_out`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         grad_z[...] = grad_out * _activation(activation)[1](saved, activation_parameter)
 
 
@@ -228,7 +228,7 @@ def softmax(z, out):
     out : array (n, features), written
         May be ``z`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         exponential = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
         out[...] = exponential / exponential.sum(axis=1, keepdims=True)
 
@@ -277,7 +277,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     In the compiled backends a row of the result has the same bits whatever rows are around it; here NumPy's
     product decides.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         z = _rounded(x, precision) @ _rounded(weight, precision)
         if bias is not None:
             z = z + bias
@@ -301,7 +301,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     precision : int
         What ``grad_z`` and ``weight`` are rounded to.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         product = _rounded(grad_z, precision) @ _rounded(weight, precision).T
         activation_backward(product, saved, activation, activation_parameter, grad_z_prev)
 
@@ -321,7 +321,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
     precision : int
         What ``x`` and ``grad_z`` are rounded to for ``grad_weight``; the column sums are of ``grad_z`` as it is.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         weight_sum = _rounded(x, precision).T @ _rounded(grad_z, precision)
         grad_weight[...] = grad_weight + weight_sum if beta else weight_sum
         if grad_bias is not None:
@@ -349,7 +349,7 @@ def dropout(x, rows, key, probability, out):
     out : array (n, features), written
         May be ``x`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         row_keys = _splitmix.splitmix64(np.int64(key).view(np.uint64) + rows.view(np.uint64))
         bits = _splitmix.splitmix64(row_keys[:, None] + np.arange(x.shape[1], dtype=np.uint64))
         kept = bits >= _splitmix.threshold(probability)
@@ -370,7 +370,7 @@ def shuffle(rows, key):
     key : int
         64 random bits, as an int64.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         bits = _splitmix.splitmix64(np.int64(key).view(np.uint64) + np.arange(len(rows), dtype=np.uint64))
     for i in range(len(rows) - 1, 0, -1):
         j = (int(bits[i]) >> 32) * (i + 1) >> 32
@@ -508,7 +508,7 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         May be ``prediction`` itself.
     """
     loss_name = _layout.LOSSES[loss]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         value, gradient = LOSSES[loss_name](prediction, target, loss_parameter)
         if loss_name in _layout.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
@@ -621,7 +621,7 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     state : tuple of arrays (size,), updated
         As many as ``layout.OPTIMIZER_STATES`` says, zero before the first step.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         STEPS[_layout.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
 
 
@@ -636,7 +636,7 @@ def add(x, y, out):
     out : array (n, features), written
         May be ``x`` or ``y`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         np.add(x, y, out=out)
 
 
@@ -665,7 +665,7 @@ def layer_norm_forward(x, weight, bias, eps, out, saved, scale):
     -----
     Ba, Kiros & Hinton, "Layer normalization", 2016.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         centred = x - x.mean(axis=1, keepdims=True)
         scale[...] = 1 / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + x.dtype.type(eps))
         normalised = centred * scale
@@ -687,7 +687,7 @@ def layer_norm_backward_input(grad_out, weight, saved, scale, grad_x):
     grad_x : array (n, features), written
         May be ``grad_out`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         g = grad_out if weight is None else grad_out * weight
         along = (g * saved).mean(axis=1, keepdims=True)
         grad_x[...] = scale * (g - g.mean(axis=1, keepdims=True) - saved * along)
@@ -705,7 +705,7 @@ def norm_backward_params(grad_out, saved, beta, grad_weight, grad_bias):
         0 overwrites, without reading; 1 adds.
     grad_weight, grad_bias : arrays (features,), written
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         of_weight, of_bias = (grad_out * saved).sum(axis=0), grad_out.sum(axis=0)
         grad_weight[...] = grad_weight + of_weight if beta else of_weight
         grad_bias[...] = grad_bias + of_bias if beta else of_bias
@@ -727,7 +727,7 @@ def batch_moments(x, row_weight, eps, mean, scale, variance):
         Without bias: the weighted one over ``1 - sum_i w_i^2``, which is 1 - 1/n for equal weights. NaN where no more
         than one row counts: there is nothing to learn from it.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         weight = row_weight.astype(x.dtype)[:, None]
         mean[...] = (weight * x).sum(axis=0)
         centred = x - mean
@@ -747,7 +747,7 @@ def running_moments(running_mean, running_var, eps, mean, scale):
     eps : float
     mean, scale : arrays (features,), written
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         mean[...] = running_mean
         scale[...] = 1 / np.sqrt(running_var + running_var.dtype.type(eps))
 
@@ -770,7 +770,7 @@ def batch_norm_forward(x, mean, scale, weight, bias, out, saved):
     -----
     Ioffe & Szegedy, "Batch normalization", 2015.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         normalised = (x - mean) * scale
         if saved is not None:
             saved[...] = normalised
@@ -792,7 +792,7 @@ def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_w
     grad_x : array (n, features), written
         May be ``grad_out`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         grad = grad_out
         if grad_weight is not None:
             grad = grad_out - row_weight.astype(grad_out.dtype)[:, None] * (grad_bias + saved * grad_weight)
@@ -832,6 +832,11 @@ class TrainingWorkspace:
         self.loss, self.loss_parameter, self.optimizer = loss, loss_parameter, optimizer
 
 
+def _in_dtype(array, dtype):
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
+
+
 def _whole(program, parameters, statistics):
     """The parameters and statistics, as a walk finds them."""
     return _walk.views_in(_program.PARAMETERS, program.arrays, parameters) | _walk.views_in(
@@ -860,7 +865,7 @@ def network_forward(workspace, parameters, statistics, x, out):
     """
     whole, listing = _whole(workspace.program, parameters, statistics), workspace.program.evaluation
     kernels = sys.modules[__name__]
-    out[...] = _walk.Walk(kernels, listing, whole, x.astype(workspace.dtype), np.empty).forward()
+    out[...] = _walk.Walk(kernels, listing, whole, _in_dtype(x, workspace.dtype), np.empty).forward()
 
 
 @_touches(
@@ -921,10 +926,12 @@ def network_train_steps(
         total = weight.sum()
         weight = weight / total if total >= _layout.LEAST_WEIGHT else np.zeros(n)
         kernels = sys.modules[__name__]
-        walk = _walk.Walk(kernels, program.training, whole, x[batch].astype(dtype), np.empty, key=keys[step], **of_loss)
+        walk = _walk.Walk(
+            kernels, program.training, whole, _in_dtype(x[batch], dtype), np.empty, key=keys[step], **of_loss
+        )
         row_loss, row_hit = np.empty(n, dtype), np.empty(n, np.int64)
         walk.give(_program.ROWS, numbers[start : start + batch_size])
-        walk.give(_program.TARGET, target[batch] if labels else target[batch].astype(dtype))
+        walk.give(_program.TARGET, target[batch] if labels else _in_dtype(target[batch], dtype))
         walk.give(_program.ROW_WEIGHT, weight)
         walk.give(_program.ROW_LOSS, row_loss)
         walk.give(_program.ROW_HIT, row_hit)
@@ -966,7 +973,7 @@ def squared_norm(places, buffer):
         Not finite where an element is not, or where the squares of float64 are too large. The order of the sum is
         fixed: the same numbers have the same bits every time.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return float(sum(np.square(view, dtype=np.float64).sum() for view in _views(places, buffer)))
 
 
@@ -997,7 +1004,7 @@ def scale(x, factor, out):
     out : array of the same shape and dtype, C-contiguous, written
         May be ``x`` itself.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         np.multiply(x, x.dtype.type(factor), out=out)
 
 
@@ -1041,7 +1048,7 @@ def gather(x, rows, out):
     rows : int64 array (n,)
     out : array (n, features), written
     """
-    out[...] = x[rows]
+    out[...] = _in_dtype(x[rows], out.dtype)
 
 
 def empty(shape, dtype):

@@ -83,5 +83,6 @@ def warm_up(*dtypes):
 def warm_cache(tmp_path_factory, fresh):
     """A private cache directory that holds every kernel."""
     directory = tmp_path_factory.mktemp("kernels")
-    fresh(warm_up, "float32", "float64", FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
+    for dtype in ("float32", "float64"):
+        fresh(warm_up, dtype, FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
     return directory

@@ -396,6 +396,65 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and rows_without'",
     ),
     Bug(
+        "a step's room is announced before it is there",
+        "steps.py", "        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y)",
+        "        self.ready = len(x), y.ndim, np.arange(len(x)), self.ready[3]\n"
+        "        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y)",
+        "tests/test_interruptions.py -k 'train_step and fused'",
+    ),
+    Bug(
+        "an array is recorded before its address is",
+        CPU, "self.pointed[field] = self  # no array", "self.pointed[field] = array  # no array",
+        "tests/test_interruptions.py -k 'train_step and fused or test_fit'", chance=True,
+    ),
+    Bug(
+        "a step that was made before an interrupt is not counted",
+        "steps.py", "            optimizer.step_count += finished_steps(self.step_loss, self.step_hits)\n", "",
+        "tests/test_interruptions.py -k 'train_step and fused'",
+    ),
+    Bug(
+        "scalars computed ahead have their first step before they are there",
+        "optimizers.py", "            i, ahead = 0, self.coefficients(",
+        "            self._ahead = self.step_count, ahead\n            i, ahead = 0, self.coefficients(",
+        "tests/test_interruptions.py -k 'numbers_of_an_optimizer'",
+    ),
+    Bug(
+        "the graph keeps arrays that others may change",
+        "graph.py", "_own(x) if records and cls.reads_inputs else x", "x",
+        "tests/test_trust.py -k 'arrays_that_change'",
+    ),
+    Bug(
+        "dropout goes by the place in a slice where rows are converted",
+        "steps.py", "rows = np.stack([np.arange(len(rows)), rows])", "rows = np.arange(len(rows))",
+        "tests/test_trust.py -k 'dropout_goes or dropout_does'",
+    ),
+    Bug(
+        "threads keep their control register",
+        NETWORK, 'leaves the number of steps done in the record."""\n    control = exchange_control(DEFAULT_CONTROL)',
+        'leaves the number of steps done in the record."""\n    control = DEFAULT_CONTROL',
+        "tests/test_trust.py -k 'control_register'",
+    ),
+    Bug(
+        "a mask is dropped",
+        "checks.py", "    if isinstance(value, np.ma.MaskedArray):", "    if False:",
+        "tests/test_trust.py -k 'masked'",
+    ),
+    Bug(
+        "a refused step has changed the loss",
+        "model.py", "value = step(x, y)\n", "self.remember_loss(loss)\n            value = step(x, y)\n",
+        "tests/test_trust.py -k 'refused_step'",
+    ),
+    Bug(
+        "a label is trusted: one beyond the classes is read and written where it says, many classes",
+        LOSSES, "        if label < 0 or label >= columns:", "        if label < 0:",
+        f"{CONTRACT} -k 'cpu and label_that_is_no_class'",
+    ),
+    Bug(
+        "a label beyond the classes is none of them, and no fault",
+        LOSSES, "0.0 if row_weight[i] == 0.0 else NAN", "0.0",
+        f"{CONTRACT} -k 'cpu and label_that_is_no_class'",
+    ),
+    Bug(
         "ignored rows count in the mean",
         "losses.py", "weight = (target >= 0).astype(np.float64)", "weight = np.ones(len(target))",
         "tests/test_losses_optimizers.py -k 'ignored_rows'",

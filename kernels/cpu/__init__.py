@@ -250,7 +250,7 @@ def squared_norm(places, buffer):
 
 def all_finite(places, buffer):
     """By the sum of the buffer, which is finite only where everything is; element by element where it is not."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(places, buffer)
 
 

@@ -7,11 +7,14 @@ Reading trusts nothing: it allocates no more than the file has bytes, and never 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +24,11 @@ from typing import Any
 import numpy as np
 
 from .checks import Array
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT, VERSION = "fastbp model", 1
 CONFIG = "config.json"
@@ -67,17 +75,31 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str
     except (TypeError, ValueError) as error:
         raise TypeError(f"what a model file keeps must be JSON (look at model.metadata): {error}") from None
     config["sha256"] = _digest(config, arrays)
+    with _replacing(path) as file:
+        (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+
+
+@contextmanager
+def _replacing(path):
+    """A new file that takes the place and the mode of the one at ``path`` when it is complete and on disk."""
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    _remove_abandoned(folder, name)
+    file = _temporary(folder, name)
     try:
-        with open(temporary, "xb") as file:
-            (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+        with file:
+            with suppress(FileNotFoundError):
+                mode = stat.S_IMODE(os.stat(path).st_mode)
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.chmod(file.name, mode)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is None:  # Windows renames no open file; elsewhere the lock holds until it has its name
+                file.close()
+            os.replace(file.name, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(file.name)
         raise
     if os.name == "posix":  # so that the new name survives a power cut
         descriptor = os.open(folder, os.O_RDONLY)
@@ -85,6 +107,41 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _temporary(folder, name):
+    """A new file beside ``name``, locked while this process has it open: so the next can tell what a kill left."""
+    while True:
+        file = open(os.path.join(folder, f".{name}.{secrets.token_hex(8)}"), "xb")  # noqa: SIM115
+        with suppress(BlockingIOError):
+            _lock(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        file.close()  # before it was locked, another process took it for one that was left
+
+
+def _remove_abandoned(folder, name):
+    """Remove what processes left that were killed while they wrote ``name``."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}")
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open(entry.path, "rb") as left:
+                    if _lock(left):
+                        os.unlink(entry.path)
+
+
+def _lock(file):
+    """Lock a file while it is open; False where the system has no locks, BlockingIOError where somebody has it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _write_safetensors(file, config, arrays):
@@ -105,7 +162,12 @@ def _write_archive(file, config, arrays):
 def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn any error that a foreign or damaged file causes into one ValueError."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of a seek to where an archive says that a part begins
+                raise
+            raise ValueError("it names places outside of the file") from error
     except (
         zipfile.BadZipFile,
         zlib.error,

@@ -5,6 +5,7 @@ The kernel of a loss can depend on the target: cross-entropy has one for labels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias, overload
 
@@ -25,7 +26,11 @@ __all__ = [
     "HuberLoss",
     "L1Loss",
     "MSELoss",
+    "PoissonLoss",
+    "QuantileLoss",
 ]
+
+NO_LABEL = -1  # what kernels take for no label
 
 LossFunction: TypeAlias = Callable[..., tuple[float, ArrayLike]]  # (prediction, target, weights if there are any)
 
@@ -248,6 +253,48 @@ class HuberLoss(Loss):
         return {"delta": self.parameter}
 
 
+class QuantileLoss(Loss):
+    """``max(q (y - ŷ), (1 - q) (ŷ - y))``, mean over all elements: the pinball loss, least at the quantile q of y.
+
+    Gradient ``-q / (n·out)`` below y, ``(1 - q) / (n·out)`` above, 0 at y (Koenker & Bassett, 1978).
+
+    Parameters
+    ----------
+    q : float
+        Between 0 and 1, both excluded. With 0.5 it is half of `L1Loss`.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``q`` is no number, or not between 0 and 1.
+    """
+
+    name = "quantile"
+
+    def __init__(self, q: float = 0.5, *, device: str = "cpu") -> None:
+        super().__init__(device=device)
+        self.parameter = checks.positive("q", q)
+        if self.parameter >= 1:
+            raise ValueError(f"q must be between 0 and 1, both excluded, got {q!r}")
+
+    def config(self) -> dict[str, Any]:
+        return {"q": self.parameter}
+
+
+class PoissonLoss(Loss):
+    """``e^s - y - y (s - ln y)`` of a log-mean s, mean over all elements; gradient ``(e^s - y) / (n·out)``.
+
+    Half the Poisson deviance of the mean ``e^s``, as scikit-learn has it: not negative, and 0 where ``e^s = y``.
+    PyTorch's ``PoissonNLLLoss(log_input=True)`` leaves out what the target alone decides, ``y ln y - y``, and has the
+    same gradient. Targets are not negative. The network's output is s: the counts it expects are
+    ``np.exp(model.predict(X))``.
+    """
+
+    name = "poisson"
+    target_range = 0, math.inf
+
+
 class BCELoss(Loss):
     """``-(y ln p + (1 - y) ln(1 - p))`` of probabilities p, mean over all elements.
 
@@ -269,10 +316,30 @@ class BCEWithLogitsLoss(Loss):
     """``ln(1 + e^s) - y s`` of logits s, mean over all elements; gradient ``(σ(s) - y) / (n·out)``.
 
     The same as `BCELoss` of ``σ(s)``, without its overflow. Targets are in [0, 1].
+
+    Parameters
+    ----------
+    pos_weight : float, optional
+        Above 0: the term of the positive class, ``y ln(1 + e^-s)``, is multiplied by it, in every output. The mean is
+        over the elements, not over their weights, as PyTorch's.
+    device : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``pos_weight`` is no number, or not above 0 and finite.
     """
 
     name = "binary_cross_entropy_with_logits"
     target_range = 0, 1
+
+    def __init__(self, pos_weight: float | None = None, *, device: str = "cpu") -> None:
+        super().__init__(device=device)
+        self.pos_weight = None if pos_weight is None else checks.positive("pos_weight", pos_weight)
+        self.parameter = 1.0 if self.pos_weight is None else self.pos_weight
+
+    def config(self) -> dict[str, Any]:
+        return {"pos_weight": self.pos_weight}
 
     @staticmethod
     def probabilities(prediction: Any, *, device: str = "cpu") -> Any:
@@ -295,21 +362,32 @@ class CrossEntropyLoss(Loss):
         Not negative. The weight of a row is ``class_weight[label]``, or ``Σ_k y_k class_weight_k``, times its sample
         weight; the mean over rows is ``Σ wᵢ lᵢ / Σ wᵢ``. With label smoothing as well the whole smoothed loss of a
         row has this weight; PyTorch weights the terms of the smoothing one by one.
+    ignore_index : int, optional
+        The label of rows that do not count: they have weight 0, and the mean is over the others. It need not be one
+        of the classes; PyTorch's is -100. Rows of probabilities all count.
     device : str
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not as it must be.
+        An argument is not as it must be; all rows of a call are ignored.
     """
 
     name = "cross_entropy"
     target_range = 0, 1
 
     def __init__(
-        self, label_smoothing: float = 0.0, class_weight: ArrayLike | None = None, *, device: str = "cpu"
+        self,
+        label_smoothing: float = 0.0,
+        class_weight: ArrayLike | None = None,
+        ignore_index: int | None = None,
+        *,
+        device: str = "cpu",
     ) -> None:
         super().__init__(device=device)
+        if ignore_index is not None:
+            ignore_index = checks.integer("ignore_index", ignore_index, minimum=np.iinfo(np.int64).min)
+        self.ignore_index = ignore_index
         self.parameter = checks.real("label_smoothing", label_smoothing, below=1.0)
         if class_weight is not None:
             class_weight = checks.numeric("class_weight", class_weight)
@@ -326,14 +404,26 @@ class CrossEntropyLoss(Loss):
             raise ValueError(
                 f"class_weight must have one weight for each of the {outputs} outputs, got {len(self.class_weight)}"
             )
-        return super().checked_target(argument, target, rows, outputs)
+        target = checks.numeric(argument, target)
+        if self.ignore_index is None or not self.takes_labels(target) or target.dtype.kind not in "iu":
+            return super().checked_target(argument, target, rows, outputs)
+        ignored = target == self.ignore_index
+        if not ignored.any():
+            return super().checked_target(argument, target, rows, outputs)
+        labels = super().checked_target(argument, np.where(ignored, 0, target), rows, outputs)
+        labels[ignored] = NO_LABEL
+        return labels
 
     def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
-        """Sample weights times class weights."""
-        if self.class_weight is None:
+        """Sample weights times class weights; 0 for rows that are ignored."""
+        ignored = self.takes_labels(target) and target.min(initial=0) < 0
+        if self.class_weight is None and not ignored:
             return sample_weight
-        if self.takes_labels(target):
+        if self.class_weight is None:
+            weight = (target >= 0).astype(np.float64)
+        elif self.takes_labels(target):
             weight = self.class_weight[target]
+            weight[target < 0] = 0.0
         else:
             weight = np.empty(len(target))
             for part in checks.blocks(target):
@@ -341,7 +431,9 @@ class CrossEntropyLoss(Loss):
         if sample_weight is not None:
             weight *= sample_weight
         if not weight.any():
-            raise ValueError("class_weight gives every row a weight of 0: there is nothing to average")
+            raise ValueError(
+                "ignore_index, class_weight or sample_weight give every row a weight of 0: there is nothing to average"
+            )
         return weight
 
     @staticmethod
@@ -351,7 +443,7 @@ class CrossEntropyLoss(Loss):
 
     def config(self) -> dict[str, Any]:
         weight = None if self.class_weight is None else self.class_weight.tolist()
-        return {"label_smoothing": self.parameter, "class_weight": weight}
+        return {"label_smoothing": self.parameter, "class_weight": weight, "ignore_index": self.ignore_index}
 
 
 LOSSES: dict[str, type[Loss]] = {name: globals()[name] for name in __all__}

@@ -400,10 +400,11 @@ class Adam(Optimizer):
     eps : float
     weight_decay, clip_norm
         As in every optimizer, see `Optimizer`.
+    amsgrad : bool
+        Divide by the root of the largest v so far, in place of v (Reddi et al., 2018, as PyTorch has it: the largest
+        is taken before the bias correction). Fixed when the optimizer is made.
     """
 
-    name = "adam"
-    state_names = ("exp_avg", "exp_avg_sq")
     decay_column = 6
     betas = _Hyperparameter(_betas)
     eps = _Hyperparameter(checks.real)
@@ -417,9 +418,22 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        amsgrad: bool = False,
     ) -> None:
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps, self._amsgrad = betas, eps, checks.boolean("amsgrad", amsgrad)
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
+
+    @property
+    def name(self) -> str:
+        return "amsgrad" if self._amsgrad else "adam"
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: layout.OPTIMIZER_STATES[self.name]]
+
+    @property
+    def amsgrad(self) -> bool:
+        return self._amsgrad
 
     def _fill(self, columns, lr, t):
         beta1, beta2 = self.betas
@@ -430,7 +444,7 @@ class Adam(Optimizer):
         columns[6] = self.weight_decay
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"betas": self.betas, "eps": self.eps}
+        return super().config() | {"betas": self.betas, "eps": self.eps, "amsgrad": self.amsgrad}
 
 
 class AdamW(Adam):
@@ -449,6 +463,8 @@ class AdamW(Adam):
         Biases decay as well.
     clip_norm
         As in every optimizer, see `Optimizer`.
+    amsgrad : bool
+        As in `Adam`.
     """
 
     def __init__(
@@ -460,8 +476,11 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
+        amsgrad: bool = False,
     ) -> None:
-        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
+        super().__init__(
+            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm, amsgrad=amsgrad
+        )
 
     def _fill(self, columns, lr, t):
         super()._fill(columns, lr, t)

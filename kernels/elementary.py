@@ -50,6 +50,17 @@ def exp_of_nonpositive(x):
     return select(x < lowest, 0.0, fma(s, q, s))
 
 
+def exponential(x):
+    """``e^x``; 0 below the smallest normal number, infinity above the largest."""
+    lowest = lowest_exponent(x)
+    large = x > -0.5 * lowest  # there the square of the root: its power of two is a normal number
+    half = select(large, x * 0.5, x)
+    half = select(half > -lowest, -lowest, half)
+    s, q = reduced_exponential(select(half < lowest, lowest, half))
+    e = select(x < lowest, 0.0, fma(s, q, s))
+    return select(large, e * e, e)
+
+
 def expm1_of_nonpositive(x):
     """``e^x - 1`` for ``x <= 0``, accurate near 0."""
     lowest = lowest_exponent(x)

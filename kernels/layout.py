@@ -16,9 +16,9 @@ ACTIVATIONS = (
 )  # fmt: skip
 LOSSES = (
     "half_squared_error", "mean_squared_error", "cross_entropy", "soft_cross_entropy", "l1", "huber",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "poisson", "quantile",
 )  # fmt: skip
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "lion")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "lion", "amsgrad")
 # What the factors of a product are rounded to: nothing; 10 bits after the leading one; 7 (bfloat16). Sums keep the
 # dtype.
 PRECISIONS = ("ieee", "tf32", "bf16")
@@ -28,7 +28,7 @@ LABEL_LOSSES = frozenset({"cross_entropy"})
 # Activations whose derivative needs the pre-activation z; all others use the output alone.
 SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu", "mish"})
 # Parameter-sized buffers an optimizer keeps between steps.
-OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "lion": 1}
+OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "lion": 1, "amsgrad": 3}
 
 COEFFICIENTS = 8  # float64 slots a step that an optimizer may read
 

@@ -4,8 +4,8 @@ The loss of a row is the mean of its values; of the losses that `SUMMED` lists, 
 same names.
 """
 
-from .elementary import exp_of_nonpositive, log1p_of_unit, log_of_normal, sign
-from .primitives import absolute, select
+from .elementary import exp_of_nonpositive, exponential, log1p_of_unit, log_of_normal, sign
+from .primitives import absolute, fma, select
 
 SUMMED = ("half_squared_error",)
 
@@ -58,8 +58,26 @@ def binary_cross_entropy(p, y, parameter):
     return value, (p - y) / select(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)
 
 
-def binary_cross_entropy_with_logits(s, y, parameter):
-    """``ln(1 + e^s) - y s``."""
-    linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
+def binary_cross_entropy_with_logits(s, y, weight):
+    """``(1 - y) ln(1 + e^s) + weight y ln(1 + e^-s)``; ``weight`` is that of the positive class."""
+    rest = 1.0 - y
+    both = fma(y, weight, rest)
+    below = select(s < 0.0, s * -1.0, 0.0)
+    linear = fma(both, below, rest * s)  # exact for y of 0 or 1, so that small losses stay
     e = exp_of_nonpositive(absolute(s) * -1.0)
-    return linear + log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0) - y
+    return fma(both, log1p_of_unit(e), linear), both * (select(s < 0.0, e, 1.0) / (e + 1.0)) - y * weight
+
+
+def poisson(s, y, parameter):
+    """``e^s - y - y (s - ln y)``, half the deviance of a Poisson distribution whose mean is ``e^s``."""
+    mean = exponential(s)
+    counted = y >= SMALLEST_NORMAL
+    deviance = mean - y - y * (s - log_of_normal(y))
+    return select(counted, deviance, select(y < SMALLEST_NORMAL, mean, y)), mean - y
+
+
+def quantile(s, y, q):
+    """``(1 - q) e`` of an error ``e = s - y`` above 0, else ``-q e``; slope 0 at 0."""
+    error = s - y
+    slope = select(error > 0.0, 1.0 - q, select(error < 0.0, -q, error))
+    return error * slope, slope

@@ -418,11 +418,27 @@ def binary_cross_entropy(prediction, target, parameter):
 
 
 def binary_cross_entropy_with_logits(prediction, target, parameter):
-    """``ln(1 + e^s) - y s``; the mean over outputs."""
-    columns = prediction.dtype.type(prediction.shape[1])
-    linear = np.maximum(prediction, 0) - target * prediction  # exact for y of 0 or 1, so that small losses stay
-    value = linear + np.log1p(np.exp(-np.abs(prediction)))
-    return value.mean(axis=1), (sigmoid(prediction, 0.0) - target) / columns
+    """``(1 - y) ln(1 + e^s) + w y ln(1 + e^-s)``, ``w`` the weight of the positive class; the mean over outputs."""
+    columns, weight = prediction.dtype.type(prediction.shape[1]), prediction.dtype.type(parameter)
+    both = 1 - target + weight * target
+    # Exact for y of 0 or 1, so that small losses stay.
+    linear = (1 - target) * prediction + both * np.maximum(-prediction, 0)
+    value = linear + both * np.log1p(np.exp(-np.abs(prediction)))
+    return value.mean(axis=1), (both * sigmoid(prediction, 0.0) - weight * target) / columns
+
+
+def poisson(prediction, target, parameter):
+    """``e^s - y - y (s - ln y)``, half the deviance of a Poisson variable of mean ``e^s``; mean over outputs."""
+    columns, mean = prediction.dtype.type(prediction.shape[1]), np.exp(prediction)
+    deviance = mean - target - target * (prediction - np.log(np.where(target == 0, 1, target)))
+    return np.where(target == 0, mean, deviance).mean(axis=1), (mean - target) / columns
+
+
+def quantile(prediction, target, parameter):
+    """``(1 - q) e`` where ``e = s - y`` is above 0, else ``-q e``; slope 0 at 0; the mean over outputs."""
+    error, q = prediction - target, prediction.dtype.type(parameter)
+    slope = np.where(error > 0, 1 - q, np.where(error < 0, -q, error))
+    return (error * slope).mean(axis=1), slope / error.dtype.type(prediction.shape[1])
 
 
 def soft_cross_entropy(prediction, target, parameter):
@@ -441,10 +457,12 @@ def soft_cross_entropy(prediction, target, parameter):
 
 
 def cross_entropy(prediction, target, parameter):
-    """`soft_cross_entropy` of integer labels."""
+    """`soft_cross_entropy` of integer labels; loss and gradient are 0 where the label is below 0."""
     onehot = np.zeros_like(prediction)
-    onehot[np.arange(len(prediction)), target] = 1
-    return soft_cross_entropy(prediction, onehot, parameter)
+    labelled = target >= 0
+    onehot[labelled, target[labelled]] = 1
+    value, slope = soft_cross_entropy(prediction, onehot, parameter)
+    return np.where(labelled, value, 0), np.where(labelled[:, None], slope, 0)
 
 
 LOSSES = {
@@ -455,7 +473,9 @@ LOSSES = {
     "l1": l1,
     "huber": huber,  # parameter: delta
     "binary_cross_entropy": binary_cross_entropy,
-    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
+    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,  # parameter: weight of the positive class
+    "poisson": poisson,
+    "quantile": quantile,  # parameter: q
 }
 
 
@@ -470,9 +490,10 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
     loss : int
         Code from ``layout.LOSSES``.
     loss_parameter : float
-        Label smoothing, or delta; ignored by the other losses.
+        What `LOSSES` says; ignored by the other losses.
     prediction : array (n, out)
     target : int64 array (n,) of labels for the losses in ``layout.LABEL_LOSSES``, else array (n, out)
+        A label below 0 is none: loss, hit and gradient of the row are 0, whatever its prediction.
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
@@ -539,11 +560,7 @@ def adam_step(coefficients, values, grad, exp_avg, exp_avg_sq):
     ``lr * weight_decay``.
     ``[a, b1, 1 - b1, b2, 1 - b2, e, l2, decay]``.
     """
-    a, b1, c1, b2, c2, e, l2, decay = coefficients[:8].astype(values.dtype)
-    grad = grad + l2 * values
-    exp_avg[...] = b1 * exp_avg + c1 * grad
-    exp_avg_sq[...] = b2 * exp_avg_sq + c2 * grad * grad
-    values -= decay * values + a * exp_avg / (np.sqrt(exp_avg_sq) + e)
+    _adaptive_step(coefficients, values, grad, exp_avg, exp_avg_sq, exp_avg_sq)
 
 
 def lion_step(coefficients, values, grad, exp_avg):
@@ -557,6 +574,20 @@ def lion_step(coefficients, values, grad, exp_avg):
     exp_avg[...] = b2 * exp_avg + c2 * grad
 
 
+def amsgrad_step(coefficients, values, grad, exp_avg, exp_avg_sq, max_exp_avg_sq):
+    """`adam_step` with ``u <- max(u, v)`` in place of ``v`` under the root (Reddi et al., 2018, as PyTorch has it)."""
+    _adaptive_step(coefficients, values, grad, exp_avg, exp_avg_sq, max_exp_avg_sq)
+
+
+def _adaptive_step(coefficients, values, grad, exp_avg, exp_avg_sq, largest):
+    a, b1, c1, b2, c2, e, l2, decay = coefficients[:8].astype(values.dtype)
+    grad = grad + l2 * values
+    exp_avg[...] = b1 * exp_avg + c1 * grad
+    exp_avg_sq[...] = b2 * exp_avg_sq + c2 * grad * grad
+    np.maximum(largest, exp_avg_sq, out=largest)
+    values -= decay * values + a * exp_avg / (np.sqrt(largest) + e)
+
+
 STEPS = {
     "sgd": sgd_step,
     "momentum": momentum_step,
@@ -564,6 +595,7 @@ STEPS = {
     "rmsprop": rmsprop_step,
     "adam": adam_step,
     "lion": lion_step,
+    "amsgrad": amsgrad_step,
 }
 
 

@@ -206,6 +206,22 @@ def test_classes_of_weight_0_alone_are_an_error(device):
         (lambda: fastbp.BCELoss()(np.ones((1, 2)), [[0, 2]]), ValueError, r"from 0 to 1, got target\[0, 1\] = 2"),
         (lambda: fastbp.BCEWithLogitsLoss()(np.ones((2, 1)), [0, -1]), ValueError, r"target\[1, 0\] = -1"),
         (lambda: fastbp.MSELoss(device="tpu"), ValueError, "device must be one of"),
+        (lambda: fastbp.QuantileLoss(0), ValueError, "q must be above 0, got 0"),
+        (lambda: fastbp.QuantileLoss(1.0), ValueError, "q must be between 0 and 1, both excluded, got 1.0"),
+        (lambda: fastbp.BCEWithLogitsLoss(0), ValueError, "pos_weight must be above 0, got 0"),
+        (lambda: fastbp.BCEWithLogitsLoss([1.0, 2.0]), TypeError, "pos_weight must be a real number"),
+        (lambda: fastbp.PoissonLoss()(np.ones((2, 1)), [0, -1]), ValueError, r"from 0 to inf, got target\[1, 0\] = -1"),
+        (lambda: fastbp.CrossEntropyLoss(ignore_index=1.5), TypeError, "ignore_index must be an integer"),
+        (
+            lambda: fastbp.CrossEntropyLoss(ignore_index=-1)(np.ones((3, 2)), [0, -1, -2]),
+            ValueError,
+            r"got target\[2\] = -2",
+        ),
+        (
+            lambda: fastbp.CrossEntropyLoss(ignore_index=-1)(np.ones((2, 2)), [-1, -1]),
+            ValueError,
+            "every row a weight of 0",
+        ),
     ],
 )
 def test_bad_arguments_of_losses_with_arguments(call, error, match):
@@ -214,8 +230,13 @@ def test_bad_arguments_of_losses_with_arguments(call, error, match):
 
 
 @pytest.mark.parametrize(
-    "loss", [fastbp.HuberLoss(0.5), fastbp.CrossEntropyLoss(0.1, [1, 2.5]), fastbp.BCELoss(), fastbp.CrossEntropyLoss()]
-)
+    "loss",
+    [
+        fastbp.HuberLoss(0.5), fastbp.CrossEntropyLoss(0.1, [1, 2.5], -100), fastbp.BCELoss(),
+        fastbp.CrossEntropyLoss(), fastbp.BCEWithLogitsLoss(2.5), fastbp.BCEWithLogitsLoss(), fastbp.PoissonLoss(),
+        fastbp.QuantileLoss(0.9),
+    ],
+)  # fmt: skip
 def test_config_makes_the_same_loss(loss):
     other = losses.LOSSES[type(loss).__name__](**loss.config())
     assert repr(other) == repr(loss)
@@ -250,10 +271,96 @@ def test_every_loss_and_optimizer_of_the_contract_has_a_class():
     labels, matrix = np.zeros(2, np.int64), np.zeros((2, 2))
     assert {cls().kernel(target) for cls in losses.LOSSES.values() for target in (labels, matrix)} == set(layout.LOSSES)
     made = [cls() for cls in optimizers.OPTIMIZERS.values()]
-    made += [fastbp.SGD(momentum=0.9), fastbp.SGD(momentum=0.9, nesterov=True)]
+    made += [fastbp.SGD(momentum=0.9), fastbp.SGD(momentum=0.9, nesterov=True), fastbp.Adam(amsgrad=True)]
     assert {optimizer.name for optimizer in made} == set(layout.OPTIMIZERS)
     for optimizer in made:
         assert len(optimizer.state_names) == layout.OPTIMIZER_STATES[optimizer.name]
+
+
+def test_poisson_is_half_the_deviance_of_scikit_learn(device, rng):
+    metrics = pytest.importorskip("sklearn.metrics")
+    s, y, w = rng.normal(size=(50, 1)), rng.poisson(2.0, 50), rng.uniform(0, 2, 50)
+    loss = fastbp.PoissonLoss(device=device)
+    for weight in (None, w):
+        expected = metrics.mean_poisson_deviance(y, np.exp(s[:, 0]), sample_weight=weight) / 2
+        np.testing.assert_allclose(loss(s, y, weight)[0], expected, rtol=1e-13)
+    value, gradient = loss(np.log([[2.0], [5.0]]), [2, 5])  # the optimum
+    np.testing.assert_allclose([value, *gradient[:, 0]], 0, atol=1e-14)
+    assert loss([[-np.inf], [0.0]], [0, 1])[0] == 0  # a mean of 0 expects nothing
+
+
+def test_quantile_is_the_pinball_loss_and_least_at_the_quantile(device, rng):
+    metrics = pytest.importorskip("sklearn.metrics")
+    s, y, w = rng.normal(size=50), rng.normal(size=50), rng.uniform(0, 2, 50)
+    loss = fastbp.QuantileLoss(0.8, device=device)
+    for weight in (None, w):
+        expected = metrics.mean_pinball_loss(y, s, sample_weight=weight, alpha=0.8)
+        np.testing.assert_allclose(loss(s[:, None], y, weight)[0], expected, rtol=1e-13)
+    slopes = [loss(np.full((50, 1), level), y)[1].sum() for level in (np.quantile(y, 0.75), np.quantile(y, 0.85))]
+    assert slopes[0] < 0 < slopes[1]
+    of_half, of_l1 = fastbp.QuantileLoss(0.5, device=device)(s[:, None], y), fastbp.L1Loss(device=device)(s[:, None], y)
+    np.testing.assert_allclose(2 * of_half[0], of_l1[0], rtol=1e-14)
+    np.testing.assert_allclose(2 * of_half[1], of_l1[1], rtol=1e-14)
+
+
+def test_pos_weight_multiplies_the_term_of_the_positive_class(device, rng):
+    s, y = rng.normal(size=(6, 3)), rng.integers(0, 2, (6, 3)).astype(float)
+    p = 1 / (1 + np.exp(-s))
+    value, gradient = fastbp.BCEWithLogitsLoss(pos_weight=4.0, device=device)(s, y)
+    np.testing.assert_allclose(value, -(4 * y * np.log(p) + (1 - y) * np.log(1 - p)).mean())
+    np.testing.assert_allclose(gradient, (4 * y * (p - 1) + (1 - y) * p) / 18, rtol=1e-13)
+    np.testing.assert_array_equal(
+        fastbp.BCEWithLogitsLoss(pos_weight=1.0, device=device)(s, y)[1],
+        fastbp.BCEWithLogitsLoss(device=device)(s, y)[1],
+    )
+
+
+@pytest.mark.parametrize("ignored", [-100, 7, 1])
+def test_ignored_rows_do_not_count(device, rng, ignored):
+    """Neither in the loss nor in its mean, with weights of classes and rows or without; other labels stay checked."""
+    s, y, w = rng.normal(size=(9, 3)), rng.integers(0, 3, 9), rng.uniform(0.5, 2, 9)
+    y[[0, 4, 8]] = ignored
+    kept = y != ignored
+    for arguments in ({}, {"class_weight": [0.5, 3.0, 2.0]}, {"label_smoothing": 0.2}):
+        plain = fastbp.CrossEntropyLoss(device=device, **arguments)
+        loss = fastbp.CrossEntropyLoss(ignore_index=ignored, device=device, **arguments)
+        for weight, of_kept in ((None, None), (w, w[kept])):
+            value, gradient = loss(s, y, weight)
+            expected = plain(s[kept], y[kept], of_kept)
+            np.testing.assert_allclose(value, expected[0], rtol=1e-14)
+            np.testing.assert_allclose(gradient[kept], expected[1], rtol=1e-13)
+            np.testing.assert_array_equal(gradient[~kept], 0)
+    before = y.copy()
+    loss(s, y)
+    np.testing.assert_array_equal(y, before)
+
+
+def test_a_step_and_a_fit_leave_ignored_rows_out(device, rng):
+    """A step with them has the bits of one without; in ``fit`` a batch that has nothing else counts for nothing."""
+    X, y = rng.normal(size=(30, 5)), rng.integers(0, 3, 30)
+    y[::3] = -100
+    y[12:18] = -100
+    kept = y != -100
+    stepped, fitted = [], []
+    for data, labels in ((X, y), (X[kept], y[kept])):
+        make = fastbp.Linear(5, 7), fastbp.Tanh(), fastbp.Linear(7, 3)
+        model = fastbp.Sequential(*make, dtype="float64", device=device, seed=0)
+        value = model.train_step(data, labels, fastbp.CrossEntropyLoss(ignore_index=-100), fastbp.SGD(lr=0.1))
+        stepped.append((value, model.flat_parameters))
+    np.testing.assert_allclose(stepped[0][0], stepped[1][0], rtol=1e-13)
+    np.testing.assert_allclose(stepped[0][1], stepped[1][1], rtol=1e-12)
+    for labels in (y, np.where(kept, y, 0)):
+        model = fastbp.Sequential(
+            fastbp.Linear(5, 7), fastbp.Tanh(), fastbp.Linear(7, 3), dtype="float64", device=device, seed=0
+        )
+        loss = fastbp.CrossEntropyLoss(ignore_index=-100)
+        weight = None if labels is y else kept.astype(float)
+        model.fit(
+            X, labels, loss=loss, optimizer=fastbp.Adam(), epochs=3, batch_size=6, shuffle=False, verbose=False,
+            sample_weight=weight,
+        )  # fmt: skip
+        fitted.append(model.flat_parameters)
+    np.testing.assert_array_equal(*fitted)
 
 
 # ----------------------------------------------------------------------------------- optimizers
@@ -351,6 +458,14 @@ class Update:
     def adamw(self, w, g, t):
         return self.adam(w, g, t, decay=0.3)
 
+    def amsgrad(self, w, g, t):
+        """With β₂ of 0.5, so that the average of squares falls."""
+        g = g + self.l2 * w
+        m, v, top = self.v if self.v else (0.0, 0.0, 0.0)
+        m, v = 0.9 * m + 0.1 * g, 0.5 * v + 0.5 * g**2
+        self.v = m, v, np.maximum(top, v)
+        return w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(self.v[2] / (1 - 0.5**t)) + 1e-8)
+
     def lion(self, w, g, t):
         direction = np.sign(0.8 * self.v + 0.2 * g)
         self.v = 0.6 * self.v + 0.4 * g
@@ -368,11 +483,29 @@ class Update:
         (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3}, Update.rmsprop),
         (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3, "eps_inside_sqrt": False}, Update.rmsprop_outside),
         (fastbp.Adam, {}, Update.adam),
+        (fastbp.Adam, {"amsgrad": True, "betas": (0.9, 0.5)}, Update.amsgrad),
     ],
 )
 def test_optimizers_with_and_without_l2(device, cls, arguments, update, l2):
     step = Update(l2)
     trajectory(device, cls(lr=0.1, weight_decay=l2, **arguments), lambda w, g, t: update(step, w, g, t))
+
+
+def test_amsgrad_keeps_its_largest_squares_in_files(device, tmp_path, rng):
+    X, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 2))
+    model = fastbp.Sequential(fastbp.Linear(3, 2), dtype="float64", device=device, seed=0)
+    optimizer = fastbp.AdamW(lr=0.1, betas=(0.9, 0.5), amsgrad=True)
+    for i in range(3):
+        model.train_step(X[i * 10 :][:10], y[i * 10 :][:10], fastbp.MSELoss(), optimizer)
+    state = optimizer.state_dict()
+    assert (state["max_exp_avg_sq"] >= state["exp_avg_sq"]).all()
+    assert (state["max_exp_avg_sq"] > state["exp_avg_sq"]).any()
+    model.save(tmp_path / "model.npz", optimizer=optimizer)
+    other = fastbp.load(tmp_path / "model.npz", device=device)
+    assert other.optimizer.amsgrad
+    for each, its in ((model, optimizer), (other, other.optimizer)):
+        each.train_step(X[30:], y[30:], fastbp.MSELoss(), its)
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
 
 
 def test_decay_of_adamw_is_apart_from_the_gradient(device):
@@ -671,6 +804,7 @@ OPTIMIZERS = [
     fastbp.Momentum,
     fastbp.RMSProp,
     fastbp.Adam,
+    lambda: fastbp.Adam(amsgrad=True),
 ]
 
 

@@ -78,6 +78,9 @@ LOSSES = {  # and what a target is
     "weighted_cross_entropy": (lambda **device: fastbp.CrossEntropyLoss(0, [1, 2, 0.5], **device), "distributions"),
     "binary_cross_entropy": (fastbp.BCELoss, "probabilities"),
     "binary_cross_entropy_with_logits": (fastbp.BCEWithLogitsLoss, "probabilities"),
+    "weighted_binary_cross_entropy": (lambda **device: fastbp.BCEWithLogitsLoss(3.0, **device), "probabilities"),
+    "poisson": (fastbp.PoissonLoss, "probabilities"),
+    "quantile": (lambda **device: fastbp.QuantileLoss(0.3, **device), "real"),
 }
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 

@@ -13,7 +13,7 @@ import fastbp
 from fastbp.cli import main
 
 PACKAGE = Path(fastbp.__file__).parent
-ROOMS = "bench", "cli"
+ROOMS = "bench", "cli", "sklearn"
 BEYOND_THE_CORE = {PACKAGE / "__main__.py", *(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))}
 
 

@@ -360,7 +360,8 @@ def test_refused_data():
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
-    monkeypatch.delitem(sys.modules, "fastbp.sklearn")
+    for name in [name for name in sys.modules if name.startswith("fastbp.sklearn")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(fastbp, "sklearn")
     with pytest.raises(ImportError, match=r"fastbp\[sklearn\]"):
         importlib.import_module("fastbp.sklearn")

@@ -308,7 +308,7 @@ def test_plain_arrays_are_checked_as_validate_data_does(X, named, monkeypatch):
         return result, [str(warning.message) for warning in caught]
 
     quick = outcome()
-    monkeypatch.setattr(type(fitted), "_passes", lambda self, X: False)
+    monkeypatch.setattr("fastbp.sklearn.base.passes", lambda estimator, X: False)
     assert repr(outcome()) == repr(quick)
 
 
@@ -322,5 +322,5 @@ def test_labels_of_partial_fit_are_checked_on_both_ways(y, monkeypatch):
             return repr(error)
 
     quick = outcome()
-    monkeypatch.setattr(MLPClassifier, "_passes", lambda self, X: False)
+    monkeypatch.setattr("fastbp.sklearn.classifier.passes", lambda estimator, X: False)
     assert outcome() == quick

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sklearn.neural_network import MLPRegressor as Theirs
 
 import fastbp
 from fastbp import Variable
@@ -34,7 +35,7 @@ total = float(layer.grad_weight.sum())
 block = fastbp.Residual(fastbp.LayerNorm(8), fastbp.Linear(8, 8), fastbp.ReLU(), fastbp.Dropout(0.1))
 model = fastbp.Sequential(fastbp.Linear(4, 8), block, fastbp.Linear(8, 3), seed=0)
 variances = fastbp.BatchNorm1d(4, momentum=0.2).forward(X).var(axis=0)
-cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1])
+cross_entropy = fastbp.CrossEntropyLoss(label_smoothing=0.1, class_weight=[1, 2, 1], ignore_index=-100)
 stopping = fastbp.EarlyStopping(patience=1)
 history: fastbp.History = model.fit(
     X, labels, loss=cross_entropy, optimizer=fastbp.Adam(lr=fastbp.CosineSchedule(1e-2, steps=8)), epochs=2,
@@ -45,6 +46,8 @@ classes = model.predict_proba(X).argmax(axis=1)
 model.summary()
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "model.npz")
+    model.to_onnx(Path(folder) / "model.onnx")
+    model.to_c(Path(folder) / "model.h", name="network")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
@@ -65,11 +68,13 @@ def squared(prediction: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> t
 
 
 # Losses and optimizers
-optimizers = [fastbp.Momentum(lr=0.01, beta=0.9), fastbp.RMSProp(lr=lambda step: 0.01 / (1 + step), clip_norm=1.0)]
+momentum = fastbp.Momentum(lr=0.01, beta=0.9)
+optimizers = [fastbp.Adam(amsgrad=True), fastbp.RMSProp(lr=lambda step: 0.01 / (1 + step), clip_norm=1.0)]
 optimizers += [fastbp.SGD(lr=fastbp.OneCycleSchedule(0.1, steps=8)), fastbp.Lion(lr=1e-3, betas=(0.9, 0.99))]
 several = [fastbp.Sequential(fastbp.Linear(4, 1), seed=seed) for seed in range(4)]
-fits = fastbp.fit_many(several, X, y, loss=fastbp.BCEWithLogitsLoss(), optimizer=optimizers, epochs=2)
+fits = fastbp.fit_many(several, X, y, loss=fastbp.BCEWithLogitsLoss(pos_weight=2.0), optimizer=optimizers, epochs=2)
 losses = [fastbp.HalfSquaredErrorLoss(), fastbp.MSELoss(), fastbp.L1Loss(), fastbp.HuberLoss(delta=0.5)]
+losses += [fastbp.PoissonLoss(), fastbp.QuantileLoss(q=0.9)]
 for one in (*losses, squared):
     several[0].fit(X, y, loss=one, optimizer=optimizers[0], epochs=1, verbose=False)
 probability = several[1].predict_proba(X)
@@ -103,6 +108,8 @@ linear = type("Linear", (SimpleNamespace,), {})(in_features=2, out_features=1, w
 torch_module = type("Sequential", (list,), {"training": False})([linear])
 converted = fastbp.from_torch(torch_module, dtype="float64").to_torch_state_dict()["0.weight"]
 found = MLPClassifier(hidden_layer_sizes=(8,), max_iter=20, random_state=0, tol=10).fit(X, labels).predict(X)
+theirs = Theirs(hidden_layer_sizes=(4,), max_iter=2).fit(X, X[:, 0])
+coefficients = fastbp.to_sklearn(fastbp.from_sklearn(theirs)).coefs_
 curve: list[float] = MLPRegressor(hidden_layer_sizes=8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
 figure = fastbp.plot_history(history)
 figure.clear()

@@ -223,7 +223,7 @@ def room(name):
     """The box of a module in the picture of the house."""
     _, first, *rest = [*name.split("."), ""]
     if first != "kernels":
-        return first if first in ("cli", "bench", "autograd") else "core"
+        return first if first in ("cli", "bench", "autograd", "sklearn") else "core"
     if rest[0] in FORMULAS:
         return "kernels: formulas"
     return "kernels: program" if rest[0] in PROGRAM else f"kernels: {rest[0]}"
@@ -237,6 +237,7 @@ def house() -> str:
     labels["core"] = ["fastbp/: the core", "layers, losses, optimizers,", "model, training, backend"]
     labels["cli"], labels["bench"] = ["fastbp/cli", "the commands"], ["fastbp/bench", "beside others"]
     labels["autograd"] = ["fastbp/autograd", "Variable, Function"]
+    labels["sklearn"] = ["fastbp/sklearn", "scikit-learn's estimators"]
     labels["kernels: program"] = ["a network as a program", *halves(PROGRAM)]
     labels["kernels: formulas"] = ["formulas, written once", *halves(FORMULAS)]
     labels["kernels: reference"] = ["kernels/reference", "the contract, in NumPy"]

@@ -169,10 +169,10 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
     kernel = context.optimizer(values.dtype, _layout.OPTIMIZERS[optimizer])
-    states = [_address(array) for array in state] + [0, 0]
+    states = [_address(array) for array in state] + [0, 0, 0]
     _call(
         kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
-        _address(grad), 0, *states[:2],
+        _address(grad), 0, *states[:3],
     )  # fmt: skip
 
 
@@ -499,11 +499,12 @@ def network_train_steps(
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
-    state_1, state_2, *_ = *state, None, None
+    state_1, state_2, state_3, *_ = *state, None, None, None
     workspace.point(_PARAMETERS, parameters)
     workspace.point(_STATISTICS, statistics)
     workspace.point(network.STATE_1, state_1)
     workspace.point(network.STATE_2, state_2)
+    workspace.point(network.STATE_3, state_3)
     gather_target = ldt = 0
     if not workspace.labels:
         gather_target, ldt = context.gather(target.dtype, workspace.dtype).address, target.shape[1]

@@ -23,7 +23,7 @@ PRODUCT = (INT,) * 17 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
 SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
-OPTIMIZER = (INT,) * 9
+OPTIMIZER = (INT,) * 10
 DROPOUT = (*(INT,) * 9, FLOAT)
 GATHER = (INT,) * 7
 SQUARED_NORM = (INT,) * 4
@@ -129,7 +129,7 @@ def loss_sum(dtype) -> Kernel:
 @cache
 def optimizer(dtype, name) -> Kernel:
     p = _real(dtype)
-    return _compiled(optimizers.kernel(name), INT, INT, FLOATS, p, INT, p, INT, p, p)
+    return _compiled(optimizers.kernel(name), INT, INT, FLOATS, p, INT, p, INT, p, p, p)
 
 
 @cache

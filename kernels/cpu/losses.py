@@ -77,6 +77,15 @@ def first_largest(label, logits, largest):
 
 
 @inline
+def clear_row(i, columns, row_loss, row_hit, slope):
+    """What a row without a label adds: nothing."""
+    row_loss[i] = 0.0
+    row_hit[i] = 0
+    for j in range(0, columns, lanes(slope)):
+        store(zeros(slope, 1, 1), slope + j, 0, columns - j)
+
+
+@inline
 def cross_entropy_of_rows(
     rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
 ):
@@ -84,6 +93,10 @@ def cross_entropy_of_rows(
     width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
+        if label < 0:
+            clear_row(i, columns, row_loss, row_hit, slope)
+            scratch[i] = 1.0
+            continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
         hit = of_label == 0.0 and first_largest(label, logits, shift)
@@ -143,6 +156,8 @@ def cross_entropy_of_few_classes(
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
+            if target[i + r] < 0:
+                clear_row(i + r, columns, row_loss, row_hit, grad + (i + r) * ldg)
 
 
 def cross_entropy(

@@ -29,14 +29,14 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
     # itself: a frame, operands of a call, a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
-    STATE_1, STATE_2, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
+    STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
     # what changes from call to call: the rows given, and where a prediction goes
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
-) = range(48)  # fmt: skip
+) = range(49)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 1
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -283,7 +283,7 @@ def update(record, coefficients, at_parameter, rows, columns, ld, gradient, ld_g
         record[OPTIMIZER],
         (
             rows, columns, coefficients, record[BASES + program.PARAMETERS] + at_parameter, ld, gradient, ld_gradient,
-            record[STATE_1] + at_parameter, record[STATE_2] + at_parameter,
+            record[STATE_1] + at_parameter, record[STATE_2] + at_parameter, record[STATE_3] + at_parameter,
         ),
     )  # fmt: skip
 

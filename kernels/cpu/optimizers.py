@@ -1,8 +1,8 @@
 """Optimizer steps on ``rows x columns`` blocks of a parameter buffer: values, gradient and state in one pass.
 
-All kernels have the arguments ``(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2)``; the states
-have the values' leading dimension. What they compute is `reference.optimizer_step`; the update of a vector is a formula
-of `updates`.
+All kernels have the arguments ``(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2, state_3)``; the
+states have the values' leading dimension. What they compute is `reference.optimizer_step`; the update of a vector is a
+formula of `updates`.
 """
 
 from .. import layout
@@ -23,21 +23,25 @@ def kernel(name):
     update = FORMULAS[name]
 
     @inline
-    def step(scalars, values, grad, state_1, state_2, columns):
+    def step(scalars, values, grad, state_1, state_2, state_3, columns):
         g = load(zeros(values, 1, 1), grad, 0, columns)
-        m = v = g
+        m = v = top = g
         if states > 0:
             m = load(g, state_1, 0, columns)
         if states > 1:
             v = load(g, state_2, 0, columns)
-        w, m, v = update(scalars, load(g, values, 0, columns), g, m, v)
+        if states > 2:
+            top = load(g, state_3, 0, columns)
+        w, m, v, top = update(scalars, load(g, values, 0, columns), g, m, v, top)
         if states > 0:
             store(m, state_1, 0, columns)
         if states > 1:
             store(v, state_2, 0, columns)
+        if states > 2:
+            store(top, state_3, 0, columns)
         store(w, values, 0, columns)
 
-    def optimizer_step(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2):
+    def optimizer_step(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2, state_3):
         if ldv == columns and ldg == columns:
             columns, rows = rows * columns, 1
         scalars, width = scalars_of(coefficients), lanes(values)
@@ -45,11 +49,16 @@ def kernel(name):
             at = i * ldv
             whole = columns - columns % width
             for j in range(0, whole, width):
-                step(scalars, values + (at + j), grad + (i * ldg + j), state_1 + (at + j), state_2 + (at + j), None)
+                step(
+                    scalars, values + (at + j), grad + (i * ldg + j), state_1 + (at + j), state_2 + (at + j),
+                    state_3 + (at + j), None,
+                )  # fmt: skip
             if whole < columns:
                 at += whole
                 tail = columns - whole
-                step(scalars, values + at, grad + (i * ldg + whole), state_1 + at, state_2 + at, tail)
+                step(
+                    scalars, values + at, grad + (i * ldg + whole), state_1 + at, state_2 + at, state_3 + at, tail
+                )  # fmt: skip
 
     optimizer_step.__qualname__ = name  # a name of its own in the cache
     return optimizer_step

@@ -58,7 +58,7 @@ def cross_entropy(dtype):
         largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
         if inside:
             label = target[t]
-            of_label = prediction[s + label]
+            of_label = prediction[s + label] if label >= 0 else zero
             for j in range(lane, columns, lanes):
                 z = prediction[s + j]
                 if z > largest:
@@ -80,7 +80,10 @@ def cross_entropy(dtype):
             share = factor / total
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each
-                grad[g + j] = slope - (one - smoothing) * factor if j == label else slope
+                slope = slope - (one - smoothing) * factor if j == label else slope
+                grad[g + j] = slope if label >= 0 else zero
+        if label < 0:
+            return zero, np.int64(0)
         hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
         return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 

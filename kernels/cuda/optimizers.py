@@ -29,18 +29,22 @@ def update_of_element(name, dtype):
         )  # fmt: skip
 
     @device_function
-    def update_of_element(c, i, g, values, state_1, state_2):
-        m = v = g
+    def update_of_element(c, i, g, values, state_1, state_2, state_3):
+        m = v = top = g
         if states > 0:
             m = state_1[i]
         if states > 1:
             v = state_2[i]
-        w, m, v = update(c, values[i], g, m, v)
+        if states > 2:
+            top = state_3[i]
+        w, m, v, top = update(c, values[i], g, m, v, top)
         values[i] = w
         if states > 0:
             state_1[i] = m
         if states > 1:
             state_2[i] = v
+        if states > 2:
+            state_3[i] = top
 
     return coefficients, update_of_element
 
@@ -51,12 +55,12 @@ def optimizer_kernel(name, dtype):
     coefficients, update = update_of_element(name, dtype)
 
     @kernel(threads=THREADS)
-    def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2):
+    def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2, state_3):
         if record[STOPPED] == 0:
             c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * layout.COEFFICIENTS)
             first, step = first_element()
             for i in range(first, count, step):
-                update(c, i, grad[i], values, state_1, state_2)
+                update(c, i, grad[i], values, state_1, state_2, state_3)
 
     return optimizer_kernel
 
@@ -64,10 +68,10 @@ def optimizer_kernel(name, dtype):
 def optimizer_step(name, record, values, grad, state, stream):
     """Launch it, with the coefficients of the step that the record is at."""
     if values.size:
-        state_1, state_2, *_ = *state, values, values
+        states = (*state, values, values, values)[:3]
         grid, block = over_elements(values.size)
         optimizer_kernel(name, values.dtype)[grid, block, stream](
-            values.size, record.device, record.floats, values, grad, state_1, state_2
+            values.size, record.device, record.floats, values, grad, *states
         )
 
 
@@ -75,4 +79,4 @@ def kernels(dtype):
     """Every kernel of this file: (name, kernel, signature)."""
     ints, doubles, a = vector(np.int64), vector(np.float64), vector(dtype)
     for name in layout.OPTIMIZERS:
-        yield f"optimizer {name}", optimizer_kernel(name, dtype), (types.int64, ints, doubles, a, a, a, a)
+        yield f"optimizer {name}", optimizer_kernel(name, dtype), (types.int64, ints, doubles, a, a, a, a, a)

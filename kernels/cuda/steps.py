@@ -186,7 +186,19 @@ def steps_kernel(dtype, loss, optimizer, activations):
 
     @device_function
     def update_all(
-        instructions, begin, end, parameters, outputs, gradients, capacity, input_offset, n, c, state_1, state_2
+        instructions,
+        begin,
+        end,
+        parameters,
+        outputs,
+        gradients,
+        capacity,
+        input_offset,
+        n,
+        c,
+        state_1,
+        state_2,
+        state_3,
     ):
         """Gradients and updates of this thread's parameters: weights, then biases, of every layer."""
         this = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
@@ -205,16 +217,16 @@ def steps_kernel(dtype, loss, optimizer, activations):
                 if k < fan_in:
                     for i in range(n):
                         g = fma(outputs[x + i * ldx + k], gradients[grad + i * ldg + j], g)
-                    update(c, weight + k * ldw + j, g, parameters, state_1, state_2)
+                    update(c, weight + k * ldw + j, g, parameters, state_1, state_2, state_3)
                 else:
                     for i in range(n):
                         g += gradients[grad + i * ldg + j]
-                    update(c, bias + j, g, parameters, state_1, state_2)
+                    update(c, bias + j, g, parameters, state_1, state_2, state_3)
 
     @kernel(threads=THREADS)
     def steps_kernel(
         n, steps, capacity, lanes, loss_parameter, loss_at, weights_at, updated_at, record, floats, instructions,
-        numbers, fan_in, ldx, x, target, weighted, row_weight, parameters, state_1, state_2,
+        numbers, fan_in, ldx, x, target, weighted, row_weight, parameters, state_1, state_2, state_3,
         outputs, input_offset, gradients, target_batch, ldt, batch_weight, row_loss, row_hit,
     ):  # fmt: skip
         shared = cuda.shared.array(THREADS, dtype)
@@ -291,7 +303,7 @@ def steps_kernel(dtype, loss, optimizer, activations):
             c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
             update_all(
                 instructions, weights_at, updated_at, parameters, outputs, gradients, capacity, input_offset, n, c,
-                state_1, state_2,
+                state_1, state_2, state_3,
             )  # fmt: skip
             grid.sync()
 
@@ -325,13 +337,13 @@ def train_steps(workspace, run, n, count, stream):
     useful = max(n, -(-run.parameters.size // THREADS))
     blocks = min(driver.cooperative_blocks(function, types_, THREADS), multiprocessors(), useful)
     record, weighted = workspace.record, run.row_weight is not None
-    state_1, state_2, *_ = *run.state, run.parameters, run.parameters
+    states = (*run.state, run.parameters, run.parameters, run.parameters)[:3]
     for done in range(0, count, MOST_STEPS):
         function[blocks, THREADS, stream](
             n, min(MOST_STEPS, count - done), workspace.capacity, lanes_of_row(workspace.fan_out),
             workspace.loss_parameter, listing.loss, listing.weights, listing.updated, record.device, record.floats,
             workspace.instructions, workspace.numbers, workspace.fan_in, workspace.input[2], run.x, run.target,
-            weighted, run.row_weight if weighted else workspace.weight, run.parameters, state_1, state_2,
+            weighted, run.row_weight if weighted else workspace.weight, run.parameters, *states,
             workspace.outputs, workspace.input[1], workspace.gradients, workspace.target, workspace.ld_target,
             workspace.weight, workspace.row_loss, workspace.row_hit,
         )  # fmt: skip

@@ -622,6 +622,12 @@ def softmax_calls():
 
         softmax_call(f"{columns}_not_finite", not_finite)
 
+    for columns in (3, 11):  # the first of a row is not its largest, by more than an exponential can hold
+        softmax_call(
+            f"{columns}_far_above_the_first",
+            lambda rng, dtype, columns=columns: (2000 * np.arange(19 * columns).reshape(19, columns) - 3).astype(dtype),
+        )
+
 
 softmax_calls()
 
@@ -753,9 +759,12 @@ LOSS_PARAMETERS = {
     "cross_entropy": (0.0, 0.1, 0.7),
     "soft_cross_entropy": (0.0, 0.1, 0.7),
     "huber": (0.5, 1.0, 3.0),
+    "binary_cross_entropy_with_logits": (1.0, 0.3, 8.0),
+    "quantile": (0.5, 0.1, 0.9),
 }
 SOFTMAX_LOSSES = frozenset({"cross_entropy", "soft_cross_entropy"})
 BINARY_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
+COUNT_LOSSES = frozenset({"poisson"})  # their targets are not negative
 PROBABILITY_LOSSES = frozenset({"binary_cross_entropy"})  # their predictions are in [0, 1]
 
 
@@ -787,6 +796,8 @@ def targets(rng, loss, n, out, dtype):
         target[::3] *= 2 * rng.random((len(target[::3]), 1))
         target[::5] = np.eye(out)[rng.integers(0, out, len(target[::5]))]
         return target.astype(dtype)
+    if loss in COUNT_LOSSES:
+        return (rng.integers(0, 4, (n, out)) * rng.choice([1.0, 0.3, 20.0], (n, out))).astype(dtype)
     return matrix(rng, (n, out), dtype, False)
 
 
@@ -818,8 +829,13 @@ def loss_gauge(eps, loss, parameter, prediction, target):
     value, slope = (16 + np.sqrt(out)) * eps * value, 8 * eps * np.abs(slope)
     if loss == "binary_cross_entropy_with_logits":  # y s is rounded where y is neither 0 nor 1; s(z) - y cancels
         between = (target > 0) & (target < 1)
-        value = value + eps * np.where(between, np.abs(target * prediction), 0).mean(axis=1)
-        slope = slope + 4 * eps * np.abs(target) / out
+        size = (2 + parameter) * np.abs(prediction)
+        value = value + 4 * eps * np.where(between, size, 0).mean(axis=1)
+        slope = slope + 4 * eps * (1 + parameter) * np.abs(target) / out
+    if loss == "poisson":  # terms that cancel near the optimum
+        mean, logarithm = np.exp(prediction), np.log(np.where(target == 0, 1, target))
+        size = mean + np.where(target == 0, 0, target * (1 + np.abs(prediction) + np.abs(logarithm)))
+        value, slope = value + 8 * eps * size.mean(axis=1), slope + 8 * eps * (mean + target) / out
     return value, slope
 
 
@@ -923,7 +939,7 @@ def evaluate(backend, loss, parameter, prediction, target, row_weight=None):
 
 @behaviour("loss_forward_backward", dtypes=(np.float64,))
 def gradient_is_the_slope_of_the_loss(backend, dtype):
-    """Central differences of every row's loss; away from the kinks of l1 and huber and from the ends of [0, 1]."""
+    """Central differences of every row's loss; away from kinks and from the ends of [0, 1]."""
     step = 1e-5
     for loss, parameter in PARAMETRIZED_LOSSES:
         for n, out in ((30, 5), (30, 19)):
@@ -961,7 +977,7 @@ def logits_are_probabilities_through_a_sigmoid(backend, dtype):
     rng = GENERATOR(15)
     logits, target = np.linspace(-12, 12, 600).reshape(60, 10), fractions(rng, (60, 10), dtype)
     backend.activation_forward(logits, layout.ACTIVATIONS.index("sigmoid"), 0.0, probability := np.empty_like(logits))
-    of_logits, _, slope = evaluate(backend, "binary_cross_entropy_with_logits", np.nan, logits, target)
+    of_logits, _, slope = evaluate(backend, "binary_cross_entropy_with_logits", 1.0, logits, target)
     of_probability, _, other = evaluate(backend, "binary_cross_entropy", np.nan, probability, target)
     np.testing.assert_allclose(of_logits, of_probability, rtol=1e-9)
     np.testing.assert_allclose(slope, other * probability * (1 - probability), rtol=1e-9, atol=1e-12)
@@ -970,7 +986,7 @@ def logits_are_probabilities_through_a_sigmoid(backend, dtype):
 @behaviour("loss_forward_backward")
 def small_losses_of_logits_keep_their_digits(backend, dtype):
     logits, target = np.array([[30.0], [-30.0]], dtype), np.array([[1.0], [0.0]], dtype)
-    row_loss = evaluate(backend, "binary_cross_entropy_with_logits", np.nan, logits, target)[0]
+    row_loss = evaluate(backend, "binary_cross_entropy_with_logits", 1.0, logits, target)[0]
     np.testing.assert_allclose(row_loss, math.log1p(math.exp(-30)), rtol=8 * np.finfo(dtype).eps)
 
 
@@ -988,6 +1004,9 @@ def kinks_have_the_slopes_the_contract_names(backend, dtype):
     slope = evaluate(backend, "l1", np.nan, error, target, np.full(1, 5.0))[2]
     np.testing.assert_allclose(slope, np.sign(error), rtol=2 * np.finfo(dtype).eps)
     assert slope[0, 2] == 0
+    row_loss, _, slope = evaluate(backend, "quantile", 0.25, error, target, np.full(1, 5.0))
+    np.testing.assert_allclose(row_loss, (0.25 * 3.5 + 0.75 * 3.5) / 5, rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(slope, [[-0.25, -0.25, 0, 0.75, 0.75]], rtol=2 * np.finfo(dtype).eps)
     error, target = np.array([[-3, 3]], dtype), np.zeros((1, 2), dtype)
     for delta in (0.5, 3.0):
         row_loss, _, slope = evaluate(backend, "huber", delta, error, target, np.full(1, 2.0))
@@ -1029,6 +1048,23 @@ def first_of_the_largest_outputs_is_the_guess(backend, dtype):
 
 
 @behaviour("loss_forward_backward")
+def rows_without_a_label_add_nothing(backend, dtype):
+    """A label below 0 is none, whatever the logits and the weight of its row; the other rows do not see it."""
+    rng = GENERATOR(24)
+    for out in (3, 40):  # few classes are a row a lane
+        for smoothing in LOSS_PARAMETERS["cross_entropy"]:
+            prediction, labels = 5 * matrix(rng, (37, out), dtype, False), rng.integers(0, out, 37)
+            without = np.isin(np.arange(37), (0, 3, 4, 20, 36))
+            whole = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(37))
+            labels[without] = -1, -100, -1, -(2**40), -1
+            prediction[4], prediction[20, 1] = np.nan, np.inf
+            row_loss, row_hit, grad = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(37))
+            for result, before in zip((row_loss, row_hit, grad), whole, strict=True):
+                assert not result[without].any()
+                assert_same_bits(result[~without], before[~without])
+
+
+@behaviour("loss_forward_backward")
 def slice_is_slice_of_loss(backend, dtype):
     rng = GENERATOR(12)
     for loss, parameter in PARAMETRIZED_LOSSES:
@@ -1055,6 +1091,7 @@ COEFFICIENTS = {
     "rmsprop": lambda t, lr=0.01, l2=0.0, b=0.99, inside=0.0, outside=1e-8: [lr, l2, b, 1 - b, inside, outside],
     "adam": adam_coefficients,
     "lion": lambda t, lr=0.01, beta1=0.9, beta2=0.99, decay=0.0: [lr, beta1, 1 - beta1, beta2, 1 - beta2, lr * decay],
+    "amsgrad": adam_coefficients,
 }
 HYPERPARAMETERS = {
     "sgd": ({}, {"l2": 0.1}),
@@ -1063,6 +1100,7 @@ HYPERPARAMETERS = {
     "rmsprop": ({}, {"inside": 1e-6, "outside": 0.0}, {"b": 0.9, "l2": 0.1}),
     "adam": ({}, {"l2": 0.1}, {"decay": 0.1, "beta2": 0.99}),
     "lion": ({}, {"decay": 0.1, "beta1": 0.5, "beta2": 0.75}),
+    "amsgrad": ({}, {"l2": 0.1}, {"decay": 0.1, "beta2": 0.5}),
 }
 
 
@@ -1103,6 +1141,15 @@ def adam_bounds(eps, values, grad, before, after, a, b1, c1, b2, c2, e, l2, deca
     return [4 * eps * np.abs(values) + size * (first + np.abs(after[0]) * (6 * eps + relative)), first, square]
 
 
+def amsgrad_bounds(eps, values, grad, before, after, a, b1, c1, b2, c2, e, l2, decay):
+    """Those of adam, by the largest average of squares."""
+    _, first, square = adam_bounds(eps, values, grad, before[:2], after[:2], a, b1, c1, b2, c2, e, l2, decay)
+    size = a / (np.sqrt(after[2]) + e)
+    relative = square / np.maximum(after[2], np.finfo(np.float32).tiny)
+    step = 4 * eps * np.abs(values) + size * (first + np.abs(after[0]) * (6 * eps + relative))
+    return [step, first, square, square]
+
+
 def lion_bounds(eps, values, grad, before, after, lr, b1, c1, b2, c2, decay):
     """A sum that is nothing but rounding may have any sign."""
     rounding = 4 * eps * (np.abs(b1 * before[0]) + np.abs(c1 * grad))
@@ -1118,6 +1165,7 @@ STEP_BOUNDS = {
     "rmsprop": rmsprop_bounds,
     "adam": adam_bounds,
     "lion": lion_bounds,
+    "amsgrad": amsgrad_bounds,
 }
 
 
@@ -1139,7 +1187,7 @@ def optimizer_calls(optimizer, variant, hyperparameters):
                 values, grad, m = (matrix(rng, size, dtype, False) for _ in range(3))
                 grad[::7] = 0
                 # The first state is a velocity or an average of gradients, but that of rmsprop is one of squares.
-                state = [m, np.square(matrix(rng, size, dtype, False))][optimizer == "rmsprop" :]
+                state = [m, *(np.square(matrix(rng, size, dtype, False)) for _ in range(2))][optimizer == "rmsprop" :]
                 state = state[: layout.OPTIMIZER_STATES[optimizer]]
                 states = tuple(updated(buffer * dtype(t > 1)) for buffer in state)
                 scalars = given(coefficients(optimizer, t, **hyperparameters))
@@ -1192,6 +1240,16 @@ def textbook_adam(t, w, g, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, l2=0.0, 
     return w - lr * first / (math.sqrt(second) + eps) - lr * decay * w
 
 
+def textbook_amsgrad(t, w, g, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, l2=0.0, decay=0.0):
+    """Reddi et al., 2018, algorithm 2, with the bias corrections and the decay of `textbook_adam`, as in PyTorch."""
+    g += l2 * w
+    state[0] = beta1 * state[0] + (1 - beta1) * g
+    state[1] = beta2 * state[1] + (1 - beta2) * g**2
+    state[2] = max(state[2], state[1])
+    first, second = state[0] / (1 - beta1**t), state[2] / (1 - beta2**t)
+    return w - lr * first / (math.sqrt(second) + eps) - lr * decay * w
+
+
 def textbook_lion(t, w, g, state, lr, beta1=0.9, beta2=0.99, decay=0.0):
     """Chen et al., 2023, algorithm 2."""
     update = math.copysign(1, beta1 * state[0] + (1 - beta1) * g)
@@ -1213,6 +1271,9 @@ TEXTBOOKS = (
     (textbook_adam, "adam", {"lr": 0.01}),
     (textbook_adam, "adam", {"lr": 0.01, "eps": 1e-2, "l2": 0.3}),
     (textbook_adam, "adam", {"lr": 0.01, "decay": 0.3}),
+    (textbook_amsgrad, "amsgrad", {"lr": 0.01, "beta2": 0.5}),
+    (textbook_amsgrad, "amsgrad", {"lr": 0.01, "beta2": 0.5, "eps": 1e-2, "l2": 0.3}),
+    (textbook_amsgrad, "amsgrad", {"lr": 0.01, "beta2": 0.5, "decay": 0.3}),
     (textbook_lion, "lion", {"lr": 0.01}),
     (textbook_lion, "lion", {"lr": 0.01, "beta1": 0.5, "beta2": 0.75, "decay": 0.3}),
 )
@@ -1223,7 +1284,7 @@ def optimizers_are_the_textbooks(backend, dtype):
     """50 steps; errors of the state add up over ``1 / (1 - mu)`` steps."""
     for textbook, optimizer, hyperparameters in TEXTBOOKS:
         rng = GENERATOR(20)
-        exact, exact_state = [0.5, -1.5, 2.0], [[0.0, 0.0] for _ in range(3)]
+        exact, exact_state = [0.5, -1.5, 2.0], [[0.0, 0.0, 0.0] for _ in range(3)]
         values, state = np.array(exact, dtype), zero_state(optimizer, 3, dtype)
         for t in range(1, 51):
             grad = rng.standard_normal(3).astype(dtype)
@@ -1298,8 +1359,8 @@ class Network(NamedTuple):
         return f"{'_'.join(map(str, self.widths))}-{'_'.join(self.activations)}{flags}"
 
     def suited(self, loss):
-        """This network, its outputs in [0, 1] where the loss takes probabilities."""
-        if loss not in PROBABILITY_LOSSES:
+        """This network, its outputs in [0, 1] where the loss takes probabilities, or their exponential."""
+        if loss not in PROBABILITY_LOSSES | COUNT_LOSSES:
             return self
         return self._replace(activations=(*self.activations[:-1], "sigmoid"))
 
@@ -1493,6 +1554,7 @@ TRAINING_HYPERPARAMETERS = {
     "rmsprop": {"lr": 1e-2, "b": 0.9, "outside": 1e-2, "l2": 1e-3},
     "adam": {"lr": 1e-2, "eps": 1e-2, "decay": 0.1},
     "lion": {"lr": 2.0**-8, "beta1": 0.5, "beta2": 0.5, "decay": 0.1},
+    "amsgrad": {"lr": 1e-2, "eps": 1e-2, "beta2": 0.5, "decay": 0.1},
 }
 
 
@@ -1507,7 +1569,7 @@ def training_targets(rng, training, out, integers):
         return rng.integers(0, out, training.examples)
     if integers:
         return rng.integers(-2, 3, shape).astype(training.x_dtype)
-    if training.loss in SOFTMAX_LOSSES | BINARY_LOSSES:
+    if training.loss in SOFTMAX_LOSSES | BINARY_LOSSES | COUNT_LOSSES:
         return (rng.integers(0, 5, shape) / 4 if kind == "f" else rng.integers(0, 2, shape)).astype(training.x_dtype)
     return batch(rng, shape, training.x_dtype)
 
@@ -2236,6 +2298,7 @@ TINY = (
     "loss_forward_backward-*-0x3*", "loss_forward_backward-*-1x1", "loss_forward_backward-*-5x7*",
     "loss_forward_backward-*-17x16", "loss_forward_backward-*-not_finite", "loss_forward_backward-*_digits",
     "loss_forward_backward-certain_*", "loss_forward_backward-kinks_*", "loss_forward_backward-first_*",
+    "loss_forward_backward-rows_without_*",
     "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
     "network_forward-7_3-*-2-*", "network_forward-5_17_4-gelu_identity-separate-13-*",
     "network_forward-5_17_4-tanh_identity-13-*", "network_forward-9_3-identity-dropout_0.5-13-*",

@@ -34,6 +34,17 @@ def mean_of(function, **arguments):
     return lambda prediction, target: function(prediction, target, reduction="none", **arguments).mean(axis=1)
 
 
+def weighted_binary(weight):
+    weight = torch.tensor([weight], dtype=torch.float64)
+    return mean_of(functional.binary_cross_entropy_with_logits, pos_weight=weight)
+
+
+def poisson(prediction, target):
+    """PyTorch's leaves out what the target alone decides."""
+    of_target = torch.special.xlogy(target, target) - target
+    return mean_of(functional.poisson_nll_loss)(prediction, target) + of_target.mean(axis=1)
+
+
 def cross_entropy(smoothing):
     return lambda prediction, target: functional.cross_entropy(
         prediction, target, reduction="none", label_smoothing=smoothing
@@ -46,10 +57,8 @@ LOSSES = {  # (name, parameter) -> (rows of predictions and targets -> losses of
     ("l1", 0.0): (mean_of(functional.l1_loss), "reals"),
     **{("huber", d): (mean_of(functional.huber_loss, delta=d), "reals") for d in (0.5, 1.0, 3.0)},
     ("binary_cross_entropy", 0.0): (mean_of(functional.binary_cross_entropy), "fractions"),
-    ("binary_cross_entropy_with_logits", 0.0): (
-        mean_of(functional.binary_cross_entropy_with_logits),
-        "fractions",
-    ),
+    **{("binary_cross_entropy_with_logits", w): (weighted_binary(w), "fractions") for w in (1.0, 0.3, 8.0)},
+    ("poisson", 0.0): (poisson, "counts"),
     **{("soft_cross_entropy", s): (cross_entropy(s), "distributions") for s in (0.0, 0.1, 0.7)},
     **{("cross_entropy", s): (cross_entropy(s), "labels") for s in (0.0, 0.1, 0.7)},
 }
@@ -70,6 +79,10 @@ OPTIMIZERS = {
     ("adam", "lr=0.05"): lambda w: torch.optim.Adam(w, lr=0.05),
     ("adam", "lr=0.05,beta2=0.99,l2=0.3"): lambda w: torch.optim.Adam(w, lr=0.05, betas=(0.9, 0.99), weight_decay=0.3),
     ("adam", "lr=0.05,decay=0.3"): lambda w: torch.optim.AdamW(w, lr=0.05, weight_decay=0.3),
+    ("amsgrad", "lr=0.05,beta2=0.5"): lambda w: torch.optim.Adam(w, lr=0.05, betas=(0.9, 0.5), amsgrad=True),
+    ("amsgrad", "lr=0.05,beta2=0.5,decay=0.3"): lambda w: torch.optim.AdamW(
+        w, lr=0.05, betas=(0.9, 0.5), weight_decay=0.3, amsgrad=True
+    ),
 }
 
 
@@ -92,6 +105,8 @@ def target_of(kind, rng, rows, out):
         return np.concatenate([np.eye(out)[rng.integers(0, out, rows - rest)], rng.random((rest, out))])
     if kind == "fractions":
         return np.clip(rng.random((rows, out)) * 1.5 - 0.25, 0, 1)
+    if kind == "counts":
+        return rng.integers(0, 9, (rows, out))
     return rng.integers(-4, 5, (rows, out))
 
 

@@ -637,7 +637,7 @@ BUGS = [
     Bug(
         "a model saved over a private file may be read by all",
         "files.py", "os.chmod(file.name, mode)", "pass",
-        "tests/test_files.py -k mode",
+        "tests/test_files.py -k the_mode_of",
     ),
     Bug(
         "what a kill left stays",

@@ -8,7 +8,8 @@
 
 from . import autograd, layers, losses, optimizers
 from .backend import get_num_threads, set_num_threads, show_config, warmup
-from .callbacks import EarlyStopping
+from .callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
+from .checkpoints import request_checkpoint
 from .data import batches
 from .differences import gradcheck, input_gradient, jacobian
 from .estimators import from_sklearn, to_sklearn
@@ -20,6 +21,7 @@ from .model import Sequential, load
 from .optimizers import *
 from .plot import plot_history
 from .pytorch import from_torch
+from .rates import find_lr
 from .schedules import CosineSchedule, OneCycleSchedule, StepSchedule, WarmupSchedule
 from .training import History
 
@@ -28,13 +30,16 @@ __all__ = [
     "EarlyStopping",
     "Function",
     "History",
+    "ModelCheckpoint",
     "OneCycleSchedule",
+    "ReduceLROnPlateau",
     "Sequential",
     "StepSchedule",
     "Variable",
     "WarmupSchedule",
     "autograd",
     "batches",
+    "find_lr",
     "fit_many",
     "from_sklearn",
     "from_torch",
@@ -44,9 +49,15 @@ __all__ = [
     "jacobian",
     "load",
     "plot_history",
+    "request_checkpoint",
     "set_num_threads",
     "show_config",
     "to_sklearn",
     "warmup",
 ]
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__
+
+
+def __dir__() -> list[str]:
+    """What is public."""
+    return sorted([*__all__, "__all__", "__doc__", "__name__", "__path__"])

@@ -54,10 +54,12 @@ class Chain:
             elif isinstance(layer, Activation) and i and isinstance(layers[i - 1], Linear):
                 rows[-1] = rows[-1]._replace(activation=layer.name, parameter=layer.parameter)
             else:
+                row = layer.lowered(width)
                 if isinstance(layer, Trained):
                     self.placed.append((layer, len(self.prefixes)))
+                    row = row._replace(trains=layer.trainable)
                 self.prefixes.append(f"{prefix}{i}.")
-                rows.append(layer.lowered(width))
+                rows.append(row)
                 width = rows[-1].fan_out
         return rows, width
 

@@ -7,7 +7,7 @@ weights are converted or copied here.
 from __future__ import annotations
 
 import copy
-import mmap
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +26,8 @@ ChunkLike: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike,
 Data: TypeAlias = ArrayLike | Iterable[ChunkLike] | Callable[[], Iterable[ChunkLike]]
 
 WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
-SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
+BLOCKS = "blocks"  # a value of ``shuffle``
+SHUFFLE_BLOCK = 16_384  # rows that are shuffled together then
 
 
 # -------------------------------------------------------------------------------------- order
@@ -34,12 +35,11 @@ def epoch_rows(
     kernels: Kernels,
     generator: np.random.Generator,
     rows: range | Array,
-    shuffle: bool,
-    by_blocks: bool,
+    shuffle: bool | str,
     weight: Array | None = None,
 ) -> range | Array:
     """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten."""
-    if not (shuffle and by_blocks):
+    if shuffle != BLOCKS:
         order = _array(rows, weight)
         if shuffle:
             _shuffle(kernels, generator, order)
@@ -71,11 +71,11 @@ def _shuffle(kernels, generator, rows):
     kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
 
 
-def is_memory_map(array: Any) -> bool:
-    """Whether the array lies in a file that is mapped into memory."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array, mmap.mmap)
+def checked_shuffle(shuffle: Any) -> bool | str:
+    """``shuffle``, which is True, False or "blocks"."""
+    if isinstance(shuffle, str):
+        return checks.choice("shuffle", shuffle, (BLOCKS,))
+    return checks.boolean("shuffle", shuffle)
 
 
 def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -93,7 +93,7 @@ def batches(
     y: ArrayLike,
     batch_size: int,
     *,
-    shuffle: bool = True,
+    shuffle: bool | str = True,
     seed: int | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Array, Array]]:
@@ -104,8 +104,8 @@ def batches(
     X : array (n, …)
     y : array (n, …)
     batch_size : int
-    shuffle : bool
-        Arrays are shuffled by a full permutation, memory maps by blocks of ``data.SHUFFLE_BLOCK`` rows.
+    shuffle : bool or "blocks"
+        As in `Sequential.fit`.
     seed : int, optional
     drop_last : bool
         Leave out the last batch if it is short.
@@ -119,10 +119,10 @@ def batches(
         raise ValueError(f"X and y must have the same number of rows, got shapes {X.shape} and {y.shape}")
     checks.not_empty("X", X)
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
-    shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+    shuffle, drop_last = checked_shuffle(shuffle), checks.boolean("drop_last", drop_last)
     steps = count_steps(len(X), batch_size, drop_last)
     generator = checks.generator("seed", seed)
-    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle, is_memory_map(X))
+    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle)
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 
@@ -170,7 +170,6 @@ class Chunk:
         sample_weight: ArrayLike | None = None,
         names: Sequence[str] = ("X", "y", "sample_weight"),
     ) -> None:
-        self.by_blocks = is_memory_map(X)
         self.X, self.y = checked_pair(model, loss, X, y, names)
         if sample_weight is not None:
             sample_weight = checks.weights(names[2], sample_weight, len(self.X))
@@ -178,7 +177,7 @@ class Chunk:
         self.labels = known and loss.takes_labels(self.y)
         self.weight = loss.row_weight(self.y, sample_weight) if known else sample_weight
         self.rows = range(len(self.X))
-        self.count = len(self.X) if self.weight is None else np.count_nonzero(self.weight)
+        self.count = len(self.X) if self.weight is None else int(np.count_nonzero(self.weight))
 
     def of_rows(self, argument: str, rows: ArrayLike) -> Chunk:
         """The same data, restricted to these rows."""
@@ -190,10 +189,10 @@ class Chunk:
             raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
         return chunk
 
-    def order(self, model: Sequential, shuffle: bool) -> Array:
+    def order(self, model: Sequential, shuffle: bool | str) -> Array:
         """The rows in the order of one epoch, drawn by the generator of the model."""
         rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
-        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.by_blocks, self.weight)
+        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.weight)
 
     def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""
@@ -201,9 +200,31 @@ class Chunk:
         parts = (self.weight[order[start : start + together]] for start in range(0, len(order), together))
         return np.concatenate([np.add.reduceat(part, np.arange(0, len(part), batch_size)) for part in parts])
 
-    def epoch(self) -> tuple[Chunk]:
-        """The chunks of an epoch: this one."""
-        return (self,)
+    def epoch(self, done: int = 0) -> tuple[Chunk, ...]:
+        """The chunks of an epoch: this one, unless it is done."""
+        return (self,)[done:]
+
+
+def split(
+    model: Sequential, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, share: float
+) -> tuple[tuple[Any, Any, Any], tuple[Any, ...]]:
+    """X, y and weights of the first rows, and those of the last ``share`` of them, for validation."""
+    if y is None:
+        raise ValueError("validation_split needs arrays X and y; where X gives chunks pass validation_data=(X, y)")
+    X = model.checked_inputs("X", X)
+    y = model._kernels.to_host(y) if checks.on_device(y) else checks.numeric("y", y)
+    rows = math.floor(len(X) * (1 - share))
+    if not 0 < rows < len(X):
+        raise ValueError(
+            f"validation_split must leave rows for both parts; {share:g} of {len(X)} rows are {len(X) - rows}"
+        )
+    if y.ndim == 0 or len(y) != len(X):
+        raise ValueError(f"y must have {len(X)} rows as X has, got shape {y.shape}")
+    parts = [X, y]
+    if sample_weight is not None:
+        parts.append(checks.weights("sample_weight", sample_weight, len(X)))
+    first = [part[:rows] for part in parts]
+    return (*first, None)[:3], tuple(part[rows:] for part in parts)
 
 
 class Chunks:
@@ -220,11 +241,13 @@ class Chunks:
                     f"returns a new iterator for every epoch, or a list of chunks"
                 )
 
-    def epoch(self) -> Iterator[Chunk]:
-        """The chunks of an epoch."""
+    def epoch(self, done: int = 0) -> Iterator[Chunk]:
+        """The chunks of an epoch; those that are done are taken and passed over."""
         chunks = _iterator("what the function X returns", self.X()) if self.called else iter(self.X)
         count = 0
         for count, chunk in enumerate(chunks, 1):
+            if count <= done:
+                continue
             if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                 raise TypeError(
                     f"X must give chunks (X, y) or (X, y, sample_weight), got "

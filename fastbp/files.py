@@ -1,4 +1,6 @@
-"""Model files: JSON and arrays in an uncompressed ``.npz`` or in ``.safetensors``, written whole or not at all.
+"""Files of models and checkpoints: JSON and arrays in an uncompressed ``.npz``, or of models in ``.safetensors``.
+
+They are written whole or not at all.
 
 An ``.npz`` is a zip archive of ``config.json`` and one ``NAME.npy`` an array, so ``numpy.load`` and ``unzip`` read it
 too; ``.safetensors`` has the JSON as ``config`` in its metadata. The config holds a SHA-256 of everything else.
@@ -19,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -30,12 +32,25 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT, VERSION = "fastbp model", 1
+
+class Format(NamedTuple):
+    """What a kind of file is."""
+
+    name: str
+    version: int
+    what: str  # in errors
+    keeps: str  # what to look at where something is no JSON
+    kinds: str  # of the dtypes of its arrays
+    allow_nan: bool  # in its JSON
+
+
+MODEL = Format("fastbp model", 1, "a model file", "model.metadata", "f", False)
 CONFIG = "config.json"
 SAFETENSORS = ".safetensors"
 
 
-def _checked_path(path):
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """``path`` as a string that ends as a model's file does."""
     path = os.fspath(path)
     if not path.endswith((".npz", SAFETENSORS)):
         raise ValueError(f'the path of a model must end in ".npz" or "{SAFETENSORS}", got {path!r}')
@@ -55,6 +70,11 @@ def _safetensors():
     return safetensors
 
 
+def as_json(value: Any, allow_nan: bool = True) -> Any:
+    """``value`` as it comes back from a file."""
+    return json.loads(json.dumps(value, allow_nan=allow_nan))
+
+
 def _digest(config, arrays):
     """SHA-256 of the config and of every array with its name, dtype and shape."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -66,14 +86,14 @@ def _digest(config, arrays):
 
 
 # --------------------------------------------------------------------------------------- writing
-def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str, Array]) -> None:
-    """Write a model file, as `replacing` does."""
-    path = _checked_path(path)
-    config = {"format": FORMAT, "version": VERSION} | config
+def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str, Array], form: Format = MODEL) -> None:
+    """Write a file, as `replacing` does."""
+    path = checked_path(path)
+    config = {"format": form.name, "version": form.version} | config
     try:
-        config = json.loads(json.dumps(config, allow_nan=False))
+        config = as_json(config, form.allow_nan)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"what a model file keeps must be JSON (look at model.metadata): {error}") from None
+        raise TypeError(f"what {form.what} keeps must be JSON (look at {form.keeps}): {error}") from None
     config["sha256"] = _digest(config, arrays)
     with replacing(path) as file:
         (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
@@ -160,7 +180,7 @@ def _write_archive(file, config, arrays):
 
 # --------------------------------------------------------------------------------------- reading
 @contextmanager
-def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
+def refusing(path: str | os.PathLike[str], form: Format = MODEL) -> Iterator[None]:
     """Turn any error that a foreign or damaged file causes into one ValueError."""
     try:
         try:
@@ -183,11 +203,11 @@ def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
         RecursionError,
     ) as error:
         raise ValueError(
-            f"{os.fspath(path)} is not a model file of fastbp, or is damaged: {error or type(error).__name__}"
+            f"{os.fspath(path)} is not {form.what} of fastbp, or is damaged: {error or type(error).__name__}"
         ) from error
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+def read(path: str | os.PathLike[str], form: Format = MODEL) -> tuple[dict[str, Any], dict[str, Array]]:
     """The (config, arrays) that `write` wrote.
 
     Raises
@@ -197,13 +217,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
     OSError
         It cannot be opened or read.
     """
-    path = _checked_path(path)
-    with open(path, "rb") as file, refusing(path):
+    path = checked_path(path)
+    with open(path, "rb") as file, refusing(path, form):
         config, arrays = (_read_safetensors if path.endswith(SAFETENSORS) else _read_archive)(file)
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
+        if not isinstance(config, dict) or config.get("format") != form.name:
             raise ValueError("its config does not name the format")
-        if config.get("version") != VERSION:
-            raise ValueError(f"it has version {config.get('version')!r}, this fastbp reads version {VERSION}")
+        if config.get("version") != form.version:
+            raise ValueError(f"it has version {config.get('version')!r}, this fastbp reads version {form.version}")
+        for array in arrays.values():
+            if array.dtype.kind not in form.kinds:
+                raise ValueError(f"it has an array of dtype {array.dtype}")
         checksum = config.pop("sha256")
         if checksum != _digest(config, arrays):
             raise ValueError("the checksum does not match the content")
@@ -218,8 +241,6 @@ def _read_safetensors(file):
             metadata = content.metadata()
     except package.SafetensorError as error:
         raise ValueError(error) from None
-    if any(array.dtype.kind != "f" for array in arrays.values()):
-        raise ValueError("it has arrays that are not of floating-point numbers")
     return json.loads(metadata["config"]), arrays
 
 
@@ -249,6 +270,6 @@ def _read_array(data):
     if version != (1, 0):
         raise ValueError(f"it has an array of npy version {version}")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind != "f" or fortran_order:
-        raise ValueError(f"it has an array of dtype {dtype}")
+    if dtype.hasobject or fortran_order:
+        raise ValueError(f"it has an array of dtype {dtype}, or in column order")
     return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)

@@ -55,8 +55,13 @@ class Call(Function):
             layer.last_call = last
         ctx.network = layer.network
         ctx.has_parameters = ctx.network is not None
-        ctx.version = ctx.network.version if ctx.has_parameters else None
+        ctx.values = ctx.state_of(layer)
         return out
+
+    def state_of(self, layer: Any) -> tuple[Any, ...] | None:
+        """What tells whether the values of the layer, alone or in a model, have changed."""
+        network = self.network
+        return (network.version, network.fingerprint(getattr(layer, "_row", None))) if network is not None else None
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -69,7 +74,7 @@ class Call(Function):
         return None, None, grad_input
 
     def check_unchanged(self) -> None:
-        if self.has_parameters and self.version != self.network.version:
+        if self.has_parameters and self.values != self.state_of(self.layer):
             raise RuntimeError(
                 f"the parameters of {self.label} were changed after it had been called: call backward() before the "
                 f"optimizer steps, or compute again"
@@ -146,6 +151,7 @@ class Trained(Layer):
     shapes: dict[str, tuple[int, ...]]  # of the weight, the bias and running statistics, by name
     dtype: np.dtype[Any]
     seed: int | None = None
+    _trainable = True  # until there is a buffer
 
     def _begin(self, dtype, device):
         self.dtype = checks.dtype("dtype", dtype)
@@ -158,7 +164,8 @@ class Trained(Layer):
     def network(self) -> Parameters:
         """The `Parameters` that hold this layer; its own are made here when it is used alone."""
         if self._parameters is None:
-            network = Parameters([self.lowered(self.in_features)], [""], self.dtype, self.device)
+            row = self.lowered(self.in_features)._replace(trains=self._trainable)
+            network = Parameters([row], [""], self.dtype, self.device)
             self._place(network, 0, self.first_values(checks.generator("seed", self.seed)))
         return self._parameters
 
@@ -183,6 +190,25 @@ class Trained(Layer):
         """Become a row of a model, with these values."""
         self._place(network, row, values)
         self.adopted = True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the layer.
+
+        A frozen layer, ``trainable = False``, has gradients 0 and no update, and the state that an optimizer has of it
+        is kept; the gradient goes through it to the layers before. A frozen `BatchNorm1d` normalises by its running
+        statistics, which stay. It can be set between calls, not while `fit` runs; files keep it.
+        """
+        return self._trainable if self._parameters is None else self._row not in self._parameters.program.frozen
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        value = checks.boolean("trainable", value)
+        if self._parameters is None:
+            self._trainable = value
+        else:
+            model, frozen = self._parameters.owner and self._parameters.owner(), self._parameters.program.frozen
+            (model or self._parameters).freeze(frozen - {self._row} if value else frozen | {self._row})
 
     def _set(self, name, value):
         array = checks.numeric(name, value)
@@ -229,6 +255,8 @@ class Trained(Layer):
         network = self.network
         coefficients = np.zeros(layout.COEFFICIENTS)
         coefficients[0] = checks.real("learning_rate", learning_rate)
+        if not self.trainable:
+            raise RuntimeError("this layer is frozen: set trainable = True to update it")
         span = network.span(self._row)
         network.backend.optimizer_step(_SGD, coefficients, network.values[span], network.gradients[span], ())
         network.version += 1
@@ -344,8 +372,10 @@ class Linear(Trained):
         x = self._last_saved()
         network = self.network
         grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
+        grad_output = network.apart_from_gradients(grad_output)
         grad_weight, grad_bias = network.store_gradients()[self._row]
-        network.backend.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
+        if self.trainable:
+            network.backend.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
         return self.backward_input(grad_output)
 
     def backward_input(self, grad_output: ArrayLike) -> Array:
@@ -550,9 +580,8 @@ class Dropout(Layer):
     """``y = x m / (1 - p)``, with ``m`` 0 with probability ``p`` and 1 otherwise; ``y = x`` when not training.
 
     Srivastava et al., "Dropout", 2014. In a model, the units dropped depend on the seed, the training step, the row of
-    the data and the unit, not on threads or the place in a batch. They depend on the place instead for rows that have
-    to be converted before the kernels can read them, and in steps through stored gradients (own loops, ``clip_norm``,
-    ``accumulate``). `Sequential.eval`, ``predict`` and validation drop nothing.
+    the data and the unit, not on threads, the layout of the data or the place in a batch; in loops of your own, where a
+    batch is all there is, on its row in the batch. `Sequential.eval`, ``predict`` and validation drop nothing.
 
     Parameters
     ----------
@@ -683,7 +712,8 @@ class Normalization(Trained):
         """
         normalised, network = self._last_saved()[0], self.network
         grad_output = checks.batch("grad_output", grad_output, self.features, network.dtype, len(normalised))
-        if self.affine:
+        if self.affine and self.trainable:
+            grad_output = network.apart_from_gradients(grad_output)
             views = network.store_gradients()[self._row]
             network.backend.norm_backward_params(grad_output, normalised, int(accumulate), *views)
         return self.backward_input(grad_output)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -33,6 +34,13 @@ from .steps import single_step
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
+
+# What other modules use and users do not: `dir` leaves it out.
+_INTERNAL = frozenset(
+    {"backward_input", "checked_inputs", "exclusive", "forward_in_mode", "handed_out", "last_call", "network"}
+    | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
+    | {"described", "freeze", "last_loss", "layer_configs", "require_trainable"}
+)
 
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
@@ -88,17 +96,19 @@ class Sequential:
         values = [layer.first_values(self.generator) for layer, _ in chain.placed]
         for (layer, row), first in zip(chain.placed, values, strict=True):
             layer.adopt(self._parameters, row, first)
+        self._lock = threading.Lock()
         self._prepare()
 
     def _prepare(self):
-        """What a process makes for itself: views, workspaces, locks."""
+        """What a process makes for itself, for the device where the parameters are: views, workspaces."""
         self._kernels = self._parameters.backend
+        self._parameters.owner = weakref.ref(self)
         self._values, self._statistics = self._parameters.values, self._parameters.statistics
         self.program = self._parameters.program
         self.in_features, self.out_features = self.program.in_features, self.program.out_features
         self._drops, self._no_keys = self.program.drops, np.zeros(1, np.uint64)
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
-        self._training_workspaces = {}  # (loss code and parameter, optimizer code) -> (capacity, workspace)
+        self._training_workspaces = {}  # (loss code, optimizer code) -> (capacity, loss parameter, workspace)
         self._step = None  # what the last train_step made ready
         self._walk = None  # of the last forward pass
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
@@ -108,7 +118,6 @@ class Sequential:
         else:  # the results of layers stay on the device
             self._empty, self._batch = self._kernels.empty, self._kernels.batch
             self.prediction_block = max(1, DEVICE_BLOCK_BYTES // row_bytes)
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         names = "dtype layers generator training history optimizer metadata _loss _parameters"
@@ -116,6 +125,7 @@ class Sequential:
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
+        self._lock = threading.Lock()
         self._prepare()
 
     @property
@@ -149,12 +159,25 @@ class Sequential:
         if (device, precision) != (self.device, self.precision):
             with self.exclusive():
                 self._parameters.to(device, precision)
-                for layer in chains.flattened(self.layers):
-                    if not isinstance(layer, Residual):
-                        layer.device = device
-                    layer.last_call = None
-            self._prepare()
+                try:
+                    for layer in chains.flattened(self.layers):
+                        if not isinstance(layer, Residual):
+                            layer.device = device
+                        layer.last_call = None
+                finally:
+                    self._prepare()  # always: what was prepared before is for the other device
         return self
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others."""
+        with self.exclusive():  # not while `fit` runs
+            self._parameters.freeze(frozen)
+        self._prepare()
+
+    def require_trainable(self) -> None:
+        """Refuse to train where every layer is frozen."""
+        if not self.program.trained:
+            raise ValueError("every layer of this model is frozen; set trainable = True for one at least")
 
     # ------------------------------------------------------------------------------ parameters
     def parameters(self) -> list[Parameter]:
@@ -168,9 +191,10 @@ class Sequential:
 
     @flat_parameters.setter
     def flat_parameters(self, value: ArrayLike) -> None:
-        flat = self._parameters.checked_flat("flat_parameters", value)
-        self._parameters.unpack(flat, self._parameters.values)
-        self._parameters.version += 1
+        network = self._parameters
+        flat, new = network.checked_flat("flat_parameters", value), network.copied_values()
+        network.unpack(flat, new[0])
+        network.restore_values(new)
 
     @property
     def flat_gradients(self) -> Array:
@@ -189,7 +213,7 @@ class Sequential:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and running statistics by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
-        return {part.name: np.array(part.data) for part in self._parameters.state()}
+        return {part.name: part.copied() for part in self._parameters.state()}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy in what `state_dict` returned; names and shapes must be those of this model."""
@@ -203,8 +227,12 @@ class Sequential:
         arrays = [checks.numeric(parameter.name, state[parameter.name]) for parameter in parameters]
         for parameter, array in zip(parameters, arrays, strict=True):
             checks.shape(parameter.name, array, parameter.shape)
+        network = self._parameters
+        new = network.copied_values()  # apart from the arrays, which may be views of this model
+        views = network.named_views(new)
         for parameter, array in zip(parameters, arrays, strict=True):
-            parameter.data = array
+            network.write(views[parameter.name], array)
+        network.restore_values(new)
 
     def to_torch_state_dict(self) -> dict[str, Array]:
         """`state_dict` in PyTorch's layout: ``"0.weight"`` is (out, in); its keys are those of an ``nn.Sequential``.
@@ -212,7 +240,7 @@ class Sequential:
         PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
         model.to_torch_state_dict().items()})``. `fastbp.from_torch` is the way back.
         """
-        return {part.name: part.data.T.copy() for part in self._parameters.state()}
+        return {part.name: np.ascontiguousarray(part.copied().T) for part in self._parameters.state()}
 
     # ------------------------------------------------------------------------------------ modes
     def train(self) -> Sequential:
@@ -265,14 +293,18 @@ class Sequential:
         result = self._kernels.to_host(out)
         return out.copy() if result is out and self._walk.listing.output_is_saved else result
 
-    def outputs(self, x: Any, training: bool, row_weight: Array | None = None) -> Any:
-        """The prediction, where the model computes; ``row_weight`` counts in statistics of the batch."""
+    def outputs(self, x: Any, training: bool, row_weight: Array | None = None, numbers: Array | None = None) -> Any:
+        """The prediction, where the model computes.
+
+        ``row_weight`` counts in statistics of the batch; ``numbers`` are those that `Dropout` knows the rows by, by
+        default their places in the batch.
+        """
         x = self._batch("x", x, self.in_features, self.dtype)
         listing, network, n = self.program.training if training else self.program.evaluation, self._parameters, len(x)
         keys = self.step_keys(1) if training else self._no_keys
         walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
         if "dropout" in listing.operations:
-            walk.give(programs.ROWS, np.arange(n))
+            walk.give(programs.ROWS, np.arange(n) if numbers is None else numbers)
         if "batch_moments" in listing.operations:
             checks.batch_that_meets(n)
             weight = np.ones(n) if row_weight is None else np.asarray(row_weight, np.float64)
@@ -319,6 +351,7 @@ class Sequential:
         if walk is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
         grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, walk.rows)
+        grad = network.apart_from_gradients(grad)
         walk.start_back(grad)
         walk.back()
         if store:
@@ -345,12 +378,15 @@ class Sequential:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the model for training; a second trainer is refused."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(_BUSY)
+        taken = []
         try:
+            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
+            if not taken[0]:
+                raise RuntimeError(_BUSY)
             yield
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
     def train_step(self, x: ArrayLike, y: ArrayLike, loss: LossFunction, optimizer: Optimizer) -> float:
         """One step of training as one compiled call: forward, loss, backward, update.
@@ -374,13 +410,17 @@ class Sequential:
         """
         step = self._step
         if step is None or step.loss is not loss or step.optimizer is not optimizer:
-            self._step = step = single_step(self, loss, optimizer)
+            step = single_step(self, loss, optimizer)
         taken = []
         try:
             taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
             if not taken[0]:
                 raise RuntimeError(_BUSY)
-            return step(x, y)
+            value = step(x, y)
+            if step is not self._step:  # only now: a step that is refused changes nothing
+                self.remember_loss(loss)
+                self._step = step
+            return value
         finally:
             if taken == [True]:
                 self._lock.release()
@@ -398,14 +438,21 @@ class Sequential:
 
     def training_workspace(self, loss: Loss, kernel: str, optimizer: Optimizer, batch_size: int) -> Any:
         """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
-        key = layout.LOSSES.index(kernel), loss.parameter, optimizer.code
-        capacity, workspace = self._training_workspaces.get(key, (0, None))
-        if capacity < batch_size:
-            workspace = self._kernels.TrainingWorkspace(self.program, self.dtype, batch_size, *key)
-            self._training_workspaces[key] = batch_size, workspace
+        key = layout.LOSSES.index(kernel), optimizer.code
+        capacity, parameter, workspace = self._training_workspaces.get(key, (0, None, None))
+        if capacity < batch_size or parameter != loss.parameter:  # one for each kernel, not for each parameter
+            workspace = self._kernels.TrainingWorkspace(
+                self.program, self.dtype, batch_size, key[0], loss.parameter, key[1]
+            )
+            self._training_workspaces[key] = batch_size, loss.parameter, workspace
         return workspace
 
-    fit = training.fit
+    fit, evaluate = training.fit, training.evaluate
+
+    @property
+    def last_loss(self) -> Loss | None:
+        """The last loss of `fit` or `train_step`, which a file keeps; None where it was a user's function."""
+        return self._loss
 
     # ------------------------------------------------------------------------------ predictions
     @overload
@@ -515,6 +562,9 @@ class Sequential:
         precision = "" if self.precision == "ieee" else f' precision="{self.precision}",'
         return f'Sequential(\n{layers}    dtype="{self.dtype.name}", device="{self.device}",{precision}\n)'
 
+    def __dir__(self) -> list[str]:
+        return sorted(set(super().__dir__()) - _INTERNAL)
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -535,25 +585,43 @@ class Sequential:
         optimizer : Optimizer, optional
             The optimizer the model was trained with, to go on later as if training had not stopped. An ``lr``
             that is a function other than a schedule of fastbp is not kept.
+
+        Raises
+        ------
+        RuntimeError
+            On the thread that trains the model, in the middle of a step, as in a signal handler: there
+            `fastbp.request_checkpoint` serves. Another thread waits for the end of the step.
         """
+        if optimizer is not None:
+            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
+        with self._parameters.changes.none("saving a model"):
+            config, arrays = self.described(optimizer)
+        files.write(path, config, arrays)
+
+    def layer_configs(self) -> list[Any]:
+        """The kinds of the layers and their arguments, as JSON."""
+        return [[type(layer).__name__, layer.config()] for layer in self.layers]
+
+    def described(self, optimizer: Optimizer | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What files keep of a model and its optimizer: JSON, and copies of arrays by name."""
         arrays = self.state_dict()
         config = {
             "dtype": self.dtype.name,
-            "layers": [[type(layer).__name__, layer.config()] for layer in self.layers],
+            "layers": self.layer_configs(),
             "loss": [type(self._loss).__name__, self._loss.config()] if type(self._loss) in LOSSES.values() else None,
             "training": self.training,
             "generator": self.generator.bit_generator.state,
             "metadata": self.metadata,
             "optimizer": None,
         }
+        if self.program.frozen:
+            config["frozen"] = sorted(self.program.frozen)
         if optimizer is not None:
-            checks.instance("optimizer", optimizer, tuple(OPTIMIZERS.values()))
             optimizer.bind(self._parameters)
             state = optimizer.state_dict()
-            arguments = optimizer.config() | {"lr": schedules.to_json(optimizer.lr)}
-            config["optimizer"] = [type(optimizer).__name__, arguments, state.pop("step_count")]
+            config["optimizer"] = [type(optimizer).__name__, optimizer.json_config(), state.pop("step_count")]
             arrays |= {f"optimizer.{name}": array for name, array in state.items()}
-        files.write(path, config, arrays)
+        return config, arrays
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the network as an ONNX file, which other programs run: what `predict` computes, in the model's dtype.
@@ -612,7 +680,8 @@ def _described(layers, width, indent):
     for i, layer in enumerate(layers):
         if isinstance(layer, Linear):
             width = layer.out_features
-        yield f"{indent}{i} {type(layer).__name__}", layer, width
+        frozen = ", frozen" if isinstance(layer, Trained) and not layer.trainable else ""
+        yield f"{indent}{i} {type(layer).__name__}{frozen}", layer, width
         if isinstance(layer, Residual):
             yield from _described(layer.layers, width, indent + "  ")
 
@@ -644,6 +713,8 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = 
             for name in layer.shapes:  # which checks the shapes before a model of that size is allocated
                 setattr(layer, name, arrays[prefix + name])
         model = Sequential(*layers, dtype=config["dtype"], device=device)
+        if config.get("frozen"):
+            model.freeze({checks.integer("frozen", row, minimum=0) for row in config["frozen"]})
         model.generator.bit_generator.state = config["generator"]
         model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
         if config["loss"] is not None:

@@ -11,8 +11,11 @@ is a read-only copy, and values are written by assigning whole arrays.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +25,43 @@ from . import backend, checks
 from .checks import Array
 from .kernels import program as programs
 from .kernels.walk import views_in
+
+LEAST_SQUARED = 2.0**-900  # of a norm: the squares of smaller numbers lose digits
+
+
+class Changes:
+    """While steps run, values, statistics and the state of optimizers change together; who copies them waits.
+
+    On the thread that changes them, in a signal handler, waiting would have no end: it is refused.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._next = threading.RLock(), threading.RLock()  # who waits holds the second, and comes next
+        self._thread = None  # that changes; known before the lock is taken, so that a handler never waits for itself
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Hold off those who copy."""
+        before = self._thread
+        try:
+            with self._next:
+                self._thread = threading.get_ident()
+            with self._lock:
+                yield
+        finally:
+            self._thread = before
+
+    @contextmanager
+    def none(self, what: str) -> Iterator[None]:
+        """Hold off changes; ``what`` is being done is for the error."""
+        if self._thread == threading.get_ident():
+            raise RuntimeError(
+                f"{what} in the middle of a training step, as in a signal handler, would mix old and new values; "
+                f"there call fastbp.request_checkpoint(), with fit(checkpoint=…)"
+            )
+        with self._next, self._lock:
+            yield
+
 
 Views: TypeAlias = list[tuple[Any, Any]]  # (weight, bias) of every row, None where a row has none
 
@@ -42,7 +82,14 @@ class Parameters:
     ----------
     version : int
         Increases whenever the library changes values; writes into a view do not count.
+    changes : Changes
+        Whether some are under way.
+    program : kernels.program.Program
+    owner : function that returns an object with ``freeze(frozen)``, or None
+        The model whose network this is.
     """
+
+    owner: Callable[[], Any] | None = None
 
     def __init__(
         self,
@@ -58,7 +105,7 @@ class Parameters:
         self.prefixes = tuple(prefixes)
         self.optimizers = weakref.WeakSet()  # those that have state of this network
         self._allocate()
-        self.version = 0
+        self.version, self.changes = 0, Changes()
 
     def _allocate(self):
         self.backend = backend.load(self.device)
@@ -75,13 +122,14 @@ class Parameters:
         self.whole = views_in(programs.PARAMETERS, self.program.arrays, self.values) | views_in(
             programs.STATISTICS, self.program.statistics, self.statistics
         )
-        self._gradients = self._gradient_views = self.whole_gradients = None
+        self.handed_out = False  # whether somebody may hold a writable view
+        self._gradients = None  # their buffer, the views into it, and those of a walk
         self._gradients_stored = False
 
     def _packed(self):
         """Values, statistics and stored gradients, whatever the device."""
         statistics = np.array(self.backend.to_host(self.statistics))
-        return self.pack(self.values), statistics, self.pack(self._gradients) if self._gradients_stored else None
+        return self.pack(self.values), statistics, self.pack(self._gradients[0]) if self._gradients_stored else None
 
     def _allocate_with(self, values, statistics, gradients):
         self._allocate()
@@ -90,17 +138,18 @@ class Parameters:
             self.write(self.statistics, statistics)
         if gradients is not None:
             self.store_gradients()
-            self.unpack(gradients, self._gradients)
+            self.unpack(gradients, self._gradients[0])
 
     def __getstate__(self) -> tuple[Any, ...]:
         attributes = {name: getattr(self, name) for name in ("device", "dtype", "prefixes")}
-        return attributes, self.program.layers, self.precision, *self._packed()
+        with self.changes.none("copying a model"):
+            return attributes, self.program.layers, self.precision, *self._packed()
 
     def __setstate__(self, state: Any) -> None:
         attributes, layers, precision, *packed = state
         self.__dict__.update(attributes)
         self.program = programs.lower(layers, self.dtype.itemsize, precision)
-        self.optimizers, self.version = weakref.WeakSet(), 0
+        self.optimizers, self.version, self.changes = weakref.WeakSet(), 0, Changes()
         self._allocate_with(*packed)
 
     @property
@@ -119,6 +168,18 @@ class Parameters:
         if device != self.device:
             self._move(device)
         self.program = self.program.with_precision(precision)
+
+    def freeze(self, frozen: Collection[int]) -> None:
+        """Let the rows of these numbers not train, and all others; stored gradients are discarded."""
+        self.program = self.program.with_frozen(frozen)
+        self._gradients = self._gradient_views = self.whole_gradients = None  # of frozen rows they stay 0
+        self._gradients_stored = False
+
+    def trained(self, *buffers: Any) -> Iterator[tuple[Any, ...]]:
+        """The parts of buffers of the parameters' shape that an optimizer changes."""
+        for part in self.program.trained:
+            whole = part == slice(0, self.size)
+            yield buffers if whole else tuple(buffer[part] for buffer in buffers)
 
     def _move(self, device):
         packed, before = self._packed(), dict(self.__dict__)
@@ -142,13 +203,18 @@ class Parameters:
     def gradients(self) -> Any:
         """The gradient buffer; an error where no gradients are stored."""
         self._require_gradients()
-        return self._gradients
+        return self._gradients[0]
 
     @property
     def gradient_views(self) -> Views:
         """(weight, bias) views of the gradients of every row; an error where no gradients are stored."""
         self._require_gradients()
-        return self._gradient_views
+        return self._gradients[1]
+
+    @property
+    def whole_gradients(self) -> dict[tuple[int, int], Any]:
+        """The gradients as a walk finds them, stored or not."""
+        return self._gradients[2]
 
     def _require_gradients(self):
         if not self._gradients_stored:
@@ -160,13 +226,18 @@ class Parameters:
     def store_gradients(self, all_overwritten: bool = False) -> Views:
         """(weight, bias) views to write gradients into; zero where none were stored, unless all will be overwritten."""
         if self._gradients is None:
-            self._gradients = self.backend.zeros(self.size, self.dtype)
-            self._gradient_views = self.views_of(self._gradients)
-            self.whole_gradients = views_in(programs.PARAMETER_GRADIENTS, self.program.arrays, self._gradients)
+            buffer = self.backend.zeros(self.size, self.dtype)
+            whole = views_in(programs.PARAMETER_GRADIENTS, self.program.arrays, buffer)
+            self._gradients = buffer, self.views_of(buffer), whole
         elif not self._gradients_stored and not all_overwritten:
-            self.clear(self._gradients)
+            self.clear(self._gradients[0])
         self._gradients_stored = True
-        return self._gradient_views
+        return self._gradients[1]
+
+    def apart_from_gradients(self, array: Any) -> Any:
+        """The array, copied where it lies in the memory that gradients are written to."""
+        shared = self._gradients is not None and self.on_host and np.may_share_memory(array, self._gradients[0])
+        return array.copy() if shared else array
 
     def discard_gradients(self) -> None:
         """Mark the stored gradients stale: they belong to earlier parameter values."""
@@ -176,11 +247,28 @@ class Parameters:
     def zero_gradients(self) -> None:
         """Set the stored gradients to zero."""
         if self._gradients_stored:
-            self.clear(self._gradients)
+            self.clear(self._gradients[0])
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        return math.sqrt(self.backend.squared_norm(self.places, self.gradients))
+        squared = self.backend.squared_norm(self.places, self.gradients)
+        if LEAST_SQUARED < squared < math.inf:
+            return math.sqrt(squared)
+        gradients = self.pack(self.gradients).astype(np.float64, copy=False)
+        with np.errstate(all="ignore"):
+            largest = float(np.abs(gradients).max(initial=0.0))
+            if not 0 < largest < math.inf:
+                return largest
+            return largest * math.sqrt(float(np.square(gradients / largest).sum()))
+
+    def clip_gradients(self, most: float) -> None:
+        """Multiply the stored gradients by ``most / norm`` where their norm is larger; NaN stays NaN."""
+        norm = self.gradient_norm()
+        if norm == math.inf and self.backend.all_finite(self.places, self.gradients):
+            self.scale_gradients(1 / self.size)  # their norm is finite then
+            self.scale_gradients(most / self.gradient_norm())
+        elif not norm <= most:
+            self.scale_gradients(most / norm)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
@@ -210,6 +298,16 @@ class Parameters:
         """Set a buffer to zero."""
         self.backend.clear(buffer)
 
+    def fingerprint(self, row: int | None = None) -> int | None:
+        """A number that changes with the values, of all rows of layers or of one; None where only the library writes.
+
+        Then `version` tells of changes. It is a pass over memory, and only made once a writable view was handed out.
+        """
+        if not self.handed_out:
+            return None
+        values = self.values if row is None else self.values[self.span(row)]
+        return zlib.crc32(self.statistics, zlib.crc32(values))
+
     def all_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return self.backend.all_finite(self.places, self.values)
@@ -221,11 +319,38 @@ class Parameters:
             self.backend.copy(buffer, copied)
         return to
 
+    def named_views(self, copied: Any) -> dict[str, Any]:
+        """Views by name, as of `Sequential.state_dict`, into what `copied_values` returned."""
+        parts = zip((self.program.arrays, self.program.statistics), copied, strict=True)
+        return {
+            self.prefixes[array.row] + array.name: array.view(buffer) for arrays, buffer in parts for array in arrays
+        }
+
     def restore_values(self, copied: Any) -> None:
         """Make values and statistics those of a copy."""
-        for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
-            self.backend.copy(kept, buffer)
+        with self.changes.under_way():
+            for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
+                self.backend.copy(kept, buffer)
         self.version += 1
+
+    def named_copy(self, copied: Any) -> dict[str, Array]:
+        """Arrays of the host by name, as of `Sequential.state_dict`, from what `copied_values` returned."""
+        values, statistics = map(self.backend.to_host, copied)
+        arrays = [(array, values) for array in self.program.arrays]
+        arrays += [(array, statistics) for array in self.program.statistics]
+        arrays.sort(key=lambda pair: pair[0].row)
+        return {self.prefixes[array.row] + array.name: np.array(array.view(buffer)) for array, buffer in arrays}
+
+    def copy_of_named(self, named: Mapping[str, ArrayLike]) -> Any:
+        """What `copied_values` would have returned, from what `named_copy` returned."""
+        copied = self.copied_values()
+        for buffer, arrays in zip(copied, (self.program.arrays, self.program.statistics), strict=True):
+            host = np.zeros(buffer.size, self.dtype)
+            for array in arrays:
+                array.view(host)[...] = named[self.prefixes[array.row] + array.name]
+            if arrays:
+                self.write(buffer, host)
+        return copied
 
     # ----------------------------------------------------------------------------------- views
     def named(self) -> list[Parameter]:
@@ -284,13 +409,15 @@ class Parameters:
     def _readable_views(self, buffer):
         """(weight, bias) views that NumPy reads: into the buffer, or into a copy of it on the host."""
         if self.on_host:
-            known = {id(self.values): self.views, id(self._gradients): self._gradient_views}
-            return known.get(id(buffer)) or self.views_of(buffer)
+            if buffer is self.values:
+                return self.views
+            return self.views_of(buffer)
         return self.views_of(buffer if isinstance(buffer, np.ndarray) else self.backend.to_host(buffer))
 
     def readable(self, view: Any) -> Any:
         """One of the views as users see it."""
         if self.on_host or view is None:
+            self.handed_out = True
             return view
         copy = self.backend.to_host(view)
         copy.flags.writeable = False  # what is written into a copy would be lost
@@ -348,6 +475,10 @@ class Parameter:
     @property
     def grad(self) -> Array:
         return self.network.readable(self.network.gradient_views[self.row][self._part])
+
+    def copied(self) -> Array:
+        """A copy of the values on the host."""
+        return np.array(self.network.backend.to_host(self._view))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The history of a training run as a picture, drawn by Matplotlib."""
+"""The history of a training run, and a test of learning rates, as pictures drawn by Matplotlib."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import checks
+from .checks import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
         ``history`` is no list of records of epochs, or has none.
     """
     columns = _columns(history)
-    pyplot = _pyplot()
+    pyplot = _pyplot("plot_history")
     panels = {title: keys for title, keys in PANELS.items() if any(key in columns for key in keys)}
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.8 * len(panels), 3.6), squeeze=False, layout="constrained"
@@ -54,10 +55,28 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
             axis.axvline(best, color="0.5", linestyle="--", linewidth=1, zorder=0, label=f"best epoch, {best}")
         axis.set(xlabel="epoch", title=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        _finish(axis)
     return figure
+
+
+def plot_rates(lr: Array, loss: Array, average: Array, suggestion: float) -> Figure:
+    """Draw what `fastbp.find_lr` found: losses and their average by learning rate, and the suggestion."""
+    figure, axis = _pyplot("plotting").subplots(figsize=(4.8, 3.6), layout="constrained")
+    axis.plot(lr, loss, ".", color=STYLES["training"]["color"], alpha=0.4, label="loss of a step")
+    axis.plot(lr, average, color=STYLES["validation"]["color"], label="average")
+    if math.isfinite(suggestion):
+        axis.axvline(
+            suggestion, color="0.5", linestyle="--", linewidth=1, zorder=0, label=f"suggestion, {suggestion:.2g}"
+        )
+    axis.set(xlabel="learning rate", title="loss", xscale="log")
+    _finish(axis)
+    return figure
+
+
+def _finish(axis):
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
 
 
 def _columns(history):
@@ -83,9 +102,9 @@ def _best(columns):
     return min(finite)[1] if finite else None
 
 
-def _pyplot():
+def _pyplot(what):
     try:
         import matplotlib.pyplot
     except ImportError:
-        raise ImportError('plot_history needs the package matplotlib: pip install "fastbp[plot]"') from None
+        raise ImportError(f'{what} needs the package matplotlib: pip install "fastbp[plot]"') from None
     return matplotlib.pyplot

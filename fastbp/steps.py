@@ -36,10 +36,22 @@ STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the
 
 
 # --------------------------------------------------------------------------------- single steps
-def check_pair(loss: Any, optimizer: Any) -> None:
-    """Refuse a loss or an optimizer that cannot train."""
+def check_loss(loss: Any) -> None:
+    """Refuse what is no loss."""
+    _not_a_class("loss", loss)
     if not callable(loss):
         raise TypeError(f"loss must be a loss or a function (prediction, target) -> (value, gradient), got {loss!r}")
+
+
+def _not_a_class(argument, given):
+    if isinstance(given, type):
+        raise TypeError(f"{argument} must be an object, got a class; pass {argument}={given.__name__}()")
+
+
+def check_pair(loss: Any, optimizer: Any) -> None:
+    """Refuse a loss or an optimizer that cannot train."""
+    check_loss(loss)
+    _not_a_class("optimizer", optimizer)
     checks.instance("optimizer", optimizer, Optimizer)
 
 
@@ -51,9 +63,21 @@ def fused(loss: LossFunction, optimizer: Optimizer) -> bool:
 def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> FusedStep | EagerStep:
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
-    optimizer.bind(model._parameters)
-    model.remember_loss(loss)
+    model.require_trainable()
+    optimizer.require_free_for(model._parameters)
     return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)
+
+
+NOT_RUN = -1  # where the kernels will write the hits of a step
+
+
+def finished_steps(step_loss: Array, step_hits: Array) -> int:
+    """How many steps have been made, by what they have written: for who was interrupted before he was told.
+
+    An exception of a signal handler may come as soon as the kernels return. The updates are made then, and the
+    optimizer is to count them.
+    """
+    return int(np.logical_and.accumulate((step_hits != NOT_RUN) & np.isfinite(step_loss)).sum())
 
 
 class FusedStep:
@@ -67,8 +91,8 @@ class FusedStep:
         self.dtype, self.outputs, self.meets = model.dtype, model.out_features, model.program.meets
         self.steps = model._kernels.network_train_steps
         self.network = model._parameters
-        self.values, self.statistics, self.state = self.network.values, self.network.statistics, optimizer.state
-        self.capacity = self.dimensions = 0
+        self.values, self.statistics = self.network.values, self.network.statistics
+        self.ready = 0, 0, None, None  # the most rows, dimensions of the target, row numbers, and a workspace for them
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
@@ -81,37 +105,33 @@ class FusedStep:
         if self.meets:
             checks.batch_that_meets(n)
         y = self.target(y, n)
-        if n > self.capacity or y.ndim != self.dimensions or n == 0:
-            self.make_ready(x, y)
         weight = self.loss.row_weight(y, sample_weight)
+        if n > self.ready[0] or y.ndim != self.ready[1] or n == 0:
+            self.make_ready(x, y)
+        _, _, all_rows, workspace = self.ready
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
         optimizer = self.optimizer
         coefficients = optimizer.next_coefficients() if decay is None else optimizer.next_decaying(decay)
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
-        optimizer.step_count += self.steps(
-            self.workspace,
-            self.values,
-            self.statistics,
-            self.state,
-            coefficients,
-            keys,
-            x,
-            y,
-            weight,
-            self.all_rows[:n],
-            n,
-            self.step_loss,
-            self.step_hits,
-        )
+        self.step_hits[0] = NOT_RUN
+        try:
+            optimizer.step_count += self.steps(
+                workspace, self.values, self.statistics, optimizer.state, coefficients, keys, x, y, weight,
+                all_rows[:n], n, self.step_loss, self.step_hits,
+            )  # fmt: skip
+        except BaseException:
+            optimizer.step_count += finished_steps(self.step_loss, self.step_hits)
+            raise
         return self.step_loss.item()
 
     def make_ready(self, x: Array, y: Array) -> None:
         """Make a workspace for batches like this one: for its rows, and for labels or a matrix of targets."""
         checks.not_empty("x", x)
-        self.capacity, self.dimensions, self.all_rows = len(x), y.ndim, np.arange(len(x))
-        self.workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
+        self.optimizer.bind(self.network)
+        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
+        self.ready = len(x), y.ndim, np.arange(len(x)), workspace
 
     def target(self, y: Any, rows: int) -> Array:
         """The target as a kernel reads it."""
@@ -119,7 +139,7 @@ class FusedStep:
             if self.labels and y.dtype == np.int64 and y.shape == (rows,):
                 # As unsigned numbers negative labels are large: one pass finds both faults.
                 if np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
-                    return self.loss.checked_target("y", y, rows, self.outputs) if self.dimensions == 0 else y
+                    return self.loss.checked_target("y", y, rows, self.outputs) if self.ready[1] == 0 else y
             elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
                 return y
         y = self.model._kernels.to_host(y) if checks.on_device(y) else y
@@ -158,9 +178,12 @@ class EagerStep:
         self.update()
         return value
 
-    def add(self, x: Any, y: Any, weight: Array | None) -> tuple[float, int]:
-        """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
-        out = self.model.outputs(x, True, weight)
+    def add(self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None) -> tuple[float, int]:
+        """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits).
+
+        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch.
+        """
+        out = self.model.outputs(x, True, weight, numbers)
         checks.not_empty("x", out)
         value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
@@ -193,11 +216,24 @@ class EagerStep:
             if self.count != 1:
                 self.network.scale_gradients(1 / self.count)
             self.count = 0.0
+            self.optimizer.bind(self.network)
             self.optimizer.step()
         self.network.discard_gradients()
 
 
 # --------------------------------------------------------------------------------- steps of an epoch
+def refuse_changed(labels: Array, rows: Array, outputs: int) -> None:
+    """Raise where the labels of these rows are not as they were checked: a step of them could not be made."""
+    labels = labels[rows]
+    wrong = (labels < 0) | (labels >= outputs)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"y has been changed while it was trained on: labels go from 0 to {outputs - 1}, and now y[{rows[first]}] "
+            f"= {labels[first]}; the weights are those of the last finished step"
+        )
+
+
 class FusedSteps:
     """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows.
 
@@ -228,7 +264,7 @@ class FusedSteps:
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels, self.pieces = chunk.labels, None
+        self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         else:
@@ -243,13 +279,14 @@ class FusedSteps:
             row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
-    def start(self, order: Array, steps: int) -> None:
-        """Prepare this many steps on the rows in this order."""
-        self.batch, self.first = 0, self.optimizer.step_count
-        self.coefficients = self.optimizer.coefficients(self.first, steps)
+    def start(self, order: Array, steps: int, done: int = 0) -> None:
+        """Prepare this many steps on the rows in this order, of which some are done."""
+        self.batch = done
         self.keys = self.step_keys(steps)
         if self.pieces is not None:
             self.pieces.start(order, self.together * self.batch_size)
+
+    settled = True  # no gradients wait for an update between calls
 
     @property
     def most(self) -> int:
@@ -257,14 +294,20 @@ class FusedSteps:
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
     def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
-        """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite."""
+        """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite.
+
+        What a callback has set in the optimizer holds from here on.
+        """
         steps = len(step_loss)
-        begin = self.optimizer.step_count - self.first
+        coefficients = self.optimizer.coefficients(self.optimizer.step_count, steps)
+        keys = self.keys[self.batch : self.batch + steps]
         run = self._run_piece if self.pieces is not None else self._run
-        done = run(
-            rows, self.coefficients[begin : begin + steps], self.keys[begin : begin + steps], step_loss, step_hits
-        )
+        done = run(rows, coefficients, keys, step_loss, step_hits)
         self.batch += done + (done < steps)
+        if done < steps and self.labels:
+            refuse_changed(
+                self.kernels.to_host(self.y), rows[done * self.batch_size : (done + 1) * self.batch_size], self.outputs
+            )
         return done
 
     def _run(self, rows, coefficients, keys, step_loss, step_hits):
@@ -274,11 +317,16 @@ class FusedSteps:
             X = checks.converted(X[rows], self.dtype)
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
-            rows = np.arange(len(rows))
-        done = self.kernels.network_train_steps(
-            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight, rows,
-            self.batch_size, step_loss, step_hits,
-        )  # fmt: skip
+            rows = np.stack([np.arange(len(rows)), rows])
+        step_hits.fill(NOT_RUN)
+        try:
+            done = self.kernels.network_train_steps(
+                self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight,
+                rows, self.batch_size, step_loss, step_hits,
+            )  # fmt: skip
+        except BaseException:
+            self.optimizer.step_count += finished_steps(step_loss, step_hits)
+            raise
         self.optimizer.step_count += done
         return done
 
@@ -288,7 +336,7 @@ class FusedSteps:
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
             self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
-            batch * self.batch_size + np.arange(len(rows)), self.batch_size,
+            np.stack([batch * self.batch_size + np.arange(len(rows)), rows]), self.batch_size,
         )  # fmt: skip
         try:
             self.pieces.launched(piece)
@@ -362,16 +410,21 @@ class EagerSteps:
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
         self.batch_of = Rows(model, [chunk.X, chunk.y] if self.gathers_y else [chunk.X])
 
-    def start(self, order: Array, steps: int) -> None:
-        """Prepare this many batches; the last group of ``accumulate`` may be shorter."""
-        self.batch, self.batches = 0, steps
+    def start(self, order: Array, steps: int, done: int = 0) -> None:
+        """Prepare this many batches, of which whole groups are done; the last group may be shorter."""
+        self.batch, self.batches = done, steps
         self.step.count = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last group of ``accumulate`` batches is complete, so that no gradients wait for an update."""
+        return self.batch % self.accumulate == 0 or self.batch == self.batches
 
     def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
-        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight)
+        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight, rows)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()
@@ -382,19 +435,21 @@ class EagerSteps:
 class Interrupts:
     """While steps run, Ctrl-C waits for the end of their slice, where weights, state and count are consistent.
 
-    Setting ``came`` from another thread does what Ctrl-C does.
+    Setting ``came`` from another thread does what Ctrl-C does. A handler that a callback sets stays.
     """
 
     def __init__(self) -> None:
-        self.deferred = self.came = False
+        self.came = False
+        self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
-        self._active = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self._active:
-            signal.signal(signal.SIGINT, self._handle)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            try:
+                signal.signal(signal.SIGINT, self._handle)
+            except BaseException:  # of another signal's handler
+                self.restore()
+                raise
         return self
 
     def _handle(self, number, frame):
@@ -411,7 +466,18 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._active:
+        self.deferred = True
+        try:
+            self.restore()
+        except BaseException:  # of another signal's handler: it came once
+            self.restore()
+            raise
+        if kind is None:
+            self.raise_deferred()
+
+    def restore(self) -> None:
+        """Let Ctrl-C do what it did before."""
+        if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -420,37 +486,38 @@ class Slices:
 
     Parameters
     ----------
-    row_operations : float
-        Operations a row of a step, for the first slice.
+    network : Parameters
+        What the steps change. Its size gives the operations of a step, for the first slice.
     interrupts : Interrupts
     most : int or None
         The most steps a slice may have.
     """
 
-    def __init__(self, row_operations: float, interrupts: Interrupts, most: int | None = None) -> None:
-        self.row_operations, self.interrupts, self.most = row_operations, interrupts, most
+    def __init__(self, network: Parameters, interrupts: Interrupts, most: int | None = None) -> None:
+        self.network, self.interrupts, self.most = network, interrupts, most
         self.steps = None
 
     def __call__(
-        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array
+        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array, done: int = 0
     ) -> Iterator[tuple[int, int, bool]]:
-        """Run the batches of ``order``; yields (first, end, failed) after every slice.
+        """Run the batches of ``order`` that are not done; yields (first, end, failed) after every slice.
 
-        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out.
+        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out. A Ctrl-C that came
+        during a slice is left to the caller.
         """
         batch_size, steps = run_steps.batch_size, len(step_loss)
         if self.steps is None:
-            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * self.row_operations)), FIRST_STEPS)
-        run_steps.start(order, steps)
-        done = 0
+            row_operations = 6 * self.network.size
+            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * row_operations)), FIRST_STEPS)
         while done < steps:
             most = run_steps.most if self.most is None else self.most
             stop = min(done + max(1, min(self.steps, most)), steps)
             rows = order[done * batch_size : stop * batch_size]
             begin = time.perf_counter()
             self.interrupts.deferred = True
-            finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
-            self.interrupts.raise_deferred()
+            with self.network.changes.under_way():
+                finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            self.interrupts.deferred = False
             seconds = time.perf_counter() - begin
             if finished:
                 self.steps = min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps)
@@ -460,23 +527,32 @@ class Slices:
 
 
 class Snapshot:
-    """The weights at the start of the last epoch that began with finite ones."""
+    """The weights at the start of the last epoch that began with finite ones.
+
+    Attributes
+    ----------
+    values : buffers, or None
+    epoch : int or None
+        Whose start they are of.
+    before : int
+        Updates that the optimizer had done when training began.
+    """
 
     def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
-        self._before = optimizer.step_count
-        self._values = self._epoch = None
+        self.before = optimizer.step_count
+        self.values = self.epoch = None
 
     def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
         if self._network.all_finite():
-            self._values = self._network.copied_values(self._values)
-            self._epoch = epoch
+            self.values = self._network.copied_values(self.values)
+            self.epoch = epoch
 
     def restore(self) -> str:
         """Restore the weights and reset the optimizer, where there were updates; returns what was done."""
-        if self._optimizer.step_count == self._before or self._epoch is None:
+        if self._optimizer.step_count == self.before or self.epoch is None:
             return "nothing has been changed"
-        self._network.restore_values(self._values)
+        self._network.restore_values(self.values)
         self._optimizer.reset()
-        return f"weights are back at those epoch {self._epoch} began with, and the optimizer at its beginning"
+        return f"weights are back at those epoch {self.epoch} began with, and the optimizer at its beginning"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import math
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import callbacks as watching
+from . import checkpoints as keeping
 from . import checks, data
 from .data import Data
 from .losses import Loss, LossFunction
@@ -22,6 +27,7 @@ from .steps import (
     Interrupts,
     Slices,
     Snapshot,
+    check_loss,
     check_pair,
     checked_result,
     fused,
@@ -46,15 +52,11 @@ class History(list[dict[str, Any]]):
     @overload
     def __getitem__(self, key: str) -> list[Any]: ...
     def __getitem__(self, key: Any) -> Any:
-        return self.column(key) if isinstance(key, str) else super().__getitem__(key)
+        return [record[key] for record in self] if isinstance(key, str) else super().__getitem__(key)
 
     def __repr__(self) -> str:
         lines = [watching.line(record, len(self)) for record in self]
         return "\n".join(lines if len(lines) <= 10 else [*lines[:4], "…", *lines[-5:]]) or "no epochs"
-
-    def column(self, key: str) -> list[Any]:
-        """The values of one key, epoch by epoch."""
-        return [record[key] for record in self]
 
 
 def fit(
@@ -66,14 +68,18 @@ def fit(
     optimizer: Optimizer,
     epochs: int = 1,
     batch_size: int = 32,
-    shuffle: bool = True,
+    shuffle: bool | str = True,
     drop_last: bool = False,
     accumulate: int = 1,
+    validation_split: float = 0.0,
     validation_data: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
     sample_weight: ArrayLike | None = None,
     callbacks: Sequence[Any] = (),
     on_nonfinite: str = "raise",
     verbose: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: str | os.PathLike[str] | None = None,
 ) -> History:
     """Train for some epochs.
 
@@ -93,14 +99,17 @@ def fit(
         Its state continues over calls.
     epochs, batch_size : int
         The last batch of an epoch, or of a chunk, may be short.
-    shuffle : bool
-        A new order every epoch, from the generator of the model: arrays and chunks by a full permutation, memory maps
-        by blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows. Chunks come in the order of the iterable.
+    shuffle : bool or "blocks"
+        A new order of the rows every epoch, from the generator of the model: a full permutation, or with ``"blocks"``
+        of blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows, and within each, for a memory map of a file that is larger than
+        the memory. Chunks come in the order of the iterable.
     drop_last : bool
         Leave out the last batch if it is short.
     accumulate : int
         Batches whose gradients are averaged for one update: the gradient of the mean loss over all their rows. The
         last group of an epoch, or of a chunk, has the batches that are left.
+    validation_split : float
+        The share of the rows, the last ones of X and y, that serve as validation data and are not trained on.
     validation_data : (X, y) or (X, y, sample_weight), optional
         ``val_loss`` is the mean with these weights; ``val_accuracy`` counts every row once.
     sample_weight : array (n,), optional
@@ -109,12 +118,25 @@ def fit(
         Objects with some of ``on_fit_begin(model, run)``, where ``run`` is a dict of ``epochs, batch_size, steps,
         rows, validation_rows, verbose, optimizer`` (steps and rows are None where X gives chunks);
         ``on_batch_end(model, record)`` with ``epoch, batch, loss``, for which batches run one a call;
-        ``on_epoch_end(model, record)``, which may return True to stop; and ``on_fit_end(model, history)``.
+        ``on_epoch_end(model, record)``, which may return True to stop; and ``on_fit_end(model, history)``. What they
+        set in the optimizer holds from the next step on. Checkpoints keep what ``state_dict()`` of a callback returns,
+        a dict of JSON and arrays, and ``load_state_dict(state)`` takes it back.
     on_nonfinite : "raise" or "continue"
-        When the loss of a batch is not finite: go back to the weights at the start of the last epoch that began with
-        finite ones, reset the optimizer (state 0, ``step_count`` 0) and raise; or leave that batch out and go on.
+        When the loss of a batch, or the weights after an epoch, are not finite: go back to the weights at the start of
+        the last epoch that began with finite ones, reset the optimizer (state 0, ``step_count`` 0) and raise; or leave
+        that batch out and go on.
     verbose : bool
-        Print a line an epoch.
+        Print a line an epoch; where there are many, a terminal (with the package rich) and a notebook show a bar. The
+        logger ``"fastbp"`` gets the lines in any case, as INFO.
+    checkpoint : path, optional
+        A folder for checkpoints, the newest two of which stay. `request_checkpoint` asks for one at once.
+    every : int
+        Epochs from one checkpoint to the next.
+    resume : path, optional
+        A folder with checkpoints. The same call on a new model of the same layers goes on from the newest good one,
+        to the bits of a run that was never stopped; more ``epochs`` may be asked for. With
+        ``checkpoint="folder", resume="folder"``, a folder that is empty or missing begins a run, so the same script
+        begins and goes on. Of an iterable X, the chunks of the epoch that are done are passed over.
 
     Returns
     -------
@@ -127,21 +149,75 @@ def fit(
         An argument is not as it must be; nothing has been changed. If it is a chunk, the weights are those of a
         finished step.
     FloatingPointError
-        The loss is not finite.
+        The loss, or a weight, is not finite.
     KeyboardInterrupt
-        Ctrl-C, within 0.2 s or one step; the weights are those of a finished step.
+        Ctrl-C, within 0.2 s or one step; the weights are those of a finished step. With ``checkpoint`` one is
+        written first, where Ctrl-C meets a step.
 
     Notes
     -----
     Many steps run in one call of the kernels. A user's loss, an optimizer with ``clip_norm``, and ``accumulate`` above
-    1 take single steps through stored gradients, with the same numbers; only the masks of `Dropout` differ.
+    1 take single steps through stored gradients, with the same numbers.
     """
     settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
+    every = checks.integer("every", every, minimum=1)
     check_pair(loss, optimizer)
-    watchers = [watching.Printer()] * settings.verbose + watching.checked(callbacks)
+    callbacks = watching.checked(callbacks)
+    if checks.real("validation_split", validation_split, below=1.0):
+        if validation_data is not None:
+            raise ValueError("validation_split must be 0 where there are validation_data; pass one of them")
+        (X, y, sample_weight), validation_data = data.split(model, X, y, sample_weight, validation_split)
     source = data.source(model, loss, X, y, sample_weight, settings.epochs)
     validation = None if validation_data is None else Validation(model, loss, validation_data)
-    return Training(model, loss, optimizer, source, validation, watchers, settings).run()
+    training = Training(model, loss, optimizer, source, validation, callbacks, settings)
+    if checkpoint is not None or resume is not None:
+        training.keep(checkpoint, every, resume)
+    if not settings.verbose:
+        return training.run()
+    reporter = watching.reporter(settings.epochs)
+    training.callbacks.insert(0, reporter)
+    try:
+        return training.run()
+    finally:
+        reporter.close()
+
+
+def evaluate(
+    model: Sequential,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    loss: LossFunction | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> dict[str, float | None]:
+    """Loss and accuracy on data, as `fit` has them of its validation data.
+
+    Parameters
+    ----------
+    X : array (n, in)
+    y : array (n, out), or integer labels (n,) for a loss of labels
+    loss : loss, optional
+        By default the last one that `fit` or `train_step` used.
+    sample_weight : array (n,), optional
+        ``loss`` is the mean with these weights; ``accuracy`` counts every row once.
+
+    Returns
+    -------
+    dict
+        ``loss``, and ``accuracy``, which is None where the targets are not labels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as it must be.
+    """
+    loss = model.last_loss if loss is None else loss
+    if loss is None:
+        raise ValueError("evaluate needs a loss: pass for example loss=fastbp.CrossEntropyLoss()")
+    check_loss(loss)
+    arrays = (X, y) if sample_weight is None else (X, y, sample_weight)
+    value, accuracy = Validation(model, loss, arrays, ("X", "y", "sample_weight"))()
+    return {"loss": value, "accuracy": accuracy}
 
 
 class Settings:
@@ -151,7 +227,7 @@ class Settings:
         self,
         epochs: int,
         batch_size: int,
-        shuffle: bool,
+        shuffle: bool | str,
         drop_last: bool,
         accumulate: int,
         on_nonfinite: str,
@@ -159,10 +235,26 @@ class Settings:
     ) -> None:
         self.epochs = checks.integer("epochs", epochs, minimum=1)
         self.batch_size = checks.integer("batch_size", batch_size, minimum=1)
-        self.shuffle, self.drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+        self.shuffle, self.drop_last = data.checked_shuffle(shuffle), checks.boolean("drop_last", drop_last)
         self.accumulate = checks.integer("accumulate", accumulate, minimum=1)
         self.on_nonfinite = checks.choice("on_nonfinite", on_nonfinite, ("raise", "continue"))
         self.verbose = checks.boolean("verbose", verbose)
+
+
+@dataclass
+class Progress:
+    """How far training has come, and what the record of the epoch sums up."""
+
+    epoch: int = 1
+    chunk: int = 0  # this many are done in the epoch
+    batch: int = 0  # this many are done in the chunk
+    steps: int = 0  # of the chunks that are done, as what follows
+    loss: float = 0.0  # by weight
+    weight: float = 0.0
+    hits: int = 0
+    labelled: int = 0
+    seconds: float = 0.0  # since the epoch began
+    stopped: bool = False  # by a callback
 
 
 class Training:
@@ -177,6 +269,8 @@ class Training:
     settings : Settings
     """
 
+    logger = logging.getLogger("fastbp")
+
     def __init__(
         self,
         model: Sequential,
@@ -189,8 +283,9 @@ class Training:
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.source, self.validation = source, validation
-        self.callbacks, self.settings = callbacks, settings
+        self.callbacks, self.settings = list(callbacks), settings
         optimizer.require_free_for(model._parameters)
+        model.require_trainable()
         self.run_record = {"epochs": settings.epochs, "batch_size": settings.batch_size, "steps": None, "rows": None}
         self.run_record["optimizer"] = optimizer
         if isinstance(source, data.Chunk):
@@ -203,32 +298,60 @@ class Training:
         self.interrupts = Interrupts()
         self.each_batch = any(hasattr(callback, "on_batch_end") for callback in callbacks)
         self._ready = None, None  # the last chunk and what runs its steps
+        self.checkpoints = self.stored = None
+
+    def keep(self, folder: str | os.PathLike[str] | None, every: int, resume: str | os.PathLike[str] | None) -> None:
+        """Write checkpoints into a folder, and go on from those of another, or of the same."""
+        self.stateful = keeping.stateful(self.callbacks)
+        self.call = keeping.described_call(self)
+        if resume is not None:
+            same = folder is not None and os.path.abspath(folder) == os.path.abspath(resume)
+            self.stored = keeping.newest(resume, may_be_missing=same)
+            if self.stored is not None:
+                keeping.check(self.stored, self)
+        if folder is not None:
+            self.checkpoints = keeping.Checkpoints(folder, every, self.stored)
 
     def run(self) -> History:
         """Train; returns the history."""
-        model, optimizer = self.model, self.optimizer
-        with model.exclusive(), self.interrupts:
-            optimizer.bind(model._parameters)
-            model.remember_loss(self.loss)
-            model._parameters.discard_gradients()
-            model.history = history = History()
-            watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
-            self.slices = Slices(6 * model._parameters.size, self.interrupts, 1 if self.each_batch else None)
-            self.snapshot = Snapshot(model._parameters, optimizer) if self.settings.on_nonfinite == "raise" else None
-            for epoch in range(1, self.settings.epochs + 1):
-                start = time.perf_counter()
-                record = dict.fromkeys(("epoch", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds"))
-                record["epoch"] = epoch
-                record["loss"], record["accuracy"] = self._epoch(epoch)
-                if self.validation:
-                    record["val_loss"], record["val_accuracy"] = self.validation()
-                record["lr"] = float(optimizer.learning_rates(max(optimizer.step_count - 1, 0), 1)[0])
-                record["seconds"] = time.perf_counter() - start
-                history.append(record)
-                if watching.call(self.callbacks, "on_epoch_end", model, record):
-                    break
-            watching.call(self.callbacks, "on_fit_end", model, history)
+        running = self.checkpoints.running() if self.checkpoints else contextlib.nullcontext()
+        try:
+            with self.model.exclusive(), self.interrupts, running:
+                self.interrupts.raise_deferred()
+                return self._train()
+        finally:
+            self.interrupts.restore()  # again: an exception of a signal's handler may have come as the statement ended
+
+    def _train(self):
+        """From the first epoch, or from where a checkpoint has been written, to the last."""
+        model, optimizer, settings = self.model, self.optimizer, self.settings
+        optimizer.bind(model._parameters)
+        model.remember_loss(self.loss)
+        model._parameters.discard_gradients()
+        model.history = history = History()
+        watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
+        self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
+        self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
+        self.progress, self.chunk_generator = Progress(), None
+        if self.stored is not None:
+            keeping.restore(self.stored, self)
+        while self.progress.epoch <= settings.epochs and not self.progress.stopped:
+            record = self._epoch()
+            history.append(record)
+            stopped = watching.call(self.callbacks, "on_epoch_end", model, record)
+            if self.logger.isEnabledFor(logging.INFO):
+                self.logger.info(watching.line(record, settings.epochs))
+            self.progress = Progress(record["epoch"] + 1, stopped=stopped)
+            self._keep_epoch(record["epoch"])
+        watching.call(self.callbacks, "on_fit_end", model, history)
         return history
+
+    def _keep_epoch(self, epoch):
+        """Write a checkpoint after an epoch, where it is time for one."""
+        kept = self.checkpoints
+        last = epoch == self.settings.epochs or self.progress.stopped
+        if kept and (last or kept.requested or epoch % kept.every == 0):
+            kept.write(self)
 
     def _check_batches(self, rows):
         """Refuse rows of which a batch would be a single one, where a layer takes statistics of a batch."""
@@ -253,52 +376,100 @@ class Training:
                 self._ready = chunk, EagerSteps(*arguments, accumulate)
         return self._ready[1]
 
-    def _epoch(self, epoch):
-        """(loss, accuracy or None) of an epoch."""
-        if self.snapshot:
-            self.snapshot.take(epoch)
-        losses, weights, hits, labelled, steps = 0.0, 0.0, 0, 0, 0
-        for chunk in self.source.epoch():
-            run_steps = self._steps_of(chunk)
-            order = chunk.order(self.model, self.settings.shuffle)
-            if self.settings.drop_last:
-                order = order[: len(order) - len(order) % self.settings.batch_size]
-            if not len(order):
-                continue
-            step_loss, step_hits = self._run(run_steps, order, epoch, steps)
-            steps += len(step_loss)
-            sizes = np.full(len(step_loss), run_steps.batch_size)
-            sizes[-1] = len(order) - (len(sizes) - 1) * run_steps.batch_size
-            shares = sizes if chunk.weight is None else chunk.step_weights(order, run_steps.batch_size)
-            if self.snapshot is None:  # on_nonfinite="continue" may have left some out
-                trained = np.isfinite(step_loss)
-                step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
-            losses += float((step_loss * shares).sum())
-            weights += float(shares.sum())
-            if chunk.labels:
-                hits += int(step_hits.sum())
-                labelled += int(sizes.sum())
-        if not steps:
+    def _epoch(self):
+        """The record of an epoch, or of what is left of it."""
+        progress, optimizer = self.progress, self.optimizer
+        self._start = time.perf_counter() - progress.seconds
+        resumed = progress.chunk or progress.batch
+        if self.snapshot and not resumed:
+            self.snapshot.take(progress.epoch)
+        for chunk in self.source.epoch(progress.chunk):
+            self._chunk(chunk)
+            progress.chunk, progress.batch = progress.chunk + 1, 0
+        if not progress.steps:
             raise ValueError(
                 f"drop_last=True leaves nothing to train on: no chunk has batch_size={self.settings.batch_size} rows; "
                 f"use a smaller batch_size or drop_last=False"
             )
-        return losses / weights if weights else math.nan, hits / labelled if labelled else None
+        if self.snapshot and self.snapshot.epoch == progress.epoch and not self.model._parameters.all_finite():
+            raise FloatingPointError(
+                f"weights were not finite after the last step of epoch {progress.epoch}; {self.snapshot.restore()}. "
+                f"Use a smaller lr, or scale the data"
+            )
+        val_loss, val_accuracy = self.validation() if self.validation else (None, None)
+        return {
+            "epoch": progress.epoch,
+            "loss": progress.loss / progress.weight if progress.weight else math.nan,
+            "val_loss": val_loss,
+            "accuracy": progress.hits / progress.labelled if progress.labelled else None,
+            "val_accuracy": val_accuracy,
+            "lr": float(optimizer.learning_rates(max(optimizer.step_count - 1, 0), 1)[0]),
+            "seconds": time.perf_counter() - self._start,
+        }
 
-    def _run(self, run_steps, order, epoch, steps_before):
-        """Losses and hits of the batches of a chunk."""
-        steps = -(-len(order) // run_steps.batch_size)
+    def _chunk(self, chunk):
+        """Train on what is left of a chunk, and add it to the sums of the epoch."""
+        progress, generator = self.progress, self.model.generator.bit_generator
+        run_steps, batch_size = self._steps_of(chunk), min(self.settings.batch_size, chunk.count)
+        now = None
+        if progress.batch:  # gone on from a checkpoint: what the chunk began with is drawn again
+            now, generator.state = generator.state, self.chunk_generator
+        elif self.checkpoints:
+            self.chunk_generator = generator.state
+        order = chunk.order(self.model, self.settings.shuffle)
+        if self.settings.drop_last:
+            order = order[: len(order) - len(order) % self.settings.batch_size]
+        if not len(order):
+            return
+        steps = -(-len(order) // batch_size)
         step_loss, step_hits = np.empty(steps), np.zeros(steps, np.int64)
-        for first, end, failed in self.slices(run_steps, order, step_loss, step_hits):
+        run_steps.start(order, steps, progress.batch)
+        if now is not None:
+            step_loss[: progress.batch], step_hits[: progress.batch] = self.step_loss, self.step_hits
+            generator.state = now
+        self.step_loss, self.step_hits = step_loss, step_hits
+        self._run(run_steps, order)
+        self._add(chunk, order, batch_size)
+
+    @np.errstate(all="ignore")  # whatever NumPy is set to: a loss that is not finite has been dealt with
+    def _add(self, chunk, order, batch_size):
+        """Add the losses and hits of a chunk to the sums of the epoch."""
+        progress, step_loss, step_hits = self.progress, self.step_loss, self.step_hits
+        steps = len(step_loss)
+        sizes = np.full(steps, batch_size)
+        sizes[-1] = len(order) - (steps - 1) * batch_size
+        shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
+        if self.snapshot is None:  # on_nonfinite="continue" may have left some out
+            trained = np.isfinite(step_loss)
+            step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
+        progress.steps += steps
+        progress.loss += float((step_loss * shares).sum())
+        progress.weight += float(shares.sum())
+        if chunk.labels:
+            progress.hits += int(step_hits.sum())
+            progress.labelled += int(sizes.sum())
+
+    def _run(self, run_steps, order):
+        """Run the batches of a chunk that are left."""
+        progress, step_loss = self.progress, self.step_loss
+        for first, end, failed in self.slices(run_steps, order, step_loss, self.step_hits, progress.batch):
+            if self.checkpoints is None:
+                self.interrupts.raise_deferred()
+            elif self.interrupts.came:
+                self.checkpoints.requested = True
             for batch in range(first, end + failed) if self.each_batch else ():
-                record = {"epoch": epoch, "batch": steps_before + batch + 1, "loss": float(step_loss[batch])}
+                record = {"epoch": progress.epoch, "batch": progress.steps + batch + 1, "loss": float(step_loss[batch])}
                 watching.call(self.callbacks, "on_batch_end", self.model, record)
             if failed and self.snapshot:
                 raise FloatingPointError(
-                    f"the loss was {step_loss[end]} at step {steps_before + end + 1} of epoch {epoch}; "
+                    f"the loss was {step_loss[end]} at step {progress.steps + end + 1} of epoch {progress.epoch}; "
                     f"{self.snapshot.restore()}. Use a smaller lr, or scale the data"
                 )
-        return step_loss, step_hits
+            progress.batch = end + failed
+            if self.checkpoints and self.checkpoints.requested and run_steps.settled:
+                progress.seconds = time.perf_counter() - self._start
+                self.checkpoints.write(self)
+                self.interrupts.raise_deferred()
 
 
 class Validation:
@@ -309,11 +480,11 @@ class Validation:
         model: Sequential,
         loss: LossFunction,
         arrays: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike],
+        names: Sequence[str] = ("validation_data[0]", "validation_data[1]", "validation_data[2]"),
     ) -> None:
         if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
             what = type(arrays).__name__ + (f" of {len(arrays)}" if isinstance(arrays, tuple | list) else "")
             raise TypeError(f"validation_data must be a pair (X, y), or (X, y, sample_weight); got {what}")
-        names = [f"validation_data[{i}]" for i in range(3)]
         self.model, self.loss = model, loss
         self.X, self.y = data.checked_pair(model, loss, *arrays[:2], names)
         weight = arrays[2] if len(arrays) == 3 else None
@@ -331,11 +502,16 @@ class Validation:
 
     def __call__(self) -> tuple[float, float | None]:
         """(loss, accuracy or None)."""
-        model, loss, X = self.model, self.loss, self.X
-        if not isinstance(loss, Loss):
-            prediction = model.predict(X)
-            weight = () if self.weight is None else (self.weight,)
-            return checked_result(loss(prediction, self.y, *weight), prediction.shape)[0], None
+        if isinstance(self.loss, Loss):
+            return self._by_rows(self.loss)
+        prediction = self.model.predict(self.X)
+        weight = () if self.weight is None else (self.weight,)
+        return checked_result(self.loss(prediction, self.y, *weight), prediction.shape)[0], None
+
+    @np.errstate(all="ignore")
+    def _by_rows(self, loss):
+        """The same, some rows at a time."""
+        model, X = self.model, self.X
         row_loss, hits = np.empty(len(X)), 0
         ones = np.ones(min(len(X), model.prediction_block))
         for start in range(0, len(X), model.prediction_block):

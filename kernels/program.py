@@ -10,6 +10,7 @@ A phase of ``ROWS`` takes some rows of the batch through all its instructions; r
 parameters. All work of a phase is done before the next begins.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,6 +64,7 @@ class Layer(NamedTuple):
     parameter: float = 0.0  # of the activation, else the probability of dropout or what is added to a variance
     momentum: float = 0.0  # of the running statistics
     inside: tuple = ()  # layers of a residual one
+    trains: bool = True  # whether its parameters, and running statistics, change
 
 
 class Operand(NamedTuple):
@@ -82,6 +84,7 @@ class Array(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     ld: int
+    trains: bool = True
 
     def view(self, buffer):
         """The array in a buffer of its kind."""
@@ -229,6 +232,21 @@ class Program:
         places = [(a.offset, *((1, *a.shape) if len(a.shape) == 1 else a.shape), a.ld) for a in self.arrays]
         return np.array(places, np.int64).reshape(-1, 4)
 
+    @cached_property
+    def trained(self) -> list[slice]:
+        """The parts of the parameter buffer that an optimizer changes: one, the whole, where all layers train."""
+        parts = []
+        for array, end in zip(self.arrays, [*(array.offset for array in self.arrays[1:]), self.size], strict=True):
+            if array.trains:
+                joined = parts and parts[-1].stop == array.offset
+                parts.append(slice(parts.pop().start if joined else array.offset, end))
+        return parts
+
+    @property
+    def frozen(self) -> set[int]:
+        """The rows whose parameters do not change."""
+        return {array.row for array in [*self.arrays, *self.statistics] if not array.trains}
+
     @property
     def real_size(self) -> int:
         """Numbers that are trained; the buffer has padding besides."""
@@ -247,6 +265,10 @@ class Program:
     def with_precision(self, precision):
         """The same network, its products of this precision."""
         return lower(self.layers, self.itemsize, precision)
+
+    def with_frozen(self, frozen):
+        """The same network, of which these rows do not train."""
+        return lower(_frozen(self.layers, frozen, itertools.count()), self.itemsize, self.precision)
 
     def views(self, buffer):
         """The (weight, bias) views of every row into a parameter-shaped buffer; None where there is none."""
@@ -285,6 +307,16 @@ def lower(layers, itemsize: int, precision: str = "ieee") -> Program:
         multiply_adds=training.multiply_adds,
         in_features=layers[0].fan_in,
         out_features=layers[-1].fan_out,
+    )
+
+
+def _frozen(layers, frozen, numbers):
+    """The layers, of which those of these numbers do not train."""
+    return tuple(
+        layer._replace(inside=_frozen(layer.inside, frozen, numbers))
+        if layer.kind == "residual"
+        else layer._replace(trains=next(numbers) not in frozen)
+        for layer in layers
     )
 
 
@@ -329,15 +361,15 @@ class _Forward:
     # ------------------------------------------------------------------------------ the layers
     def linear(self, layer, x):
         self.multiply_adds += layer.fan_in * layer.fan_out
-        weight, bias = self.weight("weight", layer), self.vector("bias", layer.fan_out, layer.affine)
-        y = self.value(layer)
+        weight, bias = self.weight("weight", layer), self.vector("bias", layer)
+        y = self.value(layer, trained=x.trained or layer.trains)
         self.emit("linear_forward", x.out, weight, bias, y.out, y.saved, of=y)
-        self.back(
-            x, lambda: self.into(x, "linear_backward_input", y.grad, weight, fuses=True),
-            lambda: self.emit(
-                "linear_backward_params", x.out, y.grad, gradient(weight), gradient(bias), kind=WEIGHTS_PHASE
-            ),
-        )  # fmt: skip
+
+        def update():
+            if layer.trains:
+                self.emit("linear_backward_params", x.out, y.grad, gradient(weight), gradient(bias), kind=WEIGHTS_PHASE)
+
+        self.back(x, lambda: self.into(x, "linear_backward_input", y.grad, weight, fuses=True), update)
         return self.next(y)
 
     def activation(self, layer, x):
@@ -364,36 +396,37 @@ class _Forward:
         return y
 
     def layer_norm(self, layer, x):
-        weight, bias = (self.vector(name, layer.fan_out, layer.affine) for name in ("weight", "bias"))
-        y, normalised = self.value(layer, trained=x.trained or layer.affine), self.normalised(layer)
+        weight, bias = (self.vector(name, layer) for name in ("weight", "bias"))
+        y, normalised = self.value(layer, trained=x.trained or self.learns(layer)), self.normalised(layer)
         scale = Operand(ACTIVATIONS, self.widened(self.lines(1)), 1, 1)
         self.emit("layer_norm_forward", x.out, weight, bias, y.out, normalised, scale, parameter=layer.parameter)
         self.back(
             x, lambda: self.into(x, "layer_norm_backward_input", y.grad, weight, normalised, scale),
-            lambda: self.norm_gradients(y, normalised, weight, bias),
+            lambda: self.norm_gradients(layer, y, normalised, weight, bias),
         )  # fmt: skip
         return self.next(y)
 
     def batch_norm(self, layer, x):
         features = layer.fan_out
-        weight, bias = (self.vector(name, features, layer.affine) for name in ("weight", "bias"))
-        running = [self.statistic(name, features) for name in ("running_mean", "running_var")]
+        weight, bias = (self.vector(name, layer) for name in ("weight", "bias"))
+        running = [self.statistic(name, layer) for name in ("running_mean", "running_var")]
         mean, scale, variance, products, sums = (self.reduction(features) for _ in range(5))
-        y, normalised = self.value(layer, trained=x.trained or layer.affine), self.normalised(layer)
+        y, normalised = self.value(layer, trained=x.trained or self.learns(layer)), self.normalised(layer)
         self.moments(layer, x, running, mean, scale, variance)
         self.emit("batch_norm_forward", x.out, mean, scale, weight, bias, y.out, normalised)
 
         def back():
-            sums_of_columns = self.column_sums(y, normalised, products, sums)
+            sums_of_columns = self.column_sums(layer, y, normalised, products, sums)
             self.into(
                 x, "batch_norm_backward_input", y.grad, Operand(ROW_WEIGHT), weight, normalised, scale, *sums_of_columns
             )
 
-        self.back(x, back, lambda: self.norm_gradients(y, normalised, weight, bias))
+        self.back(x, back, lambda: self.norm_gradients(layer, y, normalised, weight, bias))
         self.learn(
+            layer,
             lambda: self.emit(
                 "update_statistics", mean, variance, *running, parameter=layer.momentum, kind=WEIGHTS_PHASE
-            )
+            ),
         )
         return self.next(y)
 
@@ -404,14 +437,18 @@ class _Forward:
         """Where a normalisation leaves what it has normalised, for the way back."""
         return None
 
-    def norm_gradients(self, y, normalised, weight, bias):
-        if weight is not None:
+    def learns(self, layer):
+        """Whether a normalisation has parameters that change."""
+        return layer.affine and layer.trains
+
+    def norm_gradients(self, layer, y, normalised, weight, bias):
+        if self.learns(layer):
             self.emit("norm_backward_params", y.grad, normalised, gradient(weight), gradient(bias), kind=WEIGHTS_PHASE)
 
     def back(self, x, *instructions):
         """The way back through what has been emitted, to x; predicting has none."""
 
-    def learn(self, instruction):
+    def learn(self, layer, instruction):
         """What updates running statistics; training has it."""
 
     # ------------------------------------------------------------------------------ places
@@ -435,23 +472,24 @@ class _Forward:
 
     def weight(self, name, layer):
         ld = layout.leading_dimension(layer.fan_out, self.itemsize)
-        return self.parameter(name, (layer.fan_in, layer.fan_out), ld, layer.fan_in * ld)
+        return self.parameter(name, layer, (layer.fan_in, layer.fan_out), ld, layer.fan_in * ld)
 
-    def vector(self, name, features, there):
-        if not there:
+    def vector(self, name, layer):
+        if not layer.affine:
             return None
-        return self.parameter(name, (features,), features, layout.leading_dimension(features, self.itemsize))
+        features = layer.fan_out
+        return self.parameter(name, layer, (features,), features, layout.leading_dimension(features, self.itemsize))
 
-    def parameter(self, name, shape, ld, elements):
+    def parameter(self, name, layer, shape, ld, elements):
         offset = self.size
         self.size += self.lines(elements)
-        self.arrays.append(Array(self.number, name, offset, shape, ld))
+        self.arrays.append(Array(self.number, name, offset, shape, ld, layer.trains))
         return Operand(PARAMETERS, offset, ld, shape[-1])
 
-    def statistic(self, name, features):
-        offset = self.statistics_size
+    def statistic(self, name, layer):
+        offset, features = self.statistics_size, layer.fan_out
         self.statistics_size += self.lines(features)
-        self.statistics.append(Array(self.number, name, offset, (features,), features))
+        self.statistics.append(Array(self.number, name, offset, (features,), features, layer.trains))
         return Operand(STATISTICS, offset, features, features)
 
     def reduction(self, features):
@@ -543,18 +581,24 @@ class _Training(_Forward):
         return Operand(ACTIVATIONS, self.widened(ld), ld, layer.fan_out)
 
     def moments(self, layer, x, running, mean, scale, variance):
+        if not layer.trains:
+            super().moments(layer, x, running, mean, scale, variance)
+            return
         self.emit(
             "batch_moments", x.out, Operand(ROW_WEIGHT), mean, scale, variance,
             parameter=layer.parameter, kind=COLUMNS_PHASE,
         )  # fmt: skip
 
-    def column_sums(self, y, normalised, products, sums):
-        """What the moments of the batch add to the gradient of its rows."""
+    def column_sums(self, layer, y, normalised, products, sums):
+        """What the moments of the batch add to the gradient of its rows; those of a frozen layer are constants."""
+        if not layer.trains:
+            return None, None
         self.emit("norm_backward_params", y.grad, normalised, products, sums, kind=COLUMNS_PHASE)
         return products, sums
 
-    def learn(self, instruction):
-        self.lessons.append(instruction)
+    def learn(self, layer, instruction):
+        if layer.trains:
+            self.lessons.append(instruction)
 
     def back(self, x, make_gradient, update=lambda: None):
         self.tape.append((x, make_gradient))
@@ -597,10 +641,10 @@ class _Evaluation(_Training):
 
     dropout, moments = _Forward.dropout, _Forward.moments
 
-    def column_sums(self, y, normalised, products, sums):
+    def column_sums(self, layer, y, normalised, products, sums):
         return None, None
 
-    def learn(self, instruction):
+    def learn(self, layer, instruction):
         pass
 
 

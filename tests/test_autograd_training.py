@@ -86,7 +86,7 @@ def test_as_loss_trains_as_the_loss_it_is(device, dtype):
         eps = np.finfo(dtype).eps
         np.testing.assert_allclose(models[0].flat_parameters, models[1].flat_parameters, rtol=1e3 * eps, atol=30 * eps)
         for key in ("loss", "val_loss"):
-            np.testing.assert_allclose(*(history.column(key) for history in histories), rtol=1e2 * eps)
+            np.testing.assert_allclose(*(history[key] for history in histories), rtol=1e2 * eps)
     first, second = chain(device, dtype), chain(device, dtype)
     of_graph = first.train_step(X, y, squared, fastbp.Adam())
     np.testing.assert_allclose(

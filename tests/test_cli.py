@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import fastbp
 from fastbp import tabular
 from fastbp.cli import main, runs, terminal
+from fastbp.cli import train as cli_train
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("sklearn")
@@ -120,20 +123,36 @@ def test_task_can_be_chosen():
     assert "R²" in metrics("runs/counts-002")["test"]
 
 
-def test_ctrl_c_keeps_the_last_model_and_training_goes_on_from_it(houses, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0, 1000])  # from one checkpoint to the next: one an epoch, or none yet
+def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monkeypatch, number, seconds):
+    train(*houses, *SMALL, "--epochs", "6", "--lr", "0.1")
+    epoch_ended = terminal.EpochRows.on_epoch_end
+
     def interrupt(self, model, record):
-        if record["epoch"] == 2:
-            raise KeyboardInterrupt
+        epoch_ended(self, model, record)
+        if record["epoch"] == 4:
+            os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched:
         patched.setattr(terminal.EpochRows, "on_epoch_end", interrupt)
-        assert main(["train", *houses, *SMALL]) == 130
-    error = capsys.readouterr().err
-    assert "--start runs/houses-001/last.npz" in error
-    last = fastbp.load("runs/houses-001/last.npz")
-    assert last.optimizer.step_count == 2 * 4
-    train("--config", "runs/houses-001/config.toml", "--start", "runs/houses-001/last.npz", "--epochs", "1")
-    assert fastbp.load("runs/houses-002/model.npz").metadata == last.metadata
+        patched.setattr(cli_train, "CHECKPOINT_SECONDS", seconds)
+        assert main(["train", *houses, *SMALL, "--epochs", "6", "--lr", "0.1"]) == 130
+    run, said = pathlib.Path("runs/houses-002"), "fastbp train --resume runs/houses-002"
+    assert said in capsys.readouterr().err
+    assert said in (run / "interrupted.txt").read_text()
+    assert fastbp.load(run / "last.npz").optimizer.step_count == 4 * 4
+    assert main(["predict", str(run), "houses.csv", "-o", "out.csv"]) == 0  # with the best so far
+    train("--resume", str(run))
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.toml", "history.csv", "last.npz", "metrics.json", "model.npz"
+    ]  # fmt: skip
+    first, second = (fastbp.load(f"runs/houses-00{i}/model.npz") for i in (1, 2))
+    np.testing.assert_array_equal(second.flat_parameters, first.flat_parameters)
+    assert metrics("runs/houses-001") == metrics("runs/houses-002")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "is no run that was interrupted" in capsys.readouterr().err
+    train("--config", str(run / "config.toml"), "--start", str(run / "last.npz"), "--epochs", "1")
 
 
 def test_a_loss_that_is_not_finite_is_one_line(houses, capsys):

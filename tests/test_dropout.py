@@ -120,7 +120,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
             batch_size=23,
             verbose=False,
         )
-        trained.append((model.flat_parameters.tobytes(), history.column("loss")))
+        trained.append((model.flat_parameters.tobytes(), history["loss"]))
     assert trained[0] == trained[1] == trained[2]
 
 

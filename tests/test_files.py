@@ -72,7 +72,7 @@ def test_resumed_training_has_the_same_bits(device, tmp_path, dtype):
     resumed = fastbp.load(tmp_path / "half.npz", device=device)
     rest = resumed.fit(*data(), optimizer=resumed.optimizer, epochs=10, **arguments)
     np.testing.assert_array_equal(resumed.flat_parameters, whole.flat_parameters)
-    assert rest.column("loss") == history.column("loss")[10:]
+    assert rest["loss"] == history["loss"][10:]
     assert resumed.optimizer.step_count == 140
 
 

@@ -65,8 +65,8 @@ def test_history(device):
     assert [list(record) for record in history] == [
         ["epoch", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds"]
     ] * 2
-    assert history.column("epoch") == [1, 2]
-    assert history.column("lr") == [0.1 / 7, 0.1 / 14]
+    assert history["epoch"] == [1, 2]
+    assert history["lr"] == [0.1 / 7, 0.1 / 14]
     value, _ = fastbp.CrossEntropyLoss(device=device)(model.predict(data(20, seed=1)[0]), data(20, seed=1)[1])
     assert history[-1]["val_loss"] == pytest.approx(value, rel=1e-12)
     accuracy = (model.predict(data(20, seed=1)[0]).argmax(axis=1) == data(20, seed=1)[1]).mean()
@@ -110,7 +110,7 @@ def test_seed_decides_everything(device):
     models = [make(device, seed=seed) for seed in (0, 0, 1)]
     histories = [fit(model, x, y) for model in models]
     np.testing.assert_array_equal(models[0].flat_parameters, models[1].flat_parameters)
-    assert histories[0].column("loss") == histories[1].column("loss") != histories[2].column("loss")
+    assert histories[0]["loss"] == histories[1]["loss"] != histories[2]["loss"]
 
 
 def test_shuffle_is_a_new_permutation_every_epoch(device):
@@ -144,7 +144,7 @@ def test_slices_do_not_show(device, monkeypatch):
     history = fit(model, x, y)
     monkeypatch.setattr(steps, "FIRST_STEPS", 1)
     monkeypatch.setattr(steps, "SLICE_GROWTH", 1)
-    assert fit(other, x, y).column("loss") == history.column("loss")
+    assert fit(other, x, y)["loss"] == history["loss"]
     np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
 
 
@@ -157,7 +157,7 @@ def test_number_of_workers_does_not_show(device):
             fastbp.set_num_threads(threads)
             model = make(device, "float32")
             history = fit(model, x, y, batch_size=40, validation_data=(x, y))
-            values = [history.column(key) for key in ("loss", "val_loss", "accuracy")]
+            values = [history[key] for key in ("loss", "val_loss", "accuracy")]
             results.append((values, model.flat_parameters.tobytes(), model.predict(x).tobytes()))
     finally:
         backend._threads = before
@@ -252,7 +252,7 @@ def test_loss_of_an_epoch_is_weighted(device):
     model = make(device)
     value, _ = fastbp.CrossEntropyLoss(device=device)(model.predict(x), y, weight)
     history = fit(model, x, y, sample_weight=weight, optimizer=fastbp.SGD(lr=0))
-    assert history.column("loss") == pytest.approx([value, value], rel=1e-12)
+    assert history["loss"] == pytest.approx([value, value], rel=1e-12)
 
 
 def test_rows_of_weight_0_are_left_out(device):
@@ -281,8 +281,8 @@ def test_loss_of_the_users(device):
             fit(other, x, target, loss=fastbp.MSELoss(), **arguments),
         )
         np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(first.column("loss"), second.column("loss"), rtol=1e-10)
-        np.testing.assert_allclose(first.column("val_loss"), second.column("val_loss"), rtol=1e-10)
+        np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-10)
+        np.testing.assert_allclose(first["val_loss"], second["val_loss"], rtol=1e-10)
 
 
 def test_probabilities_as_targets(device):
@@ -292,8 +292,8 @@ def test_probabilities_as_targets(device):
     history = fit(model, x, y, validation_data=(x, y))
     by_rows = fit(other, x, soft, validation_data=(x, soft))
     np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(history.column("val_loss"), by_rows.column("val_loss"), rtol=1e-12)
-    assert by_rows.column("accuracy") == by_rows.column("val_accuracy") == [None, None]
+    np.testing.assert_allclose(history["val_loss"], by_rows["val_loss"], rtol=1e-12)
+    assert by_rows["accuracy"] == by_rows["val_accuracy"] == [None, None]
 
 
 @pytest.mark.parametrize("as_rows", [False, True])
@@ -324,7 +324,7 @@ def test_accumulated_batches_are_one_large_batch(device, weighted, own_loss):
     expected = fit(other, x, y, optimizer=large, batch_size=24, **arguments)
     assert small.step_count == large.step_count == 6
     np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-8, atol=1e-11)
-    np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-9)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-9)
 
 
 def test_eager_steps_are_the_compiled_steps(device):
@@ -334,8 +334,8 @@ def test_eager_steps_are_the_compiled_steps(device):
     expected = fit(other, x, y, optimizer=fastbp.Adam(), validation_data=(x, y))
     np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
     for key in ("val_loss", "accuracy", "val_accuracy"):
-        assert history.column(key) == expected.column(key)
-    np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-6)
+        assert history[key] == expected[key]
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -375,7 +375,7 @@ def test_eager_steps_take_data_of_any_kind(device, kind):
     for pair in ((x, y), given):
         model = make(device, "float32")
         options = {"loss": fastbp.MSELoss(), "optimizer": fastbp.SGD(lr=1e-3), "accumulate": 2}
-        results.append((fit(model, *pair, **options).column("loss"), model.flat_parameters.tobytes()))
+        results.append((fit(model, *pair, **options)["loss"], model.flat_parameters.tobytes()))
     assert results[0] == results[1]
 
 
@@ -411,8 +411,8 @@ def test_chunks_train_as_their_rows(device, weighted):
         other = make(device)
         history = fit(other, X, None, **arguments)
         np.testing.assert_array_equal(other.flat_parameters, model.flat_parameters)
-        np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-12)
-        assert history.column("accuracy") == expected.column("accuracy")
+        np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-12)
+        assert history["accuracy"] == expected["accuracy"]
     fit(other, iter(given), None, epochs=1, **arguments)
 
 
@@ -488,7 +488,7 @@ def test_callbacks_of_batches(device):
     sizes = np.array([8] * 6 + [2])
     losses = np.array([record["loss"] for record, _ in seen[:7]])
     assert (losses * sizes).sum() / 50 == pytest.approx(history[0]["loss"], rel=1e-12)
-    assert history.column("loss") == expected.column("loss")
+    assert history["loss"] == expected["loss"]
     np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
     np.testing.assert_array_equal(seen[-1][1], model.flat_parameters)
     assert len({weights.tobytes() for _, weights in seen}) == 14
@@ -536,7 +536,7 @@ def test_weights_of_validation_data_reach_a_users_loss():
 
 def test_a_history_shows_its_columns_and_at_most_ten_lines(device):
     history = fit(make(device), *data(), epochs=12)
-    assert history["loss"] == history.column("loss")
+    assert history["loss"] == [record["loss"] for record in history]
     assert history[0]["epoch"] == 1
     assert [record["epoch"] for record in history[-2:]] == [11, 12]
     lines = repr(history).splitlines()
@@ -580,7 +580,7 @@ def test_early_stopping_restores_the_best(device):
         callbacks=[Keep(), stopping],
         on_nonfinite="continue",
     )
-    losses = history.column("val_loss")
+    losses = history["val_loss"]
     assert stopping.best == np.nanmin(losses)
     assert len(history) == stopping.best_epoch + 2 < 30
     np.testing.assert_array_equal(model.flat_parameters, seen[stopping.best_epoch])
@@ -662,10 +662,10 @@ def rate_that_explodes_at(step):
 @pytest.mark.parametrize(
     ("explodes_at", "message", "good_epochs"),
     [
-        (14, "step 2 of epoch 3; weights are back at those epoch 3 began with", 2),
+        (14, "the loss was .* at step 2 of epoch 3; weights are back at those epoch 3 began with", 2),
         (
             13,
-            "step 1 of epoch 3; weights are back at those epoch 2 began with",
+            "weights were not finite after the last step of epoch 2; weights are back at those epoch 2 began with",
             1,
         ),
         (0, "step 2 of epoch 1; weights are back at those epoch 1 began with", 0),

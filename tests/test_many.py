@@ -56,7 +56,7 @@ def test_bits_of_fit_one_by_one(device, threads, by_rows):
             callbacks=[fastbp.EarlyStopping()], verbose=False, **arguments,
         )  # fmt: skip
         for key in ("loss", "val_loss", "accuracy", "val_accuracy", "lr"):
-            assert history.column(key) == expected.column(key)
+            assert history[key] == expected[key]
         np.testing.assert_array_equal(models[i].flat_parameters, model.flat_parameters)
         assert models[i].history is history
 

@@ -554,6 +554,6 @@ def test_number_of_workers_changes_no_bit(workers, widths, batch_size, activatio
         history = fit(
             model, x, y, batch_size=batch_size, epochs=2, sample_weight=weight, validation_data=(x[:99], y[:99])
         )
-        record = [history.column(key) for key in ("loss", "accuracy", "val_loss", "val_accuracy")]
+        record = [history[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")]
         results.append((record, model.flat_parameters.tobytes(), model.predict(x).tobytes()))
     assert all(result == results[0] for result in results)

@@ -197,7 +197,7 @@ def test_validation_data_alone_change_nothing(kind):
     fitted.fit(X[:60], y[:60], X_val=X[60:], y_val=y[60:])
     assert fitted.validation_scores_[-1] == pytest.approx(fitted.score(X[60:], y[60:]))
     assert None not in fitted.validation_loss_curve_
-    assert fitted.validation_loss_curve_ == fitted.model_.history.column("val_loss")
+    assert fitted.validation_loss_curve_ == fitted.model_.history["val_loss"]
     np.testing.assert_array_equal(fitted.coefs_[0], plain.fit(X[:60], y[:60]).coefs_[0])
     assert plain.validation_scores_ is None
     assert plain.validation_loss_curve_ is None

@@ -123,7 +123,7 @@ def test_number_of_threads_changes_no_bit(set_threads, shape, optimizer, dtype):
             x, y, loss=fastbp.CrossEntropyLoss(), optimizer=OPTIMIZERS[optimizer](), batch_size=batch, epochs=2,
             sample_weight=1.0 + y % 3, validation_data=(x, y), verbose=False,
         )  # fmt: skip
-        losses = [history.column(key) for key in ("loss", "val_loss", "accuracy")]
+        losses = [history[key] for key in ("loss", "val_loss", "accuracy")]
         predictions = model.predict(x), model.predict(x[:1])
         results.append((losses, model.flat_parameters.tobytes(), [array.tobytes() for array in predictions]))
     assert all(np.isfinite(results[0][0]).ravel())

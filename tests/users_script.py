@@ -13,6 +13,7 @@ from fastbp import Variable
 from fastbp.sklearn import MLPClassifier, MLPRegressor
 
 fastbp.set_num_threads(fastbp.get_num_threads())
+request = fastbp.request_checkpoint  # for handlers of signals
 seconds: float = fastbp.warmup("float32", activations=["relu"], losses=["cross_entropy"], optimizers=["sgd"])
 threads: str = fastbp.show_config()["threads"]
 
@@ -41,7 +42,7 @@ history: fastbp.History = model.fit(
     X, labels, loss=cross_entropy, optimizer=fastbp.Adam(lr=fastbp.CosineSchedule(1e-2, steps=8)), epochs=2,
     batch_size=16, validation_data=(X, labels), callbacks=[stopping], verbose=False,
 )  # fmt: skip
-best: float = min(history.column("val_loss"))
+best: float = min(history["val_loss"])
 classes = model.predict_proba(X).argmax(axis=1)
 model.summary()
 with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +50,13 @@ with tempfile.TemporaryDirectory() as folder:
     model.to_onnx(Path(folder) / "model.onnx")
     model.to_c(Path(folder) / "model.h", name="network")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
+    watching = [fastbp.ReduceLROnPlateau(factor=0.5, patience=2), fastbp.ModelCheckpoint(f"{folder}/best.npz")]
+    model.fit(
+        X, labels, loss=cross_entropy, optimizer=fastbp.Adam(), callbacks=watching, verbose=False,
+        validation_split=0.25, checkpoint=f"{folder}/run", every=1, resume=f"{folder}/run",
+    )  # fmt: skip
+suggestion: float = fastbp.find_lr(model, X, labels, loss=cross_entropy, optimizer=fastbp.SGD()).suggestion
+scores: dict[str, float | None] = model.evaluate(X, labels, loss=cross_entropy)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
 

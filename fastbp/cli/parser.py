@@ -51,6 +51,8 @@ def parse(arguments):
     for name, does in COMMANDS.items():
         commands.add_parser(name, help=does, description=does, module=name)
     options = parser.parse_args(arguments)
+    if getattr(options, "resume", None):
+        options.config = runs.interrupted_config(options.resume)
     if getattr(options, "config", None):
         config = runs.read_config(options.config)
         unknown = set(config) - set(runs.kept(options))

@@ -1,16 +1,20 @@
 """One training run, one numbered folder: ``runs/digits-001`` and so on, never overwritten."""
 
+import contextlib
 import csv
 import json
 import pathlib
 import tomllib
+from collections.abc import Iterator
 
 from .. import model, tabular
 
 MODEL = "model.npz"
 LAST = "last.npz"
 CONFIG = "config.toml"
-NOT_IN_CONFIG = {"command", "arguments", "config", "quiet", "json"}
+CHECKPOINTS = "checkpoints"  # a folder, while the run is not complete
+INTERRUPTED = "interrupted.txt"
+NOT_IN_CONFIG = {"command", "arguments", "config", "resume", "quiet", "json"}
 
 
 def create(parent: str, name: str) -> pathlib.Path:
@@ -26,6 +30,18 @@ def create(parent: str, name: str) -> pathlib.Path:
             number += 1
         else:
             return folder
+
+
+@contextlib.contextmanager
+def removed_if_empty(*folders: pathlib.Path) -> Iterator[None]:
+    """Leave no folders in which nothing has been written."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in reversed(folders):
+                folder.rmdir()
+        raise
 
 
 def _number(entry, name):
@@ -61,6 +77,14 @@ def write_config(folder: pathlib.Path, options: dict) -> None:
     """Write options as TOML; those that are None are left out."""
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items() if value is not None]
     (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def interrupted_config(folder: str) -> pathlib.Path:
+    """The config of a run that can go on."""
+    path = pathlib.Path(folder)
+    if not ((path / CHECKPOINTS).is_dir() or (path / INTERRUPTED).is_file()):
+        raise ValueError(f"{folder} is no run that was interrupted; to train its model further, use --start")
+    return path / CONFIG
 
 
 def read_config(path: str) -> dict:

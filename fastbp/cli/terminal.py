@@ -137,6 +137,13 @@ class EpochRows:
     def on_fit_end(self, model, history):
         self._show()
 
+    def state_dict(self):
+        """What a checkpoint keeps."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state):
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
     def _show(self):
         if self.waiting is not None:
             self.screen.line(self.waiting, "green" if self.waiting_is_best else "")

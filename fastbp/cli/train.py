@@ -1,18 +1,23 @@
 """``fastbp train``: a network trained on a table, and kept in a numbered folder."""
 
+import contextlib
 import dataclasses
 import itertools
+import pathlib
 import shlex
+import shutil
+import signal
 import sys
 import time
 
-from .. import backend, callbacks, layers, losses, model, optimizers, tabular
+from .. import backend, callbacks, checkpoints, layers, losses, model, optimizers, tabular
 from . import machine, runs, scores, terminal
 from .options import add_machine, add_reading, positive, read_table, use_threads
 
 ACTIVATIONS = {"identity": layers.Identity, "relu": layers.ReLU, "tanh": layers.Tanh, "sigmoid": layers.Sigmoid}
 OPTIMIZERS = {"adam": optimizers.Adam, "sgd": optimizers.SGD}
 LOSSES = {"classification": losses.CrossEntropyLoss, "regression": losses.MSELoss}
+CHECKPOINT_SECONDS = 60  # from one checkpoint to the next
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
 
 
@@ -20,6 +25,7 @@ def add_options(parser):
     """The data, the network, how it is trained, and what is shown."""
     parser.add_argument("data", metavar="DATA", nargs="?", help="CSV, Parquet or NPZ file, or: digits")
     parser.add_argument("--config", metavar="FILE", help="take options from the config.toml of a run")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, as if it had not been")
     parser.add_argument("--start", metavar="MODEL", help="go on from a run or model: its layers, weights and split")
     add_reading(parser)
     parser.add_argument("--target", metavar="COLUMN", help="what to predict, by name or index (default: the last)")
@@ -64,8 +70,20 @@ def run(options):
     _compile(screen, job)
     begin = time.perf_counter()
     try:
-        job.train(screen)
-    except (KeyboardInterrupt, FloatingPointError):
+        with _terminated_as_interrupted():
+            job.train(screen)
+    except KeyboardInterrupt:
+        if job.folder:
+            job.keep(runs.LAST, job.optimizer)
+            if job.stopping.best_weights is not None:
+                job.network.load_state_dict(job.stopping.best_weights)
+                job.keep(runs.MODEL)
+            again = f"fastbp train --resume {shlex.quote(str(job.folder))}"
+            said = f"interrupted after epoch {len(job.network.history)}; to go on: {again}"
+            (job.folder / runs.INTERRUPTED).write_text(said + "\n", encoding="utf-8")
+            print(f"fastbp: {job.folder} has the best model so far, and the last; {said}", file=sys.stderr)
+        raise
+    except FloatingPointError:
         if job.folder:
             last = job.keep(runs.LAST, job.optimizer)
             config, start = (shlex.quote(str(path)) for path in (job.folder / runs.CONFIG, last))
@@ -73,6 +91,16 @@ def run(options):
             print(f"fastbp: the model as it is now is {last}; to go on: {again}", file=sys.stderr)
         raise
     _conclude(screen, job, time.perf_counter() - begin)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted():
+    """Let SIGTERM, which clusters send before the end, do what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _widths(text):
@@ -147,9 +175,22 @@ class _Job:
         }
 
     def on_fit_begin(self, network, run):
-        """Nothing is written before `fit` has found its arguments good."""
-        self.folder = runs.create(self.options.run_dir, self.table.name)
-        runs.write_config(self.folder, runs.kept(self.options))
+        """A run begins when `fit` has found its arguments good."""
+        self.folder, self.kept_at = self.made, time.monotonic()
+        if not self.options.resume:
+            runs.write_config(self.folder, runs.kept(self.options))
+
+    def on_epoch_end(self, network, record):
+        """Let no more time be lost than `CHECKPOINT_SECONDS`."""
+        if time.monotonic() - self.kept_at > CHECKPOINT_SECONDS:
+            checkpoints.request_checkpoint()
+            self.kept_at = time.monotonic()
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """There is nothing that goes on."""
 
     def train(self, screen):
         x, y = self.data["train"]
@@ -159,7 +200,12 @@ class _Job:
         else:
             spread = validation[1].var() or float("nan")
             score, score_of = "valid R²", lambda record: 1 - record["val_loss"] / spread
-        with screen.progress(self.options.epochs) as progress:
+        if self.options.resume:
+            self.made = pathlib.Path(self.options.resume)
+        else:
+            self.made = runs.create(self.options.run_dir, self.table.name)
+        kept = self.made / runs.CHECKPOINTS
+        with screen.progress(self.options.epochs) as progress, runs.removed_if_empty(self.made, kept):
             rows = terminal.EpochRows(screen, progress, self.options.patience, score, score_of)
             self.network.fit(
                 x,
@@ -171,7 +217,12 @@ class _Job:
                 validation_data=validation,
                 callbacks=[self, rows, self.stopping],
                 verbose=False,
+                checkpoint=kept,
+                every=self.options.epochs,
+                resume=kept if self.options.resume else None,
             )
+        shutil.rmtree(kept)
+        (self.made / runs.INTERRUPTED).unlink(missing_ok=True)
 
     def keep(self, name, optimizer=None):
         """Write the model and how it came about; returns its path."""

@@ -125,7 +125,7 @@ class Epochs:
         run = {"epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count}
         run |= {"verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0]}
         interrupts, each_batch = Interrupts(), any(hasattr(watcher, "on_batch_end") for watcher in watchers)
-        self.slices = Slices(6 * model.network.size, interrupts, 1 if each_batch else None)
+        self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
         self.order, self.sizes = np.arange(self.count), np.full(self.batches, self.batch_size)
         self.sizes[-1] = self.count - (self.batches - 1) * self.batch_size
         self.best, estimator.n_iter_ = Best(model) if estimator.early_stopping else None, 0
@@ -134,6 +134,7 @@ class Epochs:
         handled = interrupts if self.epochs * self.batches > 1 else nullcontext()
         try:
             with model.exclusive(), handled:
+                interrupts.raise_deferred()
                 watching.call(watchers, "on_fit_begin", model, run | {"optimizer": rate.optimizer})
                 for epoch in range(1, self.epochs + 1):
                     history.append(self._epoch(epoch))
@@ -162,6 +163,7 @@ class Epochs:
             self.order = self.order[self.random.permutation(self.count)]
         step_loss, step_hits = np.empty(self.batches), np.zeros(self.batches, np.int64)
         for first, end, failed in self.slices(self.steps, self.order, step_loss, step_hits):
+            self.slices.interrupts.raise_deferred()
             for batch in range(first, end + failed) if self.slices.most else ():
                 record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
                 watching.call(self.watchers, "on_batch_end", self.model, record)

@@ -58,9 +58,6 @@ class Steps:
         self.X, self.target, self.weight = X, target, weight
         self.alpha, self.batch_size, self.lost = alpha, batch_size, False
 
-    def start(self, order, steps):
-        """Prepare this many steps on the rows in this order: nothing to do."""
-
     def __call__(self, rows, step_loss, step_hits):
         """Run the batches of these rows, whose losses before their updates are written to ``step_loss``.
 

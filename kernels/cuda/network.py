@@ -215,7 +215,11 @@ class TrainingWorkspace(_Workspace):
         )  # fmt: skip
         step_loss(n, record, self.weight, self.row_loss, self.row_hit, stream)
         self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
-        optimizer_step(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
+        for part in self.program.trained:
+            values, gradient, *state = (
+                buffer[part] for buffer in (run.parameters, self.parameter_gradient, *run.state)
+            )
+            optimizer_step(self.optimizer, record, values, gradient, state, stream)
 
     def steps(self, run, n, count):
         """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph, or all at once."""
@@ -280,7 +284,7 @@ def launch_train_steps(
     """
     if coefficients.ndim != 2:
         raise ValueError(f"the GPU updates all parameters alike, got coefficients of shape {coefficients.shape}")
-    count = len(rows)
+    count = rows.shape[-1]
     number = -(-count // batch_size)
     if number == 0:
         return lambda step_loss, step_hits: 0

@@ -141,7 +141,7 @@ def _training(in_one_kernel):
             history = model.fit(X, y, **options, epochs=2, batch_size=12, verbose=False)
         finally:
             steps.suits = suits
-        return np.array(history.column("loss")), model.predict(X)
+        return np.array(history["loss"]), model.predict(X)
 
     return run
 
@@ -330,7 +330,7 @@ def equal():
                 X, y, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.Adam(lr=1e-3), epochs=3, batch_size=batch,
                 verbose=False,
             )  # fmt: skip
-            outcomes.add((model.flat_parameters.tobytes(), model.predict(X).tobytes(), str(history.column("loss"))))
+            outcomes.add((model.flat_parameters.tobytes(), model.predict(X).tobytes(), str(history["loss"])))
         assert len(outcomes) == 1, f"{len(outcomes)} different results of {RUNS} runs of {widths}"
         print(f"{widths} @ {batch}: {RUNS} equal runs")
     X = rng.standard_normal((512, 4096), dtype=np.float32)
@@ -340,7 +340,7 @@ def equal():
             fastbp.Linear(4096, 4096), fastbp.ReLU(), fastbp.Linear(4096, 10), device=device, seed=0
         )
         options = {"loss": fastbp.CrossEntropyLoss(), "optimizer": fastbp.SGD(lr=0.01)}
-        losses.append(model.fit(X, y, **options, epochs=2, batch_size=128, verbose=False).column("loss"))
+        losses.append(model.fit(X, y, **options, epochs=2, batch_size=128, verbose=False)["loss"])
     difference = float(np.abs(np.subtract(*losses)).max())
     assert difference < 1e-4, losses
     cuda.synchronize()

@@ -92,7 +92,7 @@ def test_fit_is_that_of_the_cpu(data, dtype):
     options = {"validation_data": (X[:6], y[:6]), "sample_weight": np.arange(ROWS) / ROWS}
     cpu, gpu = (trained(model, X, y, **options) for model in models)
     for key in ("loss", "val_loss", "accuracy", "val_accuracy"):
-        assert_close(cpu.column(key), gpu.column(key), dtype)
+        assert_close(cpu[key], gpu[key], dtype)
     assert gpu[-1]["loss"] < gpu[0]["loss"]
     assert_close(models[0].predict(X), models[1].predict(X), dtype)
     assert_close(models[0].flat_parameters, models[1].flat_parameters, dtype)
@@ -116,7 +116,7 @@ def test_steps_through_stored_gradients(data, how):
     results = []
     for device in ("cpu", "cuda"):
         model = network(device)
-        losses = through_stored_gradients(model, X, target, how, epochs=1).column("loss")
+        losses = through_stored_gradients(model, X, target, how, epochs=1)["loss"]
         results.append((losses, model.flat_parameters))
     for cpu, gpu in zip(*results, strict=True):
         assert_close(cpu, gpu)
@@ -160,7 +160,7 @@ def test_data_that_do_not_fit_go_through_stored_gradients_to_the_same_bits(data,
     for share in (front.RESIDENT_SHARE, -1.0):
         monkeypatch.setattr(front, "RESIDENT_SHARE", share)
         model = network()
-        losses = through_stored_gradients(model, X, target, "clip_norm", epochs=1).column("loss")
+        losses = through_stored_gradients(model, X, target, "clip_norm", epochs=1)["loss"]
         results.append((losses, model.flat_parameters.tobytes()))
     assert results[0] == results[1]
 
@@ -192,7 +192,7 @@ def test_precision_is_that_of_the_reference(data, precision):
         assert_close(*outputs)
         assert np.abs(outputs[1] - models[1].to("cuda")(X)).max() > 1e-4, step  # what "ieee" gives is not that
         models[1].to("cuda", precision)
-        losses = [trained(model, X, y, epochs=1, shuffle=False).column("loss") for model in models]
+        losses = [trained(model, X, y, epochs=1, shuffle=False)["loss"] for model in models]
         assert_close(*losses)
     assert_close(models[0].predict(X), models[1].predict(X))
 
@@ -237,7 +237,7 @@ def test_digits_train_as_on_the_cpu():
     losses = []
     for device in ("cpu", "cuda"):
         model = fastbp.Sequential(fastbp.Linear(16, 8), fastbp.ReLU(), fastbp.Linear(8, 3), device=device, seed=0)
-        losses.append(trained(model, X, y, fastbp.Adam(lr=0.02), batch_size=5, epochs=6).column("loss"))
+        losses.append(trained(model, X, y, fastbp.Adam(lr=0.02), batch_size=5, epochs=6)["loss"])
         assert (model.predict(X).argmax(axis=1) == y).all()
     assert_close(*losses)
 
@@ -247,13 +247,13 @@ def test_data_that_do_not_fit_are_staged_to_the_same_bits(data, monkeypatch):
     X, y = data
     weight = np.arange(1.0, ROWS + 1)
     models, losses = [network(), network()], []
-    losses.append(trained(models[0], X, y, sample_weight=weight).column("loss"))
+    losses.append(trained(models[0], X, y, sample_weight=weight)["loss"])
     sent = []
     monkeypatch.setattr(front, "RESIDENT_SHARE", -1.0)
     monkeypatch.setattr(steps, "STAGING_BYTES", 1)  # one batch at a time
     send = cuda.driver.send
     monkeypatch.setattr(cuda.driver, "send", lambda host, to: sent.append(len(host)) or send(host, to))
-    losses.append(trained(models[1], X, y, sample_weight=weight).column("loss"))
+    losses.append(trained(models[1], X, y, sample_weight=weight)["loss"])
     assert losses[0] == losses[1]
     assert sent == [4] * 6 + [3] * 3 + [4] * 6 + [3] * 3  # X, y and weights of each batch of two epochs
     assert models[0].flat_parameters.tobytes() == models[1].flat_parameters.tobytes()
@@ -275,8 +275,8 @@ def test_arrays_of_the_gpu_are_used_where_they_are(data, there, monkeypatch):
     X, y = data
     models = [network(), network()]
     on_gpu = there(X)
-    expected = trained(models[0], X, y, validation_data=(X, y)).column("val_loss")
-    assert expected == trained(models[1], on_gpu, there(y), validation_data=(on_gpu, y)).column("val_loss")
+    expected = trained(models[0], X, y, validation_data=(X, y))["val_loss"]
+    assert expected == trained(models[1], on_gpu, there(y), validation_data=(on_gpu, y))["val_loss"]
     step = [
         model.train_step(*pair, LOSS, fastbp.SGD(lr=0.1))
         for model, pair in zip(models, ((X, y), (on_gpu, there(y))), strict=True)
@@ -409,11 +409,11 @@ def test_copies_of_the_weights_stay_there(data, copies):
     stopping, size = fastbp.EarlyStopping(), model.network.size
     optimizer.bind(model.network)
     copies.clear()
-    losses = trained(model, *data, optimizer, epochs=3, callbacks=[stopping]).column("loss")
+    losses = trained(model, *data, optimizer, epochs=3, callbacks=[stopping])["loss"]
     assert losses == sorted(losses, reverse=True)
     assert copies["there", size] == 3 + 3 + 1
     assert not copies["sent", size] + copies["fetched", size]
-    assert copies["fetched", 1] == 3  # whether they are finite
+    assert copies["fetched", 1] == 3 + 3  # whether they are finite, before an epoch and after it
 
 
 def test_early_stopping_restores_the_best_weights(data):
@@ -422,15 +422,44 @@ def test_early_stopping_restores_the_best_weights(data):
     for device in ("cpu", "cuda"):
         model = network(device)
         history = trained(model, X, y, fastbp.SGD(lr=30.0), epochs=6, callbacks=[fastbp.EarlyStopping(2)])
-        results.append((history.column("loss"), model.flat_parameters))
+        results.append((history["loss"], model.flat_parameters))
     assert len(results[0][0]) == len(results[1][0]) < 6
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["compiled", "stored"])
+def test_frozen_layers_are_those_of_the_cpu(data, how):
+    X, y = data
+    values = []
+    for where in ("cpu", "cuda"):
+        model = fastbp.Sequential(
+            fastbp.Linear(FEATURES, 7), fastbp.Tanh(), fastbp.Linear(7, 7), fastbp.Linear(7, CLASSES),
+            device=where, seed=1,
+        )  # fmt: skip
+        model[2].trainable = False
+        before = model.state_dict()
+        trained(model, X, y, fastbp.AdamW(lr=0.1, clip_norm=None if how == "compiled" else 1e9))
+        after = model.state_dict()
+        assert [name for name in after if (after[name] == before[name]).all()] == ["2.weight", "2.bias"]
+        values.append(model.flat_parameters)
+    assert_close(*values)
+
+
+def test_a_run_goes_on_from_a_checkpoint(data, tmp_path):
+    X, y = data
+    models = [network(dropout=0.3) for _ in range(3)]
+    watch = [[fastbp.EarlyStopping(9)] for _ in models]
+    expected = trained(models[0], X, y, epochs=4, callbacks=watch[0])
+    trained(models[1], X, y, epochs=2, callbacks=watch[1], checkpoint=tmp_path)
+    found = trained(models[2], X, y, epochs=4, callbacks=watch[2], resume=tmp_path)
+    assert found["loss"] == expected["loss"]
+    np.testing.assert_array_equal(models[2].flat_parameters, models[0].flat_parameters)
 
 
 def test_many_networks(data):
     models = [network(), network("cpu")]
     histories = fastbp.fit_many(models, *data, loss=LOSS, optimizer=lambda: fastbp.SGD(lr=0.1), batch_size=4)
-    assert_close(*(history.column("loss") for history in histories))
+    assert_close(*(history["loss"] for history in histories))
 
 
 # ------------------------------------------------------------------------------------- moving, files

@@ -165,7 +165,7 @@ def trained(X, y=None, **options):
     model = fastbp.Sequential(fastbp.Linear(3, 2), device="cuda", seed=1)
     options = {"loss": fastbp.CrossEntropyLoss(), "optimizer": fastbp.Adam(lr=0.05), "epochs": 2} | options
     history = model.fit(X, y, batch_size=4, verbose=False, **options)
-    return history.column("loss"), model.flat_parameters.tobytes()
+    return history["loss"], model.flat_parameters.tobytes()
 
 
 @pytest.fixture

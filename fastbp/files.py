@@ -14,7 +14,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +26,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .checks import Array
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class Format(NamedTuple):
@@ -94,19 +101,26 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write; an older one at ``path`` stays until the new one is complete and on disk."""
+    """A file to write; an older one at ``path`` stays until the new one is complete and on disk, and gives its mode."""
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    _remove_abandoned(folder, name)
+    file = _temporary(folder, name)
     try:
-        with open(temporary, "xb") as file:
+        with file:
+            with suppress(FileNotFoundError):
+                mode = stat.S_IMODE(os.stat(path).st_mode)
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.chmod(file.name, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is None:  # Windows renames no open file; elsewhere the lock holds until it has its name
+                file.close()
+            os.replace(file.name, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(file.name)
         raise
     if os.name == "posix":  # so that the new name survives a power cut
         descriptor = os.open(folder, os.O_RDONLY)
@@ -114,6 +128,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _temporary(folder, name):
+    """A new file beside ``name``, locked while this process has it open: so the next can tell what a kill left."""
+    while True:
+        file = open(os.path.join(folder, f".{name}.{secrets.token_hex(8)}"), "xb")  # noqa: SIM115
+        with suppress(BlockingIOError):
+            _lock(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        file.close()  # before it was locked, another process took it for one that was left
+
+
+def _remove_abandoned(folder, name):
+    """Remove what processes left that were killed while they wrote ``name``."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}")
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open(entry.path, "rb") as left:
+                    if _lock(left):
+                        os.unlink(entry.path)
+
+
+def _lock(file):
+    """Lock a file while it is open; False where the system has no locks, BlockingIOError where somebody has it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _write_safetensors(file, config, arrays):

@@ -739,11 +739,53 @@ BUGS = [
         JIT, "for lock in (global_compiler_lock, _lock):", "for lock in (_lock, global_compiler_lock):",
         "tests/test_processes.py -k fork_while_another_thread_compiles",
     ),
+    # ------------------------------------------------------------------------------------------- files
+    Bug(
+        "a model saved over a private file may be read by all",
+        "files.py", "os.chmod(file.name, mode)", "pass",
+        "tests/test_files.py -k the_mode_of",
+    ),
+    Bug(
+        "what a kill left stays",
+        "files.py", "    _remove_abandoned(folder, name)\n", "",
+        "tests/test_files.py -k kills",
+    ),
+    Bug(
+        "a file that another process writes counts as left",
+        "files.py", "if _lock(left):", "if True:",
+        "tests/test_files.py -k another_process",
+    ),
     # ------------------------------------------------------------------------------------------- the cache
     Bug(
         "the checksum is not looked at",
-        JIT, "if hashlib.sha256(raw[32:]).digest() != raw[:32]:", "if len(raw) < 32:",
+        JIT, "if hashlib.sha256(place.encode() + raw[32:]).digest() != raw[:32]:", "if len(raw) < 32:",
         "tests/test_cache.py -k every_byte",
+    ),
+    Bug(
+        "the checksum does not hold an entry to its name",
+        JIT, 'return f"{path.parent.name}/{path.name}"', "return path.parent.name",
+        "tests/test_cache.py -k no_entry",
+    ),
+    Bug(
+        "the checksum does not hold an entry to its stamp",
+        JIT, 'return f"{path.parent.name}/{path.name}"', "return path.name",
+        "tests/test_cache.py -k another_stamp",
+    ),
+    Bug(
+        "an entry that anybody may write is run",
+        JIT, 'or (hasattr(os, "getuid") and not _is_private(info))', "",
+        "tests/test_cache.py -k no_entry",
+    ),
+    Bug(
+        "the stamp leaves out modules without a source",
+        JIT, "modules = [module.name for module in pkgutil.iter_modules([str(package)]) if not module.ispkg]",
+        'modules = [path.stem for path in package.glob("[a-z]*.py")]',
+        "tests/test_cache.py -k 'without_sources and one_module'",
+    ),
+    Bug(
+        "the stamp that was used last is the first to go",
+        JIT, "key=_last_used, reverse=True)", "key=_last_used)",
+        "tests/test_cache.py -k least_recently",
     ),
     Bug(
         "the sources do not belong to the stamp",

@@ -298,7 +298,7 @@ def check_symbols(directory):
     files = list(directory.rglob("*.kernel"))
     assert files
     for path in files:
-        _, symbol, object_code, _ = jit._unpacked(path.read_bytes())
+        _, symbol, object_code, _ = jit.read_entry(path)
         functions, undefined = symbols(object_code)
         assert not [name for name in undefined if not OF_THE_WRAPPER.fullmatch(name)], path
         # The kernel and its wrapper: a helper of its own could meet another kernel's of the same name.

@@ -174,24 +174,138 @@ def test_every_byte_counts(filled):
     """A file with any byte changed is refused before any of it is used."""
     from fastbp.kernels import jit
 
-    content = kernels(filled[0])["relu_forward"].read_bytes()
-    name, symbol, object_code, bitcode = jit._unpacked(content)
-    assert jit._packed(name, symbol, object_code, bitcode) == content
+    path = kernels(filled[0])["relu_forward"]
+    content = path.read_bytes()
+    place = f"{path.parent.name}/{path.name}"
+    name, symbol, object_code, bitcode = jit._unpacked(place, content)
+    assert jit._packed(place, name, symbol, object_code, bitcode) == content
     for i in range(len(content)):
         changed = bytearray(content)
         changed[i] ^= 1 << i % 8
         with pytest.raises(ValueError, match="checksum"):
-            jit._unpacked(bytes(changed))
+            jit._unpacked(place, bytes(changed))
 
 
-def test_entry_that_is_no_file(cached, copy):
+def replaced_by_a_directory(path, other):
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_a_pipe(path, other):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replaced_by_another_kernel(path, other):
+    shutil.copy(other, path)
+
+
+def written_by_anybody(path, other):
+    path.chmod(0o666)
+
+
+def owned_by_somebody_else(path, other):
+    if os.getuid() != 0:
+        pytest.skip("only root may give files away")
+    os.chown(path, 12345, -1)
+
+
+needs_posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced_by_a_directory,
+        replaced_by_a_pipe,
+        replaced_by_another_kernel,
+        written_by_anybody,
+        owned_by_somebody_else,
+    ],
+)
+def test_what_is_no_entry_of_this_name_and_user_is_not_read(tmp_path, change):
+    from fastbp.kernels import jit
+
+    path, other = tmp_path / "f-0.kernel", tmp_path / "g-0.kernel"
+    for entry in (path, other):
+        jit.write_entry(entry, entry.name.encode())
+        assert jit.read_entry(entry) == [entry.name.encode()]
+    change(path, other)
+    assert jit.read_entry(path) is None
+    assert jit.read_entry(other) == [b"g-0.kernel"]
+
+
+def test_entry_of_another_stamp_is_not_read(tmp_path):
+    """As if a directory had been renamed: what it holds is of other sources."""
+    from fastbp.kernels import jit
+
+    (tmp_path / "0").mkdir()
+    jit.write_entry(tmp_path / "0/f-0.kernel", b"code")
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    assert jit.read_entry(tmp_path / "0/f-0.kernel") == [b"code"]
+    assert jit.read_entry(tmp_path / "1/f-0.kernel") is None
+
+
+@needs_posix
+def test_entries_of_others_are_compiled_again(cached, copy):
     directory, right = copy
     paths = kernels(directory)
-    paths["relu_forward"].unlink()
-    paths["relu_forward"].mkdir()
+    changes = [replaced_by_a_directory, replaced_by_a_pipe, replaced_by_another_kernel, written_by_anybody]
+    for (name, path), change in zip(paths.items(), changes, strict=True):
+        change(path, paths["sigmoid_forward" if name != "sigmoid_forward" else "relu_forward"])
     report = cached(directory)
-    assert report["compiled"] == ["relu_forward"]
+    assert report["compiled"] == sorted(paths)
     assert report["results"] == right
+    assert cached(directory)["compiled"] == list(paths)[:1]  # a directory stays, the others are mended
+
+
+# --------------------------------------------------------------------------------- what accumulates
+def write_an_entry(root, size):
+    """Write an entry as a process does that compiles; stamps may take ``size`` bytes."""
+    from fastbp.kernels import jit
+
+    jit.OLD_STAMPS = size
+    directory = jit.cache_directory()
+    jit.write_entry(directory / "f-0.kernel", b"code")
+    assert jit.read_entry(directory / "f-0.kernel") == [b"code"]
+    assert directory.parent == Path(root)
+
+
+@pytest.mark.parametrize(("size", "left"), [(3000, "123"), (2999, "23"), (1000, "3"), (999, "")])
+def test_least_recently_used_stamps_are_removed(fresh, tmp_path, size, left):
+    stamps = {number: tmp_path / (number * 16) for number in "123"}
+    for number, stamp in stamps.items():
+        stamp.mkdir()
+        (stamp / "f-0.kernel").write_bytes(b"x" * 900)
+        (stamp / ".new-abc").write_bytes(b"x" * 100)
+        os.utime(stamp, (0, int(number)))
+    fresh(write_an_entry, str(tmp_path), size, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path))
+    assert "".join(number for number, stamp in stamps.items() if stamp.exists()) == left
+
+
+def test_nothing_of_others_is_removed(fresh, tmp_path):
+    """Neither files that are no entries, nor directories that are no stamps, nor what a link points to."""
+    elsewhere = tmp_path / "elsewhere"
+    cache = tmp_path / "cache"
+    kept = [elsewhere / "f-0.kernel", cache / "photographs/f-0.kernel", cache / ("1" * 16) / "letter.txt"]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    (cache / ("2" * 16)).symlink_to(elsewhere)
+    fresh(write_an_entry, str(cache), -1, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(cache))
+    assert all(path.read_text() == "x" for path in kept)
+
+
+def test_files_that_nobody_finished_are_removed(fresh, copy):
+    directory, _ = copy
+    (stamp,) = directory.iterdir()
+    for name, age in ((".new-old", 2), (".new-young", 0)):
+        (stamp / name).write_bytes(b"x")
+        hours = 3600 * age
+        os.utime(stamp / name, (os.stat(stamp / name).st_mtime - hours,) * 2)
+    fresh(write_an_entry, str(directory), 0, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(directory))
+    assert {path.name for path in stamp.glob(".new*")} == {".new-young"}
 
 
 # --------------------------------------------------------------------------------------------- warmup
@@ -267,6 +381,7 @@ def test_place_of_the_cache(directory_with, tmp_path):
     stamp = r"[0-9a-f]{16}"
     for environment, place in (
         ({"HOME": str(tmp_path), "XDG_CACHE_HOME": None}, tmp_path / ".cache/fastbp"),
+        ({"HOME": str(tmp_path / "z"), "XDG_CACHE_HOME": "", "FASTBP_CACHE_DIR": ""}, tmp_path / "z/.cache/fastbp"),
         ({"XDG_CACHE_HOME": str(tmp_path / "x")}, tmp_path / "x/fastbp"),
         ({"XDG_CACHE_HOME": str(tmp_path / "x"), "FASTBP_CACHE_DIR": str(tmp_path / "y")}, tmp_path / "y"),
     ):
@@ -374,6 +489,45 @@ def test_changed_callee_in_another_file_is_compiled_anew(fresh, package, tmp_pat
     formulas.write_text(text)
     again = run()
     assert (again["results"], again["compiled"]) == (first["results"], [])
+
+
+def as_bytecode(package):
+    """Only the ``.pyc`` files, beside where their sources were."""
+    import compileall
+
+    assert compileall.compile_dir(package / "fastbp", quiet=1, legacy=True)
+    for path in (package / "fastbp").rglob("*.py"):
+        path.unlink()
+    return package
+
+
+def one_module_as_bytecode(package):
+    import compileall
+
+    path = package / "fastbp/kernels/activations.py"
+    assert compileall.compile_file(path, quiet=1, legacy=True)
+    path.unlink()
+    return package
+
+
+def as_archive(package):
+    shutil.make_archive(str(package / "packed"), "zip", package, "fastbp")
+    shutil.rmtree(package / "fastbp")
+    return package
+
+
+@pytest.mark.parametrize("install", [as_bytecode, one_module_as_bytecode, as_archive])
+def test_code_without_sources_is_not_cached(fresh, package, tmp_path, install):
+    """What changed could not be told from what did not."""
+    cwd = install(package)
+    archive = {"PYTHONPATH": str(package / "packed.zip")} if install is as_archive else {}
+    process = fresh(report, FASTBP_CACHE=None, FASTBP_CACHE_DIR=str(tmp_path / "cache"), cwd=cwd, **archive)
+    told = json.loads(process.stdout)
+    assert told["package"].startswith(str(package))
+    assert told["directory"] is None
+    assert told["compiled"]
+    assert "the source of a kernel is missing" in process.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 @functools.cache

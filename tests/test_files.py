@@ -4,7 +4,10 @@ import io
 import json
 import os
 import pathlib
+import random
+import signal
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -172,6 +175,94 @@ def test_link_stays_a_link(device, trained, tmp_path):
     fastbp.load(tmp_path / "real" / "model.npz", device=device)
 
 
+def test_the_mode_of_the_old_file_stays(tmp_path):
+    path = tmp_path / "model.npz"
+    other().save(path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    for mode in (0o600, 0o644, 0o660):
+        path.chmod(mode)
+        other().save(path)
+        assert path.stat().st_mode & 0o777 == mode
+
+
+def umask():
+    old = os.umask(0o22)
+    os.umask(old)
+    return old
+
+
+def save_until_killed(path, started):
+    model = fastbp.Sequential(fastbp.Linear(40, 30), device="reference", seed=0)
+    os.write(started, b".")
+    while True:
+        model.save(path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("kills", [pytest.param(20, id="20"), pytest.param(200, id="200", marks=pytest.mark.long)])
+def test_kills_leave_a_whole_model_and_nothing_else(tmp_path, kills):
+    """kill -9 in a loop of saves, of a forked child each."""
+    path, rng = tmp_path / "model.npz", random.Random(0)
+    left = 0
+    for _ in range(kills):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                save_until_killed(path, writing)
+            finally:
+                os._exit(1)
+        os.close(writing)
+        assert os.read(reading, 1) == b"."
+        os.close(reading)
+        time.sleep(rng.uniform(0.001, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        if path.exists():
+            assert fastbp.load(path, device="reference")[0].weight.shape == (40, 30)
+        left += len(list(tmp_path.glob(".model.npz.*")))
+    assert left > 0  # some were killed in the middle
+    other().save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.npz"]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks of files")
+def test_what_another_process_is_writing_stays(tmp_path):
+    """Nor is anything removed that only looks alike."""
+    path = tmp_path / "model.npz"
+    kept = [tmp_path / name for name in (".model.npz.0123", ".model.npz.0123456789abcdefg", ".x.npz.0123456789abcdef")]
+    for alike in kept:
+        alike.write_bytes(b"")
+    with files.replacing(path) as file:
+        other().save(path)
+        assert os.path.exists(file.name)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model.npz", *(alike.name for alike in kept)}
+
+
+def save_with_little_room(path, *rooms):
+    """Files may have so many bytes, as where a disk is full."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    model = other()
+    model[0].weight[...] = 5
+    for room in rooms:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="File too large"):
+            model.save(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_full_disk_leaves_the_old_file(fresh, tmp_path, kind):
+    path = tmp_path / f"model.{kind}"
+    other().save(path)
+    before = path.read_bytes()
+    fresh(save_with_little_room, str(path), 0, 1, len(before) // 2, len(before) - 99)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -267,9 +358,7 @@ def refused(path, match="is not a model file of fastbp"):
 
 @pytest.fixture
 def content(tmp_path):
-    model = fastbp.Sequential(fastbp.Linear(3, 4), fastbp.ReLU(), fastbp.Linear(4, 2), device="reference", seed=0)
-    model.save(tmp_path / "good.npz", fastbp.Adam())
-    return (tmp_path / "good.npz").read_bytes()
+    return small(tmp_path / "good.npz")
 
 
 def test_foreign_files(tmp_path):
@@ -289,17 +378,39 @@ def test_foreign_files(tmp_path):
     refused(path)
 
 
-def test_truncated_files(tmp_path, content):
-    path = tmp_path / "x.npz"
-    for size in range(0, len(content), 37):
+EVERY = pytest.mark.parametrize(
+    ("kind", "every"),
+    [
+        pytest.param(kind, every, id=f"{kind}-{every}", marks=[pytest.mark.long] * (every == 1))
+        for kind in ("npz", "safetensors")
+        for every in (7, 1)
+    ],
+)
+
+
+def small(path):
+    """Save a small model with its optimizer; the bytes of the file."""
+    model = fastbp.Sequential(fastbp.Linear(3, 4), fastbp.ReLU(), fastbp.Linear(4, 2), device="reference", seed=0)
+    model.save(path, fastbp.Adam())
+    return path.read_bytes()
+
+
+@EVERY
+def test_files_cut_short_are_refused(tmp_path, kind, every):
+    content = small(tmp_path / f"good.{kind}")
+    path = tmp_path / f"x.{kind}"
+    for size in [*range(0, len(content), every), len(content) - 1]:
         path.write_bytes(content[:size])
         refused(path)
 
 
-def test_changed_bytes_are_noticed(tmp_path, content):
-    path, rng = tmp_path / "x.npz", np.random.default_rng(0)
-    good = fastbp.load(tmp_path / "good.npz", device="reference").flat_parameters
-    for position in rng.integers(0, len(content), 400):
+@EVERY
+def test_changed_bytes_are_noticed(tmp_path, kind, every):
+    content = small(tmp_path / f"good.{kind}")
+    path, rng = tmp_path / f"x.{kind}", np.random.default_rng(0)
+    good = fastbp.load(tmp_path / f"good.{kind}", device="reference").flat_parameters
+    noticed = 0
+    for position in range(0, len(content), every):
         changed = bytearray(content)
         changed[position] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
@@ -307,8 +418,33 @@ def test_changed_bytes_are_noticed(tmp_path, content):
             model = fastbp.load(path, device="reference")
         except ValueError as error:
             assert "is not a model file of fastbp, or is damaged" in str(error)  # noqa: PT017
+            noticed += 1
         else:  # a byte that means nothing, such as a date in the directory of the archive
             np.testing.assert_array_equal(model.flat_parameters, good)
+    assert noticed > 0.6 * len(content) / every
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_random_bytes_are_no_model(tmp_path, kind):
+    path, rng = tmp_path / f"x.{kind}", np.random.default_rng(0)
+    for size in (1, 8, 22, 100, 1000, 10_000):
+        path.write_bytes(rng.bytes(size))
+        refused(path)
+
+
+def test_a_place_before_the_file_is_refused(tmp_path, content):
+    """The directory of the archive says that it begins where the file does not: a seek to a negative place."""
+    end = content.rindex(b"PK\x05\x06")
+    size = int.from_bytes(content[end + 12 : end + 16], "little")
+    for claimed in (size + end, 2**31 - 1, 2**32 - 2):
+        damaged = content[: end + 12] + claimed.to_bytes(4, "little") + content[end + 16 :]
+        (tmp_path / "x.npz").write_bytes(damaged)
+        refused(tmp_path / "x.npz")
+    for place in range(end + 16, end + 20):
+        changed = bytearray(content)
+        changed[place] = 0xFF
+        (tmp_path / "x.npz").write_bytes(changed)
+        refused(tmp_path / "x.npz")
 
 
 def rewrite(content, path, change):

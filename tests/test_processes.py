@@ -5,6 +5,7 @@ A scenario runs in a process of its own, on a team of workers whatever the size 
 
 import contextlib
 import functools
+import gc
 import itertools
 import multiprocessing
 import os
@@ -25,11 +26,11 @@ from fastbp import backend
 SCENARIOS = []
 
 
-def scenario(**environment):
+def scenario(*marks, **environment):
     """Add a function that is called in a process of its own, with these variables."""
 
     def add(function):
-        SCENARIOS.append(pytest.param(function, environment, id=function.__name__))
+        SCENARIOS.append(pytest.param(function, environment, id=function.__name__, marks=marks))
         return function
 
     return add
@@ -212,6 +213,95 @@ def processes_of_multiprocessing():
         with multiprocessing.get_context(method).Pool(2) as pool:
             assert [prediction.tobytes() for prediction in pool.map(model.predict, [X] * 3)] == [before] * 3
             assert pool.map(train, [model] * 3) == [after] * 3
+
+
+@scenario()
+def workers_of_joblib_beside_scikit_learn():
+    """Processes of loky and of multiprocessing, and threads, with estimators of scikit-learn at work around them."""
+    import joblib
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import cross_val_score
+
+    from fastbp.sklearn import MLPClassifier
+
+    model, (before, after) = make(*WIDTHS), expected()
+    with Busy(lambda: RandomForestClassifier(5, n_jobs=2).fit(X, Y)):
+        for kind in ("loky", "multiprocessing", "threading"):
+            with joblib.Parallel(2, backend=kind) as parallel:
+                predicted = parallel(joblib.delayed(make(*WIDTHS).predict)(X) for _ in range(3))
+                assert [prediction.tobytes() for prediction in predicted] == [before] * 3
+                assert parallel(joblib.delayed(train)(make(*WIDTHS)) for _ in range(3)) == [after] * 3
+    estimator = MLPClassifier((20,), max_iter=3, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # three epochs are not enough
+        scores = [cross_val_score(estimator, X, Y, cv=2, n_jobs=jobs).tolist() for jobs in (1, 2)]
+    assert scores[0] == scores[1]
+    check(model)
+
+
+# --------------------------------------------------------------------------------------- resources
+def resident():
+    """Bytes of memory that this process has now."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def flat(work, times, slack=8 << 20):
+    """``work(i)`` so many times takes no more memory than a tenth of that did."""
+    for i in range(max(20, times // 10)):
+        work(i)
+    before = resident()
+    for i in range(times):
+        work(i)
+    assert resident() - before < slack, (before, resident())
+
+
+@scenario()
+def memory_of_many_steps_is_flat():
+    model, loss, optimizer = make(*WIDTHS), fastbp.CrossEntropyLoss(), fastbp.Adam()
+    flat(lambda i: model.train_step(X[: 16 + i % 3], Y[: 16 + i % 3], loss, optimizer), 10_000)
+    flat(lambda i: model.predict(X[: 1 + i % 50]), 2000)
+
+
+@scenario()
+def memory_of_many_fits_is_flat():
+    """Of one model and of a new one each time."""
+    model = make(*WIDTHS)
+    flat(lambda i: fit(model, X[:40], Y[:40], batch_size=16), 250)
+    flat(lambda i: fit(make(*WIDTHS, seed=i), X[:40], Y[:40], batch_size=16), 250)
+
+
+@scenario(pytest.mark.long)
+def memory_of_5000_fits_is_flat():
+    model = make(*WIDTHS)
+    flat(lambda i: fit(model, X[:40], Y[:40], batch_size=16), 2500)
+    flat(lambda i: fit(make(*WIDTHS, seed=i), X[:40], Y[:40], batch_size=16), 2500)
+
+
+@scenario()
+def memory_is_refused_by_the_system():
+    """Under RLIMIT_AS a call raises MemoryError, and its model is what it was."""
+    import resource
+
+    model, twin = make(*WIDTHS), make(*WIDTHS)
+    fit(model, X, Y)
+    fit(twin, X, Y)
+    many = np.lib.stride_tricks.as_strided(X, (2_000_000, 60), (0, 4))  # outputs of 56 MB
+    labels = np.zeros(len(many), np.int64)
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), limits[1]))
+    for work in (lambda: model.predict(many), lambda: fit(model, many, labels)):
+        with pytest.raises(MemoryError):
+            work()
+        assert model.flat_parameters.tobytes() == twin.flat_parameters.tobytes()
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    for one in (model, twin):
+        fit(one, X, Y)
+    assert model.flat_parameters.tobytes() == twin.flat_parameters.tobytes()
+    assert model.predict(X).tobytes() == twin.predict(X).tobytes()
 
 
 # ---------------------------------------------------------------------------------------- threads

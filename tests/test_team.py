@@ -1,6 +1,7 @@
 """How many threads the team has, and who chooses; that their number changes no bit."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,42 @@ import pytest
 import fastbp
 from fastbp import backend
 from fastbp.kernels.cpu import team
+
+
+# ------------------------------------------------------------------------------- how many there may be
+@pytest.mark.parametrize(
+    ("membership", "quotas", "cores"),
+    [
+        ("0::/\n", {"": "max 100000"}, math.inf),
+        ("0::/\n", {"": "250000 100000"}, 2),
+        ("0::/\n", {"": "50000 100000"}, 1),
+        ("4:cpu:/x\n0::/user.slice/job\n", {"user.slice/job": "300000 100000"}, 3),
+        ("0::/a/b\n", {"a": "200000 100000", "a/b": "400000 100000"}, 2),
+        ("0::/a/b\n", {"a": "400000 100000", "a/b": "max 100000"}, 4),
+        ("0::/a\n", {"a": "nonsense"}, math.inf),
+        ("4:cpu:/x\n", {"": "100000 100000"}, 1),
+        (None, {}, math.inf),
+    ],
+)
+def test_quota_of_control_groups(monkeypatch, tmp_path, membership, quotas, cores):
+    """Of a process's own group and of all around it: the smallest."""
+    if membership is not None:
+        (tmp_path / "membership").write_text(membership)
+    for group, text in quotas.items():
+        (tmp_path / "groups" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / group / "cpu.max").write_text(text + "\n")
+    monkeypatch.setattr(team, "MEMBERSHIP", str(tmp_path / "membership"))
+    monkeypatch.setattr(team, "CONTROL_GROUPS", str(tmp_path / "groups"))
+    assert team._quota.__wrapped__() == cores
+
+
+def test_threads_are_no_more_than_cores_of_affinity_and_quota(monkeypatch):
+    """Unless `fastbp.set_num_threads` says how many."""
+    monkeypatch.setattr(team, "_quota", lambda: 5)
+    for affinity, cores in ((3, 3), (5, 5), (64, 5)):
+        monkeypatch.setattr(team.os, "sched_getaffinity", lambda process, n=affinity: set(range(n)), raising=False)
+        assert team.available_cores() == cores
+        assert backend.load("cpu").get_num_threads() == cores
 
 
 def test_pace_tries_both_and_keeps_the_faster():

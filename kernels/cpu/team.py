@@ -12,24 +12,32 @@ import os
 import queue
 import sys
 import threading
+from contextlib import suppress
 from functools import cache, partial
+from pathlib import PurePosixPath
+
+CONTROL_GROUPS, MEMBERSHIP = "/sys/fs/cgroup", "/proc/self/cgroup"
 
 
 def available_cores() -> int:
-    """Cores this process may use: CPU affinity, bounded by the cgroup's CPU quota."""
+    """Cores this process may use: CPU affinity, bounded by the control group's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _quota())
 
 
 @cache
 def _quota() -> float:
-    """Whole cores the cgroup grants."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
+    """Whole cores that this process's control group (version 2) grants, or one of those around it."""
+    cores, group = math.inf, "/"
+    with suppress(OSError, StopIteration), open(MEMBERSHIP) as file:
+        group = next(line.removeprefix("0::").strip() for line in file if line.startswith("0::"))
+    place = PurePosixPath(group)
+    for path in (place, *place.parents):
+        with suppress(OSError, ValueError), open(f"{CONTROL_GROUPS}{path}/cpu.max") as file:
             quota, period = file.read().split()
-        return math.inf if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return math.inf
+            if quota != "max":
+                cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 class Pace:

@@ -11,6 +11,7 @@ from .backend import get_num_threads, set_num_threads, show_config, warmup
 from .callbacks import EarlyStopping
 from .data import batches
 from .differences import gradcheck, input_gradient, jacobian
+from .estimators import from_sklearn, to_sklearn
 from .graph import Function, Variable
 from .layers import *
 from .losses import *
@@ -35,6 +36,7 @@ __all__ = [
     "autograd",
     "batches",
     "fit_many",
+    "from_sklearn",
     "from_torch",
     "get_num_threads",
     "gradcheck",
@@ -44,6 +46,7 @@ __all__ = [
     "plot_history",
     "set_num_threads",
     "show_config",
+    "to_sklearn",
     "warmup",
 ]
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .kernels import program
-from .layers import Activation, Layer, Linear, Residual, Trained
+from .layers import Activation, Dropout, Layer, Linear, Residual, Trained
 
 
 class Chain:
@@ -89,6 +89,30 @@ def named(layers: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Trai
             yield from named(layer.layers, f"{prefix}{i}.")
         elif isinstance(layer, Trained):
             yield f"{prefix}{i}.", layer
+
+
+class Step(NamedTuple):
+    """A layer on the way forward of a network that predicts; a `Residual` is the sum at its end."""
+
+    layer: Layer
+    name: str  # of the layer and of what it gives: "2", or "2.0" for the first layer inside of layer 2
+    reads: tuple[str, ...]  # the names of what it takes
+
+
+def steps(layers: Sequence[Layer], prefix: str = "", x: str = "input") -> list[Step]:
+    """The way forward through these layers, which begins with ``x``. Dropout is left out."""
+    result: list[Step] = []
+    for i, layer in enumerate(layers):
+        name, reads = f"{prefix}{i}", (x,)
+        if isinstance(layer, Residual):
+            inside = steps(layer.layers, f"{name}.", x)
+            result += inside
+            reads = x, inside[-1].name if inside else x
+        elif isinstance(layer, Dropout):
+            continue
+        result.append(Step(layer, name, reads))
+        x = name
+    return result
 
 
 def _features_in(layer):

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -59,19 +59,27 @@ def _digest(config, arrays):
 
 # --------------------------------------------------------------------------------------- writing
 def write(path: str | os.PathLike[str], config: dict[str, Any], arrays: dict[str, Array]) -> None:
-    """Write a file; an older one at ``path`` stays until the new one is complete and on disk."""
-    path = os.path.realpath(_checked_path(path))
+    """Write a model file, as `replacing` does."""
+    path = _checked_path(path)
     config = {"format": FORMAT, "version": VERSION} | config
     try:
         config = json.loads(json.dumps(config, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(f"what a model file keeps must be JSON (look at model.metadata): {error}") from None
     config["sha256"] = _digest(config, arrays)
+    with replacing(path) as file:
+        (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write; an older one at ``path`` stays until the new one is complete and on disk."""
+    path = os.path.realpath(path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
-            (_write_safetensors if path.endswith(SAFETENSORS) else _write_archive)(file, config, arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -555,6 +555,57 @@ class Sequential:
             arrays |= {f"optimizer.{name}": array for name, array in state.items()}
         files.write(path, config, arrays)
 
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as an ONNX file, which other programs run: what `predict` computes, in the model's dtype.
+
+        The file is of opset 20 and has one input, ``"input"`` (rows, in), and one output, ``"output"`` (rows, out),
+        for any number of rows. The output is that of the last layer, for a classifier its logits. Dropout is left out;
+        the parameters bear the names of `state_dict`.
+
+        Parameters
+        ----------
+        path : str or path
+            An older file there stays until the new one is complete.
+
+        Raises
+        ------
+        ImportError
+            The package onnx is not there: ``pip install "fastbp[onnx]"``.
+
+        Notes
+        -----
+        ONNX Runtime's CPU computes float64 networks only of ``Linear``, the normalisations, ``ReLU``, ``Tanh``,
+        ``Sigmoid``, ``SiLU`` and ``Residual``: it has no other activations in float64. ONNX rounds the ``eps`` of a
+        normalisation to float32.
+        """
+        from . import onnx
+
+        onnx.write(self, path)
+
+    def to_c(self, path: str | os.PathLike[str], name: str | None = None) -> None:
+        """Write the network as a C99 header without allocation, which needs ``math.h`` alone.
+
+        The header defines ``void NAME_predict(const NAME_real *input, NAME_real *output)``, which computes one row of
+        what `predict` does, for a classifier its logits, and the sizes ``NAME_INPUTS`` and ``NAME_OUTPUTS``.
+        ``NAME_real`` is ``float`` or ``double``, as the dtype of the model. What lies between the layers is on the
+        stack, ``NAME_SCRATCH`` numbers. A long row of products is summed one after the other, in that dtype.
+
+        Parameters
+        ----------
+        path : str or path
+            An older file there stays until the new one is complete.
+        name : str, optional
+            What all names in the header begin with; by default the name of the file without its ending.
+
+        Raises
+        ------
+        ValueError
+            ``name`` cannot begin a name of C; a parameter is not finite.
+        """
+        from . import c99
+
+        c99.write(self, path, name)
+
 
 def _described(layers, width, indent):
     """(title, layer, width of its output) of every layer, those inside of a `Residual` set in."""

@@ -1,11 +1,13 @@
-"""Makes networks from PyTorch's, without PyTorch itself: it reads modules by the names of classes and attributes.
+"""Makes networks from PyTorch's, without importing PyTorch: it reads modules by the names of classes and attributes.
 
-PyTorch keeps a weight as ``(out, in)`` and computes ``x Wᵀ + b``; here it is ``(in, out)``. The way back is
-`Sequential.to_torch_state_dict`.
+A name is no behaviour: modules of PyTorch whose forward pass has been changed, by a hook or a subclass, are refused,
+and in the end both networks have to give the same for a few rows. PyTorch keeps a weight as ``(out, in)`` and computes
+``x Wᵀ + b``; here it is ``(in, out)``. The way back is `Sequential.to_torch_state_dict`.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ from numpy.typing import DTypeLike
 from .layers import LAYERS, BatchNorm1d, LayerNorm, Linear, Residual
 from .model import Sequential
 
-# Attributes that a module must have for its layer here to compute the same function.
+# Attributes that a module must have for its layer here to compute the same function, and the least they may be.
 FIXED = {"Softplus": {"beta": 1}}
+LEAST = {"Softplus": {"threshold": 20}}  # the identity above it; from there on the two differ by less than 3e-9
+PROBE_ROWS = 8
 REMEDIES = dict.fromkeys(("Softmax", "LogSoftmax"), "; leave it out: CrossEntropyLoss and predict_proba take logits")
+REMEDIES["Parametrized"] = "; bake its parameters in with torch.nn.utils.parametrize.remove_parametrizations"
 REMEDIES["Flatten"] = "; leave it out, and pass rows that are flat already"
 
 
@@ -49,49 +54,106 @@ def from_torch(
     TypeError
         ``module`` is no ``Sequential``, or has a part that has no counterpart here.
     ValueError
-        A part computes what its counterpart cannot, or the same ``Linear`` comes twice.
+        A part computes what its counterpart cannot, or something else than its class does; the same ``Linear`` or
+        normalisation comes twice.
     """
     if type(module).__name__ != "Sequential":
         raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
+    _require_unchanged(module)
     parts = list(_flattened(module))
-    weights = list(_weights(parts))
-    if len({id(weight) for weight in weights}) < len(weights):
-        raise ValueError("module has the same Linear, or the same weight, twice; here a Linear belongs to one place")
+    weights = []
+    for owner in ("Linear", "LayerNorm", "BatchNorm1d"):
+        owned = list(_owned(parts, owner))
+        if len({id(it) for it in owned}) < len(owned):
+            raise ValueError(
+                f"module has the same {owner}, or the same weight, twice; here a {owner} belongs to one place"
+            )
+        weights += owned if owner == "Linear" else []
     layers = [_layer(part) for part in parts]
     if dtype is None:
         dtype = "float64" if all(str(weight.dtype).endswith("float64") for weight in weights) else "float32"
     model = Sequential(*layers, dtype=dtype, device=device, seed=seed)
     model.training = bool(module.training)
+    if _is_of_pytorch(module):
+        _require_same(model, module)
     return model
+
+
+def _is_of_pytorch(part):
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(part, torch.nn.Module)
+
+
+def _require_unchanged(part):
+    """Refuse a module of PyTorch that does not run the forward pass of its class, or of PyTorch's class."""
+    if not _is_of_pytorch(part):
+        return
+    name = type(part).__name__
+    if name in LAYERS.keys() - {"Residual"} | {"Sequential"} and not type(part).__module__.startswith("torch.nn."):
+        raise TypeError(f"module has a {name} of {type(part).__module__}, which need not be PyTorch's: make it that")
+    if part._forward_hooks or part._forward_pre_hooks:
+        raise ValueError(
+            f"{name} has forward hooks, which cannot be converted: remove them (of weight_norm and spectral_norm by "
+            f"torch.nn.utils.remove_weight_norm and remove_spectral_norm)"
+        )
+    if "forward" in vars(part):
+        raise ValueError(f"{name} has a forward of its own, which cannot be converted: delete that attribute")
+
+
+def _require_same(model, module):
+    """Refuse a module that gives something else than the model for a few rows, dropout and statistics left out."""
+    torch = sys.modules["torch"]
+    weight = next(module.parameters())
+    x = np.random.default_rng(0).normal(size=(PROBE_ROWS, model.in_features)).astype(model.dtype)
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            expected = _array(module(torch.from_numpy(x).to(weight.device, weight.dtype)))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    scale = max(1.0, float(np.abs(expected).max()))
+    limit = torch.finfo(weight.dtype).eps ** 0.5 * scale
+    if not np.allclose(model.predict(x), expected, rtol=0, atol=limit, equal_nan=True):
+        raise ValueError(
+            "module computes something else than its layers in their order: look for a forward of its own, for example "
+            "a Residual that does not add its input"
+        )
 
 
 def _flattened(module):
     for part in module:
+        _require_unchanged(part)
         if type(part).__name__ == "Sequential":
             yield from _flattened(part)
         else:
             yield part
 
 
-def _weights(parts):
-    """The weights of linear layers, wherever they are."""
+def _owned(parts, owner):
+    """The weights of layers of this name, wherever they are; of those without a weight, the layers."""
     for part in parts:
         if type(part).__name__ == "Residual":
-            yield from _weights(_flattened(part))
-        elif type(part).__name__ == "Linear":
-            yield part.weight
+            yield from _owned(_flattened(part), owner)
+        elif type(part).__name__ == owner:
+            yield part if part.weight is None else part.weight
 
 
 def _layer(part):
     """The layer that computes what this module does."""
     name = type(part).__name__
     if name not in LAYERS:
-        raise TypeError(f"module has a {name}, known are {', '.join(sorted(LAYERS))}{REMEDIES.get(name, '')}")
+        remedy = REMEDIES.get("Parametrized" if name.startswith("Parametrized") else name, "")
+        raise TypeError(f"module has a {name}, known are {', '.join(sorted(LAYERS))}{remedy}")
     if name in READERS:
         return READERS[name](part)
     for attribute, value in FIXED.get(name, {}).items():
         if getattr(part, attribute) != value:
             raise ValueError(f"{name} must have {attribute}={value}, got {getattr(part, attribute)}")
+    for attribute, least in LEAST.get(name, {}).items():
+        if getattr(part, attribute) < least:
+            raise ValueError(f"{name} must have {attribute} of {least} or more, got {getattr(part, attribute)}")
     return LAYERS[name](**{argument: getattr(part, argument) for argument in LAYERS[name]().config()})
 
 

@@ -72,7 +72,7 @@ def poisson(s, y, parameter):
     """``e^s - y - y (s - ln y)``, half the deviance of a Poisson distribution whose mean is ``e^s``."""
     mean = exponential(s)
     counted = y >= SMALLEST_NORMAL
-    deviance = mean - y - y * (s - log_of_normal(select(counted, y, 1.0)))
+    deviance = mean - y - y * (s - log_of_normal(y))
     return select(counted, deviance, select(y < SMALLEST_NORMAL, mean, y)), mean - y
 
 

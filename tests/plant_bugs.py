@@ -29,6 +29,7 @@ class Bug(NamedTuple):
     new: str
     tests: str  # a file, and what -k selects in it
     chance: bool = False  # caught only when threads meet at the wrong moment
+    tall: bool = False  # shows only where a tile has more than GROUP rows: AVX-512, NEON
 
     def plant(self, package):
         """Replace the old text by the new one, in a copy of the package."""
@@ -132,9 +133,9 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
-        "the second group of rows of A begins in the first (tiles of more than GROUP rows: AVX-512, NEON)",
+        "the second group of rows of A begins in the first",
         SIMD, "b.mul(b.extract_value(offsets, GROUP // 2), I64(2))", "b.extract_value(offsets, GROUP // 2)",
-        f"{CONTRACT} -k 'cpu and linear_forward'",
+        f"{CONTRACT} -k 'cpu and linear_forward'", tall=True,
     ),
     Bug(
         "swapped input gradient: every block of rows is that of the first rows of the weight",
@@ -323,7 +324,7 @@ BUGS = [
     ),
     Bug(
         "a Poisson loss of a count of 0 takes its logarithm",
-        "kernels/losses.py", "select(counted, y, 1.0)", "y",
+        "kernels/losses.py", "select(counted, deviance, select(y < SMALLEST_NORMAL, mean, y))", "deviance",
         f"{CONTRACT} -k 'cpu and loss_forward_backward and poisson-not_finite'",
     ),
     Bug(
@@ -361,6 +362,36 @@ BUGS = [
         "the third state of an optimizer lies where the second does",
         NETWORK, "record[STATE_3] + at_parameter", "record[STATE_2] + at_parameter",
         f"{CONTRACT} -k 'cpu and network_train_steps'",
+    ),
+    Bug(
+        "a C header takes a place again that is still read",
+        "c99.py", "if last[entry[2]] > i or entry[2] != step.reads[0]]", "if entry[2] != step.reads[0]]",
+        "tests/test_exports.py -k 'c_predicts'",
+    ),
+    Bug(
+        "a C header leaves the eps of batch norm out",
+        "c99.py", "variance.astype(np.float64) + layer.eps", "variance.astype(np.float64)",
+        "tests/test_exports.py -k 'c_predicts'",
+    ),
+    Bug(
+        "a residual block of an ONNX file adds to itself",
+        "chains.py", "reads = x, inside[-1].name if inside else x", "reads = (inside[-1].name if inside else x,) * 2",
+        "tests/test_exports.py -k 'onnx_runtime'",
+    ),
+    Bug(
+        "the one output of two classes is the first less the second",
+        "estimators.py", "(np.diff(array) for array in", "(-np.diff(array) for array in",
+        "tests/test_estimators.py -k 'trained_here'",
+    ),
+    Bug(
+        "the same normalisation may come twice in a module of PyTorch",
+        "pytorch.py", '("Linear", "LayerNorm", "BatchNorm1d")', '("Linear",)',
+        "tests/test_pytorch.py",
+    ),
+    Bug(
+        "a Softplus is converted whatever its threshold",
+        "pytorch.py", '{"Softplus": {"threshold": 20}}', "{}",
+        "tests/test_pytorch.py",
     ),
     Bug(
         "the weight penalty of Adam goes past the average of the squares",
@@ -663,18 +694,27 @@ def verdict(bug):
     return f"caught by {failed[1].partition(' - ')[0]}", True
 
 
+def impossible(bug):
+    """Whether nothing on this machine could show a bug."""
+    from fastbp.kernels.cpu import blocking, simd
+
+    return bug.tall and blocking.MR <= simd.GROUP
+
+
 def passing(bugs):
-    """Those of the tests named that pass without a bug."""
-    good = set()
+    """Those of the tests named that pass without a bug, and those that need a package which is not there."""
+    good, skipped = set(), set()
     with tempfile.TemporaryDirectory(prefix="fastbp-bugs-") as directory:
         copy_package(Path(directory))
         for tests in dict.fromkeys(bug.tests for bug in bugs):
             code, output = pytest(Path(directory), tests)
             if code == 0 and " passed" in output:
                 good.add(tests)
+            elif code in (0, 5) and " skipped" in output:  # 5: no test was left
+                skipped.add(tests)
             else:
                 print(f"{tests} fails without a bug, or does not run:\n{output[-1500:]}", flush=True)
-    return good
+    return good, skipped
 
 
 def main():
@@ -691,11 +731,17 @@ def main():
         for bug in bugs:  # every text is where it is looked for, before anything takes time
             copy_package(Path(directory))
             bug.plant(Path(directory))
-    trusted = passing(bugs)
-    good = len(trusted) == len({bug.tests for bug in bugs})
+    for bug in filter(impossible, bugs):
+        print(f"{bug.title}: cannot be shown by this processor")
+    bugs = [bug for bug in bugs if not impossible(bug)]
+    trusted, skipped = passing(bugs)
+    good = True
     for bug in bugs:
         start = time.perf_counter()
-        words, well = verdict(bug) if bug.tests in trusted else ("CANNOT TELL", False)
+        if bug.tests in skipped:
+            words, well = "not planted, its tests are skipped here", True
+        else:
+            words, well = verdict(bug) if bug.tests in trusted else ("CANNOT TELL", False)
         good &= well
         print(f"{bug.title}: {words} ({time.perf_counter() - start:.0f} s)", flush=True)
     raise SystemExit(0 if good else "not every bug was caught")

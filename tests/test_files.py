@@ -214,6 +214,26 @@ def test_safetensors_keep_the_same(device, trained, tmp_path):
     np.testing.assert_array_equal(arrays["1.weight"], model[1].weight)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_files_keep_norms_and_residual_blocks(device, ending, tmp_path):
+    """Square weights that are not symmetric, running statistics, and the names that `state_dict` has."""
+    rng = np.random.default_rng(0)
+    block = fastbp.Residual(fastbp.LayerNorm(4, eps=0.01), fastbp.Linear(4, 4, bias=False), fastbp.Mish())
+    layers = fastbp.BatchNorm1d(4, momentum=0.5), fastbp.Linear(4, 4), block, fastbp.BatchNorm1d(4, affine=False)
+    model = fastbp.Sequential(*layers, dtype="float64", device=device, seed=0)
+    X, y = 3 + rng.normal(size=(40, 4)), rng.normal(size=(40, 4))
+    model.fit(X, y, loss=fastbp.MSELoss(), optimizer=fastbp.Lion(), epochs=3, batch_size=8, verbose=False)
+    path = tmp_path / f"model{ending}"
+    model.save(path)
+    other = fastbp.load(path, device=device)
+    assert repr(other) == repr(model)
+    np.testing.assert_array_equal(other.predict(X), model.predict(X))
+    read = safetensors.numpy.load_file(path) if ending == ".safetensors" else dict(np.load(path))
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(read[name], array)
+    assert (read["0.running_mean"] > 1).all()
+
+
 def test_damaged_safetensors_are_refused(tmp_path):
     model = fastbp.Sequential(fastbp.Linear(3, 4), device="reference", seed=0)
     path = tmp_path / "x.safetensors"

@@ -82,6 +82,11 @@ SHARED = linear()
         (fake("Sequential", linear(), fake("Softmax")), TypeError, "leave it out: CrossEntropyLoss"),
         (fake("Sequential", fake("Flatten"), linear()), TypeError, "leave it out, and pass rows that are flat"),
         (fake("Sequential", linear(), fake("Softplus", beta=2)), ValueError, "Softplus must have beta=1, got 2"),
+        (
+            fake("Sequential", linear(), fake("Softplus", beta=1, threshold=1.0)),
+            ValueError,
+            "Softplus must have threshold of 20 or more, got 1.0",
+        ),
         (fake("Sequential", SHARED, fake("ReLU"), SHARED), ValueError, "the same Linear, or the same weight, twice"),
         (fake("Sequential"), ValueError, "at least one Linear"),
     ],
@@ -99,6 +104,13 @@ def norm(name, features=3, **changes):
     else:
         arrays |= {"normalized_shape": (features,)}
     return fake(name, **(arrays | {"eps": 1e-3} | changes))
+
+
+def test_a_norm_belongs_to_one_place():
+    for shared in (norm("LayerNorm"), norm("BatchNorm1d", weight=None, bias=None)):
+        block = fake("Residual", fake_linear(SQUARE.copy()), shared)
+        with pytest.raises(ValueError, match=f"the same {type(shared).__name__}, or the same weight, twice"):
+            fastbp.from_torch(fake("Sequential", linear(), shared, block))
 
 
 def test_norms_and_residual_blocks():
@@ -199,3 +211,91 @@ def test_bfloat16_that_numpy_has_not():
     torch = pytest.importorskip("torch")
     module = torch.nn.Sequential(torch.nn.Linear(3, 3)).bfloat16()
     np.testing.assert_array_equal(fastbp.from_torch(module)[0].weight, module[0].weight.detach().float().numpy().T)
+
+
+def plain(torch):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+
+
+def test_a_changed_forward_pass_is_refused():
+    """A hook on any module, a forward of the object's own, a class that has only the name."""
+    torch = pytest.importorskip("torch")
+    assert fastbp.from_torch(plain(torch)).out_features == 2
+    for place in ("", "0", "1", "1.0"):
+        for register in ("register_forward_hook", "register_forward_pre_hook"):
+            module = plain(torch)
+            handle = getattr(module.get_submodule(place), register)(lambda *_: None)
+            with pytest.raises(ValueError, match="has forward hooks, which cannot be converted"):
+                fastbp.from_torch(module)
+            handle.remove()
+            fastbp.from_torch(module)
+        module = plain(torch)
+        module.get_submodule(place).forward = lambda x: 2 * x
+        with pytest.raises(ValueError, match="has a forward of its own"):
+            fastbp.from_torch(module)
+    plain(torch)[0].register_full_backward_hook(lambda *_: None)
+
+    class Linear(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for module in (torch.nn.Sequential(Linear(3, 3)), torch.nn.Sequential(torch.nn.Sequential(Linear(3, 3)))):
+        with pytest.raises(TypeError, match=r"a Linear of .*test_pytorch, which need not be PyTorch's"):
+            fastbp.from_torch(module)
+
+
+def test_norms_of_weights_are_refused_until_they_are_removed():
+    """Between steps the weight of the old ones is what it was when the module last ran."""
+    torch = pytest.importorskip("torch")
+    old = torch.nn.utils.weight_norm(torch.nn.Linear(3, 3))
+    with torch.no_grad():
+        old.weight_g *= 2  # old.weight stays
+    with pytest.raises(ValueError, match="remove_weight_norm"):
+        fastbp.from_torch(torch.nn.Sequential(old))
+    new = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="remove_parametrizations"):
+        fastbp.from_torch(torch.nn.Sequential(new))
+    torch.nn.utils.remove_weight_norm(old)
+    torch.nn.utils.parametrize.remove_parametrizations(new, "weight")
+    for layer in (old, new):
+        x, module = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), torch.nn.Sequential(layer)
+        expected = module(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(fastbp.from_torch(module).predict(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_softplus_below_its_threshold_alone():
+    torch = pytest.importorskip("torch")
+    one = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        one.weight[:], one.bias[:] = 1.0, 0.0
+    with pytest.raises(ValueError, match=r"threshold of 20 or more, got 1\.0"):
+        fastbp.from_torch(torch.nn.Sequential(one, torch.nn.Softplus(threshold=1.0)))
+    model = fastbp.from_torch(torch.nn.Sequential(one, torch.nn.Softplus()))
+    np.testing.assert_allclose(model.predict([[1.5]]), np.log1p(np.exp(1.5)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_residual_block_that_does_not_add_is_refused(dtype):
+    torch = pytest.importorskip("torch")
+
+    class Residual(torch.nn.Sequential):
+        factor = 1.0
+
+        def forward(self, x):
+            return self.factor * x + super().forward(x)
+
+    torch.manual_seed(0)
+    block = Residual(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4))
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), block, torch.nn.Linear(4, 2)).to(getattr(torch, dtype))
+    block[3].eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fastbp.from_torch(module)
+    assert module.training
+    assert block[2].training
+    assert not block[3].training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    block.factor = 2.0
+    with pytest.raises(ValueError, match="a Residual that does not add its input"):
+        fastbp.from_torch(module)
+    assert module.training

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sklearn.neural_network import MLPRegressor as Theirs
 
 import fastbp
 from fastbp import Variable
@@ -45,6 +46,8 @@ classes = model.predict_proba(X).argmax(axis=1)
 model.summary()
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "model.npz")
+    model.to_onnx(Path(folder) / "model.onnx")
+    model.to_c(Path(folder) / "model.h", name="network")
     same = fastbp.load(f"{folder}/model.npz", device="cpu").predict(X) == model.predict(X)
 chunks = [(X, labels), (X, labels)]
 model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nesterov=True), verbose=False)
@@ -105,6 +108,8 @@ linear = type("Linear", (SimpleNamespace,), {})(in_features=2, out_features=1, w
 torch_module = type("Sequential", (list,), {"training": False})([linear])
 converted = fastbp.from_torch(torch_module, dtype="float64").to_torch_state_dict()["0.weight"]
 found = MLPClassifier(hidden_layer_sizes=(8,), max_iter=20, random_state=0, tol=10).fit(X, labels).predict(X)
+theirs = Theirs(hidden_layer_sizes=(4,), max_iter=2).fit(X, X[:, 0])
+coefficients = fastbp.to_sklearn(fastbp.from_sklearn(theirs)).coefs_
 curve: list[float] = MLPRegressor(hidden_layer_sizes=8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
 figure = fastbp.plot_history(history)
 figure.clear()

@@ -119,6 +119,7 @@ class Case(NamedTuple):
     quick: bool = False  # runs under every instruction set, not only the native one
     arguments: Callable | None = None  # of a call: (rng, dtype) -> its arguments
     dtypes: tuple = DTYPES
+    long: bool = False  # a repetition of what other cases hold: not in every run
 
     def __str__(self):
         return f"{self.function}-{self.label}"
@@ -127,7 +128,7 @@ class Case(NamedTuple):
 CASES: list[Case] = []
 
 
-def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES):
+def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES, long=False):
     """Add a call. ``bounds(eps, before, after)`` gives the largest error of each written array, in order.
 
     ``before`` and ``after`` are the arguments in float64 around the reference's call. NaN in a bound leaves
@@ -160,7 +161,7 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES):
         for i, (result, value, limit) in enumerate(zip(results, exact, limits, strict=True)):
             assert_within(result, value, limit, dtype, f"output {i} of {function}, {label}")
 
-    CASES.append(Case(function, label, check, quick, arguments, dtypes))
+    CASES.append(Case(function, label, check, quick, arguments, dtypes, long))
 
 
 def behaviour(function, quick=True, dtypes=DTYPES):
@@ -272,7 +273,7 @@ def product_gauge(eps, a, b, c=0.0):
     return (16 + np.sqrt(a.shape[1])) * eps * (np.abs(a) @ np.abs(b) + np.abs(c))
 
 
-def linear_calls(m, n, k, activation, integers, bias, beta, quick):
+def linear_calls(m, n, k, activation, integers, bias, beta, **marks):
     """The three products of one layer: batch m, outputs n, inputs k."""
     code = layout.ACTIVATIONS.index(activation)
     label = f"{m}x{k}x{n}-{activation}-{'integers' if integers else 'reals'}{'' if bias else '-no_bias'}"
@@ -320,9 +321,9 @@ def linear_calls(m, n, k, activation, integers, bias, beta, quick):
             bounds.append(product_gauge(eps, np.ones((1, m)), grad_z, grad_bias if beta else 0.0)[0])
         return bounds
 
-    call("linear_forward", label, forward, forward_bounds, quick)
-    call("linear_backward_input", label, backward_input, backward_input_bounds, quick)
-    call("linear_backward_params", f"{label}-beta{beta}", backward_params, backward_params_bounds, quick)
+    call("linear_forward", label, forward, forward_bounds, **marks)
+    call("linear_backward_input", label, backward_input, backward_input_bounds, **marks)
+    call("linear_backward_params", f"{label}-beta{beta}", backward_params, backward_params_bounds, **marks)
 
 
 SIZES = (0, 1, 2, 3, 5, 7, 11, 12, 13, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 513)
@@ -342,10 +343,11 @@ def add_linear_cases():
     exact = [name for name in activations if name in EXACT]
     for i, (m, n, k) in enumerate(SHAPES + BLOCK_SHAPES):
         quick = i % 6 == 0 or i >= len(SHAPES)
+        marks = {"quick": quick, "long": not quick and i % 7 not in (0, 3)}  # 7: every size stays in every place
         bias, beta = i % 3 != 1, i // 2 % 2
-        linear_calls(m, n, k, exact[i % len(exact)], True, bias, beta, quick)
+        linear_calls(m, n, k, exact[i % len(exact)], True, bias, beta, **marks)
         if i % 3 == 0 or i >= len(SHAPES):
-            linear_calls(m, n, k, activations[i // 3 % len(activations)], False, bias, 1 - beta, quick)
+            linear_calls(m, n, k, activations[i // 3 % len(activations)], False, bias, 1 - beta, **marks)
 
 
 add_linear_cases()
@@ -620,6 +622,12 @@ def softmax_calls():
 
         softmax_call(f"{columns}_not_finite", not_finite)
 
+    for columns in (3, 11):  # the first of a row is not its largest, by more than an exponential can hold
+        softmax_call(
+            f"{columns}_far_above_the_first",
+            lambda rng, dtype, columns=columns: (2000 * np.arange(19 * columns).reshape(19, columns) - 3).astype(dtype),
+        )
+
 
 softmax_calls()
 
@@ -831,7 +839,7 @@ def loss_gauge(eps, loss, parameter, prediction, target):
     return value, slope
 
 
-def loss_call(loss, parameter, label, arguments, quick=True):
+def loss_call(loss, parameter, label, arguments, quick=True, long=False):
     """``arguments(rng, dtype) -> (prediction, target, row_weight)``; the gradient apart or in place."""
     code = layout.LOSSES.index(loss)
 
@@ -858,17 +866,19 @@ def loss_call(loss, parameter, label, arguments, quick=True):
             return (grad, row_loss, row_hit) if in_place else (row_loss, row_hit, grad)
 
         title = f"{titled(loss, parameter)}-{label}{'-in_place' if in_place else ''}"
-        call("loss_forward_backward", title, build, in_order, quick=quick)
+        call("loss_forward_backward", title, build, in_order, quick=quick, long=long)
 
 
 def loss_calls(loss, parameter):
-    for n, out in ((0, 3), (1, 1), (2, 1), (3, 2), (5, 7), (8, 10), (17, 16), (9, 33), (33, 100), (4, 513), (300, 10)):
+    shapes = [(0, 3), (1, 1), (3, 2), (5, 7), (17, 16), (9, 33), (4, 513), (300, 10)]
+    repeated = [(2, 1), (8, 10), (33, 100)]
+    for n, out in shapes + repeated:
 
         def random(rng, dtype, n=n, out=out):
             weight = rng.random(n)
             return predictions(rng, loss, n, out, dtype), targets(rng, loss, n, out, dtype), weight / weight.sum()
 
-        loss_call(loss, parameter, f"{n}x{out}", random)
+        loss_call(loss, parameter, f"{n}x{out}", random, long=(n, out) in repeated)
 
     # Largest: sums over a row of the largest differences, times delta or smoothed, are numbers.
     for scale in (0.0, 1e-30, 50.0, 1e4, 1e36, *([3e38] if loss in layout.LABEL_LOSSES and parameter == 0 else [])):
@@ -1159,6 +1169,9 @@ STEP_BOUNDS = {
 }
 
 
+MORE_SIZES = (2, 7, 15, 31, 63, 64, 1000)
+
+
 def optimizer_calls(optimizer, variant, hyperparameters):
     code = layout.OPTIMIZERS.index(optimizer)
 
@@ -1167,7 +1180,7 @@ def optimizer_calls(optimizer, variant, hyperparameters):
         named = scalars[: len(COEFFICIENTS[optimizer](1))]
         return STEP_BOUNDS[optimizer](eps, values, grad, state, after[4], *named)
 
-    for size in (0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 4099):
+    for size in (0, 1, 3, 16, 17, 65, 4099, *MORE_SIZES):
         for t in (1, 1000):
 
             def arguments(rng, dtype, size=size, t=t):
@@ -1180,7 +1193,8 @@ def optimizer_calls(optimizer, variant, hyperparameters):
                 scalars = given(coefficients(optimizer, t, **hyperparameters))
                 return code, scalars, updated(values), given(grad), states
 
-            call("optimizer_step", f"{optimizer}_{variant}-{size}-step_{t}", arguments, bounds, quick=True)
+            label = f"{optimizer}_{variant}-{size}-step_{t}"
+            call("optimizer_step", label, arguments, bounds, quick=True, long=size in MORE_SIZES)
 
 
 for _optimizer in layout.OPTIMIZERS:
@@ -1345,8 +1359,8 @@ class Network(NamedTuple):
         return f"{'_'.join(map(str, self.widths))}-{'_'.join(self.activations)}{flags}"
 
     def suited(self, loss):
-        """This network, its outputs in [0, 1] where the loss takes probabilities."""
-        if loss not in PROBABILITY_LOSSES:
+        """This network, its outputs in [0, 1] where the loss takes probabilities, or their exponential."""
+        if loss not in PROBABILITY_LOSSES | COUNT_LOSSES:
             return self
         return self._replace(activations=(*self.activations[:-1], "sigmoid"))
 
@@ -1494,7 +1508,7 @@ def error_of_chain(eps, layers, number, lowered, parameters, statistics, x, erro
     return number, x, error
 
 
-def forward_call(network, n, x_dtype, quick):
+def forward_call(network, n, x_dtype, quick, long):
     def arguments(rng, dtype):
         rows, parameters = network.parameters(rng, dtype)
         x = given(batch(rng, (n, network.widths[0]), x_dtype), strided=False)
@@ -1506,7 +1520,7 @@ def forward_call(network, n, x_dtype, quick):
         workspace, parameters, statistics, x, _ = before
         return [error_of_chain(eps, workspace.program.layers, 0, workspace.program, parameters, statistics, x)[2]]
 
-    call("network_forward", f"{network}-{n}-{np.dtype(x_dtype).name}", arguments, bounds, quick)
+    call("network_forward", f"{network}-{n}-{np.dtype(x_dtype).name}", arguments, bounds, quick, long=long)
 
 
 class Training(NamedTuple):
@@ -1593,7 +1607,7 @@ def training_arguments(network, training, rng, dtype, integers=False, padding=np
     )
 
 
-def training_call(network, training, quick, integers=False, dtypes=DTYPES):
+def training_call(network, training, quick, integers=False, dtypes=DTYPES, long=False):
     def arguments(rng, dtype):
         return training_arguments(network, training, rng, dtype, integers)
 
@@ -1608,13 +1622,14 @@ def training_call(network, training, quick, integers=False, dtypes=DTYPES):
         return [*limits, 0.0 if integers else TRAINING_GAUGE * eps * np.abs(after[AT["step_loss"]]), 0]
 
     label = f"{network}-{training}{'-integers' if integers else ''}"
-    call("network_train_steps", label, arguments, bounds, quick, dtypes)
+    call("network_train_steps", label, arguments, bounds, quick, dtypes, long)
 
 
 def add_network_cases():
     for i, network in enumerate(NETWORKS):
         for j, n in enumerate((1, 2, 13, 77, 300)):
-            forward_call(network, n, INPUT_DTYPES[(i + j) % len(INPUT_DTYPES)], quick=(i + j) % 4 == 0)
+            turn = (i + j) % 4
+            forward_call(network, n, INPUT_DTYPES[(i + j) % len(INPUT_DTYPES)], quick=turn == 0, long=turn == 2)
         for j, loss in enumerate(layout.LOSSES):
             if network.widths[-1] == 1 and loss in SOFTMAX_LOSSES:
                 continue  # one class is certain: the gradient is nothing but rounding
@@ -1631,7 +1646,7 @@ def add_network_cases():
                 x_dtype=INPUT_DTYPES[(i // 2 + j) % len(INPUT_DTYPES)],
                 parameter=loss_parameters(loss)[i % len(loss_parameters(loss))],
             )
-            training_call(network, training, quick=(i + 2 * j) % 3 == 0)
+            training_call(network, training, quick=(i + 2 * j) % 3 == 0, long=(i + 2 * j) % 3 == 1)
     for i, (loss, network) in enumerate(zip(layout.LOSSES, cycle(SMALL_NETWORKS), strict=False)):
         size, used = ((16, 43), (1, 3))[i % 2]
         training = Training(

@@ -12,7 +12,9 @@ from . import cases
 
 
 def marks(case):
-    return [pytest.mark.quick] * case.quick + [pytest.mark.tiny] * cases.is_tiny(case)
+    tiny = cases.is_tiny(case)
+    long = case.long and not tiny
+    return [pytest.mark.quick] * case.quick + [pytest.mark.tiny] * tiny + [pytest.mark.long] * long
 
 
 PARAMETERS = [

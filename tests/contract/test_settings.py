@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("instruction_set", SETTINGS)
-def test_quick_cases(instruction_set):
+def test_quick_cases(instruction_set, pytestconfig):
     name, features = SETTINGS[instruction_set]
     host = llvm.get_host_cpu_features()
     if platform.machine() != "x86_64" or not all(host.get(feature) for feature in features):
@@ -42,5 +42,6 @@ def test_quick_cases(instruction_set):
     config = run("-c", "from fastbp.kernels import cpu; print(cpu.config())")
     assert instruction_set in config.stdout, config.stdout + config.stderr
     table = Path(__file__).with_name("test_contract.py")
-    cases = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "quick", "-k", "cpu", str(table))
+    profile = ["--long"] * pytestconfig.getoption("long")
+    cases = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "quick", "-k", "cpu", *profile, str(table))
     assert cases.returncode == 0, cases.stdout[-5000:] + cases.stderr[-2000:]

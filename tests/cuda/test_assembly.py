@@ -24,9 +24,6 @@ def architecture(capability):
     return "sm_" + "".join(map(str, capability))
 
 
-each_capability = pytest.mark.parametrize("capability", CAPABILITIES, ids=architecture)
-
-
 def spread(precisions, turn=0):
     """Products over layouts, tiles and capabilities: not every combination, but every two of them meet."""
     return [
@@ -155,7 +152,19 @@ OTHERS = (
 )
 
 
-@each_capability
-@pytest.mark.parametrize("kernel", OTHERS, ids=lambda kernel: f"{kernel.name} {kernel.dtype}")
+# By default every kernel for one of the architectures, in turn.
+@pytest.mark.parametrize(
+    ("kernel", "capability"),
+    [
+        pytest.param(
+            kernel,
+            capability,
+            id=f"{kernel.name} {kernel.dtype}-{architecture(capability)}",
+            marks=[pytest.mark.long] * ((i + j) % len(CAPABILITIES) > 0),
+        )
+        for i, kernel in enumerate(OTHERS)
+        for j, capability in enumerate(CAPABILITIES)
+    ],
+)
 def test_kernel(kernel, capability):
     assemble(kernel.function, kernel.signature, capability)

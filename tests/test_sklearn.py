@@ -48,18 +48,36 @@ def theirs_of(estimator):
     return theirs.set_params(**{name: value for name, value in estimator.get_params().items() if name in known})
 
 
+def checked_by_scikit_learn(*settings):
+    """For each of these arguments all checks, of both estimators."""
+    estimators = [cls(**arguments) for cls in ESTIMATORS for arguments in settings]
+    return parametrize_with_checks(estimators, expected_failed_checks=expected_to_fail)
+
+
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks(
-    [cls(**arguments) for cls in ESTIMATORS for arguments in ({}, {"early_stopping": True}, {"dtype": "float32"})],
-    expected_failed_checks=expected_to_fail,
-)
+@checked_by_scikit_learn({}, {"early_stopping": True}, {"dtype": "float32"})
 def test_scikit_learn(estimator, check):
+    fails_only_with_theirs(estimator, check)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@checked_by_scikit_learn(
+    {"dtype": "float64"},
+    {"dtype": "float64", "early_stopping": True},
+    {"dtype": "float32", "early_stopping": True},
+    {"solver": "lbfgs"},
+    {"solver": "sgd", "normalization": "layer", "residual": True},
+)
+def test_scikit_learn_at_length(estimator, check):
+    fails_only_with_theirs(estimator, check)
+
+
+def fails_only_with_theirs(estimator, check):
     """Nothing fails that does not fail with scikit-learn's own estimator."""
     try:
         check(estimator)
     except Exception:
-        if estimator.dtype is not None:
-            raise
         with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is, ours had it too
             check(theirs_of(estimator))
 

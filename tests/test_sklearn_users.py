@@ -258,6 +258,16 @@ def test_a_refused_fit_changes_nothing():
     np.testing.assert_array_equal(fitted.classes_, ["cat", "dog"])
 
 
+def test_a_refused_first_partial_fit_changes_nothing():
+    fitted = MLPClassifier(random_state=0)
+    with pytest.raises(ValueError, match="contains NaN"):
+        fitted.partial_fit(IRIS * np.nan, KIND, classes=[0, 1, 2])
+    assert not hasattr(fitted, "classes_")
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        fitted.partial_fit(IRIS, KIND)
+    assert fitted.partial_fit(IRIS, KIND > 0, classes=[False, True]).predict(IRIS).dtype == bool
+
+
 def test_a_fit_that_explodes_is_not_fitted():
     settings = {"learning_rate_init": 1.0, "activation": "identity", "solver": "sgd", "max_iter": 20}
     fitted = MLPRegressor(random_state=0, max_iter=2).fit(IRIS, KIND)

@@ -19,7 +19,9 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
+from fastbp.layers import Activation  # noqa: E402
 from fastbp.sklearn import MLPClassifier, MLPRegressor  # noqa: E402
+from fastbp.sklearn.arguments import ACTIVATIONS  # noqa: E402
 
 ESTIMATORS = MLPClassifier, MLPRegressor
 unconverged = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -46,18 +48,36 @@ def theirs_of(estimator):
     return theirs.set_params(**{name: value for name, value in estimator.get_params().items() if name in known})
 
 
+def checked_by_scikit_learn(*settings):
+    """For each of these arguments all checks, of both estimators."""
+    estimators = [cls(**arguments) for cls in ESTIMATORS for arguments in settings]
+    return parametrize_with_checks(estimators, expected_failed_checks=expected_to_fail)
+
+
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks(
-    [cls(**arguments) for cls in ESTIMATORS for arguments in ({}, {"early_stopping": True}, {"dtype": "float32"})],
-    expected_failed_checks=expected_to_fail,
-)
+@checked_by_scikit_learn({}, {"early_stopping": True}, {"dtype": "float32"})
 def test_scikit_learn(estimator, check):
+    fails_only_with_theirs(estimator, check)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@checked_by_scikit_learn(
+    {"dtype": "float64"},
+    {"dtype": "float64", "early_stopping": True},
+    {"dtype": "float32", "early_stopping": True},
+    {"solver": "lbfgs"},
+    {"solver": "sgd", "normalization": "layer", "residual": True},
+)
+def test_scikit_learn_at_length(estimator, check):
+    fails_only_with_theirs(estimator, check)
+
+
+def fails_only_with_theirs(estimator, check):
     """Nothing fails that does not fail with scikit-learn's own estimator."""
     try:
         check(estimator)
     except Exception:
-        if estimator.dtype is not None:
-            raise
         with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is, ours had it too
             check(theirs_of(estimator))
 
@@ -67,9 +87,8 @@ def test_scikit_learn(estimator, check):
 def test_names_order_and_defaults_are_those_of_scikit_learn(cls):
     theirs = inspect.signature(getattr(neural_network, cls.__name__)).parameters
     ours = inspect.signature(cls).parameters
-    added = ["dropout", "class_weight", "dtype", "device", "precision", "callbacks"]
-    if cls is MLPRegressor:
-        added.remove("class_weight")
+    added = ["dropout", "normalization", "residual", "max_grad_norm", "dtype", "device", "precision", "callbacks"]
+    added.insert(*((4, "class_weight") if cls is MLPClassifier else (1, "output_activation")))
     assert list(ours) == [*theirs, *added]
     assert {name: ours[name].default for name in theirs} == {name: theirs[name].default for name in theirs}
     assert {name: ours[name].kind for name in theirs} == {name: theirs[name].kind for name in theirs}
@@ -162,6 +181,120 @@ def test_lbfgs_ends_where_that_of_scikit_learn_ends(kind):
     np.testing.assert_allclose(short.loss_, theirs_of(short).fit(X, y).loss_, rtol=1e-6)
     assert short.n_iter_ == 5
     assert not hasattr(short, "partial_fit")
+
+
+# --------------------------------------------------------------------------------- beyond scikit-learn
+def layers_of(model):
+    return [type(layer).__name__ for layer in model.layers]
+
+
+@unconverged
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize(
+    ("loss", "cost"),
+    [
+        ("absolute_error", lambda e: np.abs(e)),
+        ("huber", lambda e: np.where(np.abs(e) <= 1, e**2 / 2, np.abs(e) - 0.5)),
+        (fastbp.HuberLoss(delta=0.2), lambda e: np.where(np.abs(e) <= 0.2, e**2 / 2, 0.2 * (np.abs(e) - 0.1))),
+        (fastbp.QuantileLoss(0.8), lambda e: np.maximum(-0.8 * e, 0.2 * e)),
+    ],
+    ids=["absolute", "huber", "huber-0.2", "quantile"],
+)
+def test_losses_of_regression(loss, cost, solver):
+    """The reported loss is the mean over rows and outputs, with the penalty; the weights go down its slope."""
+    X, y = task("targets")
+    settings = {"solver": solver, "activation": "tanh", "batch_size": 90, "max_iter": 30, "hidden_layer_sizes": (6,)}
+    fitted = estimator("targets", loss=loss, alpha=0.1, learning_rate_init=0.01, **settings).fit(X, y)
+    start = estimator("targets", loss=loss, alpha=0.1, **settings | {"solver": "sgd", "max_iter": 1}).fit(X, y)
+    after = cost(fitted.predict(X) - y).mean() + 0.05 * sum((w**2).sum() for w in fitted.coefs_) / 90
+    again = estimator("targets", loss=loss, alpha=0.1, warm_start=True, **settings).fit(X, y)
+    again.coefs_, again.intercepts_ = fitted.coefs_, fitted.intercepts_
+    again.set_params(solver="sgd", max_iter=1).fit(X, y)
+    np.testing.assert_allclose(again.loss_, after, rtol=1e-10)  # that before the update
+    assert fitted.loss_ < start.loss_
+
+
+@unconverged
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_huber_far_from_its_corner_is_the_squared_error(solver):
+    """So both follow the gradient of the sum over outputs, with the same penalty."""
+    X, y = task("targets")
+    settings = {"solver": solver, "max_iter": 8, "alpha": 0.5, "batch_size": 20, "hidden_layer_sizes": (8,)}
+    squared, huber = (
+        estimator("targets", loss=loss, **settings).fit(X, y) for loss in ("squared_error", fastbp.HuberLoss(1e6))
+    )
+    for one, other in zip(squared.coefs_, huber.coefs_, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8)
+    np.testing.assert_allclose(squared.loss_, huber.loss_, rtol=1e-10)
+
+
+@unconverged
+def test_quantiles_and_activations_of_outputs():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2))
+    y = rng.exponential(size=400)
+    settings = {"max_iter": 200, "learning_rate_init": 0.01, "hidden_layer_sizes": (8,), "random_state": 0}
+    fitted = MLPRegressor(fastbp.QuantileLoss(0.9), output_activation="softplus", alpha=0.0, **settings).fit(X, y)
+    assert 0.85 < (y <= fitted.predict(X)).mean() < 0.95
+    assert fitted.out_activation_ == "softplus"
+    assert layers_of(fitted.model_) == ["Linear", "ReLU", "Linear", "Softplus"]
+    assert (fitted.predict(-1e3 * X) >= 0).all()
+
+
+@unconverged
+@pytest.mark.parametrize("kind", ["classes", "labels", "target"])
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_normalisation_and_residuals(kind, solver):
+    X, y = task(kind)
+    settings = {"hidden_layer_sizes": (6, 6, 4), "batch_size": 30, "max_iter": 12, "solver": solver, "dropout": 0.1}
+    fitted = estimator(kind, normalization="batch", residual=True, learning_rate_init=0.05, **settings).fit(X, y)
+    block = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    assert layers_of(fitted.model_) == [*block, "Residual", *block, "Linear"]
+    assert layers_of(fitted.model_.layers[4]) == block
+    assert [weight.shape for weight in fitted.coefs_[:3]] == [(5, 6), (6, 6), (6, 4)]
+    norm = fitted.model_.layers[1]
+    assert not (norm.running_mean == 0).any()
+    before = fitted.predict(X)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(X), before)
+    fitted.coefs_[0] = 2 * fitted.coefs_[0]
+    assert fitted.model_.layers[1] is norm
+    statistics = norm.running_var.copy()
+    assert not np.array_equal(fitted.set_params(activation="tanh").predict(X), before)
+    np.testing.assert_array_equal(fitted.model_.layers[1].running_var, statistics)
+    assert estimator(kind, normalization="layer", **settings).fit(X, y).loss_curve_ or solver == "lbfgs"
+
+
+@unconverged
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_schedules_and_clipping(solver):
+    X, y = task("classes")
+    settings = {"solver": solver, "batch_size": 30, "max_iter": 5, "hidden_layer_sizes": (8,)}
+    schedule = fastbp.StepSchedule(0.01, every=3, factor=0.5)  # three updates an epoch
+    fitted = estimator("classes", learning_rate=schedule, **settings).fit(X, y)
+    assert fitted.model_.history.column("lr") == [0.01, 0.005, 0.0025, 0.00125, 0.000625]
+    constant = estimator("classes", learning_rate=lambda step: 0.001, **settings).fit(X, y)
+    np.testing.assert_array_equal(constant.coefs_[0], estimator("classes", **settings).fit(X, y).coefs_[0])
+    plain, wide = (estimator("classes", max_grad_norm=norm, **settings).fit(X, y) for norm in (None, 1e9))
+    np.testing.assert_allclose(plain.loss_curve_, wide.loss_curve_, rtol=1e-9)
+    if solver == "sgd":  # a step is no longer than rate times norm
+        one = {"momentum": 0.0, "max_iter": 1, "batch_size": 90, "learning_rate_init": 0.1}
+        start = estimator("classes", **settings | one | {"learning_rate_init": 1e-300}).fit(X, y)
+        moved = estimator("classes", max_grad_norm=0.01, **settings | one).fit(X, y)
+        step = start.model_.flat_parameters - moved.model_.flat_parameters
+        np.testing.assert_allclose(np.linalg.norm(step), 0.001, rtol=1e-6)
+
+
+@unconverged
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation(activation):
+    X, y = task("target")
+    fitted = estimator("target", activation=activation, max_iter=30, learning_rate_init=0.01).fit(X, y)
+    assert fitted.loss_curve_[-1] < fitted.loss_curve_[0]
+
+
+def test_all_activations_of_the_library_are_there():
+    classes = {cls for cls in vars(fastbp).values() if isinstance(cls, type) and issubclass(cls, Activation)}
+    assert set(ACTIVATIONS.values()) == classes
 
 
 # ------------------------------------------------------------------------------------- training
@@ -317,7 +450,14 @@ def test_names_of_a_data_frame():
         ({"activation": "step"}, ValueError, "activation must be one of 'identity', 'logistic'"),
         ({"solver": "newton"}, ValueError, "solver must be one of 'lbfgs', 'sgd', 'adam'"),
         ({"learning_rate": "fast"}, ValueError, "learning_rate must be one of 'constant'"),
-        ({"loss": "huge"}, ValueError, "loss must be one of 'squared_error', 'poisson'"),
+        ({"loss": "huge"}, ValueError, "loss must be one of 'squared_error', 'poisson', 'absolute_error', 'huber'"),
+        ({"loss": fastbp.CrossEntropyLoss()}, ValueError, "loss must be one of"),
+        ({"output_activation": "step"}, ValueError, "output_activation must be one of"),
+        ({"output_activation": "relu", "loss": "poisson"}, ValueError, "output_activation must be None for loss="),
+        ({"normalization": "group"}, ValueError, "normalization must be one of 'batch', 'layer'"),
+        ({"normalization": "batch", "batch_size": 89}, ValueError, "cannot train on a batch of one row, and 90 rows"),
+        ({"residual": 1}, TypeError, "residual must be True or False"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be above 0"),
         ({"hidden_layer_sizes": (8, 0)}, ValueError, r"hidden_layer_sizes\[1\] must be at least 1"),
         ({"hidden_layer_sizes": (8.0,)}, TypeError, r"hidden_layer_sizes\[0\] must be an integer"),
         ({"alpha": -1.0}, ValueError, "alpha must be at least 0"),

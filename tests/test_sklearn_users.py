@@ -11,9 +11,10 @@ from scipy import sparse
 from sklearn import neural_network
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits, load_iris, make_multilabel_classification
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -239,9 +240,61 @@ def test_a_refused_fit_changes_nothing():
     assert vars(fitted).keys() == state.keys()
     assert fitted.n_features_in_ == 4
     np.testing.assert_array_equal(fitted.predict(IRIS), before)
-    with pytest.raises(ValueError, match="hidden_layer_sizes"):
-        fitted.set_params(hidden_layer_sizes=(0,)).fit(IRIS, KIND)
-    np.testing.assert_array_equal(fitted.predict(IRIS), before)
+    refused = [
+        ("hidden_layer_sizes", {"hidden_layer_sizes": (0,)}),
+        ("The validation set is too small", {"early_stopping": True, "validation_fraction": 0.005}),
+        ("class_weight must be a dict", {"class_weight": "even"}),
+        ("a batch of one row", {"normalization": "batch", "batch_size": 149}),
+        ("callbacks must be|a callback must have", {"callbacks": [3]}),
+        ("float32 cannot hold", {"dtype": "float32"}),
+    ]
+    for message, arguments in refused:
+        defaults = {name: fitted.get_params()[name] for name in arguments}
+        with pytest.raises((ValueError, TypeError), match=message):
+            fitted.set_params(**arguments).fit(IRIS * (1e39 if "dtype" in arguments else 1), KIND)
+        fitted.set_params(**defaults)
+        assert vars(fitted).keys() == state.keys()
+        np.testing.assert_array_equal(fitted.predict(IRIS), before)
+    np.testing.assert_array_equal(fitted.classes_, ["cat", "dog"])
+
+
+def test_a_refused_first_partial_fit_changes_nothing():
+    fitted = MLPClassifier(random_state=0)
+    with pytest.raises(ValueError, match="contains NaN"):
+        fitted.partial_fit(IRIS * np.nan, KIND, classes=[0, 1, 2])
+    assert not hasattr(fitted, "classes_")
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        fitted.partial_fit(IRIS, KIND)
+    assert fitted.partial_fit(IRIS, KIND > 0, classes=[False, True]).predict(IRIS).dtype == bool
+
+
+def test_a_fit_that_explodes_is_not_fitted():
+    settings = {"learning_rate_init": 1.0, "activation": "identity", "solver": "sgd", "max_iter": 20}
+    fitted = MLPRegressor(random_state=0, max_iter=2).fit(IRIS, KIND)
+    with pytest.raises(ValueError, match="Solver produced non-finite parameter weights"):
+        fitted.set_params(**settings).fit(IRIS * 1e100, KIND)
+    with pytest.raises(NotFittedError):
+        fitted.predict(IRIS)
+    assert np.isfinite(fitted.set_params(learning_rate_init=1e-4).fit(IRIS, KIND).predict(IRIS)).all()
+
+
+def test_the_container_of_the_rows_changes_nothing(tmp_path):
+    """A memory map that is read only, as joblib hands out, Fortran's order, other strides: the same bits."""
+    stored = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", IRIS.dtype, IRIS.shape)
+    stored[:] = IRIS
+    forms = np.load(tmp_path / "X.npy", mmap_mode="r"), np.asfortranarray(IRIS), np.repeat(IRIS, 2, axis=0)[::2]
+    expected = MLPClassifier(random_state=0, max_iter=5).fit(IRIS, KIND).predict_proba(IRIS)
+    for X in forms:
+        fitted = MLPClassifier(random_state=0, max_iter=5).fit(X, KIND)
+        np.testing.assert_array_equal(fitted.predict_proba(X), expected)
+
+
+@pytest.mark.long
+def test_processes_of_joblib_change_nothing():
+    X = np.random.default_rng(0).normal(size=(20_000, 10))  # which joblib maps into memory
+    y = np.argmax(X[:, :3], axis=1)
+    fits = [OneVsRestClassifier(MLPClassifier((8,), random_state=0, max_iter=3), n_jobs=n).fit(X, y) for n in (1, 2)]
+    np.testing.assert_array_equal(*(fitted.predict_proba(X) for fitted in fits))
 
 
 def test_not_fitted():
@@ -266,10 +319,29 @@ def test_probabilities_in_the_tails():
     np.testing.assert_allclose(fitted.predict_log_proba(IRIS)[0], [-18.000000015, -1.523e-8], rtol=1e-3)
 
 
-def test_numbers_that_the_network_cannot_hold_are_refused():
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 90), ("float64", 700)])
+def test_logarithms_of_probabilities_in_the_tails(dtype, size):
+    """Also where the probability itself is rounded to 0 or 1: a sigmoid of the other sign, a log-softmax."""
+    fitted = MLPClassifier(hidden_layer_sizes=(), dtype=dtype, max_iter=1).fit(IRIS[:100], KIND[:100])
+    fitted.coefs_[0][...], fitted.intercepts_[0][...] = 0, size
+    np.testing.assert_allclose(fitted.predict_log_proba(IRIS)[0], [-size, -np.exp(-float(size))], rtol=1e-3)
+    fitted.intercepts_[0][...] = 40
+    np.testing.assert_allclose(fitted.predict_proba(IRIS)[0, 0], np.exp(-40.0), rtol=1e-5)
+    fitted = MLPClassifier(hidden_layer_sizes=(), dtype=dtype, max_iter=1).fit(IRIS, KIND)
+    fitted.coefs_[0][...], fitted.intercepts_[0][...] = 0, [0, size, 2]
+    np.testing.assert_allclose(fitted.predict_log_proba(IRIS)[0, ::2], [-size, 2 - size], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", [np.array, sparse.csr_array])
+def test_numbers_that_the_network_cannot_hold_are_refused(form):
     fitted = MLPClassifier(dtype="float32", max_iter=1).fit(IRIS, KIND)
+    rows = form([[1e39, 0, 0, 0]])
     with pytest.raises(ValueError, match="float32 cannot hold"):
-        fitted.predict([[1e39, 0, 0, 0]])
+        fitted.predict(rows)
+    with pytest.raises(ValueError, match="float32 cannot hold"):
+        fitted.partial_fit(rows, [0])
+    with pytest.raises(ValueError, match=r"y\[1\] = 1e\+39, which float32 cannot hold"):
+        MLPRegressor(dtype="float32", max_iter=1).fit(IRIS[:2], [0, 1e39])
 
 
 CASES = [

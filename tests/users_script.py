@@ -10,7 +10,7 @@ from sklearn.neural_network import MLPRegressor as Theirs
 
 import fastbp
 from fastbp import Variable
-from fastbp.sklearn import MLPClassifier, MLPRegressor
+from fastbp.sklearn import MLPClassifier, MLPRegressor, MLPSearchCV
 from fastbp.tabular import Predictor, Preprocessing
 
 fastbp.set_num_threads(fastbp.get_num_threads())
@@ -126,6 +126,9 @@ converted = fastbp.from_torch(torch_module, dtype="float64").to_torch_state_dict
 found = MLPClassifier(hidden_layer_sizes=(8,), max_iter=20, random_state=0, tol=10).fit(X, labels).predict(X)
 theirs = Theirs(hidden_layer_sizes=(4,), max_iter=2).fit(X, X[:, 0])
 coefficients = fastbp.to_sklearn(fastbp.from_sklearn(theirs)).coefs_
+found = MLPSearchCV(MLPClassifier(max_iter=2, tol=10), {"alpha": [0.1, 1.0]}, cv=2).fit(X, labels).predict(X)
+robust = MLPRegressor(fastbp.QuantileLoss(0.9), output_activation="softplus", normalization="layer", residual=True)
+robust.set_params(learning_rate=fastbp.CosineSchedule(0.01, 9), max_grad_norm=1.0, max_iter=2, tol=10).fit(X, X[:, 0])
 curve: list[float] = MLPRegressor(hidden_layer_sizes=8, max_iter=2).partial_fit(X, X[:, 0]).loss_curve_
 figure = fastbp.plot_history(history)
 figure.clear()

@@ -21,10 +21,11 @@ from ..model import Sequential
 from .arguments import ACTIVATIONS, CHECKS, NORMALIZATIONS, check
 from .epochs import Epochs
 from .lbfgs import fit_lbfgs
-from .rows import outputs, passes
+from .rows import check_held, outputs, passes
 
 # The arguments that a network is built by, besides its weights.
 SHAPING = "activation", "normalization", "residual", "dropout", "output_activation", "dtype", "device", "precision"
+OF_A_NETWORK = "model_", "_coefs", "_intercepts", "_shown", "_optimizer", "_steps"
 OF_A_PROCESS = "_coefs", "_intercepts", "_shown", "_steps", "_checked_arguments"  # views, workspaces: not pickled
 
 
@@ -97,6 +98,8 @@ class Perceptron(BaseEstimator):
         if not network.on_host:
             self._show()
         if not network.all_finite():
+            for name in OF_A_NETWORK:
+                vars(self).pop(name, None)
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
@@ -113,7 +116,9 @@ class Perceptron(BaseEstimator):
         random = check_random_state(self.random_state) if draws else None  # making one takes longer than a small step
         if begin:
             self._begin(X, y, random)
-        self._network()
+        dtype = self._network().dtype
+        check_held(X, dtype)
+        checks.finite("y", y, dtype)
         if self.solver == "lbfgs":
             return partial(fit_lbfgs, self, X, self._target(y), self._weight(y, weight))
         return Epochs(self, X, y, weight, validation, random, incremental).run

@@ -191,7 +191,11 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             self._set_classes(y if type_of_target(y).startswith("multilabel") else unique_labels(classes))
         elif classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(f"classes must be those of the first call, {self.classes_}; got {classes}")
-        return self._train(X, y, sample_weight, incremental=True)
+        try:
+            return self._train(X, y, sample_weight, incremental=True)
+        finally:
+            if not hasattr(self, "coefs_"):  # the next call is the first one again
+                vars(self).pop("classes_", None)
 
     def predict(self, X: ArrayLike) -> Array:
         """The most probable class of every row, (n,); of several labels whether each is more probable than not."""
@@ -270,8 +274,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         return Objective(losses.BCEWithLogitsLoss(), self.n_outputs_, self.n_outputs_)  # of labels the sum
 
     def _target(self, y):
-        if self.out_activation_ == "softmax":
-            return np.searchsorted(self.classes_, y)
+        if y.ndim == 1:
+            labels = np.searchsorted(self.classes_, y)
+            return labels if self.out_activation_ == "softmax" else labels[:, None].astype(self.model_.dtype)
         return self._label_binarizer.transform(y).astype(self.model_.dtype)
 
     def _strata(self, y):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -19,6 +21,35 @@ from .rows import dense, outputs
 from .steps import Steps
 
 AUTO_BATCH = 200  # rows of a batch where batch_size="auto"
+
+
+class Group:
+    """Trainings that one search started; they stop together."""
+
+    def __init__(self):
+        self.stopped, self.running = False, weakref.WeakSet()
+
+    def interrupts(self):
+        """Those of a training that begins."""
+        interrupts = Interrupts()
+        interrupts.came = self.stopped
+        self.running.add(interrupts)
+        return interrupts
+
+    def stop(self):
+        """Stop those that run, and those that would begin."""
+        self.stopped = True
+        for interrupts in list(self.running):
+            interrupts.came = True
+
+
+class Started(threading.local):
+    """The search that started what runs on this thread."""
+
+    group = None
+
+
+started = Started()
 
 
 class Best:
@@ -124,7 +155,8 @@ class Epochs:
         model.history = history = History()
         run = {"epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count}
         run |= {"verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0]}
-        interrupts, each_batch = Interrupts(), any(hasattr(watcher, "on_batch_end") for watcher in watchers)
+        interrupts = Interrupts() if started.group is None else started.group.interrupts()
+        each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
         self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
         self.order, self.sizes = np.arange(self.count), np.full(self.batches, self.batch_size)
         self.sizes[-1] = self.count - (self.batches - 1) * self.batch_size

@@ -29,11 +29,17 @@ def passes(estimator, X):
         return math.isfinite(np.add.reduce(X, axis=None))
 
 
+def check_held(X, dtype):
+    """Refuse finite numbers that a network of this dtype cannot hold."""
+    if X.dtype != dtype:
+        argument, numbers = ("X.data", X.data) if sparse.issparse(X) else ("X", X)
+        checks.finite(argument, numbers, dtype)
+
+
 def outputs(model, X):
     """What the network gives for X; sparse rows are made dense a block at a time."""
+    check_held(X, model.dtype)
     if not sparse.issparse(X):
-        if X.dtype != model.dtype:
-            checks.finite("X", X, model.dtype)
         return model.predict(X)
     rows = max(1, BLOCK_BYTES // (X.shape[1] * model.dtype.itemsize))
     return np.vstack([model.predict(X[start : start + rows].toarray()) for start in range(0, X.shape[0], rows)])

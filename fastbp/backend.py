@@ -23,6 +23,8 @@ MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "referenc
 
 Kernels: TypeAlias = Any  # a module with the names of kernels/reference.py, or `device.DeviceKernels`
 
+MOST_THREADS = 512  # more, waiting for one another on a few cores, would be at it for minutes
+
 _loaded: dict[str, Kernels] = {}
 _threads: int | None = None  # as set by set_num_threads
 
@@ -70,10 +72,13 @@ def set_num_threads(threads: int) -> None:
     Parameters
     ----------
     threads : int
-        At least 1; more workers than cores is allowed. Results have the same bits for every number.
+        From 1 to `MOST_THREADS`, which is 512; more workers than cores is allowed. Results have the same bits for every
+        number.
     """
     global _threads
-    _threads = checks.integer("threads", threads, minimum=1)
+    if checks.integer("threads", threads, minimum=1) > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}, got {threads}")
+    _threads = int(threads)
     for module in _loaded.values():
         module.set_num_threads(_threads)
 

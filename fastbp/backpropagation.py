@@ -51,6 +51,12 @@ def backpropagate(root: Variable, gradient: float | Array, retain_graph: bool) -
         root._grad = gradient if root._grad is None else root._grad + gradient
         return
     root._grad = gradient
+    with np.errstate(all="ignore"):
+        _back(order, retain_graph)
+
+
+def _back(order, retain_graph):
+    """Give the inputs of each variable their gradients, the newest variable first."""
     next_variable = order.pop
     while order:
         variable = next_variable()  # perhaps the last reference, so that it is freed after its turn
@@ -140,6 +146,8 @@ def flows_of(ctx: Function, grad: float | Array) -> tuple[Any, ...]:
     """What ``backward`` returns, as a tuple with a gradient for each input."""
     flows = type(ctx).backward(ctx, grad)
     flows = flows if type(flows) is tuple else (flows,)
+    if len(flows) > len(ctx.inputs) and all(flow is None for flow in flows[len(ctx.inputs) :]):
+        flows = flows[: len(ctx.inputs)]  # of defaults that were not given
     if len(flows) != len(ctx.inputs):
         raise ValueError(
             f"{ctx!r}.backward must return {len(ctx.inputs)} gradients, one for every argument of forward "

@@ -19,6 +19,7 @@ from .kernels import exchange
 Array: TypeAlias = NDArray[Any]
 T = TypeVar("T")
 
+MOST_WEIGHT = 1e100  # so that sums of weights, and of their products, stay finite
 BLOCK_BYTES = 1 << 20  # read at a time: the second pass finds it in the second-level cache
 
 
@@ -63,10 +64,14 @@ def real(argument: str, value: Any, minimum: float = 0.0, below: float = math.in
     """``value`` as a float in ``[minimum, below)``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument} must be a real number, got {value!r} of type {type(value).__name__}")
-    if not minimum <= value < below:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer, or a fraction of two
+        number = math.inf
+    if not minimum <= number < below:
         limit = "finite" if below == math.inf else f"below {below:g}"
-        raise ValueError(f"{argument} must be at least {minimum:g} and {limit}, got {value}")
-    return float(value)
+        raise ValueError(f"{argument} must be at least {minimum:g} and {limit}, got {value!s:.50}")
+    return number
 
 
 def positive(argument: str, value: Any) -> float:
@@ -111,6 +116,11 @@ def numeric(argument: str, value: Any) -> Array:
             f"{argument} must be in the memory of the host here, got a {type(value).__name__} on the GPU; copy it "
             f'to the host first, or move the model there with model.to("cuda")'
         )
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument} must be an array without a mask, whose numbers would be taken for real ones; leave such rows "
+            f"out, or fill them: {argument}.filled(…)"
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -148,7 +158,7 @@ def readable(array: Array) -> bool:
 
 def converted(array: Array, dtype: DTypeLike) -> Array:
     """The array in this dtype and a layout that kernels read; not copied where it has them."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         array = np.ascontiguousarray(array, dtype)
     return array if array.flags.aligned else array.copy()
 
@@ -209,6 +219,12 @@ def weights(argument: str, value: Any, rows: int, each: str = "row") -> Array:
         raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")
     if not array.any():
         raise ValueError(f"{argument} must have a sum above 0: with all weights zero there is nothing to average")
+    if array.max() > MOST_WEIGHT:
+        first = int(np.argmax(array > MOST_WEIGHT))
+        raise ValueError(
+            f"{argument} must be at most {MOST_WEIGHT:g}, or their sum is too large, got {argument}[{first}] = "
+            f"{array[first]}; divide them all by a number: only their ratios count"
+        )
     return array
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,7 +26,8 @@ ChunkLike: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike,
 Data: TypeAlias = ArrayLike | Iterable[ChunkLike] | Callable[[], Iterable[ChunkLike]]
 
 WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
-SHUFFLE_BLOCK = 16_384  # rows of a memory map that are shuffled together: a full permutation would read it at random
+BLOCKS = "blocks"  # a value of ``shuffle``
+SHUFFLE_BLOCK = 16_384  # rows that are shuffled together then
 
 
 # -------------------------------------------------------------------------------------- order
@@ -35,12 +35,11 @@ def epoch_rows(
     kernels: Kernels,
     generator: np.random.Generator,
     rows: range | Array,
-    shuffle: bool,
-    by_blocks: bool,
+    shuffle: bool | str,
     weight: Array | None = None,
 ) -> range | Array:
     """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten."""
-    if not (shuffle and by_blocks):
+    if shuffle != BLOCKS:
         order = _array(rows, weight)
         if shuffle:
             _shuffle(kernels, generator, order)
@@ -72,11 +71,11 @@ def _shuffle(kernels, generator, rows):
     kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
 
 
-def is_memory_map(array: Any) -> bool:
-    """Whether the array lies in a file that is mapped into memory."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array, mmap.mmap)
+def checked_shuffle(shuffle: Any) -> bool | str:
+    """``shuffle``, which is True, False or "blocks"."""
+    if isinstance(shuffle, str):
+        return checks.choice("shuffle", shuffle, (BLOCKS,))
+    return checks.boolean("shuffle", shuffle)
 
 
 def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -94,7 +93,7 @@ def batches(
     y: ArrayLike,
     batch_size: int,
     *,
-    shuffle: bool = True,
+    shuffle: bool | str = True,
     seed: int | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Array, Array]]:
@@ -105,8 +104,8 @@ def batches(
     X : array (n, …)
     y : array (n, …)
     batch_size : int
-    shuffle : bool
-        Arrays are shuffled by a full permutation, memory maps by blocks of ``data.SHUFFLE_BLOCK`` rows.
+    shuffle : bool or "blocks"
+        As in `Sequential.fit`.
     seed : int, optional
     drop_last : bool
         Leave out the last batch if it is short.
@@ -120,10 +119,10 @@ def batches(
         raise ValueError(f"X and y must have the same number of rows, got shapes {X.shape} and {y.shape}")
     checks.not_empty("X", X)
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
-    shuffle, drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+    shuffle, drop_last = checked_shuffle(shuffle), checks.boolean("drop_last", drop_last)
     steps = count_steps(len(X), batch_size, drop_last)
     generator = checks.generator("seed", seed)
-    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle, is_memory_map(X))
+    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle)
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 
@@ -171,7 +170,6 @@ class Chunk:
         sample_weight: ArrayLike | None = None,
         names: Sequence[str] = ("X", "y", "sample_weight"),
     ) -> None:
-        self.by_blocks = is_memory_map(X)
         self.X, self.y = checked_pair(model, loss, X, y, names)
         if sample_weight is not None:
             sample_weight = checks.weights(names[2], sample_weight, len(self.X))
@@ -191,10 +189,10 @@ class Chunk:
             raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
         return chunk
 
-    def order(self, model: Sequential, shuffle: bool) -> Array:
+    def order(self, model: Sequential, shuffle: bool | str) -> Array:
         """The rows in the order of one epoch, drawn by the generator of the model."""
         rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
-        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.by_blocks, self.weight)
+        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.weight)
 
     def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""

@@ -11,13 +11,14 @@ after a function had read it.
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import inspect
 import itertools
 import operator
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -27,37 +28,78 @@ from .backpropagation import LEAF, backpropagate, frozen, inputs_of, reachable
 from .checks import Array
 
 Operand: TypeAlias = "Variable | ArrayLike"
+T = TypeVar("T")
 
 next_tick = itertools.count(1).__next__
 
 
 # ------------------------------------------------------------------------------------- no_grad
-_pauses = 0  # the depths within no_grad, summed over threads: while it is 0, nearly always, every thread records
-_pauses_lock = threading.Lock()
-_thread = threading.local()
+_pauses: list[tuple[int, int]] = []  # (thread, id of the no_grad) within: nearly always none, and every thread records
 
 
-class no_grad(contextlib.ContextDecorator):
-    """Stops recording in this thread: ``with no_grad(): w -= 0.1 * w.grad``. It is a decorator too."""
+class no_grad:
+    """Stops recording in this thread: ``with no_grad(): w -= 0.1 * w.grad``.
+
+    It is a decorator too: ``@no_grad()``. Of a generator function it stops recording while the generator's own code
+    runs, not while that of its caller does.
+    """
 
     def __enter__(self) -> None:
-        self._count(1)
+        _pauses.append((threading.get_ident(), id(self)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._count(-1)
+        _pauses.remove((threading.get_ident(), id(self)))
 
-    def _count(self, step):
-        global _pauses
-        _thread.depth = getattr(_thread, "depth", 0) + step
-        with _pauses_lock:
-            _pauses += step
+    def __del__(self) -> None:
+        for left in [pause for pause in _pauses if pause[1] == id(self)]:  # where an interrupt met __exit__
+            _pauses.remove(left)
+
+    def __call__(self, function: Callable[..., T]) -> Callable[..., T]:
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"no_grad cannot decorate {function.__qualname__}, which others interrupt where it awaits; "
+                f"write with no_grad(): in it"
+            )
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def generator(*arguments, **named):
+                return _unrecorded(function(*arguments, **named))
+
+            return generator
+
+        @functools.wraps(function)
+        def call(*arguments, **named):
+            with no_grad():
+                return function(*arguments, **named)
+
+        return call
+
+
+def _unrecorded(generator):
+    """The generator, whose own code is not recorded."""
+    resume = functools.partial(next, generator)
+    while True:
+        try:
+            with no_grad():
+                value = resume()
+        except StopIteration as end:
+            return end.value
+        try:
+            resume = functools.partial(generator.send, (yield value))
+        except GeneratorExit:
+            with no_grad():
+                generator.close()
+            raise
+        except BaseException as error:
+            resume = functools.partial(generator.throw, error)
 
 
 def recording() -> bool:
     """Whether this thread records."""
-    return not (_pauses and getattr(_thread, "depth", 0))
+    return not (_pauses and threading.get_ident() in [thread for thread, _ in _pauses])
 
 
 # ------------------------------------------------------------------------------------ variables
@@ -318,7 +360,8 @@ class Variable:
             return NotImplemented
         if not self.is_leaf:
             return NotImplemented
-        value = change(self._data, value_of(other))
+        with np.errstate(all="ignore"):
+            value = change(self._data, value_of(other))
         return self._set(value if type(value) is float else _held(checks.numeric("the new value", value)))
 
     def __iadd__(self, other: Operand) -> Variable:
@@ -417,6 +460,11 @@ def value_of(operand: Any) -> Any:
     return operand._data if type(operand) is Variable else operand
 
 
+def _own(argument: Any) -> Any:
+    """The argument of a function; an array is copied: whoever gave them may change them before `Variable.backward`."""
+    return frozen(argument.copy()) if isinstance(argument, np.ndarray) else argument
+
+
 def own_value(argument: str, value: Any) -> Any:
     """A float, or a read-only copy as an array of float32 or float64."""
     if type(value) is float:
@@ -445,7 +493,9 @@ class Function:
     ``MyFunction.apply(*arguments)`` calls ``forward(ctx, *arguments)`` with floats and read-only arrays in place of
     variables, and returns its result, one number or array, as a variable. ``backward(ctx, grad_output)`` returns the
     gradient of the only argument of ``forward``, or a tuple with one for every argument and None for what is no
-    variable. A gradient in a broadcast shape is summed to the shape of its argument.
+    variable; more of None at the end stand for defaults that were not given. Both run with NumPy's floating-point
+    errors off. Where the result is recorded and ``backward`` reads its arguments, ``forward`` gets copies of arrays
+    that are no variables. A gradient in a broadcast shape is summed to the shape of its argument.
 
     Attributes
     ----------
@@ -511,15 +561,18 @@ class Function:
         ctx = cls()
         ctx.inputs = tuple([x if type(x) is Variable else None for x in arguments])
         ctx.needs_input_grad = tuple([x is not None and x._node is not None for x in ctx.inputs])
-        result = cls.forward(ctx, *[value_of(x) for x in arguments])
+        records = (ctx.has_parameters or True in ctx.needs_input_grad) and recording()
+        values = [x._data if type(x) is Variable else _own(x) if records and cls.reads_inputs else x for x in arguments]
+        with np.errstate(all="ignore"):
+            result = cls.forward(ctx, *values)
         if type(result) is np.ndarray and result.dtype in _DTYPES and result.ndim:
             result = frozen(result.view())
         elif type(result) is not float:
             if not isinstance(result, np.ndarray | np.generic | int | float):
                 raise TypeError(f"{cls.__name__}.forward must return one number or array, got {type(result).__name__}")
             result = _held(checks.numeric(f"the result of {cls.__name__}.forward", result))
-        recorded = ctx.has_parameters or True in ctx.needs_input_grad
-        return variable_of(result, ctx if recorded and recording() else None)
+        records = (ctx.has_parameters or True in ctx.needs_input_grad) and recording()
+        return variable_of(result, ctx if records else None)
 
     def __repr__(self) -> str:
         return f"<{self.label}>"

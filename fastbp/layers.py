@@ -55,8 +55,13 @@ class Call(Function):
             layer.last_call = last
         ctx.network = layer.network
         ctx.has_parameters = ctx.network is not None
-        ctx.version = ctx.network.version if ctx.has_parameters else None
+        ctx.values = ctx.state_of(layer)
         return out
+
+    def state_of(self, layer: Any) -> tuple[Any, ...] | None:
+        """What tells whether the values of the layer, alone or in a model, have changed."""
+        network = self.network
+        return (network.version, network.fingerprint(getattr(layer, "_row", None))) if network is not None else None
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -69,7 +74,7 @@ class Call(Function):
         return None, None, grad_input
 
     def check_unchanged(self) -> None:
-        if self.has_parameters and self.version != self.network.version:
+        if self.has_parameters and self.values != self.state_of(self.layer):
             raise RuntimeError(
                 f"the parameters of {self.label} were changed after it had been called: call backward() before the "
                 f"optimizer steps, or compute again"
@@ -367,6 +372,7 @@ class Linear(Trained):
         x = self._last_saved()
         network = self.network
         grad_output = checks.batch("grad_output", grad_output, self.out_features, network.dtype, len(x))
+        grad_output = network.apart_from_gradients(grad_output)
         grad_weight, grad_bias = network.store_gradients()[self._row]
         if self.trainable:
             network.backend.linear_backward_params(x, grad_output, int(accumulate), grad_weight, grad_bias)
@@ -574,9 +580,8 @@ class Dropout(Layer):
     """``y = x m / (1 - p)``, with ``m`` 0 with probability ``p`` and 1 otherwise; ``y = x`` when not training.
 
     Srivastava et al., "Dropout", 2014. In a model, the units dropped depend on the seed, the training step, the row of
-    the data and the unit, not on threads or the place in a batch. They depend on the place instead for rows that have
-    to be converted before the kernels can read them, and in steps through stored gradients (own loops, ``clip_norm``,
-    ``accumulate``). `Sequential.eval`, ``predict`` and validation drop nothing.
+    the data and the unit, not on threads, the layout of the data or the place in a batch; in loops of your own, where a
+    batch is all there is, on its row in the batch. `Sequential.eval`, ``predict`` and validation drop nothing.
 
     Parameters
     ----------
@@ -708,6 +713,7 @@ class Normalization(Trained):
         normalised, network = self._last_saved()[0], self.network
         grad_output = checks.batch("grad_output", grad_output, self.features, network.dtype, len(normalised))
         if self.affine and self.trainable:
+            grad_output = network.apart_from_gradients(grad_output)
             views = network.store_gradients()[self._row]
             network.backend.norm_backward_params(grad_output, normalised, int(accumulate), *views)
         return self.backward_input(grad_output)

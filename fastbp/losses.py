@@ -44,6 +44,8 @@ class LossOf(Function):
     def forward(ctx: Any, loss: Loss, prediction: Any, target: Any, sample_weight: Any) -> Any:
         if ctx.inputs[2] is not None and ctx.inputs[2].requires_grad:
             raise TypeError("target must not require a gradient, which losses do not have for it: use its .data")
+        if ctx.inputs[3] is not None and ctx.inputs[3].requires_grad:
+            raise TypeError("sample_weight must not require a gradient, which losses do not have: use its .data")
         ctx.loss = loss
         value, gradient = loss(prediction, target, sample_weight)
         ctx.save_for_backward(gradient)
@@ -187,7 +189,10 @@ class Loss:
         code = layout.LOSSES.index(self.kernel(target))
         if isinstance(target, np.ndarray):
             target = checks.converted(target, np.int64 if self.takes_labels(target) else prediction.dtype)
+        outputs = prediction.shape[1]
         kernels.loss_forward_backward(code, self.parameter, prediction, target, weight, row_loss, row_hit, gradient)
+        if isinstance(target, np.ndarray) and self.takes_labels(target) and np.isnan(row_loss).any():
+            checks.labels("target", target, len(target), outputs)  # which may have been changed
         return row_loss, row_hit
 
     def of_batch(

@@ -96,10 +96,11 @@ class Sequential:
         values = [layer.first_values(self.generator) for layer, _ in chain.placed]
         for (layer, row), first in zip(chain.placed, values, strict=True):
             layer.adopt(self._parameters, row, first)
+        self._lock = threading.Lock()
         self._prepare()
 
     def _prepare(self):
-        """What a process makes for itself: views, workspaces, locks."""
+        """What a process makes for itself, for the device where the parameters are: views, workspaces."""
         self._kernels = self._parameters.backend
         self._parameters.owner = weakref.ref(self)
         self._values, self._statistics = self._parameters.values, self._parameters.statistics
@@ -107,7 +108,7 @@ class Sequential:
         self.in_features, self.out_features = self.program.in_features, self.program.out_features
         self._drops, self._no_keys = self.program.drops, np.zeros(1, np.uint64)
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
-        self._training_workspaces = {}  # (loss code and parameter, optimizer code) -> (capacity, workspace)
+        self._training_workspaces = {}  # (loss code, optimizer code) -> (capacity, loss parameter, workspace)
         self._step = None  # what the last train_step made ready
         self._walk = None  # of the last forward pass
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
@@ -117,7 +118,6 @@ class Sequential:
         else:  # the results of layers stay on the device
             self._empty, self._batch = self._kernels.empty, self._kernels.batch
             self.prediction_block = max(1, DEVICE_BLOCK_BYTES // row_bytes)
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         names = "dtype layers generator training history optimizer metadata _loss _parameters"
@@ -125,6 +125,7 @@ class Sequential:
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
+        self._lock = threading.Lock()
         self._prepare()
 
     @property
@@ -158,11 +159,13 @@ class Sequential:
         if (device, precision) != (self.device, self.precision):
             with self.exclusive():
                 self._parameters.to(device, precision)
-                for layer in chains.flattened(self.layers):
-                    if not isinstance(layer, Residual):
-                        layer.device = device
-                    layer.last_call = None
-            self._prepare()
+                try:
+                    for layer in chains.flattened(self.layers):
+                        if not isinstance(layer, Residual):
+                            layer.device = device
+                        layer.last_call = None
+                finally:
+                    self._prepare()  # always: what was prepared before is for the other device
         return self
 
     def freeze(self, frozen: Collection[int]) -> None:
@@ -188,9 +191,10 @@ class Sequential:
 
     @flat_parameters.setter
     def flat_parameters(self, value: ArrayLike) -> None:
-        flat = self._parameters.checked_flat("flat_parameters", value)
-        self._parameters.unpack(flat, self._parameters.values)
-        self._parameters.version += 1
+        network = self._parameters
+        flat, new = network.checked_flat("flat_parameters", value), network.copied_values()
+        network.unpack(flat, new[0])
+        network.restore_values(new)
 
     @property
     def flat_gradients(self) -> Array:
@@ -209,7 +213,7 @@ class Sequential:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and running statistics by name: ``"0.weight"`` (in, out), ``"0.bias"`` (out,), …"""
-        return {part.name: np.array(part.data) for part in self._parameters.state()}
+        return {part.name: part.copied() for part in self._parameters.state()}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy in what `state_dict` returned; names and shapes must be those of this model."""
@@ -223,8 +227,12 @@ class Sequential:
         arrays = [checks.numeric(parameter.name, state[parameter.name]) for parameter in parameters]
         for parameter, array in zip(parameters, arrays, strict=True):
             checks.shape(parameter.name, array, parameter.shape)
+        network = self._parameters
+        new = network.copied_values()  # apart from the arrays, which may be views of this model
+        views = network.named_views(new)
         for parameter, array in zip(parameters, arrays, strict=True):
-            parameter.data = array
+            network.write(views[parameter.name], array)
+        network.restore_values(new)
 
     def to_torch_state_dict(self) -> dict[str, Array]:
         """`state_dict` in PyTorch's layout: ``"0.weight"`` is (out, in); its keys are those of an ``nn.Sequential``.
@@ -232,7 +240,7 @@ class Sequential:
         PyTorch is not needed; there, ``module.load_state_dict({name: torch.from_numpy(array) for name, array in
         model.to_torch_state_dict().items()})``. `fastbp.from_torch` is the way back.
         """
-        return {part.name: part.data.T.copy() for part in self._parameters.state()}
+        return {part.name: np.ascontiguousarray(part.copied().T) for part in self._parameters.state()}
 
     # ------------------------------------------------------------------------------------ modes
     def train(self) -> Sequential:
@@ -285,14 +293,18 @@ class Sequential:
         result = self._kernels.to_host(out)
         return out.copy() if result is out and self._walk.listing.output_is_saved else result
 
-    def outputs(self, x: Any, training: bool, row_weight: Array | None = None) -> Any:
-        """The prediction, where the model computes; ``row_weight`` counts in statistics of the batch."""
+    def outputs(self, x: Any, training: bool, row_weight: Array | None = None, numbers: Array | None = None) -> Any:
+        """The prediction, where the model computes.
+
+        ``row_weight`` counts in statistics of the batch; ``numbers`` are those that `Dropout` knows the rows by, by
+        default their places in the batch.
+        """
         x = self._batch("x", x, self.in_features, self.dtype)
         listing, network, n = self.program.training if training else self.program.evaluation, self._parameters, len(x)
         keys = self.step_keys(1) if training else self._no_keys
         walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
         if "dropout" in listing.operations:
-            walk.give(programs.ROWS, np.arange(n))
+            walk.give(programs.ROWS, np.arange(n) if numbers is None else numbers)
         if "batch_moments" in listing.operations:
             checks.batch_that_meets(n)
             weight = np.ones(n) if row_weight is None else np.asarray(row_weight, np.float64)
@@ -339,6 +351,7 @@ class Sequential:
         if walk is None:
             raise RuntimeError("backward() needs a forward pass before it: call model(x) first")
         grad = self._batch("grad_output", grad_output, self.out_features, self.dtype, walk.rows)
+        grad = network.apart_from_gradients(grad)
         walk.start_back(grad)
         walk.back()
         if store:
@@ -397,13 +410,17 @@ class Sequential:
         """
         step = self._step
         if step is None or step.loss is not loss or step.optimizer is not optimizer:
-            self._step = step = single_step(self, loss, optimizer)
+            step = single_step(self, loss, optimizer)
         taken = []
         try:
             taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
             if not taken[0]:
                 raise RuntimeError(_BUSY)
-            return step(x, y)
+            value = step(x, y)
+            if step is not self._step:  # only now: a step that is refused changes nothing
+                self.remember_loss(loss)
+                self._step = step
+            return value
         finally:
             if taken == [True]:
                 self._lock.release()
@@ -421,11 +438,13 @@ class Sequential:
 
     def training_workspace(self, loss: Loss, kernel: str, optimizer: Optimizer, batch_size: int) -> Any:
         """A workspace for batches of up to ``batch_size``, with this kernel of the loss."""
-        key = layout.LOSSES.index(kernel), loss.parameter, optimizer.code
-        capacity, workspace = self._training_workspaces.get(key, (0, None))
-        if capacity < batch_size:
-            workspace = self._kernels.TrainingWorkspace(self.program, self.dtype, batch_size, *key)
-            self._training_workspaces[key] = batch_size, workspace
+        key = layout.LOSSES.index(kernel), optimizer.code
+        capacity, parameter, workspace = self._training_workspaces.get(key, (0, None, None))
+        if capacity < batch_size or parameter != loss.parameter:  # one for each kernel, not for each parameter
+            workspace = self._kernels.TrainingWorkspace(
+                self.program, self.dtype, batch_size, key[0], loss.parameter, key[1]
+            )
+            self._training_workspaces[key] = batch_size, loss.parameter, workspace
         return workspace
 
     fit, evaluate = training.fit, training.evaluate

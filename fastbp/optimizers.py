@@ -16,6 +16,7 @@ from .schedules import LearningRate, rate, to_json
 __all__ = ["SGD", "Adam", "AdamW", "Lion", "Momentum", "RMSProp"]
 
 AHEAD = 256  # steps whose scalars are computed together: those of one step would cost as much
+NONE_AHEAD = 0, np.empty((0, layout.COEFFICIENTS))  # (first step, scalars) before some are
 
 
 T = TypeVar("T")
@@ -38,8 +39,9 @@ class _Hyperparameter(Generic[T]):
         return self if optimizer is None else optimizer.__dict__[self.name]
 
     def __set__(self, optimizer: Optimizer, value: T) -> None:
-        optimizer.__dict__[self.name] = self.check(self.name, value)
-        optimizer._ahead_first, optimizer._ahead = 0, np.empty((0, layout.COEFFICIENTS))
+        value = self.check(self.name, value)
+        optimizer._ahead = NONE_AHEAD
+        optimizer.__dict__[self.name] = value
 
 
 def _below_1(argument: str, value: Any) -> float:
@@ -134,8 +136,8 @@ class Optimizer:
         self.require_free_for(network)
         if self.network is None:
             self.state = network.like(layout.OPTIMIZER_STATES[self.name])
-            self.network = network
             network.optimizers.add(self)
+            self.network = network  # last: then it is bound
 
     def require_free_for(self, network: Parameters) -> None:
         """Refuse a network when this is the optimizer of another."""
@@ -147,9 +149,8 @@ class Optimizer:
 
     def reset(self) -> None:
         """Start again: set the state and the count of updates to zero."""
-        for buffer in self.state:
-            self.network.clear(buffer)
-        self.step_count = 0
+        state = () if self.network is None else self.network.like(len(self.state))
+        self.state, self.step_count = state, 0
 
     def __getstate__(self) -> dict[str, Any]:
         if self.network is None:
@@ -187,11 +188,12 @@ class Optimizer:
 
     def next_coefficients(self) -> Array:
         """The scalars of the next update, float64 (1, layout.COEFFICIENTS)."""
-        i = self.step_count - self._ahead_first
-        if not 0 <= i < len(self._ahead) or callable(self.lr):
-            i, self._ahead_first = 0, self.step_count
-            self._ahead = self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
-        return self._ahead[i : i + 1]
+        first, ahead = self._ahead
+        i = self.step_count - first
+        if not 0 <= i < len(ahead) or callable(self.lr):
+            i, ahead = 0, self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
+            self._ahead = self.step_count, ahead
+        return ahead[i : i + 1]
 
     def next_decaying(self, decay: float) -> Array:
         """The scalars of the next update of weights, with this decay, and of biases: (2, 1, layout.COEFFICIENTS)."""
@@ -207,9 +209,7 @@ class Optimizer:
             )
         network, coefficients = self.network, self.next_coefficients()[0]
         if self._clip_norm is not None:
-            norm = network.gradient_norm()
-            if not norm <= self._clip_norm:  # NaN stays NaN
-                network.scale_gradients(self._clip_norm / norm)
+            network.clip_gradients(self._clip_norm)
         for values, gradients, *state in network.trained(network.values, network.gradients, *self.state):
             network.backend.optimizer_step(self.code, coefficients, values, gradients, tuple(state))
         network.version += 1
@@ -235,9 +235,10 @@ class Optimizer:
             raise ValueError(f"state must have the keys {sorted(expected)}, got {sorted(state)}")
         step_count = checks.integer("step_count", state["step_count"], minimum=0)
         arrays = [self.network.checked_flat(name, state[name]) for name in self.state_names]
-        for buffer, array in zip(self.state, arrays, strict=True):
+        buffers = self.network.like(len(arrays))
+        for buffer, array in zip(buffers, arrays, strict=True):
             self.network.unpack(array, buffer)
-        self.step_count = step_count
+        self.state, self.step_count = buffers, step_count
 
     def config(self) -> dict[str, Any]:
         """Arguments that recreate this optimizer."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -24,6 +25,8 @@ from . import backend, checks
 from .checks import Array
 from .kernels import program as programs
 from .kernels.walk import views_in
+
+LEAST_SQUARED = 2.0**-900  # of a norm: the squares of smaller numbers lose digits
 
 
 class Changes:
@@ -119,13 +122,14 @@ class Parameters:
         self.whole = views_in(programs.PARAMETERS, self.program.arrays, self.values) | views_in(
             programs.STATISTICS, self.program.statistics, self.statistics
         )
-        self._gradients = self._gradient_views = self.whole_gradients = None
+        self.handed_out = False  # whether somebody may hold a writable view
+        self._gradients = None  # their buffer, the views into it, and those of a walk
         self._gradients_stored = False
 
     def _packed(self):
         """Values, statistics and stored gradients, whatever the device."""
         statistics = np.array(self.backend.to_host(self.statistics))
-        return self.pack(self.values), statistics, self.pack(self._gradients) if self._gradients_stored else None
+        return self.pack(self.values), statistics, self.pack(self._gradients[0]) if self._gradients_stored else None
 
     def _allocate_with(self, values, statistics, gradients):
         self._allocate()
@@ -134,7 +138,7 @@ class Parameters:
             self.write(self.statistics, statistics)
         if gradients is not None:
             self.store_gradients()
-            self.unpack(gradients, self._gradients)
+            self.unpack(gradients, self._gradients[0])
 
     def __getstate__(self) -> tuple[Any, ...]:
         attributes = {name: getattr(self, name) for name in ("device", "dtype", "prefixes")}
@@ -199,13 +203,18 @@ class Parameters:
     def gradients(self) -> Any:
         """The gradient buffer; an error where no gradients are stored."""
         self._require_gradients()
-        return self._gradients
+        return self._gradients[0]
 
     @property
     def gradient_views(self) -> Views:
         """(weight, bias) views of the gradients of every row; an error where no gradients are stored."""
         self._require_gradients()
-        return self._gradient_views
+        return self._gradients[1]
+
+    @property
+    def whole_gradients(self) -> dict[tuple[int, int], Any]:
+        """The gradients as a walk finds them, stored or not."""
+        return self._gradients[2]
 
     def _require_gradients(self):
         if not self._gradients_stored:
@@ -217,13 +226,18 @@ class Parameters:
     def store_gradients(self, all_overwritten: bool = False) -> Views:
         """(weight, bias) views to write gradients into; zero where none were stored, unless all will be overwritten."""
         if self._gradients is None:
-            self._gradients = self.backend.zeros(self.size, self.dtype)
-            self._gradient_views = self.views_of(self._gradients)
-            self.whole_gradients = views_in(programs.PARAMETER_GRADIENTS, self.program.arrays, self._gradients)
+            buffer = self.backend.zeros(self.size, self.dtype)
+            whole = views_in(programs.PARAMETER_GRADIENTS, self.program.arrays, buffer)
+            self._gradients = buffer, self.views_of(buffer), whole
         elif not self._gradients_stored and not all_overwritten:
-            self.clear(self._gradients)
+            self.clear(self._gradients[0])
         self._gradients_stored = True
-        return self._gradient_views
+        return self._gradients[1]
+
+    def apart_from_gradients(self, array: Any) -> Any:
+        """The array, copied where it lies in the memory that gradients are written to."""
+        shared = self._gradients is not None and self.on_host and np.may_share_memory(array, self._gradients[0])
+        return array.copy() if shared else array
 
     def discard_gradients(self) -> None:
         """Mark the stored gradients stale: they belong to earlier parameter values."""
@@ -233,11 +247,28 @@ class Parameters:
     def zero_gradients(self) -> None:
         """Set the stored gradients to zero."""
         if self._gradients_stored:
-            self.clear(self._gradients)
+            self.clear(self._gradients[0])
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        return math.sqrt(self.backend.squared_norm(self.places, self.gradients))
+        squared = self.backend.squared_norm(self.places, self.gradients)
+        if LEAST_SQUARED < squared < math.inf:
+            return math.sqrt(squared)
+        gradients = self.pack(self.gradients).astype(np.float64, copy=False)
+        with np.errstate(all="ignore"):
+            largest = float(np.abs(gradients).max(initial=0.0))
+            if not 0 < largest < math.inf:
+                return largest
+            return largest * math.sqrt(float(np.square(gradients / largest).sum()))
+
+    def clip_gradients(self, most: float) -> None:
+        """Multiply the stored gradients by ``most / norm`` where their norm is larger; NaN stays NaN."""
+        norm = self.gradient_norm()
+        if norm == math.inf and self.backend.all_finite(self.places, self.gradients):
+            self.scale_gradients(1 / self.size)  # their norm is finite then
+            self.scale_gradients(most / self.gradient_norm())
+        elif not norm <= most:
+            self.scale_gradients(most / norm)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
@@ -267,6 +298,16 @@ class Parameters:
         """Set a buffer to zero."""
         self.backend.clear(buffer)
 
+    def fingerprint(self, row: int | None = None) -> int | None:
+        """A number that changes with the values, of all rows of layers or of one; None where only the library writes.
+
+        Then `version` tells of changes. It is a pass over memory, and only made once a writable view was handed out.
+        """
+        if not self.handed_out:
+            return None
+        values = self.values if row is None else self.values[self.span(row)]
+        return zlib.crc32(self.statistics, zlib.crc32(values))
+
     def all_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return self.backend.all_finite(self.places, self.values)
@@ -277,6 +318,13 @@ class Parameters:
         for buffer, copied in zip((self.values, self.statistics), to, strict=True):
             self.backend.copy(buffer, copied)
         return to
+
+    def named_views(self, copied: Any) -> dict[str, Any]:
+        """Views by name, as of `Sequential.state_dict`, into what `copied_values` returned."""
+        parts = zip((self.program.arrays, self.program.statistics), copied, strict=True)
+        return {
+            self.prefixes[array.row] + array.name: array.view(buffer) for arrays, buffer in parts for array in arrays
+        }
 
     def restore_values(self, copied: Any) -> None:
         """Make values and statistics those of a copy."""
@@ -361,13 +409,15 @@ class Parameters:
     def _readable_views(self, buffer):
         """(weight, bias) views that NumPy reads: into the buffer, or into a copy of it on the host."""
         if self.on_host:
-            known = {id(self.values): self.views, id(self._gradients): self._gradient_views}
-            return known.get(id(buffer)) or self.views_of(buffer)
+            if buffer is self.values:
+                return self.views
+            return self.views_of(buffer)
         return self.views_of(buffer if isinstance(buffer, np.ndarray) else self.backend.to_host(buffer))
 
     def readable(self, view: Any) -> Any:
         """One of the views as users see it."""
         if self.on_host or view is None:
+            self.handed_out = True
             return view
         copy = self.backend.to_host(view)
         copy.flags.writeable = False  # what is written into a copy would be lost
@@ -425,6 +475,10 @@ class Parameter:
     @property
     def grad(self) -> Array:
         return self.network.readable(self.network.gradient_views[self.row][self._part])
+
+    def copied(self) -> Array:
+        """A copy of the values on the host."""
+        return np.array(self.network.backend.to_host(self._view))
 
     @property
     def shape(self) -> tuple[int, ...]:

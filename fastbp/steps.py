@@ -64,9 +64,20 @@ def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> 
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
     model.require_trainable()
-    optimizer.bind(model._parameters)
-    model.remember_loss(loss)
+    optimizer.require_free_for(model._parameters)
     return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)
+
+
+NOT_RUN = -1  # where the kernels will write the hits of a step
+
+
+def finished_steps(step_loss: Array, step_hits: Array) -> int:
+    """How many steps have been made, by what they have written: for who was interrupted before he was told.
+
+    An exception of a signal handler may come as soon as the kernels return. The updates are made then, and the
+    optimizer is to count them.
+    """
+    return int(np.logical_and.accumulate((step_hits != NOT_RUN) & np.isfinite(step_loss)).sum())
 
 
 class FusedStep:
@@ -80,8 +91,8 @@ class FusedStep:
         self.dtype, self.outputs, self.meets = model.dtype, model.out_features, model.program.meets
         self.steps = model._kernels.network_train_steps
         self.network = model._parameters
-        self.values, self.statistics, self.state = self.network.values, self.network.statistics, optimizer.state
-        self.capacity = self.dimensions = 0
+        self.values, self.statistics = self.network.values, self.network.statistics
+        self.ready = 0, 0, None, None  # the most rows, dimensions of the target, row numbers, and a workspace for them
         self.step_loss, self.step_hits = np.zeros(1), np.zeros(1, np.int64)
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
@@ -94,37 +105,33 @@ class FusedStep:
         if self.meets:
             checks.batch_that_meets(n)
         y = self.target(y, n)
-        if n > self.capacity or y.ndim != self.dimensions or n == 0:
-            self.make_ready(x, y)
         weight = self.loss.row_weight(y, sample_weight)
+        if n > self.ready[0] or y.ndim != self.ready[1] or n == 0:
+            self.make_ready(x, y)
+        _, _, all_rows, workspace = self.ready
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
         optimizer = self.optimizer
         coefficients = optimizer.next_coefficients() if decay is None else optimizer.next_decaying(decay)
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
-        optimizer.step_count += self.steps(
-            self.workspace,
-            self.values,
-            self.statistics,
-            self.state,
-            coefficients,
-            keys,
-            x,
-            y,
-            weight,
-            self.all_rows[:n],
-            n,
-            self.step_loss,
-            self.step_hits,
-        )
+        self.step_hits[0] = NOT_RUN
+        try:
+            optimizer.step_count += self.steps(
+                workspace, self.values, self.statistics, optimizer.state, coefficients, keys, x, y, weight,
+                all_rows[:n], n, self.step_loss, self.step_hits,
+            )  # fmt: skip
+        except BaseException:
+            optimizer.step_count += finished_steps(self.step_loss, self.step_hits)
+            raise
         return self.step_loss.item()
 
     def make_ready(self, x: Array, y: Array) -> None:
         """Make a workspace for batches like this one: for its rows, and for labels or a matrix of targets."""
         checks.not_empty("x", x)
-        self.capacity, self.dimensions, self.all_rows = len(x), y.ndim, np.arange(len(x))
-        self.workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
+        self.optimizer.bind(self.network)
+        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y), self.optimizer, len(x))
+        self.ready = len(x), y.ndim, np.arange(len(x)), workspace
 
     def target(self, y: Any, rows: int) -> Array:
         """The target as a kernel reads it."""
@@ -132,7 +139,7 @@ class FusedStep:
             if self.labels and y.dtype == np.int64 and y.shape == (rows,):
                 # As unsigned numbers negative labels are large: one pass finds both faults.
                 if np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
-                    return self.loss.checked_target("y", y, rows, self.outputs) if self.dimensions == 0 else y
+                    return self.loss.checked_target("y", y, rows, self.outputs) if self.ready[1] == 0 else y
             elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
                 return y
         y = self.model._kernels.to_host(y) if checks.on_device(y) else y
@@ -171,9 +178,12 @@ class EagerStep:
         self.update()
         return value
 
-    def add(self, x: Any, y: Any, weight: Array | None) -> tuple[float, int]:
-        """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits)."""
-        out = self.model.outputs(x, True, weight)
+    def add(self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None) -> tuple[float, int]:
+        """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits).
+
+        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch.
+        """
+        out = self.model.outputs(x, True, weight, numbers)
         checks.not_empty("x", out)
         value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
@@ -206,11 +216,24 @@ class EagerStep:
             if self.count != 1:
                 self.network.scale_gradients(1 / self.count)
             self.count = 0.0
+            self.optimizer.bind(self.network)
             self.optimizer.step()
         self.network.discard_gradients()
 
 
 # --------------------------------------------------------------------------------- steps of an epoch
+def refuse_changed(labels: Array, rows: Array, outputs: int) -> None:
+    """Raise where the labels of these rows are not as they were checked: a step of them could not be made."""
+    labels = labels[rows]
+    wrong = (labels < 0) | (labels >= outputs)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"y has been changed while it was trained on: labels go from 0 to {outputs - 1}, and now y[{rows[first]}] "
+            f"= {labels[first]}; the weights are those of the last finished step"
+        )
+
+
 class FusedSteps:
     """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows.
 
@@ -241,7 +264,7 @@ class FusedSteps:
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
         self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
-        self.labels, self.pieces = chunk.labels, None
+        self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         else:
@@ -281,6 +304,10 @@ class FusedSteps:
         run = self._run_piece if self.pieces is not None else self._run
         done = run(rows, coefficients, keys, step_loss, step_hits)
         self.batch += done + (done < steps)
+        if done < steps and self.labels:
+            refuse_changed(
+                self.kernels.to_host(self.y), rows[done * self.batch_size : (done + 1) * self.batch_size], self.outputs
+            )
         return done
 
     def _run(self, rows, coefficients, keys, step_loss, step_hits):
@@ -290,11 +317,16 @@ class FusedSteps:
             X = checks.converted(X[rows], self.dtype)
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
-            rows = np.arange(len(rows))
-        done = self.kernels.network_train_steps(
-            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight, rows,
-            self.batch_size, step_loss, step_hits,
-        )  # fmt: skip
+            rows = np.stack([np.arange(len(rows)), rows])
+        step_hits.fill(NOT_RUN)
+        try:
+            done = self.kernels.network_train_steps(
+                self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight,
+                rows, self.batch_size, step_loss, step_hits,
+            )  # fmt: skip
+        except BaseException:
+            self.optimizer.step_count += finished_steps(step_loss, step_hits)
+            raise
         self.optimizer.step_count += done
         return done
 
@@ -304,7 +336,7 @@ class FusedSteps:
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
             self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
-            batch * self.batch_size + np.arange(len(rows)), self.batch_size,
+            np.stack([batch * self.batch_size + np.arange(len(rows)), rows]), self.batch_size,
         )  # fmt: skip
         try:
             self.pieces.launched(piece)
@@ -392,7 +424,7 @@ class EagerSteps:
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
-        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight)
+        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight, rows)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()

@@ -68,7 +68,7 @@ def fit(
     optimizer: Optimizer,
     epochs: int = 1,
     batch_size: int = 32,
-    shuffle: bool = True,
+    shuffle: bool | str = True,
     drop_last: bool = False,
     accumulate: int = 1,
     validation_split: float = 0.0,
@@ -99,9 +99,10 @@ def fit(
         Its state continues over calls.
     epochs, batch_size : int
         The last batch of an epoch, or of a chunk, may be short.
-    shuffle : bool
-        A new order every epoch, from the generator of the model: arrays and chunks by a full permutation, memory maps
-        by blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows. Chunks come in the order of the iterable.
+    shuffle : bool or "blocks"
+        A new order of the rows every epoch, from the generator of the model: a full permutation, or with ``"blocks"``
+        of blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows, and within each, for a memory map of a file that is larger than
+        the memory. Chunks come in the order of the iterable.
     drop_last : bool
         Leave out the last batch if it is short.
     accumulate : int
@@ -156,7 +157,7 @@ def fit(
     Notes
     -----
     Many steps run in one call of the kernels. A user's loss, an optimizer with ``clip_norm``, and ``accumulate`` above
-    1 take single steps through stored gradients, with the same numbers; only the masks of `Dropout` differ.
+    1 take single steps through stored gradients, with the same numbers.
     """
     settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
     every = checks.integer("every", every, minimum=1)
@@ -226,7 +227,7 @@ class Settings:
         self,
         epochs: int,
         batch_size: int,
-        shuffle: bool,
+        shuffle: bool | str,
         drop_last: bool,
         accumulate: int,
         on_nonfinite: str,
@@ -234,7 +235,7 @@ class Settings:
     ) -> None:
         self.epochs = checks.integer("epochs", epochs, minimum=1)
         self.batch_size = checks.integer("batch_size", batch_size, minimum=1)
-        self.shuffle, self.drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+        self.shuffle, self.drop_last = data.checked_shuffle(shuffle), checks.boolean("drop_last", drop_last)
         self.accumulate = checks.integer("accumulate", accumulate, minimum=1)
         self.on_nonfinite = checks.choice("on_nonfinite", on_nonfinite, ("raise", "continue"))
         self.verbose = checks.boolean("verbose", verbose)

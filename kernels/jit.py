@@ -27,6 +27,12 @@ from numba.core import registry
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 
+if numba.config.DISABLE_JIT:
+    raise RuntimeError(
+        "NUMBA_DISABLE_JIT is set, so Numba compiles nothing, and the kernels are compiled code; unset it, or use "
+        'device="reference", which needs no Numba'
+    )
+
 # No fast-math: fused multiply-adds and the order of sums are written out (simd.py), so the bits do not depend
 # on what an optimiser makes of them, and NaN and infinity keep their meaning.
 FLAGS = {"error_model": "numpy", "nogil": True, "boundscheck": False, "_nrt": False}  # _nrt: nothing allocates

@@ -30,6 +30,7 @@ SAVES_PRE_ACTIVATION = frozenset({"gelu", "gelu_tanh", "silu", "mish"})
 # Parameter-sized buffers an optimizer keeps between steps.
 OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "lion": 1, "amsgrad": 3}
 
+LEAST_WEIGHT = 2.2250738585072014e-308  # of a batch that counts: 1 over less than a normal number may be infinite
 COEFFICIENTS = 8  # float64 slots a step that an optimizer may read
 
 

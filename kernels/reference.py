@@ -457,12 +457,16 @@ def soft_cross_entropy(prediction, target, parameter):
 
 
 def cross_entropy(prediction, target, parameter):
-    """`soft_cross_entropy` of integer labels; loss and gradient are 0 where the label is below 0."""
-    onehot = np.zeros_like(prediction)
-    labelled = target >= 0
-    onehot[labelled, target[labelled]] = 1
+    """`soft_cross_entropy` of integer labels; NaN where a label is no class."""
+    onehot, known = np.zeros_like(prediction), _classes(prediction, target)
+    onehot[known, target[known]] = 1
     value, slope = soft_cross_entropy(prediction, onehot, parameter)
-    return np.where(labelled, value, 0), np.where(labelled[:, None], slope, 0)
+    return np.where(known, value, np.nan), np.where(known[:, None], slope, np.nan)
+
+
+def _classes(prediction, target):
+    """Which labels are classes."""
+    return (target >= 0) & (target < prediction.shape[1])
 
 
 LOSSES = {
@@ -493,7 +497,8 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         What `LOSSES` says; ignored by the other losses.
     prediction : array (n, out)
     target : int64 array (n,) of labels for the losses in ``layout.LABEL_LOSSES``, else array (n, out)
-        A label below 0 is none: loss, hit and gradient of the row are 0, whatever its prediction.
+        Where a label is no class, below 0 or not below out, loss and gradient of the row are NaN, or 0 where its
+        weight is 0: who gave the labels may have changed them since they were checked.
     row_weight : float64 array (n,)
     row_loss : array (n,) of the prediction's dtype, written
     row_hit : int64 array (n,), written
@@ -508,6 +513,8 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
         if loss_name in _layout.LABEL_LOSSES:
             hit = prediction.argmax(axis=1) == target
             row_hit[...] = hit & ~np.isnan(value)
+            nothing = ~_classes(prediction, target) & (row_weight == 0)
+            value, gradient = np.where(nothing, 0, value), np.where(nothing[:, None], 0, gradient)
         else:
             row_hit[...] = 0
         row_loss[...] = value
@@ -867,7 +874,7 @@ def network_train_steps(
 ):  # fmt: skip
     """Many training steps: gather rows, forward, loss, backward, update.
 
-    Stops before the update of the first step whose loss is not finite.
+    Stops before the update of the first step whose loss is not finite, as that of a label that is no class.
 
     Parameters
     ----------
@@ -883,10 +890,11 @@ def network_train_steps(
     x : array (N, in), of a dtype that `gathers` accepts, C-contiguous
     target : int64 array (N,) of labels, or array (N, out) of a dtype that `gathers` accepts
     row_weight : float64 array (N,) or None
-        None is the mean over the rows of a batch, else the weighted mean; a batch whose weights are all 0
-        has loss and gradient 0.
-    rows : int64 array (r,)
-        The rows to use, in order; ``steps = ceil(r / batch_size)``, the last batch may be short.
+        None is the mean over the rows of a batch, else the weighted mean; a batch whose weights have a sum below
+        ``layout.LEAST_WEIGHT`` has loss and gradient 0.
+    rows : int64 array (r,), or (2, r), C-contiguous
+        The rows to use, in order; ``steps = ceil(r / batch_size)``, the last batch may be short. Of two, the second are
+        the numbers that dropout knows these rows by.
     batch_size : int
         At most the workspace's.
     step_loss : float64 array (steps,), written
@@ -905,15 +913,17 @@ def network_train_steps(
     gradients = _walk.views_in(_program.PARAMETER_GRADIENTS, program.arrays, grad)
     of_loss = {"loss": workspace.loss, "loss_parameter": workspace.loss_parameter}
     of_matrices, of_vectors = coefficients if coefficients.ndim == 3 else (coefficients, coefficients)
+    rows, numbers = rows if rows.ndim == 2 else (rows, rows)
     for step, start in enumerate(range(0, len(rows), batch_size)):
         batch = rows[start : start + batch_size]
         n = len(batch)
         weight = np.ones(n) if row_weight is None else row_weight[batch]
-        weight = weight / weight.sum() if weight.any() else weight
+        total = weight.sum()
+        weight = weight / total if total >= _layout.LEAST_WEIGHT else np.zeros(n)
         kernels = sys.modules[__name__]
         walk = _walk.Walk(kernels, program.training, whole, x[batch].astype(dtype), np.empty, key=keys[step], **of_loss)
         row_loss, row_hit = np.empty(n, dtype), np.empty(n, np.int64)
-        walk.give(_program.ROWS, batch)
+        walk.give(_program.ROWS, numbers[start : start + batch_size])
         walk.give(_program.TARGET, target[batch] if labels else target[batch].astype(dtype))
         walk.give(_program.ROW_WEIGHT, weight)
         walk.give(_program.ROW_LOSS, row_loss)

@@ -345,7 +345,7 @@ BUGS = [
     ),
     Bug(
         "rows without a label have the gradient of their logits, few classes",
-        LOSSES, "            if target[i + r] < 0:", "            if target[i + r] < -1:",
+        LOSSES, "if target[i + r] < 0 or target[i + r] >= columns:", "if target[i + r] >= columns:",
         f"{CONTRACT} -k 'cpu and rows_without'",
     ),
     Bug(

@@ -4,6 +4,7 @@ Each is a `Function` between arrays, and a function for users that is a method o
 operation is its formula and its derivatives in Python's floats; where those raise an error, NumPy says what to give.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -470,7 +471,7 @@ class Index(Function):
 
     @staticmethod
     def forward(ctx, x, index):
-        ctx.save_for_backward(np.shape(x), index)
+        ctx.save_for_backward(np.shape(x), copy.deepcopy(index))  # arrays and lists that others may change
         return np.asarray(x)[index]
 
     @staticmethod

@@ -16,13 +16,13 @@ import numpy as np
 from .. import jit, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
-from . import blocking, context, linear, network, team
+from . import blocking, context, linear, network, norms, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
-_set_steps, _STEPS_AT = struct.Struct("=12q").pack_into, 8 * network.COEFFICIENTS
+_set_steps, _STEPS_AT = struct.Struct("=13q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
@@ -359,8 +359,9 @@ class _Workspace:
     def point(self, field, array):
         """Set a field to the address of an array that callers pass again and again."""
         if self.pointed.get(field) is not array:
-            self.pointed[field] = array
+            self.pointed[field] = self  # no array: if the next line is not reached, the next call sets the address
             self.fields[field] = 0 if array is None else array.ctypes.data
+            self.pointed[field] = array
 
     def threads_for(self, multiply_adds):
         """Workers for regions of so much work each."""
@@ -495,7 +496,7 @@ def network_train_steps(
     step_loss, step_hits,
 ):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
-    count = len(rows)
+    count = rows.shape[-1]
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
@@ -514,16 +515,22 @@ def network_train_steps(
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
         0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
         id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
+        0 if rows.ndim == 1 else 8 * count,
     )  # fmt: skip
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
 
 
 # ---------------------------------------------------------------------------------------------- buffers
+SOURCES = (
+    "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
+
+
 def gathers(dtype) -> bool:
-    """Native float32, float64, integers and bool."""
+    """Those of `SOURCES`, as this machine orders bytes."""
     dtype = np.dtype(dtype)
-    return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float32, np.float64))
+    return dtype.isnative and dtype.name in SOURCES
 
 
 def gather(x, rows, out):
@@ -586,15 +593,21 @@ def warmup(dtype, activations, losses, optimizers):
     dtype = np.dtype(dtype)
     context.product(dtype)
     context.column_sum(dtype)
-    context.gather(dtype, dtype)
+    for source in SOURCES:
+        context.gather(np.dtype(source), dtype)
+    context.dropout(dtype)
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
     context.squared_norm(dtype)
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
-        if activation != "identity":
-            context.activation_backward(dtype, activation)
+        context.activation_backward(dtype, activation)
+    for operation in _program.OPERATIONS:
+        if hasattr(norms, operation):
+            context.operation(dtype, operation)
+    for function in ("linear_forward", "linear_backward_input", "linear_backward_params"):
+        context.linear_function(function)
     for loss in losses:
         context.loss(dtype, loss)
     if not {"cross_entropy", "soft_cross_entropy"}.isdisjoint(losses):  # predictions become probabilities by it

@@ -7,7 +7,7 @@ cross-entropies are written out.
 """
 
 from ..jit import inline
-from ..losses import SUMMED
+from ..losses import NAN, SUMMED
 from .formulas import FORMULAS
 from .probabilities import MINUS_INFINITY, exponentials, lanes_into_rows, largest_of, rows_into_lanes
 from .simd import (
@@ -77,12 +77,13 @@ def first_largest(label, logits, largest):
 
 
 @inline
-def clear_row(i, columns, row_loss, row_hit, slope):
-    """What a row without a label adds: nothing."""
-    row_loss[i] = 0.0
+def fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope):
+    """Loss and gradient of a row whose label is no class: NaN, or 0 where its weight is."""
+    value = 0.0 if row_weight[i] == 0.0 else NAN
+    row_loss[i] = value
     row_hit[i] = 0
-    for j in range(0, columns, lanes(slope)):
-        store(zeros(slope, 1, 1), slope + j, 0, columns - j)
+    for j in range(columns):
+        slope[j] = element(slope, value)
 
 
 @inline
@@ -93,8 +94,8 @@ def cross_entropy_of_rows(
     width, each = lanes(grad), smoothing / columns
     for i in range(rows):
         logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
-        if label < 0:
-            clear_row(i, columns, row_loss, row_hit, slope)
+        if label < 0 or label >= columns:
+            fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope)
             scratch[i] = 1.0
             continue
         shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
@@ -156,8 +157,8 @@ def cross_entropy_of_few_classes(
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
-            if target[i + r] < 0:
-                clear_row(i + r, columns, row_loss, row_hit, grad + (i + r) * ldg)
+            if target[i + r] < 0 or target[i + r] >= columns:
+                fill_row_of_no_class(i + r, columns, row_weight, row_loss, row_hit, grad + (i + r) * ldg)
 
 
 def cross_entropy(

@@ -17,7 +17,7 @@ from ..jit import inline
 from . import blocking
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
-from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
+from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exchange_control, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
 # field holds where NumPy keeps its address (see `given`).
@@ -35,8 +35,9 @@ from .simd import as_floats, atomic_add, atomic_load, call, pointer, prefetch
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
+    NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
     BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
-) = range(49)  # fmt: skip
+) = range(50)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 1
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -257,7 +258,7 @@ def gather(record, start, first, rows, scale):
 
 @inline
 def weight_scale(record, start, n):
-    """1 / the sum of the batch's row weights; 0 when they are all 0, so that the batch counts for nothing."""
+    """1 / the sum of the batch's row weights; 0 below `layout.LEAST_WEIGHT`: the batch counts for nothing."""
     if record[ROW_WEIGHT] == 0:
         return 1.0 / n
     index = pointer(given(record, ROWS) + 8 * start, np.int64)
@@ -265,7 +266,7 @@ def weight_scale(record, start, n):
     total = 0.0
     for i in range(n):
         total += row_weight[index[i]]
-    if total == 0.0:
+    if total < layout.LEAST_WEIGHT:
         return 0.0
     return 1.0 / total
 
@@ -374,6 +375,7 @@ def finite_loss(record, step, n, thread, scratch):
 
 def train_steps(record, thread):
     """`reference.network_train_steps` for one thread; leaves the number of steps done in the record."""
+    control = exchange_control(DEFAULT_CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases = pointer(record[PHASES], np.int64)
     count, batch = record[COUNT], record[BATCH]
@@ -391,7 +393,7 @@ def train_steps(record, thread):
                     rows = min(blocking.ROWS, stop - first)
                     if p == 0:
                         gather(record, start, first, rows, scale)
-                    index = given(record, ROWS) + 8 * (start + first)
+                    index = given(record, ROWS) + record[NUMBERS] + 8 * (start + first)
                     rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
             elif phase[0] == program.COLUMNS_PHASE:
                 columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
@@ -404,10 +406,12 @@ def train_steps(record, thread):
             barrier(record, passed)
         if not finite:
             break
+    exchange_control(control)
 
 
 def forward(record, thread):
     """`reference.network_forward` for one thread: blocks of rows through activations of its own."""
+    control = exchange_control(DEFAULT_CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases = pointer(record[PHASES], np.int64)
     fan_in, item = record[FEATURES], record[ITEMSIZE]
@@ -431,3 +435,4 @@ def forward(record, thread):
             phase = phases + p * PHASE
             if phase[0] == program.ROWS_PHASE:
                 rows_phase(record, frame, phase[1], phase[2], 0, rows, panel, 0, 0)
+    exchange_control(control)

@@ -11,6 +11,7 @@ neither read nor written.
 """
 
 import operator
+import platform
 
 from llvmlite import ir
 from numba import types
@@ -833,3 +834,37 @@ def atomic_load(tc, p):
         return b.load_atomic(b.bitcast(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(p), codegen
+
+
+# ------------------------------------------------------------------------------------ control register
+X86, ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
+DEFAULT_CONTROL = 0x1F80 if X86 else 0  # round to nearest, subnormal numbers kept, exceptions masked
+
+
+def _set_control(b, value):
+    if X86:
+        place = cgutils.alloca_once_value(b, b.trunc(value, I32))
+        _call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [b.bitcast(place, ir.IntType(8).as_pointer())])
+    elif ARM:
+        b.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), [I64]), "msr fpcr, $0", "r", side_effect=True), [value])
+
+
+@intrinsic
+def exchange_control(tc, control):
+    """Set how this thread rounds, and return how it did: 0 on machines whose register is not known here.
+
+    Libraries let threads take subnormal numbers for 0; then bits would depend on which thread made them.
+    """
+
+    def codegen(ctx, b, sig, args):
+        before = ir.Constant(I64, 0)
+        if X86:
+            place = cgutils.alloca_once(b, I32)
+            _call(b, "llvm.x86.sse.stmxcsr", ir.VoidType(), [b.bitcast(place, ir.IntType(8).as_pointer())])
+            before = b.zext(b.load(place), I64)
+        elif ARM:
+            before = b.call(ir.InlineAsm(ir.FunctionType(I64, []), "mrs $0, fpcr", "=r", side_effect=True), [])
+        _set_control(b, args[0])
+        return before
+
+    return types.int64(types.int64), codegen

@@ -12,7 +12,7 @@ from . import launch
 from .driver import cuda, device_function, kernel, simulated, types, vector
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, over_rows
-from .record import BATCH, KEYS, NEXT, ROWS
+from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
 
 
 # ----------------------------------------------------------------------------------------- activations
@@ -93,7 +93,7 @@ def dropout_kernel(dtype):
         of_key, start, least, factor = np.uint64(np.int64(key)), 0, np.uint64(np.int64(threshold)), number(gain)
         if layer >= 0:
             of_key = splitmix64(np.uint64(record[record[KEYS] + record[which]]) + np.uint64(layer))
-            start = record[ROWS] + record[which] * record[BATCH]
+            start = record[NUMBERS] + record[which] * record[BATCH]
         row, row_step = first_row()
         column, column_step = first_column()
         for i in range(row, rows, row_step):
@@ -185,7 +185,7 @@ def gather_rows(rows, columns, index, x, ldx, out, out_offset, ldo, stream):
 
 @cache
 def weights_kernel():
-    """Weights of the batch that begins, divided by their sum; all 0 where that is 0. One block."""
+    """Weights of the batch that begins, divided by their sum; all 0 where that is below `layout.LEAST_WEIGHT`."""
 
     @kernel(threads=THREADS)
     def weights_kernel(rows, record, row_weight, batch_weight):
@@ -196,7 +196,7 @@ def weights_kernel():
             total += row_weight[record[start + i]]
         total = launch.sum_over_lanes(shared, total, cuda.threadIdx.x, cuda.blockDim.x)
         scale = np.float64(0)
-        if total != 0:
+        if total >= layout.LEAST_WEIGHT:
             scale = 1 / total
         for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
             batch_weight[i] = row_weight[record[start + i]] * scale

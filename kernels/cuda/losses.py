@@ -48,17 +48,19 @@ def loss_of_elements(name, dtype):
 def cross_entropy(dtype):
     """Softmax cross-entropy of integer labels."""
     logarithm, exponentials_of_row, number = formulas(dtype)["log_of_normal"], exponentials(dtype), dtype.type
-    zero, one, lowest = number(0), number(1), number(-np.inf)
+    zero, one, lowest, nan = number(0), number(1), number(-np.inf), number(np.nan)
 
     @device_function
     def of_row(
         shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
     ):
         each = smoothing / number(columns)
-        largest, guess, of_label, label = lowest, np.int64(columns), zero, np.int64(0)
+        largest, guess, of_label, label, factor = lowest, np.int64(columns), zero, np.int64(0), number(weight)
+        known, of_no_class = True, nan if weight != 0 else zero
         if inside:
             label = target[t]
-            of_label = prediction[s + label] if label >= 0 else zero
+            known = label >= 0 and label < columns
+            of_label = prediction[s + label] if known else zero
             for j in range(lane, columns, lanes):
                 z = prediction[s + j]
                 if z > largest:
@@ -76,14 +78,13 @@ def cross_entropy(dtype):
         total = sum_over_lanes(shared, total, lane, lanes)
         of_all = sum_over_lanes(shared, of_all, lane, lanes)
         if inside:
-            factor = number(weight)
             share = factor / total
             for j in range(lane, columns, lanes):
                 slope = grad[g + j] * share - factor * each
                 slope = slope - (one - smoothing) * factor if j == label else slope
-                grad[g + j] = slope if label >= 0 else zero
-        if label < 0:
-            return zero, np.int64(0)
+                grad[g + j] = slope if known else of_no_class
+        if not known:
+            return of_no_class, np.int64(0)
         hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
         return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 

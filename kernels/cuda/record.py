@@ -20,8 +20,9 @@ from . import driver
     COEFFICIENTS,  # float64 (steps, layout.COEFFICIENTS)
     KEYS,  # uint64 (steps,)
     ROWS,  # int64 (r,)
+    NUMBERS,  # int64 (r,): those that dropout knows the rows by
     FIELDS,  # the number of fields
-) = range(10)
+) = range(11)
 
 
 class Record:
@@ -53,7 +54,7 @@ class Record:
             (STEP_HITS, np.zeros(steps, np.int64)),
             (COEFFICIENTS, np.ascontiguousarray(coefficients, np.float64).reshape(-1).view(np.int64)),
             (KEYS, np.ascontiguousarray(keys, np.uint64).view(np.int64)),
-            (ROWS, np.ascontiguousarray(rows, np.int64)),
+            (ROWS, np.ascontiguousarray(rows, np.int64).reshape(-1)),
         )
         self.used = FIELDS + sum(section.size for _, section in sections)
         self.grow(self.used)
@@ -63,6 +64,7 @@ class Record:
             self.host[field] = at
             self.host[at : at + section.size] = section
             at += section.size
+        self.host[NUMBERS] = self.host[ROWS] + (0 if rows.ndim == 1 else rows.shape[1])
         driver.to_device(self.host[: self.used], self.device[: self.used])
 
     def end(self, step_loss, step_hits):

@@ -23,7 +23,7 @@ from .formulas import formulas
 from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
 from .losses import loss_of_row
 from .optimizers import update_of_element
-from .record import BATCH, COEFFICIENTS, KEYS, NEXT, ROWS, STEP_HITS, STEP_LOSS, STOPPED
+from .record import BATCH, COEFFICIENTS, KEYS, NEXT, NUMBERS, ROWS, STEP_HITS, STEP_LOSS, STOPPED
 
 # Where a launch costs more than its work: a product this small keeps fewer threads busy than a GPU has.
 MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS = 256, 1 << 16, 1024
@@ -250,7 +250,7 @@ def steps_kernel(dtype, loss, optimizer, activations):
                 for i in range(thread, n, threads):
                     total += row_weight[record[start + i]]
                 total = sum_over_lanes(shared_sum, total, thread, threads)
-                scale = 1 / total if total != 0 else np.float64(0)
+                scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
             for e in range(thread, rows * fan_in, threads):
                 i = first + e // fan_in
                 outputs[input_offset + i * ldx + e % fan_in] = number(x[record[start + i] * fan_in + e % fan_in])
@@ -264,8 +264,8 @@ def steps_kernel(dtype, loss, optimizer, activations):
                     target_batch[i] = target[record[start + i]]
             cuda.syncthreads()
             forward(
-                instructions, numbers, loss_at, parameters, outputs, capacity, input_offset, first, rows, record, start,
-                key,
+                instructions, numbers, loss_at, parameters, outputs, capacity, input_offset, first, rows, record,
+                start - record[ROWS] + record[NUMBERS], key,
             )  # fmt: skip
             for base in range(first, first + rows, threads // lanes):
                 i = base + thread // lanes
@@ -281,7 +281,7 @@ def steps_kernel(dtype, loss, optimizer, activations):
             cuda.syncthreads()
             backward(
                 instructions, numbers, loss_at + 1, weights_at, parameters, outputs, gradients, capacity, input_offset,
-                first, rows, record, start, key,
+                first, rows, record, start - record[ROWS] + record[NUMBERS], key,
             )  # fmt: skip
             grid.sync()
             loss_sum, hits = np.float64(0), np.int64(0)

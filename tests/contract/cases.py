@@ -1015,6 +1015,28 @@ def kinks_have_the_slopes_the_contract_names(backend, dtype):
 
 
 @behaviour("loss_forward_backward")
+def label_that_is_no_class_is_no_number(backend, dtype):
+    """Labels as somebody else may leave them; the rows beside them do not notice."""
+    for smoothing in LOSS_PARAMETERS["cross_entropy"]:
+        for out in (1, 3, 5, 16, 17, 40):
+            rng = GENERATOR(16)
+            prediction, labels = matrix(rng, (23, out), dtype, False), rng.integers(0, out, 23)
+            good = evaluate(backend, "cross_entropy", smoothing, prediction, labels)
+            bad = {2: -1, 3: out, 7: 10**6, 11: -(2**63), 12: 2**63 - 1, 19: 2**32, 22: 2**40 + 1}
+            labels[list(bad)] = list(bad.values())
+            spoilt = evaluate(backend, "cross_entropy", smoothing, prediction, labels)
+            assert np.isnan(spoilt[0][list(bad)]).all()
+            assert not spoilt[1][list(bad)].any()
+            assert np.isnan(spoilt[2][list(bad)]).all()
+            weight = np.full(23, 1 / 23)
+            weight[list(bad)] = 0
+            left_out = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
+            assert not any(part[list(bad)].any() for part in left_out)
+            for a, b in zip(good, spoilt, strict=True):
+                assert_same_bits(np.delete(a, list(bad), axis=0), np.delete(b, list(bad), axis=0))
+
+
+@behaviour("loss_forward_backward")
 def rows_of_softmax_gradient_sum_to_zero(backend, dtype):
     rng = GENERATOR(10)
     for loss in sorted(SOFTMAX_LOSSES):
@@ -1049,16 +1071,17 @@ def first_of_the_largest_outputs_is_the_guess(backend, dtype):
 
 @behaviour("loss_forward_backward")
 def rows_without_a_label_add_nothing(backend, dtype):
-    """A label below 0 is none, whatever the logits and the weight of its row; the other rows do not see it."""
+    """A label below 0 is none, whatever the logits, where the row's weight is 0; the other rows do not see it."""
     rng = GENERATOR(24)
     for out in (3, 40):  # few classes are a row a lane
         for smoothing in LOSS_PARAMETERS["cross_entropy"]:
             prediction, labels = 5 * matrix(rng, (37, out), dtype, False), rng.integers(0, out, 37)
             without = np.isin(np.arange(37), (0, 3, 4, 20, 36))
-            whole = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(37))
+            weight = np.where(without, 0.0, 1.0)
+            whole = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
             labels[without] = -1, -100, -1, -(2**40), -1
             prediction[4], prediction[20, 1] = np.nan, np.inf
-            row_loss, row_hit, grad = evaluate(backend, "cross_entropy", smoothing, prediction, labels, np.ones(37))
+            row_loss, row_hit, grad = evaluate(backend, "cross_entropy", smoothing, prediction, labels, weight)
             for result, before in zip((row_loss, row_hit, grad), whole, strict=True):
                 assert not result[without].any()
                 assert_same_bits(result[~without], before[~without])
@@ -1781,6 +1804,64 @@ def loss_that_is_not_finite_stops_before_its_update(backend, dtype):
             for a, b in zip(one[:-2], stopped[:-2], strict=True):
                 assert_same_bits(a, b)
             assert one[-2][0] == stopped[-2][0]
+
+
+@behaviour("network_train_steps")
+def label_that_is_no_class_stops_before_its_update(backend, dtype):
+    for network in BEHAVIOUR_NETWORKS:
+        training = Training("cross_entropy", "adam", 90, 80, 33)
+
+        def spoil(arguments):
+            arguments[AT["target"]][arguments[AT["rows"]][40]] = 10**9
+
+        def stop_after_one(arguments):
+            arguments[AT["rows"]] = arguments[AT["rows"]][:33]
+
+        (one, _) = train(backend, network, training, dtype, prepare=stop_after_one)
+        stopped, done = train(backend, network, training, dtype, prepare=spoil)
+        assert done == 1
+        assert np.isnan(stopped[-2][1])
+        for a, b in zip(one[:-2], stopped[:-2], strict=True):
+            assert_same_bits(a, b)
+
+
+@behaviour("network_train_steps")
+def dropout_knows_rows_by_their_numbers(backend, dtype):
+    """A copy of the rows in the order of an epoch trains as the rows themselves."""
+    for network in (BEHAVIOUR_NETWORKS[3], MEETING):
+        training = Training("cross_entropy", "adam", 90, 80, 33, weights=True)
+
+        def copied(arguments):
+            rows = arguments[AT["rows"]]
+            for name in ("x", "target", "row_weight"):
+                arguments[AT[name]] = np.ascontiguousarray(arguments[AT[name]][rows])
+            arguments[AT["rows"]] = np.stack([np.arange(len(rows)), rows])
+
+        (direct, _), (copy, _) = (
+            train(backend, network, training, dtype, prepare=prepare) for prepare in (lambda arguments: None, copied)
+        )
+        for a, b in zip(direct, copy, strict=True):
+            assert_same_bits(a, b)
+
+
+@behaviour("network_train_steps")
+def weights_without_a_normal_sum_count_for_nothing(backend, dtype):
+    network = BEHAVIOUR_NETWORKS[2]
+    training = Training("cross_entropy", "sgd", 40, 32, 16, weights=True)
+
+    def of_weight(weight):
+        def prepare(arguments):
+            arguments[AT["row_weight"]] = np.full(40, weight)
+
+        return train(backend, network, training, dtype, prepare=prepare)
+
+    for weight in (0.0, 5e-324, 1e-310):
+        (values, *_, step_loss, _), done = of_weight(weight)
+        assert done == 2
+        assert step_loss.tolist() == [0, 0]
+        assert_same_bits(values, network.parameters(GENERATOR(31), dtype)[1][network.real(dtype)])
+    for a, b in zip(of_weight(1.0)[0], of_weight(2.0**-1000)[0], strict=True):
+        assert_same_bits(a, b)
 
 
 @behaviour("network_train_steps")

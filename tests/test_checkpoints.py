@@ -530,20 +530,23 @@ def test_save_waits_in_another_thread(slow, tmp_path):
 
 def test_save_in_a_handler_names_the_request(slow, tmp_path):
     model, arguments = slow
-    errors = []
+    errors, handled = [], threading.Event()
 
     def handler(*_):
         try:
             model.save(tmp_path / "model.npz")
         except RuntimeError as error:
             errors.append(str(error))
+        handled.set()
 
     before = signal.signal(signal.SIGUSR1, handler)
 
     def signals():
         end = time.monotonic() + 100
         while not errors and time.monotonic() < end:
+            handled.clear()
             os.kill(os.getpid(), signal.SIGUSR1)
+            handled.wait()
             time.sleep(0.01)
 
     try:

@@ -100,6 +100,7 @@ RUNS = {
     "rmsprop in order": {"optimizer": lambda: fastbp.RMSProp(weight_decay=1e-3), "shuffle": False},
     "lion without the last batch": {"optimizer": lambda: fastbp.Lion(lr=1e-2), "drop_last": True},
     "clipped": {"optimizer": lambda: fastbp.Adam(clip_norm=0.01)},
+    "by blocks": {"shuffle": "blocks"},
     "accumulated": {"accumulate": 2, "batch_size": 4},
     "weights": {"sample_weight": np.linspace(0, 2, 20)},
     "a loss of one's own": {"loss": own_loss},

@@ -172,8 +172,7 @@ class Parameters:
     def freeze(self, frozen: Collection[int]) -> None:
         """Let the rows of these numbers not train, and all others; stored gradients are discarded."""
         self.program = self.program.with_frozen(frozen)
-        self._gradients = self._gradient_views = self.whole_gradients = None  # of frozen rows they stay 0
-        self._gradients_stored = False
+        self._gradients, self._gradients_stored = None, False  # new ones are 0, and of frozen rows they stay it
 
     def trained(self, *buffers: Any) -> Iterator[tuple[Any, ...]]:
         """The parts of buffers of the parameters' shape that an optimizer changes."""

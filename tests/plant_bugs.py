@@ -626,6 +626,52 @@ BUGS = [
         "reversed(self.tape[2:]):\n            if value.trained:",
         "tests/test_fit.py -k eager",
     ),
+    # -------------------------------------------------------------------------- checkpoints, freezing
+    Bug(
+        "a run that goes on draws its random bits again from the beginning of the epoch",
+        "training.py", "            generator.state = now\n", "",
+        "tests/test_checkpoints.py -k 'same_bits and cpu-clipped'",
+    ),
+    Bug(
+        "a checkpoint is written while gradients wait for an update",
+        "training.py", "self.checkpoints.requested and run_steps.settled:", "self.checkpoints.requested:",
+        "tests/test_checkpoints.py -k 'same_bits and cpu-accumulated'",
+    ),
+    Bug(
+        "a folder keeps the last checkpoint only",
+        "checkpoints.py", "for number in (self.number, self.good)", "for number in (self.number,)",
+        "tests/test_checkpoints.py -k damaged_checkpoint",
+    ),
+    Bug(
+        "the best weights are not in a checkpoint",
+        "callbacks.py", "return super().state_dict() | weights", "return super().state_dict()",
+        "tests/test_checkpoints.py -k callbacks_go_on",
+    ),
+    Bug(
+        "a handler may save in the middle of a step",
+        "parameters.py", "if self._thread == threading.get_ident():", "if False:",
+        "tests/test_checkpoints.py -k save_in_a_handler",
+    ),
+    Bug(
+        "a slice begins with the random bits of the first",
+        "steps.py", "self.keys[self.batch : self.batch + steps]", "self.keys[:steps]",
+        "tests/test_training.py -k masks_of_dropout",
+    ),
+    Bug(
+        "weights that overflow in the last step are not noticed",
+        "training.py", "and not self.model._parameters.all_finite():", "and False:",
+        "tests/test_training.py -k overflow",
+    ),
+    Bug(
+        "the way back ends at a frozen layer",
+        PROGRAM, "self.value(layer, trained=x.trained or layer.trains)", "self.value(layer, trained=layer.trains)",
+        "tests/test_freezing.py -k 'frozen_layers_stay and cpu'",
+    ),
+    Bug(
+        "the optimizer moves frozen layers where gradients are stored",
+        "parameters.py", "whole = part == slice(0, self.size)", "whole = True",
+        "tests/test_freezing.py -k 'frozen_layers_stay and cpu'",
+    ),
     Bug(
         "the snapshot is the weights themselves",
         "parameters.py", "to = to or tuple(self.backend.empty(buffer.size, self.dtype) for buffer in (",

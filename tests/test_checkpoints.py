@@ -100,6 +100,7 @@ RUNS = {
     "rmsprop in order": {"optimizer": lambda: fastbp.RMSProp(weight_decay=1e-3), "shuffle": False},
     "lion without the last batch": {"optimizer": lambda: fastbp.Lion(lr=1e-2), "drop_last": True},
     "clipped": {"optimizer": lambda: fastbp.Adam(clip_norm=0.01)},
+    "by blocks": {"shuffle": "blocks"},
     "accumulated": {"accumulate": 2, "batch_size": 4},
     "weights": {"sample_weight": np.linspace(0, 2, 20)},
     "a loss of one's own": {"loss": own_loss},
@@ -530,19 +531,23 @@ def test_save_waits_in_another_thread(slow, tmp_path):
 
 def test_save_in_a_handler_names_the_request(slow, tmp_path):
     model, arguments = slow
-    errors = []
+    errors, handled = [], threading.Event()
 
     def handler(*_):
         try:
             model.save(tmp_path / "model.npz")
         except RuntimeError as error:
             errors.append(str(error))
+        handled.set()
 
     before = signal.signal(signal.SIGUSR1, handler)
 
     def signals():
-        for _ in range(20):
+        end = time.monotonic() + 100
+        while not errors and time.monotonic() < end:
+            handled.clear()
             os.kill(os.getpid(), signal.SIGUSR1)
+            handled.wait()
             time.sleep(0.01)
 
     try:

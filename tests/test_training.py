@@ -150,6 +150,17 @@ def test_a_reset_begins_anew(device, clip_norm):
     np.testing.assert_allclose(moved[moved > 0], 0.05, rtol=1e-4)  # the first update of Adam: lr times a sign
 
 
+def test_masks_of_dropout_do_not_depend_on_slices(device):
+    x, y = data()
+    values = []
+    for watch in ([], [AfterBatch(0, stop)]):  # with it a slice is one step
+        layers = fastbp.Linear(4, 8), fastbp.Dropout(0.5), fastbp.Linear(8, 3)
+        model = fastbp.Sequential(*layers, dtype="float64", device=device, seed=0)
+        fit(model, x, y, callbacks=watch)
+        values.append(model.flat_parameters)
+    np.testing.assert_array_equal(*values)
+
+
 def test_a_schedule_set_by_a_callback_is_obeyed(device):
     x, y = data()
     optimizer = fastbp.SGD(lr=0.1)

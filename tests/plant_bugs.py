@@ -129,7 +129,7 @@ BUGS = [
     ),
     Bug(
         "blocks of k do not continue what is in C",
-        GEMM, "origin if start == 0 else FROM_OUTPUT", "origin",
+        GEMM, "origin.kind if start == 0 else FROM_OUTPUT", "origin.kind",
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
@@ -139,17 +139,17 @@ BUGS = [
     ),
     Bug(
         "the activation is applied after every block of k",
-        GEMM, "if last and finish:", "if finish:",
+        GEMM, "if last and finish.kernel:", "if finish.kernel:",
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
         "the epilogue takes what was saved from the first block of rows",
-        GEMM, "other + i * ld_other + j", "other + j",
+        GEMM, "finish.other + i * finish.ld + j", "finish.other + j",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
         "an output with beta = 0 is read",
-        LINEAR, "grad_z, ldg, 0, beta, 0, grad_weight", "grad_z, ldg, 0, 1, 0, grad_weight",
+        LINEAR, "Origin(beta, 0)", "Origin(1, 0)",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(
@@ -186,22 +186,22 @@ BUGS = [
     ),
     Bug(
         "swapped input gradient: every block of rows is that of the first rows of the weight",
-        LINEAR, "weight + item * i * ldw", "weight",
+        LINEAR, "weight.data + item * i * weight.ld", "weight.data",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
         "swapped input gradient: every block is written to the first",
-        LINEAR, "out = grad_z_prev + item * i", "out = grad_z_prev",
+        LINEAR, "block = out.data + item * i", "block = out.data",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
         "swapped input gradient: every block takes what was saved from the first",
-        LINEAR, "saved + item * i, lds", "saved, lds",
+        LINEAR, "saved.data + item * i, saved.ld", "saved.data, saved.ld",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
         "swapped input gradient: rows of the scratch are too short",
-        LINEAR, "ldc = (n + 15) // 16 * 16", "ldc = n // 16 * 16",
+        LINEAR, "Matrix(scratch, (n + 15) // 16 * 16)", "Matrix(scratch, n // 16 * 16)",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
@@ -216,7 +216,7 @@ BUGS = [
     ),
     Bug(
         "the gradient of a narrow weight reads grad_z by the wrong stride",
-        LINEAR, "n, grad_z, 1, ldg, x, ldx", "n, grad_z, 1, fan_out, x, ldx",
+        LINEAR, "Strided(grad_z.data, 1, grad_z.ld)", "Strided(grad_z.data, 1, fan_out)",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(
@@ -392,7 +392,7 @@ BUGS = [
     ),
     Bug(
         "rows without a label have the gradient of their logits, few classes",
-        LOSSES, "if target[i + r] < 0 or target[i + r] >= columns:", "if target[i + r] >= columns:",
+        LOSSES, "if target.data[i + r] < 0 or target.data[i + r] >= columns:", "if target.data[i + r] >= columns:",
         f"{CONTRACT} -k 'cpu and rows_without'",
     ),
     Bug(

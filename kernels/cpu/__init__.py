@@ -98,6 +98,17 @@ def _transpose(dtype, wanted):
     return context.transpose(dtype).address if wanted else 0
 
 
+def _products(dtype, transposes=False):
+    """The fields of `operands.Products`."""
+    kernels = context.product(dtype).address, _transpose(dtype, transposes), context.column_sum(dtype).address
+    return *kernels, dtype.itemsize
+
+
+def _operand(array):
+    """The fields of `operands.Operand`."""
+    return (0, 0, 0) if array is None else (_address(array), _ld(array), array.shape[-1])
+
+
 def _narrow(dtype, rows, fan_out):
     return linear.is_narrow.py_func(rows, fan_out, blocking.VECTOR_BYTES // dtype.itemsize, dtype.itemsize)
 
@@ -119,9 +130,8 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
     context.linear_function("linear_forward")(
-        context.product(x.dtype).address, activate, len(x), *weight.shape, _address(x), _ld(x),
-        _address(weight), _ld(weight), 0 if bias is None else _address(bias), activation_parameter,
-        _address(out), _ld(out), _address(saved), _ld(saved), 0,
+        *_products(x.dtype), activate, activation_parameter, len(x), *_operand(x), *_operand(weight),
+        *_operand(bias), *_operand(out), *_operand(saved), 0,
     )  # fmt: skip
 
 
@@ -134,22 +144,18 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     swaps = linear.swaps.py_func(len(grad_z), *weight.shape)
     panel, scratch = _panel(grad_z.dtype), _layout.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
-        context.product(grad_z.dtype).address, _transpose(grad_z.dtype, swaps), derive,
-        grad_z.itemsize, len(grad_z), *weight.shape, _address(grad_z), _ld(grad_z),
-        _address(weight), _ld(weight), _address(saved), _ld(saved), activation_parameter,
-        _address(grad_z_prev), _ld(grad_z_prev), _address(panel), _address(scratch),
+        *_products(grad_z.dtype, swaps), derive, activation_parameter, len(grad_z), *_operand(grad_z),
+        *_operand(weight), *_operand(saved), *_operand(grad_z_prev), _address(panel), _address(scratch),
     )  # fmt: skip
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
     _require_ieee(precision)
-    panel, transpose = _panel(x.dtype), _transpose(x.dtype, not beta and _narrow(x.dtype, *grad_weight.shape))
+    panel, narrow = _panel(x.dtype), not beta and _narrow(x.dtype, *grad_weight.shape)
     context.linear_function("linear_backward_params")(
-        context.product(x.dtype).address, transpose, context.column_sum(x.dtype).address, len(x), *grad_weight.shape,
-        _address(x), _ld(x), _address(grad_z), _ld(grad_z), beta,
-        _address(grad_weight), _ld(grad_weight), 0 if grad_bias is None else _address(grad_bias),
-        _address(panel),
+        *_products(x.dtype, narrow), len(x), *_operand(x), *_operand(grad_z), beta,
+        _address(grad_weight), _ld(grad_weight), 0 if grad_bias is None else _address(grad_bias), _address(panel),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ only what a run uses is compiled, and another architecture, batch size or number
 """
 
 import ctypes
+import inspect
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from numba import from_dtype, types
 from .. import layout
 from ..jit import Kernel, compile_kernel
 from . import buffers, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
+from .operands import Factor, Finish, Matrix, Operand, Origin, Products, Rows, Strided
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
@@ -34,6 +36,20 @@ def _real(dtype) -> Pointer:
     return Pointer(from_dtype(np.dtype(dtype)))
 
 
+def _fields(operand, *arguments) -> types.BaseTuple:
+    """The type of a named tuple: kernels get its fields one after another."""
+    return types.BaseTuple.from_types(arguments, operand)
+
+
+# Arguments of the functions of `linear`, compiled alone, that are no integers.
+LINEAR = {
+    "parameter": FLOAT,
+    "products": _fields(Products, INT, INT, INT, INT),
+    "grad_weight": _fields(Matrix, INT, INT),
+    **dict.fromkeys(("x", "weight", "bias", "out", "saved", "grad_z"), _fields(Operand, INT, INT, INT)),
+}
+
+
 @cache
 def _compiled(function, *arguments) -> Kernel:
     return compile_kernel(function, types.void(*arguments))
@@ -51,7 +67,9 @@ def c_function(kernel: Kernel, *arguments):
 def product(dtype) -> Kernel:
     """The gemm kernel."""
     p = _real(dtype)
-    return _compiled(gemm.gemm, INT, INT, INT, p, INT, INT, p, INT, INT, INT, p, p, INT, p, INT, p, INT, FLOAT)
+    a, b, origin = _fields(Strided, p, INT, INT), _fields(Factor, p, INT, INT), _fields(Origin, INT, p)
+    c, finish = _fields(Matrix, p, INT), _fields(Finish, INT, p, INT, FLOAT)
+    return _compiled(gemm.gemm, INT, INT, INT, a, b, origin, c, p, finish)
 
 
 _forward_kernels = cache(elementwise.activation_forward_kernel)
@@ -117,8 +135,9 @@ def squared_norm(dtype) -> Kernel:
 @cache
 def loss(dtype, name) -> Kernel:
     p = _real(dtype)
-    target = INTS if name in layout.LABEL_LOSSES else p
-    return _compiled(losses.kernel(name), INT, INT, FLOAT, p, INT, target, INT, FLOATS, p, INTS, p, p, INT)
+    target = _fields(Matrix, INTS if name in layout.LABEL_LOSSES else p, INT)
+    matrix, of_rows = _fields(Matrix, p, INT), _fields(Rows, FLOATS, p, INTS)
+    return _compiled(losses.kernel(name), INT, INT, FLOAT, matrix, target, of_rows, p, matrix)
 
 
 @cache
@@ -135,10 +154,10 @@ def optimizer(dtype, name) -> Kernel:
 @cache
 def linear_function(name):
     """`linear.linear_forward` and its like, compiled alone, as a callable of addresses."""
-    inlined = getattr(linear, name)
-    arguments = [FLOAT if argument == "parameter" else INT for argument in inlined.py_func.__code__.co_varnames]
-    arguments = arguments[: inlined.py_func.__code__.co_argcount]
-    return c_function(_compiled(inlined.py_func, *arguments), *arguments)
+    function = getattr(linear, name).py_func
+    arguments = [LINEAR.get(argument, INT) for argument in inspect.signature(function).parameters]
+    fields = [field for argument in arguments for field in getattr(argument, "types", [argument])]
+    return c_function(_compiled(function, *arguments), *fields)
 
 
 @cache

@@ -9,6 +9,7 @@ bit of the result.
 from ..jit import inline
 from .blocking import AHEAD, FAR, KC, MC, MR, NV
 from .microkernel import FROM_OUTPUT, column_panel
+from .operands import Matrix, Origin, Strided
 from .simd import call, lanes, load_corner, prefetch_row, square, store, transpose, zeros
 
 
@@ -32,50 +33,44 @@ def balanced(total, limit, unit):
     return max((total + parts * unit - 1) // (parts * unit), 1) * unit
 
 
-def gemm(m, n, k, a, lda, step, b, ldb, transposed, origin, bias, c, ldc, panel, finish, other, ld_other, parameter):
+def gemm(m, n, k, a, b, origin, c, panel, finish):
     """``C = origin + A B``, and ``finish`` called on every finished block of a column panel while it is in L1.
 
     Parameters
     ----------
     m, n, k : int
-    a, lda, step : pointer, elements between rows, elements between terms
-    b, ldb, transposed : pointer, leading dimension, whether ``b`` holds ``B^T`` (n, k)
-    origin, bias : FROM_ZERO, FROM_OUTPUT or FROM_BIAS; pointer to n elements for the last
-    c, ldc : pointer, leading dimension
-    panel : pointer to KC * NV registers of scratch, for ``transposed``
-    finish : int
-        Address of a kernel ``(rows, columns, c, ldc, other, ld_other, parameter)``; 0 for none.
-    other, ld_other, parameter : what ``finish`` gets beside C
+    a : Strided
+    b : Factor
+        Transposed: ``b`` holds ``B^T`` (n, k).
+    origin : Origin
+    c : Matrix
+    panel : pointer to KC * NV registers of scratch, for a transposed factor
+    finish : Finish
     """
-    width, vector = NV * lanes(c), lanes(c)
+    width, vector = NV * lanes(c.data), lanes(c.data)
     far = k * n > FAR * vector
     height = balanced(m, MC, MR)
     for i in range(0, m, height):
         rows = min(height, m - i)
         for start in range(0, max(k, 1), KC):
             terms = min(KC, k - start)
-            beginning = origin if start == 0 else FROM_OUTPUT
+            beginning = origin.kind if start == 0 else FROM_OUTPUT
             last = start + terms >= k
-            a_block = a + i * lda + start * step
+            left = Strided(a.data + i * a.ld + start * a.step, a.ld, a.step)
             j = 0
             while j < n:
                 columns = width if n - j >= width else min(vector, n - j)
-                target = c + i * ldc + j
-                if transposed:
-                    transpose_panel(terms, columns, b + j * ldb + start, ldb, far * AHEAD, panel, width)
-                    source, ld_source, ahead = panel, width, 0
+                before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
+                if b.transposed:
+                    transpose_panel(terms, columns, b.data + j * b.ld + start, b.ld, far * AHEAD, panel, width)
+                    right, ahead = Matrix(panel, width), 0
                 else:
-                    source, ld_source, ahead = b + start * ldb + j, ldb, far * width  # the next panel's lines
+                    right, ahead = Matrix(b.data + start * b.ld + j, b.ld), far * width  # the next panel's lines
                 if columns == width:
-                    column_panel(
-                        zeros(c, 1, NV), rows, terms, a_block, lda, step, source, ld_source, ahead,
-                        beginning, bias + j, target, ldc, None,
-                    )  # fmt: skip
+                    column_panel(zeros(c.data, 1, NV), rows, terms, left, right, ahead, before, target, None)
                 else:
-                    column_panel(
-                        zeros(c, 1, 1), rows, terms, a_block, lda, step, source, ld_source, ahead,
-                        beginning, bias + j, target, ldc, columns,
-                    )  # fmt: skip
-                if last and finish:
-                    call(finish, (rows, columns, target, ldc, other + i * ld_other + j, ld_other, parameter))
+                    column_panel(zeros(c.data, 1, 1), rows, terms, left, right, ahead, before, target, columns)
+                if last and finish.kernel:
+                    other = finish.other + i * finish.ld + j
+                    call(finish.kernel, (rows, columns, target, Matrix(other, finish.ld), finish.parameter))
                 j += columns

@@ -1,23 +1,23 @@
 """The linear layer: three products with their epilogues. What `reference.linear_*` define, on addresses.
 
-``gemm`` and ``finish`` are addresses of compiled kernels; arrays are addresses with a leading dimension. The
-functions are inlined into the walk (network.py) and, through `cpu.__init__`, are what the tests call.
+``finish`` is the address of the kernel of an activation or its derivative, 0 for the identity. The functions are
+inlined into the walk (network.py) and, through `cpu.__init__`, are what the tests call.
 """
 
 from ..jit import inline
 from .blocking import GRADIENT_SCRATCH, MC, PANEL_BYTES
 from .microkernel import FROM_BIAS, FROM_ZERO
+from .operands import Factor, Finish, Matrix, Origin, Strided
 from .simd import call
 
 
 @inline
-def linear_forward(gemm, finish, n, fan_in, fan_out, x, ldx, weight, ldw, bias, parameter, out, ldo, saved, lds, panel):
+def linear_forward(products, finish, parameter, rows, x, weight, bias, out, saved, panel):
     """``saved = x @ weight + bias``; ``out = act(saved)`` unless ``finish`` is 0 (identity, out is saved)."""
-    origin = FROM_BIAS if bias else FROM_ZERO
-    call(
-        gemm,
-        (n, fan_out, fan_in, x, ldx, 1, weight, ldw, 0, origin, bias, saved, lds, panel, finish, out, ldo, parameter),
-    )
+    a, b = Strided(x.data, x.ld, 1), Factor(weight.data, weight.ld, 0)
+    origin = Origin(FROM_BIAS if bias.data else FROM_ZERO, bias.data)
+    epilogue = Finish(finish, out.data, out.ld, parameter)
+    call(products.gemm, (rows, out.columns, x.columns, a, b, origin, Matrix(saved.data, saved.ld), panel, epilogue))
 
 
 @inline
@@ -31,34 +31,24 @@ def swaps(n, fan_in, fan_out):
 
 
 @inline
-def linear_backward_input(
-    gemm, transpose, finish, item, n, fan_in, fan_out, grad_z, ldg, weight, ldw, saved, lds, parameter,
-    grad_z_prev, ldp, panel, scratch,
-):  # fmt: skip
-    """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``; ``finish`` 0 is the identity, ``transpose`` 0: no swap."""
-    if transpose and swaps(n, fan_in, fan_out):
-        ldc = (n + 15) // 16 * 16
+def linear_backward_input(products, finish, parameter, n, grad_z, weight, saved, out, panel, scratch):
+    """``out = (grad_z @ weight.T) * act'(saved)``."""
+    item, fan_in, fan_out = products.itemsize, out.columns, grad_z.columns
+    zero = Origin(FROM_ZERO, 0)
+    if products.transpose and swaps(n, fan_in, fan_out):
+        b, c = Factor(grad_z.data, grad_z.ld, 1), Matrix(scratch, (n + 15) // 16 * 16)
         for i in range(0, fan_in, MC):
             rows = min(MC, fan_in - i)
-            call(
-                gemm,
-                (
-                    rows, n, fan_out, weight + item * i * ldw, ldw, 1, grad_z, ldg, 1, FROM_ZERO, 0,
-                    scratch, ldc, panel, 0, 0, 0, 0.0,
-                ),
-            )  # fmt: skip
-            out = grad_z_prev + item * i
-            call(transpose, (n, rows, scratch, ldc, out, ldp))
+            a = Strided(weight.data + item * i * weight.ld, weight.ld, 1)
+            call(products.gemm, (rows, n, fan_out, a, b, zero, c, panel, Finish(0, 0, 0, 0.0)))
+            block = out.data + item * i
+            call(products.transpose, (n, rows, c, Matrix(block, out.ld)))
             if finish:
-                call(finish, (n, rows, out, ldp, saved + item * i, lds, parameter))
+                call(finish, (n, rows, block, out.ld, saved.data + item * i, saved.ld, parameter))
     else:
-        call(
-            gemm,
-            (
-                n, fan_in, fan_out, grad_z, ldg, 1, weight, ldw, 1, FROM_ZERO, 0,
-                grad_z_prev, ldp, panel, finish, saved, lds, parameter,
-            ),
-        )  # fmt: skip
+        a, b = Strided(grad_z.data, grad_z.ld, 1), Factor(weight.data, weight.ld, 1)
+        epilogue = Finish(finish, saved.data, saved.ld, parameter)
+        call(products.gemm, (n, fan_in, fan_out, a, b, zero, Matrix(out.data, out.ld), panel, epilogue))
 
 
 @inline
@@ -68,18 +58,18 @@ def is_narrow(rows, fan_out, lanes, item):
 
 
 @inline
-def linear_backward_params(
-    gemm, transpose, column_sum, n, fan_in, fan_out, x, ldx, grad_z, ldg, beta, grad_weight, ldw, grad_bias, panel
-):
+def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias, panel):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise; any block of rows and columns.
 
-    With ``transpose``, where `is_narrow`, it is made as ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
+    Where a transpose is wanted, and `is_narrow`, it is made as ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
     """
-    if transpose:
-        ldc = (fan_in + 15) // 16 * 16
-        call(gemm, (fan_out, fan_in, n, grad_z, 1, ldg, x, ldx, 0, FROM_ZERO, 0, panel, ldc, 0, 0, 0, 0, 0.0))
-        call(transpose, (fan_in, fan_out, panel, ldc, grad_weight, ldw))
+    fan_in, fan_out, nothing = x.columns, grad_z.columns, Finish(0, 0, 0, 0.0)
+    if products.transpose:
+        a, b, c = Strided(grad_z.data, 1, grad_z.ld), Factor(x.data, x.ld, 0), Matrix(panel, (fan_in + 15) // 16 * 16)
+        call(products.gemm, (fan_out, fan_in, n, a, b, Origin(FROM_ZERO, 0), c, 0, nothing))
+        call(products.transpose, (fan_in, fan_out, c, grad_weight))
     else:
-        call(gemm, (fan_in, fan_out, n, x, 1, ldx, grad_z, ldg, 0, beta, 0, grad_weight, ldw, 0, 0, 0, 0, 0.0))
+        a, b = Strided(x.data, 1, x.ld), Factor(grad_z.data, grad_z.ld, 0)
+        call(products.gemm, (fan_in, fan_out, n, a, b, Origin(beta, 0), grad_weight, 0, nothing))
     if grad_bias:
-        call(column_sum, (n, fan_out, grad_z, ldg, beta, grad_bias))
+        call(products.column_sum, (n, fan_out, grad_z.data, grad_z.ld, beta, grad_bias))

@@ -1,9 +1,9 @@
 """Losses: the value of every row and the gradient, in one pass over rows that are in L1.
 
-All kernels have the arguments ``(rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss,
-row_hit, scratch, grad, ldg)``; ``scratch`` has one element a row, and at least a square of registers. What they
-compute is `reference.loss_forward_backward`. A loss that sums over its elements is a formula of `losses`; the
-cross-entropies are written out.
+All kernels have the arguments ``(rows, columns, parameter, prediction, target, of_rows, scratch, grad)``: matrices, and
+what every row has; ``scratch`` has one element a row, and at least a square of registers. What they compute is
+`reference.loss_forward_backward`. A loss that sums over its elements is a formula of `losses`; the cross-entropies are
+written out.
 """
 
 from ..jit import inline
@@ -34,22 +34,20 @@ def kernel_of_elements(name):
     """The kernel of a loss that is a sum or mean over the elements of a row."""
     formula, mean = FORMULAS[name], name not in SUMMED
 
-    def loss_of_elements(
-        rows, columns, parameter, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
-    ):
-        width = lanes(grad)
+    def loss_of_elements(rows, columns, parameter, prediction, target, of_rows, scratch, grad):
+        width = lanes(grad.data)
         scale = 1.0 / columns if mean else 1.0
         for i in range(rows):
-            total = zeros(grad, 1, 1)
-            factor = scale * row_weight[i]
+            total = zeros(grad.data, 1, 1)
+            factor = scale * of_rows.weight[i]
             for j in range(0, columns, width):
                 tail = columns - j
-                s = load(total, prediction + i * ldp + j, 0, tail)
-                value, slope = formula(s, load(total, target + i * ldt + j, 0, tail), parameter)
+                s = load(total, prediction.data + i * prediction.ld + j, 0, tail)
+                value, slope = formula(s, load(total, target.data + i * target.ld + j, 0, tail), parameter)
                 total += select(first_lanes(total, tail), value, 0.0)
-                store(slope * factor, grad + i * ldg + j, 0, tail)
-            row_loss[i] = scale * sum_lanes(total)
-            row_hit[i] = 0
+                store(slope * factor, grad.data + i * grad.ld + j, 0, tail)
+            of_rows.loss[i] = scale * sum_lanes(total)
+            of_rows.hit[i] = 0
 
     loss_of_elements.__qualname__ = name  # a name of its own in the cache
     return loss_of_elements
@@ -77,62 +75,58 @@ def first_largest(label, logits, largest):
 
 
 @inline
-def fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope):
+def fill_row_of_no_class(i, columns, of_rows, slope):
     """Loss and gradient of a row whose label is no class: NaN, or 0 where its weight is."""
-    value = 0.0 if row_weight[i] == 0.0 else NAN
-    row_loss[i] = value
-    row_hit[i] = 0
+    value = 0.0 if of_rows.weight[i] == 0.0 else NAN
+    of_rows.loss[i] = value
+    of_rows.hit[i] = 0
     for j in range(columns):
         slope[j] = element(slope, value)
 
 
 @inline
-def cross_entropy_of_rows(
-    rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
-):
+def cross_entropy_of_rows(rows, columns, smoothing, prediction, target, of_rows, scratch, grad):
     """Many classes: a row at a time."""
-    width, each = lanes(grad), smoothing / columns
+    width, each = lanes(grad.data), smoothing / columns
     for i in range(rows):
-        logits, slope, label = prediction + i * ldp, grad + i * ldg, target[i]
+        logits, slope, label = prediction.data + i * prediction.ld, grad.data + i * grad.ld, target.data[i]
         if label < 0 or label >= columns:
-            fill_row_of_no_class(i, columns, row_weight, row_loss, row_hit, slope)
+            fill_row_of_no_class(i, columns, of_rows, slope)
             scratch[i] = 1.0
             continue
-        shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
+        shift = max_lanes(largest_of(zeros(grad.data, 1, 1), columns, logits, 0))
         of_label = logits[label] - shift
         hit = of_label == 0.0 and first_largest(label, logits, shift)
         of_all = 0.0
         if smoothing > 0.0:
-            total = zeros(grad, 1, 1)
+            total = zeros(grad.data, 1, 1)
             for j in range(0, columns, width):
                 tail = columns - j
                 shifted = load(total, logits + j, 0, tail) - shift
                 total += select(first_lanes(total, tail), shifted, 0.0)
             of_all = each * sum_lanes(total)
-        normaliser = sum_lanes(exponentials(zeros(grad, 1, 1), columns, logits, 0, shift, slope, 0))
+        normaliser = sum_lanes(exponentials(zeros(grad.data, 1, 1), columns, logits, 0, shift, slope, 0))
         scratch[i] = normaliser
-        row_hit[i] = hit and normaliser == normaliser  # NaN anywhere in the row is no hit
-        row_loss[i] = -(1.0 - smoothing) * of_label - of_all
-        scale = element(grad, row_weight[i])
+        of_rows.hit[i] = hit and normaliser == normaliser  # NaN anywhere in the row is no hit
+        of_rows.loss[i] = -(1.0 - smoothing) * of_label - of_all
+        scale = element(grad.data, of_rows.weight[i])
         share = scale / normaliser
         for j in range(0, columns, width):
             tail = columns - j
-            store(load(zeros(grad, 1, 1), slope + j, 0, tail) * share - scale * each, slope + j, 0, tail)
-        slope[label] = slope[label] - element(grad, (1.0 - smoothing) * scale)
-    add_logarithms(rows, scratch, row_loss)
+            store(load(zeros(grad.data, 1, 1), slope + j, 0, tail) * share - scale * each, slope + j, 0, tail)
+        slope[label] = slope[label] - element(grad.data, (1.0 - smoothing) * scale)
+    add_logarithms(rows, scratch, of_rows.loss)
 
 
 @inline
-def cross_entropy_of_few_classes(
-    rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
-):
+def cross_entropy_of_few_classes(rows, columns, smoothing, prediction, target, of_rows, scratch, grad):
     """No more classes than lanes: as many rows as lanes at a time, transposed, so that a lane is a row."""
-    width, each = lanes(grad), smoothing / columns
+    width, each = lanes(grad.data), smoothing / columns
     for i in range(0, rows, width):
         count = min(width, rows - i)
-        rows_into_lanes(count, columns, prediction + i * ldp, ldp, scratch)
-        label = load_converted_first(zeros(grad, 1, 1), target + i, count)
-        weight = load_converted_first(label, row_weight + i, count)
+        rows_into_lanes(count, columns, prediction.data + i * prediction.ld, prediction.ld, scratch)
+        label = load_converted_first(zeros(grad.data, 1, 1), target.data + i, count)
+        weight = load_converted_first(label, of_rows.weight + i, count)
         largest, guess, of_label = load(label, scratch, 0, None), label * 0.0, label * 0.0
         for c in range(columns):
             z = load(label, scratch + c * width, 0, None)
@@ -148,42 +142,34 @@ def cross_entropy_of_few_classes(
             store(e, scratch + c * width, 0, None)
             total += e
         value = log_of_normal(total) - (of_label - largest) * (1.0 - smoothing) - of_all * each
-        store(value, row_loss + i, 0, count)
+        store(value, of_rows.loss + i, 0, count)
         share = weight / total
         for c in range(columns):
             e = load(label, scratch + c * width, 0, None) * share - weight * each
             store(e - select(label == c, weight * (1.0 - smoothing), 0.0), scratch + c * width, 0, None)
-        lanes_into_rows(count, columns, scratch, grad + i * ldg, ldg)
+        lanes_into_rows(count, columns, scratch, grad.data + i * grad.ld, grad.ld)
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
-            row_hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
-            if target[i + r] < 0 or target[i + r] >= columns:
-                fill_row_of_no_class(i + r, columns, row_weight, row_loss, row_hit, grad + (i + r) * ldg)
+            of_rows.hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
+            if target.data[i + r] < 0 or target.data[i + r] >= columns:
+                fill_row_of_no_class(i + r, columns, of_rows, grad.data + (i + r) * grad.ld)
 
 
-def cross_entropy(
-    rows, columns, smoothing, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
-):
+def cross_entropy(rows, columns, smoothing, prediction, target, of_rows, scratch, grad):
     """Softmax cross-entropy of integer labels."""
-    if columns <= lanes(grad):
-        cross_entropy_of_few_classes(
-            rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
-        )
+    if columns <= lanes(grad.data):
+        cross_entropy_of_few_classes(rows, columns, smoothing, prediction, target, of_rows, scratch, grad)
     else:
-        cross_entropy_of_rows(
-            rows, columns, smoothing, prediction, ldp, target, row_weight, row_loss, row_hit, scratch, grad, ldg
-        )
+        cross_entropy_of_rows(rows, columns, smoothing, prediction, target, of_rows, scratch, grad)
 
 
-def soft_cross_entropy(
-    rows, columns, smoothing, prediction, ldp, target, ldt, row_weight, row_loss, row_hit, scratch, grad, ldg
-):
+def soft_cross_entropy(rows, columns, smoothing, prediction, target, of_rows, scratch, grad):
     """Softmax cross-entropy of distributions."""
-    width, each = lanes(grad), smoothing / columns
+    width, each = lanes(grad.data), smoothing / columns
     for i in range(rows):
-        logits, slope, y = prediction + i * ldp, grad + i * ldg, target + i * ldt
-        shift = max_lanes(largest_of(zeros(grad, 1, 1), columns, logits, 0))
-        mass, of_target = zeros(grad, 1, 1), zeros(grad, 1, 1)
+        logits, slope, y = prediction.data + i * prediction.ld, grad.data + i * grad.ld, target.data + i * target.ld
+        shift = max_lanes(largest_of(zeros(grad.data, 1, 1), columns, logits, 0))
+        mass, of_target = zeros(grad.data, 1, 1), zeros(grad.data, 1, 1)
         for j in range(0, columns, width):
             mass += load(mass, y + j, 0, columns - j)
         total_mass = (1.0 - smoothing) * sum_lanes(mass) + smoothing
@@ -193,12 +179,12 @@ def soft_cross_entropy(
             shifted = load(mass, logits + j, 0, tail) - shift
             of_class = select(smoothed == 0.0, 0.0, smoothed * shifted)  # not NaN where the logit is -inf
             of_target += select(first_lanes(mass, tail), of_class, 0.0)
-        row_loss[i] = -sum_lanes(of_target)
-        normaliser = sum_lanes(exponentials(zeros(grad, 1, 1), columns, logits, 0, shift, slope, 0))
-        row_loss[i] = row_loss[i] + total_mass * logarithm_of(grad, normaliser)
-        row_hit[i] = 0
-        scale = element(grad, row_weight[i])
-        share = element(grad, total_mass) / normaliser
+        of_rows.loss[i] = -sum_lanes(of_target)
+        normaliser = sum_lanes(exponentials(zeros(grad.data, 1, 1), columns, logits, 0, shift, slope, 0))
+        of_rows.loss[i] = of_rows.loss[i] + total_mass * logarithm_of(grad.data, normaliser)
+        of_rows.hit[i] = 0
+        scale = element(grad.data, of_rows.weight[i])
+        share = element(grad.data, total_mass) / normaliser
         for j in range(0, columns, width):
             tail = columns - j
             smoothed = load(mass, y + j, 0, tail) * (1.0 - smoothing) + each

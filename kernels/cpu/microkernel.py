@@ -6,6 +6,7 @@ result has the same bits wherever the blocks and tails are.
 
 from ..jit import inline
 from .blocking import MR, MR_TAIL
+from .operands import Matrix, Strided
 from .simd import load, load_row, prefetch_row, rank_1, row_offsets, store, tall
 
 # What a tile holds before the first update.
@@ -13,48 +14,46 @@ FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
 
 
 @inline
-def update(tile, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
-    """``C = origin + A B`` for one tile: A's rows are ``lda`` apart and its terms ``step``, B's terms ``ldb``.
-
-    Asks for the lines of B ``ahead`` elements on, unless that is None.
-    """
-    if origin == FROM_OUTPUT:
-        tile = load(tile, c, ldc, columns)
-    elif origin == FROM_BIAS:
-        tile = load_row(tile, bias, columns)
-    offsets = row_offsets(tile, lda)
+def update(tile, k, a, b, ahead, origin, c, columns):
+    """``C = origin + A B`` for one tile; asks for the lines of B ``ahead`` elements on, unless that is None."""
+    if origin.kind == FROM_OUTPUT:
+        tile = load(tile, c.data, c.ld, columns)
+    elif origin.kind == FROM_BIAS:
+        tile = load_row(tile, origin.bias, columns)
+    offsets = row_offsets(tile, a.ld)
+    left, right = a.data, b.data
     for _ in range(k):
         if ahead is not None:
-            prefetch_row(tile, b + ahead)
-        tile = rank_1(tile, a, offsets, b, columns)
-        a += step
-        b += ldb
-    store(tile, c, ldc, columns)
+            prefetch_row(tile, right + ahead)
+        tile = rank_1(tile, left, offsets, right, columns)
+        left += a.step
+        right += b.ld
+    store(tile, c.data, c.ld, columns)
 
 
 @inline
-def column_panel(strip, m, k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns):
+def column_panel(strip, m, k, a, b, ahead, origin, c, columns):
     """``C = origin + A B`` for m rows of a column panel as wide as ``strip``, a tile of one row.
 
     The first tile asks for the lines of B ``ahead`` elements on, unless that is 0.
     """
     rows = MR
     if ahead and m >= MR:
-        update(tall(strip, MR), k, a, lda, step, b, ldb, ahead, origin, bias, c, ldc, columns)
+        update(tall(strip, MR), k, a, b, ahead, origin, c, columns)
     else:
         rows = 0
     while True:
         m -= rows
-        a += rows * lda
-        c += rows * ldc
+        a = Strided(a.data + rows * a.ld, a.ld, a.step)
+        c = Matrix(c.data + rows * c.ld, c.ld)
         if m >= MR:
             rows = MR
-            update(tall(strip, MR), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+            update(tall(strip, MR), k, a, b, None, origin, c, columns)
         elif m >= MR_TAIL:
             rows = MR_TAIL
-            update(tall(strip, MR_TAIL), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+            update(tall(strip, MR_TAIL), k, a, b, None, origin, c, columns)
         elif m > 0:
             rows = 1
-            update(tall(strip, 1), k, a, lda, step, b, ldb, None, origin, bias, c, ldc, columns)
+            update(tall(strip, 1), k, a, b, None, origin, c, columns)
         else:
             break

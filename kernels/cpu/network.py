@@ -17,6 +17,7 @@ from ..jit import inline
 from . import blocking
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
+from .operands import Matrix, Operand, Products, Rows
 from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exchange_control, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
@@ -117,13 +118,26 @@ def at(frame, operand, row):
 
 
 @inline
-def copy(record, rows, columns, x, ldx, out, ldo):
-    """Copy rows by the kernel of the identity."""
-    call(record[COPY], (rows, columns, x, ldx, out, ldo, 0.0))
+def operand_of(frame, instruction, slot, row):
+    """The operand in a slot, from a row of the batch on."""
+    operand = instruction + OPERANDS + slot * OPERAND
+    return Operand(at(frame, operand, row), operand[LD], operand[COLUMNS])
 
 
 @inline
-def drop(record, instruction, rows, columns, x, ldx, out, ldo, index, key):
+def products_of(record, transpose):
+    """The kernels of linear layers; the transpose where it is wanted."""
+    return Products(record[GEMM], transpose, record[COLUMN_SUM], record[ITEMSIZE])
+
+
+@inline
+def copy(record, rows, x, out):
+    """Copy rows by the kernel of the identity."""
+    call(record[COPY], (rows, x.columns, x.data, x.ld, out.data, out.ld, 0.0))
+
+
+@inline
+def drop(record, instruction, rows, x, out, index, key):
     """Dropout of rows whose numbers are at ``index``."""
     probability = as_floats(instruction)[PARAMETER]
     # p * 2**64 in two halves: a float64 converts to int64 only below 2**63.
@@ -131,7 +145,8 @@ def drop(record, instruction, rows, columns, x, ldx, out, ldo, index, key):
     high = np.int64(scaled)
     threshold = high * 4294967296 + np.int64((scaled - high) * 4294967296.0)
     layer = np.int64(splitmix64(np.uint64(key) + np.uint64(instruction[NUMBER])))
-    call(record[DROPOUT], (rows, columns, x, ldx, out, ldo, index, layer, threshold, 1.0 / (1.0 - probability)))
+    x_and_out = x.data, x.ld, out.data, out.ld
+    call(record[DROPOUT], (rows, x.columns, x_and_out, index, layer, threshold, 1.0 / (1.0 - probability)))
 
 
 @inline
@@ -157,61 +172,47 @@ def operate(record, frame, instruction, row, rows, column, columns, gradient):
 @inline
 def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
     """Instructions ``[begin, end)`` on ``rows`` rows from ``first`` on, whose numbers are at ``index``."""
-    item = record[ITEMSIZE]
     for i in range(begin, end):
         instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
         operation, kernel, parameter = instruction[OPERATION], instruction[KERNEL], as_floats(instruction)[PARAMETER]
-        one = instruction + OPERANDS
-        two = one + OPERAND
-        three = two + OPERAND
+        one = operand_of(frame, instruction, 0, first)
         if operation == LINEAR_FORWARD:
-            out = three + OPERAND
-            saved = out + OPERAND
-            linear_forward(
-                record[GEMM], kernel, rows, one[COLUMNS], out[COLUMNS], at(frame, one, first), one[LD],
-                at(frame, two, 0), two[LD], at(frame, three, 0), parameter,
-                at(frame, out, first), out[LD], at(frame, saved, first), saved[LD], panel,
-            )  # fmt: skip
+            weight, bias = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
+            out, saved = operand_of(frame, instruction, 3, first), operand_of(frame, instruction, 4, first)
+            linear_forward(products_of(record, 0), kernel, parameter, rows, one, weight, bias, out, saved, panel)
         elif operation == LINEAR_BACKWARD_INPUT:
-            out = three + OPERAND
-            linear_backward_input(
-                record[GEMM], record[TRANSPOSE], kernel, item, rows, out[COLUMNS], one[COLUMNS],
-                at(frame, one, first), one[LD], at(frame, two, 0), two[LD], at(frame, three, first), three[LD],
-                parameter, at(frame, out, first), out[LD], panel, panel + record[PANEL_BYTES],
-            )  # fmt: skip
+            weight, saved = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
+            out, scratch = operand_of(frame, instruction, 3, first), panel + record[PANEL_BYTES]
+            products = products_of(record, record[TRANSPOSE])
+            linear_backward_input(products, kernel, parameter, rows, one, weight, saved, out, panel, scratch)
         elif operation == ACTIVATION_FORWARD:
+            out = operand_of(frame, instruction, 1, first)
             if kernel:
-                call(
-                    kernel,
-                    (rows, one[COLUMNS], at(frame, one, first), one[LD], at(frame, two, first), two[LD], parameter),
-                )
+                call(kernel, (rows, one.columns, one.data, one.ld, out.data, out.ld, parameter))
             else:
-                copy(record, rows, one[COLUMNS], at(frame, one, first), one[LD], at(frame, two, first), two[LD])
+                copy(record, rows, one, out)
         elif operation == ACTIVATION_BACKWARD:
-            grad, out = at(frame, one, first), at(frame, three, first)
-            if grad != out:
-                copy(record, rows, one[COLUMNS], grad, one[LD], out, three[LD])
+            saved, out = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
+            if one.data != out.data:
+                copy(record, rows, one, out)
             if kernel:
-                call(kernel, (rows, one[COLUMNS], out, three[LD], at(frame, two, first), two[LD], parameter))
+                call(kernel, (rows, one.columns, out.data, out.ld, saved.data, saved.ld, parameter))
         elif operation == DROPOUT_OF:
-            drop(
-                record, instruction, rows, one[COLUMNS], at(frame, one, first), one[LD],
-                at(frame, three, first), three[LD], index, key,
-            )  # fmt: skip
+            drop(record, instruction, rows, one, operand_of(frame, instruction, 2, first), index, key)
         elif operation == LOSS_OF:
-            weight = three
-            loss, hit = weight + OPERAND, weight + 2 * OPERAND
-            out = weight + 3 * OPERAND
+            target, weight = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
+            loss, hit = operand_of(frame, instruction, 3, first), operand_of(frame, instruction, 4, first)
+            grad, scratch = operand_of(frame, instruction, 5, first), panel + record[PANEL_BYTES]
             call(
                 record[LOSS],
                 (
-                    rows, one[COLUMNS], as_floats(record)[LOSS_PARAMETER], at(frame, one, first), one[LD],
-                    at(frame, two, first), two[LD], at(frame, weight, first), at(frame, loss, first),
-                    at(frame, hit, first), panel + record[PANEL_BYTES], at(frame, out, first), out[LD],
+                    rows, one.columns, as_floats(record)[LOSS_PARAMETER], Matrix(one.data, one.ld),
+                    Matrix(target.data, target.ld), Rows(weight.data, loss.data, hit.data), scratch,
+                    Matrix(grad.data, grad.ld),
                 ),
             )  # fmt: skip
         else:
-            operate(record, frame, instruction, first, rows, 0, one[COLUMNS], 0)
+            operate(record, frame, instruction, first, rows, 0, one.columns, 0)
 
 
 @inline
@@ -293,9 +294,9 @@ def update(record, coefficients, at_parameter, rows, columns, ld, gradient, ld_g
 def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
     """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
     item = record[ITEMSIZE]
-    x, grad_z = instruction + OPERANDS, instruction + OPERANDS + OPERAND
+    x, grad_z = operand_of(frame, instruction, 0, 0), operand_of(frame, instruction, 1, 0)
     weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
-    fan_in, fan_out, ld = x[COLUMNS], grad_z[COLUMNS], weight[LD]
+    fan_in, fan_out, ld = x.columns, grad_z.columns, weight[LD]
     scratch = panel + record[PANEL_BYTES]
     block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
@@ -318,10 +319,10 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 transpose = 0
                 if is_narrow(rows, fan_out, record[LANES], item):
                     transpose = record[TRANSPOSE]
-                linear_backward_params(
-                    record[GEMM], transpose, record[COLUMN_SUM], n, rows, columns, at(frame, x, 0) + item * i, x[LD],
-                    at(frame, grad_z, 0) + item * j, grad_z[LD], 0, block, ld_scratch, sums, panel,
-                )  # fmt: skip
+                inputs = Operand(x.data + item * i, x.ld, rows)
+                grads = Operand(grad_z.data + item * j, grad_z.ld, columns)
+                products, gradient = products_of(record, transpose), Matrix(block, ld_scratch)
+                linear_backward_params(products, n, inputs, grads, 0, gradient, sums, panel)
                 update(record, coefficients, weight[OFFSET] + item * (i * ld + j), rows, columns, ld, block, ld_scratch)
                 if sums:
                     of_vectors = coefficients + record[VECTORS]

@@ -6,12 +6,11 @@ they compute is what `reference` says of their names. Sums of columns go down th
 may be divided among threads; sums along a row do not depend on the rows beside it.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ..jit import inline
 from .blocking import TALL
+from .operands import Matrix
 from .simd import (
     first_lanes,
     fma,
@@ -29,13 +28,6 @@ from .simd import (
 )
 
 NAN = float("nan")
-
-
-class Matrix(NamedTuple):
-    """A pointer to the first row, and how far it is to the next; a null pointer where there is none."""
-
-    data: object
-    ld: int
 
 
 @inline

@@ -1,4 +1,4 @@
-"""The one door to numba.cuda: its options, its errors, device memory as flat arrays, and compiling without a GPU.
+"""The one door to numba.cuda: its options, its errors, and device memory as flat arrays.
 
 Nothing else in the library imports numba.cuda, so that a successor of numba-cuda is a change to this file. With
 NUMBA_ENABLE_CUDASIM=1 every kernel runs in Numba's simulator, a thread of Python a thread of the GPU: `simulated`
@@ -9,8 +9,7 @@ import os
 import threading
 import time
 import weakref
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +85,7 @@ else:
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
+    from numba.cuda.extending import intrinsic as intrinsic
 
 _process = None  # which process opened the driver
 
@@ -144,44 +144,6 @@ def vector(dtype):
 
 def _type_of(dtype):
     return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
-
-
-@contextmanager
-def _as_if_on(capability):
-    """Within it Numba compiles for a GPU without asking a driver for it, of which only this is read."""
-    ask, architecture = _dispatcher.get_current_device, CUDACodeLibrary._ensure_cc
-    _dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
-    CUDACodeLibrary._ensure_cc = lambda library, given: given or capability
-    try:
-        yield
-    finally:
-        _dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
-
-
-@lru_cache(maxsize=1)
-def _typed(dispatcher, signature):
-    """Numba's kernel up to LLVM: the same for every GPU, and most of the time."""
-    with _as_if_on((8, 0)):
-        return _dispatcher._Kernel(dispatcher.py_func, signature, **dispatcher.targetoptions)
-
-
-def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
-    """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU.
-
-    Up to the assembler it is what a launch compiles on a GPU of this compute capability, such as ``(9, 0, "a")``.
-    """
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-    from numba.cuda.cudadrv.libs import get_cudalib
-
-    with _as_if_on(capability):
-        made = _dispatcher._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
-        sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
-    if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
-        sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
-    architecture = "sm_" + "".join(map(str, capability))
-    linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
-    code, log = linker.link("cubin").code, linker.get_info_log()
-    return code, log.decode() if isinstance(log, bytes) else log
 
 
 # ---------------------------------------------------------------------------------------------- cache

@@ -12,7 +12,8 @@ from .driver import cuda, simulated, types
 
 if not simulated:
     from llvmlite import ir
-    from numba.cuda.extending import intrinsic
+
+    from .driver import intrinsic
 
     I32, I64 = ir.IntType(32), ir.IntType(64)
 

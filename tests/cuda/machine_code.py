@@ -6,10 +6,43 @@ import struct
 import subprocess
 import sysconfig
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from fastbp.kernels.cuda import driver
+from cuda.core import Linker, LinkerOptions, ObjectCode
+from numba.cuda import dispatcher as dispatchers
+from numba.cuda.codegen import CUDACodeLibrary
+from numba.cuda.cudadrv.libs import get_cudalib
+
+
+@contextmanager
+def as_if_on(capability):
+    """Within it Numba compiles for a GPU without asking a driver for it, of which only this is read."""
+    ask, architecture = dispatchers.get_current_device, CUDACodeLibrary._ensure_cc
+    dispatchers.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    CUDACodeLibrary._ensure_cc = lambda library, given: given or capability
+    try:
+        yield
+    finally:
+        dispatchers.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
+
+
+def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
+    """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU.
+
+    Up to the assembler it is what a launch compiles on a GPU of this compute capability, such as ``(9, 0, "a")``.
+    """
+    with as_if_on(capability):
+        made = dispatchers._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
+        sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
+    if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
+        sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
+    architecture = "sm_" + "".join(map(str, capability))
+    linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    code, log = linker.link("cubin").code, linker.get_info_log()
+    return code, log.decode() if isinstance(log, bytes) else log
 
 
 def disassembler():
@@ -30,10 +63,10 @@ class Report(NamedTuple):
 
 def assemble(kernel, signature, capability) -> tuple[bytes, Report]:
     """A kernel's machine code for a compute capability such as ``(9, 0, "a")``, and the report on it."""
-    cubin, log = driver.cubin(kernel, signature, capability)
+    code, log = cubin(kernel, signature, capability)
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
     numbers = [int(re.search(pattern, log)[1]) for pattern in patterns]
-    return cubin, Report(*numbers, sum(size for name, size in sections(cubin) if name.startswith(".nv.shared.")))
+    return code, Report(*numbers, sum(size for name, size in sections(code) if name.startswith(".nv.shared.")))
 
 
 def sections(elf):

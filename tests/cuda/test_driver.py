@@ -67,10 +67,12 @@ def on_a_gpu_of(capability):
     """All that Numba does for a launch up to the machine code; nothing is given to a driver."""
     from fastbp.kernels.cuda import driver
 
+    from . import machine_code
+
     numbas = driver._dispatcher._Kernel
     bind, numbas.bind = numbas.bind, lambda made: made.library.get_cubin()
     try:
-        with driver._as_if_on(capability):
+        with machine_code.as_if_on(capability):
             yield driver
     finally:
         numbas.bind = bind
@@ -203,8 +205,10 @@ def what_makes_another_file():
     from fastbp.kernels.cuda import blocking, driver, formulas, gemm
     from fastbp.kernels.cuda.fingerprint import fingerprint
 
+    from . import machine_code
+
     def named(function, signature, capability=CAPABILITY):
-        with driver._as_if_on(capability):
+        with machine_code.as_if_on(capability):
             return function._cache.path(signature)
 
     def product(group=blocking.GROUP, tile=blocking.TILES[4][-1]):

@@ -1,0 +1,70 @@
+"""What kernels are given, as values: an address or a pointer with all that belongs to it.
+
+A named tuple reaches a compiled kernel as its fields, one after another, as C passes them.
+"""
+
+from typing import NamedTuple
+
+
+class Matrix(NamedTuple):
+    """Where the first row begins, and how far it is to the next."""
+
+    data: object
+    ld: int
+
+
+class Operand(NamedTuple):
+    """A matrix that knows its columns; ``data`` and ``columns`` are 0 where there is none."""
+
+    data: object
+    ld: int
+    columns: int
+
+
+class Strided(NamedTuple):
+    """The left factor of a product: elements from row to row, and from term to term."""
+
+    data: object
+    ld: int
+    step: int
+
+
+class Factor(NamedTuple):
+    """The right factor of a product, or its transpose."""
+
+    data: object
+    ld: int
+    transposed: int
+
+
+class Origin(NamedTuple):
+    """What a product is added to: FROM_ZERO, FROM_OUTPUT or FROM_BIAS of the micro-kernel, and the bias."""
+
+    kind: int
+    bias: object
+
+
+class Finish(NamedTuple):
+    """The address of a kernel ``(rows, columns, c, ldc, other, ld_other, parameter)``, 0 for none, and what it gets."""
+
+    kernel: int
+    other: object
+    ld: int
+    parameter: float
+
+
+class Products(NamedTuple):
+    """The addresses of the kernels that a linear layer calls, and the bytes of an element."""
+
+    gemm: int
+    transpose: int  # 0: nothing is made by its transpose
+    column_sum: int
+    itemsize: int
+
+
+class Rows(NamedTuple):
+    """What a loss has of every row: weight, value, and whether the label was guessed."""
+
+    weight: object
+    loss: object
+    hit: object

@@ -145,10 +145,8 @@ def test_task_can_be_chosen():
     assert "R²" in metrics("runs/counts-002")["test"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("seconds", [0, 1000])  # from one checkpoint to the next: one an epoch, or none yet
-def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monkeypatch, number, seconds):
-    train(*houses, *SMALL, "--epochs", "6", "--lr", "0.1")
+def interrupted(patched, number, *options):
+    """Train, with this signal after the fourth epoch."""
     epoch_ended = terminal.EpochRows.on_epoch_end
 
     def interrupt(self, model, record):
@@ -156,10 +154,17 @@ def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monk
         if record["epoch"] == 4:
             os.kill(os.getpid(), number)
 
+    patched.setattr(terminal.EpochRows, "on_epoch_end", interrupt)
+    assert main(["train", *options]) == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0, 1000])  # from one checkpoint to the next: one an epoch, or none yet
+def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monkeypatch, number, seconds):
+    train(*houses, *SMALL, "--epochs", "6", "--lr", "0.1")
     with monkeypatch.context() as patched:
-        patched.setattr(terminal.EpochRows, "on_epoch_end", interrupt)
         patched.setattr(cli_train, "CHECKPOINT_SECONDS", seconds)
-        assert main(["train", *houses, *SMALL, "--epochs", "6", "--lr", "0.1"]) == 130
+        interrupted(patched, number, *houses, *SMALL, "--epochs", "6", "--lr", "0.1")
     run, said = pathlib.Path("runs/houses-002"), "fastbp train --resume runs/houses-002"
     assert said in capsys.readouterr().err
     assert said in (run / "interrupted.txt").read_text()
@@ -175,6 +180,41 @@ def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monk
     assert main(["train", "--resume", str(run)]) == 2
     assert "is no run that was interrupted" in capsys.readouterr().err
     train("--config", str(run / "config.toml"), "--start", str(run / "last.npz"), "--epochs", "1")
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("mixed", ["--preset", "realmlp", "--keep", "id", "--loss", "huber:delta=0.5"]),
+        ("mixed", ["--drop-missing", "--one-hot", "1", "--scaling", "robust", "--loss", "quantile", "--schedule=step"]),
+        ("rare", ["--class-weight", "yes=5", "--schedule", "plateau:factor=0.5,patience=1", "--lr", "0.3"]),
+        ("rare", ["--norm=batch", "--dropout=0.2", "--optimizer=sgd:momentum=0.9", "--schedule=cosine", "--warmup=9"]),
+        ("rare", ["--start", "runs/rare-001", "--optimizer", "lion", "--class-weight", "balanced"]),
+    ],
+)
+def test_an_interrupted_run_of_a_table_goes_on(data, options, request, monkeypatch):
+    options = [request.getfixturevalue(data), "--device", "reference", "--epochs", "6", *options]
+    if "--start" in options:
+        train(options[0], *SMALL, "--epochs", "1")
+    else:
+        options += ["--hidden", "8"]
+    train(*options)
+    expected = sorted(pathlib.Path("runs").iterdir())[-1]
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_train, "CHECKPOINT_SECONDS", 0)
+        interrupted(patched, signal.SIGINT, *options)
+    run = sorted(pathlib.Path("runs").iterdir())[-1]
+    assert fastbp.load(run).model.metadata == fastbp.load(expected).model.metadata
+    for file in ("model.npz", "last.npz"):  # the best, and the last
+        assert main(["predict", str(run / file), options[0], "-o", "out.csv"]) == 0
+        assert len(read_csv("out.csv")) == len(read_csv(options[0]))
+    train("--resume", str(run))
+    assert (run / "config.toml").read_text() == (expected / "config.toml").read_text()
+    assert metrics(run) == metrics(expected)
+    first, second = (fastbp.load(folder).model for folder in (expected, run))
+    np.testing.assert_array_equal(second.flat_parameters, first.flat_parameters)
+    columns = [[row[:3] for row in read_csv(folder / "history.csv")] for folder in (expected, run)]
+    assert columns[0] == columns[1]
 
 
 def test_a_loss_that_is_not_finite_is_one_line(houses, capsys):

@@ -451,7 +451,7 @@ BUGS = [
     ),
     Bug(
         "a label beyond the classes is none of them, and no fault",
-        LOSSES, "0.0 if row_weight[i] == 0.0 else NAN", "0.0",
+        LOSSES, "0.0 if of_rows.weight[i] == 0.0 else NAN", "0.0",
         f"{CONTRACT} -k 'cpu and label_that_is_no_class'",
     ),
     Bug(

@@ -55,17 +55,17 @@ def check_pair(loss: Any, optimizer: Any) -> None:
     checks.instance("optimizer", optimizer, Optimizer)
 
 
-def fused(loss: LossFunction, optimizer: Optimizer) -> bool:
+def compiled(loss: LossFunction, optimizer: Optimizer) -> bool:
     """Whether steps with these run inside the kernels."""
     return isinstance(loss, Loss) and optimizer.clip_norm is None
 
 
-def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> FusedStep | EagerStep:
+def single_step(model: Sequential, loss: LossFunction, optimizer: Optimizer) -> CompiledStep | StoredStep:
     """What `Sequential.train_step` calls for this loss and optimizer: a function (x, y) -> loss."""
     check_pair(loss, optimizer)
     model.require_trainable()
     optimizer.require_free_for(model._parameters)
-    return (FusedStep if fused(loss, optimizer) else EagerStep)(model, loss, optimizer)
+    return (CompiledStep if compiled(loss, optimizer) else StoredStep)(model, loss, optimizer)
 
 
 NOT_RUN = -1  # where the kernels will write the hits of a step
@@ -80,7 +80,7 @@ def finished_steps(step_loss: Array, step_hits: Array) -> int:
     return int(np.logical_and.accumulate((step_hits != NOT_RUN) & np.isfinite(step_loss)).sum())
 
 
-class FusedStep:
+class CompiledStep:
     """One step as one compiled call; what does not change between steps is prepared once.
 
     With ``decay``, which needs a network on the host, ``decay W`` is added to the gradients of weights, not of biases.
@@ -156,7 +156,7 @@ def checked_result(result: Any, shape: tuple[int, ...]) -> tuple[float, Array]:
     return value, gradient
 
 
-class EagerStep:
+class StoredStep:
     """Forward, loss and backward of batches, whose gradients are averaged by weight, then one update."""
 
     def __init__(self, model: Sequential, loss: LossFunction, optimizer: Optimizer) -> None:
@@ -222,7 +222,7 @@ class EagerStep:
 
 
 # --------------------------------------------------------------------------------- steps of an epoch
-class FusedSteps:
+class CompiledSteps:
     """Runs slices of an epoch inside the kernels, from the data itself or from converted copies of its rows.
 
     Parameters
@@ -232,7 +232,7 @@ class FusedSteps:
     batch_size : int
     once : bool
         Whether the data are used in one epoch only: then they are not kept on a device.
-    before : FusedSteps, optional
+    before : CompiledSteps, optional
         Those of the chunk before; their memory for pieces is used again.
     """
 
@@ -244,7 +244,7 @@ class FusedSteps:
         chunk: Chunk,
         batch_size: int,
         once: bool = False,
-        before: FusedSteps | None = None,
+        before: CompiledSteps | None = None,
     ) -> None:
         kernels = model._kernels
         self.kernels, self.step_keys = kernels, model.step_keys
@@ -380,7 +380,7 @@ class Rows:
         return gathered
 
 
-class EagerSteps:
+class StoredSteps:
     """Runs batches through stored gradients, one a call, with an update after every ``accumulate`` of them."""
 
     most = 1
@@ -394,7 +394,7 @@ class EagerSteps:
         batch_size: int,
         accumulate: int,
     ) -> None:
-        self.step = EagerStep(model, loss, optimizer)
+        self.step = StoredStep(model, loss, optimizer)
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         # Labels are not converted, and a user's loss reads targets in their own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
@@ -488,7 +488,7 @@ class Slices:
         self.steps = None
 
     def __call__(
-        self, run_steps: FusedSteps | EagerSteps, order: Array, step_loss: Array, step_hits: Array, done: int = 0
+        self, run_steps: CompiledSteps | StoredSteps, order: Array, step_loss: Array, step_hits: Array, done: int = 0
     ) -> Iterator[tuple[int, int, bool]]:
         """Run the batches of ``order`` that are not done; yields (first, end, failed) after every slice.
 

@@ -22,15 +22,15 @@ from .data import Data
 from .losses import Loss, LossFunction
 from .optimizers import Optimizer
 from .steps import (
-    EagerSteps,
-    FusedSteps,
+    CompiledSteps,
     Interrupts,
     Slices,
     Snapshot,
+    StoredSteps,
     check_loss,
     check_pair,
     checked_result,
-    fused,
+    compiled,
 )
 
 if TYPE_CHECKING:
@@ -369,11 +369,11 @@ class Training:
             self._check_batches(chunk.count)
             arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
             accumulate = self.settings.accumulate
-            if fused(self.loss, self.optimizer) and accumulate == 1:
+            if compiled(self.loss, self.optimizer) and accumulate == 1:
                 once = chunk is not self.source
-                self._ready = chunk, FusedSteps(*arguments, once, self._ready[1])
+                self._ready = chunk, CompiledSteps(*arguments, once, self._ready[1])
             else:
-                self._ready = chunk, EagerSteps(*arguments, accumulate)
+                self._ready = chunk, StoredSteps(*arguments, accumulate)
         return self._ready[1]
 
     def _epoch(self):

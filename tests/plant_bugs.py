@@ -400,17 +400,17 @@ BUGS = [
         "steps.py", "        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y)",
         "        self.ready = len(x), y.ndim, np.arange(len(x)), self.ready[3]\n"
         "        workspace = self.model.training_workspace(self.loss, self.loss.kernel(y)",
-        "tests/test_interruptions.py -k 'train_step and fused'",
+        "tests/test_interruptions.py -k 'train_step and compiled'",
     ),
     Bug(
         "an array is recorded before its address is",
         CPU, "self.pointed[field] = self  # no array", "self.pointed[field] = array  # no array",
-        "tests/test_interruptions.py -k 'train_step and fused or test_fit'", chance=True,
+        "tests/test_interruptions.py -k 'train_step and compiled or test_fit'", chance=True,
     ),
     Bug(
         "a step that was made before an interrupt is not counted",
         "steps.py", "            optimizer.step_count += finished_steps(self.step_loss, self.step_hits)\n", "",
-        "tests/test_interruptions.py -k 'train_step and fused'",
+        "tests/test_interruptions.py -k 'train_step and compiled'",
     ),
     Bug(
         "scalars computed ahead have their first step before they are there",
@@ -608,7 +608,7 @@ BUGS = [
     Bug(
         "a loss of the user's own gets the array that backward reads",
         "model.py", "return out.copy() if result is out", "return out if result is out",
-        "tests/test_fit.py -k eager_steps_are_those_of_a_loop",
+        "tests/test_fit.py -k stored_steps_are_those_of_a_loop",
     ),
     Bug(
         "gradients are added to what an older step left",
@@ -624,7 +624,7 @@ BUGS = [
         "backward of steps ends before the first layer",
         PROGRAM, "reversed(self.tape):\n            if value.trained:",
         "reversed(self.tape[2:]):\n            if value.trained:",
-        "tests/test_fit.py -k eager",
+        "tests/test_fit.py -k stored_steps",
     ),
     # -------------------------------------------------------------------------- checkpoints, freezing
     Bug(

@@ -327,7 +327,7 @@ def test_accumulated_batches_are_one_large_batch(device, weighted, own_loss):
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-9)
 
 
-def test_eager_steps_are_the_compiled_steps(device):
+def test_stored_steps_are_the_compiled_steps(device):
     x, y = data()
     model, other = make(device, "float32"), make(device, "float32")
     history = fit(model, x, y, optimizer=fastbp.Adam(clip_norm=1e9), validation_data=(x, y))
@@ -339,7 +339,7 @@ def test_eager_steps_are_the_compiled_steps(device):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_eager_steps_are_those_of_a_loop(device, own):
+def test_stored_steps_are_those_of_a_loop(device, own):
     """Rows without parameters come first and last, and the user's loss writes into what it is given."""
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(8, 4)), rng.uniform(size=(8, 3))
@@ -367,7 +367,7 @@ def test_eager_steps_are_those_of_a_loop(device, own):
 
 
 @pytest.mark.parametrize("kind", ["uint8", ">f4", "every other column"])
-def test_eager_steps_take_data_of_any_kind(device, kind):
+def test_stored_steps_take_data_of_any_kind(device, kind):
     rng = np.random.default_rng(4)
     x, y = rng.integers(0, 9, (20, 4)).astype("f4"), rng.integers(0, 9, (20, 3)).astype("f4")
     given = [np.repeat(a, 2, axis=1)[:, ::2] if kind == "every other column" else a.astype(kind) for a in (x, y)]

@@ -130,7 +130,7 @@ BATCHES = [slice(0, 8), slice(8, 40), slice(40, 48)]  # the second is larger tha
 LOSS = fastbp.CrossEntropyLoss()
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["fused", "eager"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["compiled", "stored"])
 def test_train_step(places, clip_norm, long):
     def prepare():
         return network(), fastbp.Adam(clip_norm=clip_norm)

@@ -845,7 +845,7 @@ def test_a_compiled_step_decays_weights_and_not_biases(make, weighted, device, r
     (compiled, stored), (one, two), loss = decaying_networks(device), (make(), make()), fastbp.HalfSquaredErrorLoss()
     for optimizer, model in ((one, compiled), (two, stored)):
         optimizer.bind(model.network)
-    step, add = steps.FusedStep(compiled, loss, one), steps.EagerStep(stored, loss, two)
+    step, add = steps.CompiledStep(compiled, loss, one), steps.StoredStep(stored, loss, two)
     for decay in (0.3, 0.0, 0.7):
         x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
         weight = rng.uniform(0.1, 2, 7) if weighted else None

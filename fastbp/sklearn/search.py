@@ -48,7 +48,7 @@ class MLPSearchCV(GridSearchCV):
 
     scikit-learn's `GridSearchCV` and `RandomizedSearchCV` in one, with their attributes (``cv_results_``,
     ``best_params_``, ``best_score_``, ``best_estimator_``, …) and their numbers. The fits of all candidates and folds
-    run side by side, each on one thread of this process, with X shared; every one gives the bits of a fit alone.
+    run side by side, each on one thread of this process; every one gives the bits of a fit alone.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import checks
 from ..losses import Loss
-from ..steps import EagerStep, FusedStep, fused
+from ..steps import CompiledStep, StoredStep, compiled
 from .rows import dense
 
 
@@ -49,8 +49,8 @@ class Steps:
         self.model, self.network, self.optimizer, self.objective = model, model.network, optimizer, objective
         optimizer.bind(self.network)
         model.remember_loss(objective.loss)
-        self.compiled = FusedStep(model, objective.loss, optimizer) if fused(objective.loss, optimizer) else None
-        self.stored = EagerStep(model, objective.loss, optimizer)
+        self.compiled = CompiledStep(model, objective.loss, optimizer) if compiled(objective.loss, optimizer) else None
+        self.stored = StoredStep(model, objective.loss, optimizer)
         self.give(None, None, None, 0.0, 1)
 
     def give(self, X, target, weight, alpha, batch_size):

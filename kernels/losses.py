@@ -5,7 +5,7 @@ same names.
 """
 
 from .elementary import exp_of_nonpositive, exponential, log1p_of_unit, log_of_normal, sign
-from .primitives import absolute, fma, select
+from .primitives import absolute, select
 
 SUMMED = ("half_squared_error",)
 
@@ -59,13 +59,12 @@ def binary_cross_entropy(p, y, parameter):
 
 
 def binary_cross_entropy_with_logits(s, y, weight):
-    """``(1 - y) ln(1 + e^s) + weight y ln(1 + e^-s)``; ``weight`` is that of the positive class."""
-    rest = 1.0 - y
-    both = fma(y, weight, rest)
-    below = select(s < 0.0, s * -1.0, 0.0)
-    linear = fma(both, below, rest * s)  # exact for y of 0 or 1, so that small losses stay
+    """``ln(1 + e^s) - y s + (weight - 1) y ln(1 + e^-s)``; ``weight`` is that of the positive class."""
+    linear = select(s > 0.0, s, 0.0) - y * s  # exact for y of 0 or 1, so that small losses stay
     e = exp_of_nonpositive(absolute(s) * -1.0)
-    return fma(both, log1p_of_unit(e), linear), both * (select(s < 0.0, e, 1.0) / (e + 1.0)) - y * weight
+    logarithm, probability = log1p_of_unit(e), select(s < 0.0, e, 1.0) / (e + 1.0)
+    more, below = y * (weight - 1.0), select(s < 0.0, s * -1.0, 0.0)
+    return linear + logarithm + more * (below + logarithm), probability - y + more * (probability - 1.0)
 
 
 def poisson(s, y, parameter):

@@ -418,13 +418,14 @@ def binary_cross_entropy(prediction, target, parameter):
 
 
 def binary_cross_entropy_with_logits(prediction, target, parameter):
-    """``(1 - y) ln(1 + e^s) + w y ln(1 + e^-s)``, ``w`` the weight of the positive class; the mean over outputs."""
+    """``ln(1 + e^s) - y s + (w - 1) y ln(1 + e^-s)``, ``w`` the weight of the positive class; the mean over outputs."""
     columns, weight = prediction.dtype.type(prediction.shape[1]), prediction.dtype.type(parameter)
-    both = 1 - target + weight * target
     # Exact for y of 0 or 1, so that small losses stay.
-    linear = (1 - target) * prediction + both * np.maximum(-prediction, 0)
-    value = linear + both * np.log1p(np.exp(-np.abs(prediction)))
-    return value.mean(axis=1), (both * sigmoid(prediction, 0.0) - weight * target) / columns
+    linear = np.maximum(prediction, 0) - target * prediction
+    logarithm, probability = np.log1p(np.exp(-np.abs(prediction))), sigmoid(prediction, 0.0)
+    more = (weight - 1) * target
+    value = linear + logarithm + more * (np.maximum(-prediction, 0) + logarithm)
+    return value.mean(axis=1), (probability - target + more * (probability - 1)) / columns
 
 
 def poisson(prediction, target, parameter):

@@ -105,22 +105,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     _remove_abandoned(folder, name)
-    file = _temporary(folder, name)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
     try:
-        with file:
+        with _locked(temporary) as file:
             with suppress(FileNotFoundError):
                 mode = stat.S_IMODE(os.stat(path).st_mode)
                 if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
-                    os.chmod(file.name, mode)
+                    os.chmod(temporary, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:  # Windows renames no open file; elsewhere the lock holds until it has its name
                 file.close()
-            os.replace(file.name, path)
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(file.name)
+            os.unlink(temporary)
         raise
     if os.name == "posix":  # so that the new name survives a power cut
         descriptor = os.open(folder, os.O_RDONLY)
@@ -130,10 +130,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.close(descriptor)
 
 
-def _temporary(folder, name):
-    """A new file beside ``name``, locked while this process has it open: so the next can tell what a kill left."""
+def _locked(path):
+    """A new file, locked while this process has it open: so the next can tell what a kill left."""
     while True:
-        file = open(os.path.join(folder, f".{name}.{secrets.token_hex(8)}"), "xb")  # noqa: SIM115
+        file = open(path, "wb")  # noqa: SIM115
         with suppress(BlockingIOError):
             _lock(file)
             if os.fstat(file.fileno()).st_nlink:

@@ -381,7 +381,7 @@ BUGS = [
     ),
     Bug(
         "the weight of the positive class is missing in the slope",
-        "kernels/losses.py", "(e + 1.0)) - y * weight", "(e + 1.0)) - y",
+        "kernels/losses.py", "probability - y + more * (probability - 1.0)", "probability - y",
         f"{CONTRACT} -k 'cpu and loss_forward_backward and binary_cross_entropy_with_logits'",
     ),
     Bug(
@@ -788,7 +788,7 @@ BUGS = [
     # ------------------------------------------------------------------------------------------- files
     Bug(
         "a model saved over a private file may be read by all",
-        "files.py", "os.chmod(file.name, mode)", "pass",
+        "files.py", "os.chmod(temporary, mode)", "pass",
         "tests/test_files.py -k the_mode_of",
     ),
     Bug(

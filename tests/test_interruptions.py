@@ -33,13 +33,16 @@ class Interruption(BaseException):
 
 @cache
 def protected(path):
-    """Lines at which no signal handler runs before what they do is done: of finally and except, and where with ends."""
+    """Lines at which no signal handler runs before what they do is done: of finally and except, and where with ends.
+
+    And those of try: there is no call, and in an outer try CPython counts them to none of both.
+    """
     lines = set()
     for node in ast.walk(ast.parse(Path(path).read_text())):
         if isinstance(node, ast.Try):
             parts = [*node.finalbody, *itertools.chain(*(handler.body for handler in node.handlers))]
             lines |= {line for part in parts for line in range(part.lineno, part.end_lineno + 1)}
-            lines |= {handler.lineno for handler in node.handlers}
+            lines |= {node.lineno} | {handler.lineno for handler in node.handlers}
         elif isinstance(node, ast.With | ast.AugAssign):  # x += f(): f is over, and x as it was
             lines.add(node.lineno)
     return lines

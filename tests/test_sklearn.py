@@ -272,7 +272,7 @@ def test_schedules_and_clipping(solver):
     settings = {"solver": solver, "batch_size": 30, "max_iter": 5, "hidden_layer_sizes": (8,)}
     schedule = fastbp.StepSchedule(0.01, every=3, factor=0.5)  # three updates an epoch
     fitted = estimator("classes", learning_rate=schedule, **settings).fit(X, y)
-    assert fitted.model_.history.column("lr") == [0.01, 0.005, 0.0025, 0.00125, 0.000625]
+    assert fitted.model_.history["lr"] == [0.01, 0.005, 0.0025, 0.00125, 0.000625]
     constant = estimator("classes", learning_rate=lambda step: 0.001, **settings).fit(X, y)
     np.testing.assert_array_equal(constant.coefs_[0], estimator("classes", **settings).fit(X, y).coefs_[0])
     plain, wide = (estimator("classes", max_grad_norm=norm, **settings).fit(X, y) for norm in (None, 1e9))

@@ -284,7 +284,7 @@ def launch_train_steps(
     """
     if coefficients.ndim != 2:
         raise ValueError(f"the GPU updates all parameters alike, got coefficients of shape {coefficients.shape}")
-    count = rows.shape[-1]
+    count = rows.shape[rows.ndim - 1]  # the simulator knows no shape[-1]
     number = -(-count // batch_size)
     if number == 0:
         return lambda step_loss, step_hits: 0

@@ -7,6 +7,7 @@ In the default run some places are tried, with ``--long`` all of them.
 
 import ast
 import copy
+import dis
 import itertools
 import signal
 import sys
@@ -24,6 +25,7 @@ from fastbp.graph import recording
 PACKAGE = str(Path(fastbp.__file__).parent)
 GENERATOR = np.random.default_rng(0)
 X, Y = GENERATOR.standard_normal((48, 6)).astype(np.float32), GENERATOR.integers(0, 3, 48)
+NOP = dis.opmap["NOP"]
 MOST = 60  # places of a run that are tried by default
 
 
@@ -33,16 +35,13 @@ class Interruption(BaseException):
 
 @cache
 def protected(path):
-    """Lines at which no signal handler runs before what they do is done: of finally and except, and where with ends.
-
-    And those of try: there is no call, and in an outer try CPython counts them to none of both.
-    """
+    """Lines at which no signal handler runs before what they do is done: of finally and except, and where with ends."""
     lines = set()
     for node in ast.walk(ast.parse(Path(path).read_text())):
         if isinstance(node, ast.Try):
             parts = [*node.finalbody, *itertools.chain(*(handler.body for handler in node.handlers))]
             lines |= {line for part in parts for line in range(part.lineno, part.end_lineno + 1)}
-            lines |= {node.lineno} | {handler.lineno for handler in node.handlers}
+            lines |= {handler.lineno for handler in node.handlers}
         elif isinstance(node, ast.With | ast.AugAssign):  # x += f(): f is over, and x as it was
             lines.add(node.lineno)
     return lines
@@ -68,7 +67,8 @@ class Interrupter:
             return self.traced if self.places == "lines" else None
         if "__del__" in (frame.f_code.co_name, frame.f_back.f_code.co_name):  # from where no exception comes out
             return None
-        here = event == "line" and frame.f_lineno not in protected(path)
+        # A line that begins with nothing to do, as try does, has no handler in CPython, and no signal comes there.
+        here = event == "line" and frame.f_lineno not in protected(path) and frame.f_code.co_code[frame.f_lasti] != NOP
         if here if self.places == "lines" else event in ("call", "c_return"):
             self.count += 1
             if self.count == self.left:

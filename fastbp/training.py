@@ -439,6 +439,8 @@ class Training:
         sizes = np.full(steps, batch_size)
         sizes[-1] = len(order) - (steps - 1) * batch_size
         shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
+        if chunk.labels and chunk.weight is not None:  # rows that a loss ignores have weight 0
+            sizes = chunk.step_labels(order, batch_size)
         if self.snapshot is None:  # on_nonfinite="continue" may have left some out
             trained = np.isfinite(step_loss)
             step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
@@ -525,4 +527,4 @@ class Validation:
         else:
             row_loss *= self.weight
             value = row_loss.sum() / self.weight.sum()
-        return float(value), hits / len(X) if loss.takes_labels(self.y) else None
+        return float(value), hits / int((self.y >= 0).sum()) if loss.takes_labels(self.y) else None

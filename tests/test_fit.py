@@ -899,3 +899,16 @@ def test_model_is_free_after_a_callback_failed(device):
     with pytest.raises(LookupError):
         fit(model, *data(), callbacks=[Failing()])
     fit(model, *data())
+
+
+def test_ignored_rows_are_no_part_of_the_accuracy(device):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((50, 4)), rng.integers(0, 3, 50)
+    y[::3] = -100
+    loss = fastbp.CrossEntropyLoss(ignore_index=-100)
+    model = fastbp.Sequential(fastbp.Linear(4, 3), dtype="float64", device=device, seed=0)
+    hits = (model.predict(X).argmax(axis=1) == y)[y >= 0]
+    record = model.fit(
+        X, y, validation_data=(X, y), loss=loss, optimizer=fastbp.SGD(lr=1e-300), epochs=1, batch_size=8, verbose=False
+    )[0]
+    assert record["accuracy"] == record["val_accuracy"] == hits.mean()

@@ -1,13 +1,13 @@
 """``fastbp predict``: what a trained model says of a table."""
 
-import contextlib
 import csv
+import io
 import os
-import secrets
 import sys
 
 import numpy as np
 
+from .. import files
 from . import runs, terminal
 from .options import add_model_and_data, names_in, read_table, use_threads
 
@@ -56,8 +56,8 @@ def run(options):
     if not options.output:
         _write_csv(sys.stdout, columns)
         return
-    with _replacing(options.output) as path:
-        _write(path, columns, options.output)
+    with files.replacing(options.output) as file:
+        _write(file, columns, options.output)
     left = f", none for {terminal.rows(int(gaps.sum()))} with a missing feature" if gaps.any() else ""
     print(
         f"saved {terminal.number(len(table) - int(gaps.sum()))} predictions of {target.name!r}{left}: {options.output}"
@@ -86,35 +86,22 @@ def _with_gaps(values, missing):
     return objects
 
 
-@contextlib.contextmanager
-def _replacing(path):
-    """A name to write to, which takes the place of ``path`` when all is written."""
-    folder, name = os.path.split(os.path.realpath(path))
-    temporary = os.path.join(folder, f".{secrets.token_hex(4)}-{name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _write(path, columns, output):
+def _write(file, columns, output):
     if output.endswith(".csv"):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            _write_csv(file, columns)
+        text = io.TextIOWrapper(file, newline="", encoding="utf-8")
+        _write_csv(text, columns)
+        text.detach()
     elif output.endswith(".npz"):
         gaps = [name for name, values in columns.items() if values.dtype.kind == "O" and None in values]
         if gaps:
             raise ValueError(f"{output}: NPZ cannot hold the gaps of {', '.join(gaps)}; choose .csv or .parquet")
         texts = {name: values.astype(str) for name, values in columns.items() if values.dtype.kind == "O"}
-        np.savez(path, **(columns | texts))
+        np.savez(file, **(columns | texts))
     else:
-        _write_arrow(path, columns, output)
+        _write_arrow(file, columns, output)
 
 
-def _write_arrow(path, columns, output):
+def _write_arrow(file, columns, output):
     try:
         import pyarrow
         import pyarrow.feather
@@ -123,7 +110,7 @@ def _write_arrow(path, columns, output):
         raise ImportError('writing Parquet and Feather needs pyarrow: pip install "fastbp[cli]"') from None
     table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
     write = pyarrow.parquet.write_table if output.endswith(".parquet") else pyarrow.feather.write_feather
-    write(table, path)
+    write(table, file)
 
 
 def _write_csv(file, columns):

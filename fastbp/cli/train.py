@@ -123,7 +123,8 @@ def run(options):
             again = f"fastbp train --resume {shlex.quote(str(job.folder))}"
             said = f"interrupted after epoch {len(job.network.history)}; to go on: {again}"
             (job.folder / runs.INTERRUPTED).write_text(said + "\n", encoding="utf-8")
-            print(f"fastbp: {job.folder} has the best model so far, and the last; {said}", file=sys.stderr)
+            has = "the last model" if job.stopping.best_weights is None else "the best model so far, and the last"
+            print(f"fastbp: {job.folder} has {has}; {said}", file=sys.stderr)
         raise
     except FloatingPointError:
         if job.folder:

@@ -92,24 +92,28 @@ def activation_backward(dtype, name) -> Kernel:
 
 @cache
 def softmax(dtype) -> Kernel:
+    """`probabilities.softmax`."""
     p = _real(dtype)
     return _compiled(probabilities.softmax, INT, INT, p, INT, p, INT, p)
 
 
 @cache
 def column_sum(dtype) -> Kernel:
+    """``out = beta * out`` plus the sums of columns."""
     p = _real(dtype)
     return _compiled(elementwise.column_sum, INT, INT, p, INT, INT, p)
 
 
 @cache
 def transpose(dtype) -> Kernel:
+    """`elementwise.transpose_rows`."""
     p = _real(dtype)
     return _compiled(elementwise.transpose_rows, INT, INT, p, INT, p, INT)
 
 
 @cache
 def dropout(dtype) -> Kernel:
+    """`elementwise.dropout_rows`."""
     p = _real(dtype)
     return _compiled(elementwise.dropout_rows, INT, INT, p, INT, p, INT, INTS, INT, INT, FLOAT)
 
@@ -129,11 +133,13 @@ def gather(source, dtype) -> Kernel:
 
 @cache
 def squared_norm(dtype) -> Kernel:
+    """`buffers.squared_norm`."""
     return _compiled(buffers.squared_norm, INT, INTS, _real(dtype), FLOATS)
 
 
 @cache
 def loss(dtype, name) -> Kernel:
+    """A loss of `losses`, by name."""
     p = _real(dtype)
     target = _fields(Matrix, INTS if name in layout.LABEL_LOSSES else p, INT)
     matrix, of_rows = _fields(Matrix, p, INT), _fields(Rows, FLOATS, p, INTS)
@@ -142,11 +148,13 @@ def loss(dtype, name) -> Kernel:
 
 @cache
 def loss_sum(dtype) -> Kernel:
+    """`losses.loss_sum`."""
     return _compiled(losses.loss_sum, INT, FLOATS, _real(dtype), FLOATS)
 
 
 @cache
 def optimizer(dtype, name) -> Kernel:
+    """An optimizer of `optimizers`, by name."""
     p = _real(dtype)
     return _compiled(optimizers.kernel(name), INT, INT, FLOATS, p, INT, p, INT, p, p, p)
 

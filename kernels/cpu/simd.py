@@ -41,6 +41,8 @@ class Pointer(types.Type):
 
 @register_model(Pointer)
 class PointerModel(models.PrimitiveModel):
+    """An address of bytes."""
+
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, ir.IntType(8).as_pointer())
 
@@ -78,12 +80,16 @@ class Mask(types.Type):
 
 @register_model(Tile)
 class TileModel(models.PrimitiveModel):
+    """An array of registers."""
+
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, ir.ArrayType(fe_type.vector, fe_type.registers))
 
 
 @register_model(Mask)
 class MaskModel(models.PrimitiveModel):
+    """A bit for each lane of each register."""
+
     def __init__(self, dmm, fe_type):
         bits = ir.VectorType(I1, fe_type.tile.lanes)
         super().__init__(dmm, fe_type, ir.ArrayType(bits, fe_type.tile.registers))
@@ -194,6 +200,8 @@ def _operand(ctx, b, value, ty, result):
 @infer_global(operator.add)
 @infer_global(operator.iadd)
 class PointerAdd(AbstractTemplate):
+    """``p + n``: n elements on."""
+
     def generic(self, args, kws):
         if len(args) == 2 and isinstance(args[0], Pointer) and isinstance(args[1], types.Integer):
             return signature(args[0], args[0], types.intp)
@@ -208,6 +216,8 @@ def _pointer_add(ctx, b, sig, args):
 
 @infer_global(operator.getitem)
 class PointerGet(AbstractTemplate):
+    """``p[n]``: the element there."""
+
     def generic(self, args, kws):
         if len(args) == 2 and isinstance(args[0], Pointer) and isinstance(args[1], types.Integer):
             return signature(args[0].dtype, args[0], types.intp)

@@ -198,16 +198,16 @@ class Chunk:
 
     def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""
-        return self._step_sums(self.weight, order, batch_size)
+        return self._step_sums(lambda rows: self.weight[rows], order, batch_size)
 
     def step_labels(self, order: Array, batch_size: int) -> Array:
         """How many rows of each batch of an epoch have a label: a loss may ignore the others."""
-        return self._step_sums((self.y >= 0).astype(np.int64), order, batch_size)
+        return self._step_sums(lambda rows: (self.y[rows] >= 0).astype(np.int64), order, batch_size)
 
     def _step_sums(self, of_rows, order, batch_size):
-        """The sums over the batches of an epoch of what each row has."""
+        """The sums over the batches of an epoch of what each row has: ``of_rows(rows)``, of some rows at a time."""
         together = max(1, WEIGHTS_TOGETHER // batch_size) * batch_size
-        parts = (of_rows[order[start : start + together]] for start in range(0, len(order), together))
+        parts = (of_rows(order[start : start + together]) for start in range(0, len(order), together))
         return np.concatenate([np.add.reduceat(part, np.arange(0, len(part), batch_size)) for part in parts])
 
     def epoch(self, done: int = 0) -> tuple[Chunk, ...]:

@@ -527,4 +527,4 @@ class Validation:
         else:
             row_loss *= self.weight
             value = row_loss.sum() / self.weight.sum()
-        return float(value), hits / int((self.y >= 0).sum()) if loss.takes_labels(self.y) else None
+        return float(value), hits / np.count_nonzero(self.y >= 0) if loss.takes_labels(self.y) else None

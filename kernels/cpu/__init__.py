@@ -5,11 +5,11 @@ The single layers run on the calling thread; `network_forward` and `network_trai
 
 import contextlib
 import ctypes
+import functools
 import math
 import struct
 import threading
 import time
-from functools import partial
 
 import numpy as np
 
@@ -389,7 +389,7 @@ class _Workspace:
         if not alone:
             self.barrier[0] = 0
             self.fields[network.THREADS] = threads
-            alone = not team.run(partial(self.walk, self.address), threads)
+            alone = not team.run(functools.partial(self.walk, self.address), threads)
         if alone:
             self.fields[network.THREADS] = 1
             self.walk(self.address, 0)
@@ -533,6 +533,7 @@ SOURCES = (
 )  # fmt: skip
 
 
+@functools.cache
 def gathers(dtype) -> bool:
     """Those of `SOURCES`, as this machine orders bytes."""
     dtype = np.dtype(dtype)

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from fastbp.kernels import layout, program, reference
+from fastbp.kernels.contract import FUNCTIONS
 
 DTYPES = (np.float32, np.float64)
 GENERATOR = np.random.default_rng
@@ -79,7 +80,15 @@ def updated(value, **properties) -> Operand:
 
 def output(shape, dtype, **properties) -> Operand:
     """An output that must not be read: NaN, or an unlikely integer."""
-    return updated(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -77, dtype), **properties)
+    return updated(np.full(shape, nothing(dtype), dtype), **properties)
+
+
+def nothing(dtype):
+    return np.nan if np.dtype(dtype).kind == "f" else -77
+
+
+def holds_nothing(value):
+    return np.array_equal(value, np.full_like(value, nothing(value.dtype)), equal_nan=value.dtype.kind == "f")
 
 
 def each(arguments, make, backend, dtype) -> list:
@@ -98,14 +107,37 @@ def each(arguments, make, backend, dtype) -> list:
     return built
 
 
-def operands(arguments) -> list[Operand]:
-    """The array arguments, in the order in which `each` makes them."""
-    found = []
-    for argument in arguments:
-        if isinstance(argument, Operand):
-            found.append(argument)
-        elif isinstance(argument, tuple) and not isinstance(argument, Same | Workspace):
-            found.extend(argument)
+def operands(argument) -> tuple[Operand, ...]:
+    """The arrays of an argument, in the order in which `each` makes them."""
+    if isinstance(argument, Operand):
+        return (argument,)
+    return argument if isinstance(argument, tuple) and not isinstance(argument, Same | Workspace) else ()
+
+
+class Use(NamedTuple):
+    """An array of a call, and what the contract declares of its memory."""
+
+    name: str  # of the argument
+    operand: Operand
+    read: bool
+    written: bool
+
+
+def uses(function, arguments) -> list[Use]:
+    """What a call does to its arrays, in the order in which `each` makes them, by the declaration beside the function.
+
+    An argument that is another one's array writes to that one's. The table has to agree: it says what an array holds
+    before the call, so what is written must be marked so, and what is not read must hold nothing.
+    """
+    declaration, written, found = FUNCTIONS[function], set(), []
+    for i, (name, argument) in enumerate(zip(declaration.arguments, arguments, strict=False)):
+        if name in declaration.writes:
+            written.add(argument.index if isinstance(argument, Same) else i)
+    for i, (name, argument) in enumerate(zip(declaration.arguments, arguments, strict=False)):
+        for operand in operands(argument):
+            found.append(Use(name, operand, name in declaration.reads, i in written))
+            assert operand.written == (i in written), f"{function} is declared otherwise: {name}"
+            assert name in declaration.reads or holds_nothing(operand.value), f"{function} reads no {name}"
     return found
 
 
@@ -138,6 +170,7 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES, long=Fa
     def check(backend, dtype):
         rng = GENERATOR(zlib.crc32(label.encode()))
         arguments_ = arguments(rng, dtype)
+        declared = uses(function, arguments_)
 
         def widened(operand):
             return operand.value.astype(np.float64 if operand.value.dtype == dtype else operand.value.dtype)
@@ -149,14 +182,14 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES, long=Fa
         placed = []
 
         def place(operand):
-            placed.append(Placed(operand, rng))
+            placed.append(Placed(operand, rng, declared[len(placed)].written))
             return placed[-1].view
 
         returned = getattr(backend, function)(*each(arguments_, place, backend, dtype))
         assert returned == expected
         for placement in placed:
             placement.assert_only_output_changed()
-        results = [placement.view for placement in placed if placement.operand.written]
+        results = [placement.view for placement in placed if placement.written]
         limits = bounds(np.finfo(dtype).eps, before, after)
         for i, (result, value, limit) in enumerate(zip(results, exact, limits, strict=True)):
             assert_within(result, value, limit, dtype, f"output {i} of {function}, {label}")
@@ -178,10 +211,9 @@ def written_arrays(arguments, built) -> list[np.ndarray]:
     """The written arrays among the built arguments, in order."""
     found = []
     for argument, array in zip(arguments, built, strict=True):
-        if isinstance(argument, Operand) and argument.written:
-            found.append(array)
-        elif isinstance(argument, tuple) and not isinstance(argument, Operand | Same | Workspace):
-            found.extend(a for operand, a in zip(argument, array, strict=True) if operand.written)
+        own = operands(argument)
+        arrays = (array,) if isinstance(argument, Operand) else array if own else ()
+        found.extend(a for operand, a in zip(own, arrays, strict=True) if operand.written)
     return found
 
 
@@ -192,8 +224,8 @@ MARGIN = 64  # elements before and after an array
 class Placed:
     """An operand among canaries: before it, after it, and between its rows."""
 
-    def __init__(self, operand, rng):
-        self.operand, value = operand, operand.value
+    def __init__(self, operand, rng, written):
+        self.written, value = written, operand.value
         rows, columns = value.shape if value.ndim == 2 else (1, value.size)
         self.shape, self.step = value.shape, columns
         self.start = MARGIN if operand.aligned else MARGIN + int(rng.integers(0, 16))
@@ -212,7 +244,7 @@ class Placed:
         return block[:, : self.shape[1]] if len(self.shape) == 2 else block[0]
 
     def assert_only_output_changed(self):
-        if self.operand.written:
+        if self.written:
             self.window(self.before)[...] = self.view
         assert self.before.tobytes() == self.base.tobytes(), "an input, a padding or a neighbour was written to"
 

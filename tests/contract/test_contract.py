@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastbp.kernels import reference
+from fastbp.kernels.contract import FUNCTIONS
 
 from . import cases
 
@@ -42,6 +43,22 @@ def test_backend_bears_its_name(backend, device):
 
 def test_every_contract_function_has_a_case():
     assert {case.function for case in cases.CASES} == set(cases.contract())
+
+
+# They take no arrays of a caller, or hand them on as they are.
+WITHOUT_OPERANDS = frozenset(
+    ("InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device", "to_host",
+     "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
+)  # fmt: skip
+
+
+def test_every_contract_function_declares_its_arrays():
+    assert set(FUNCTIONS) == set(cases.contract()) - WITHOUT_OPERANDS
+
+
+def test_every_declared_function_has_a_call():
+    """Of which every written array is among canaries, and, in guard_pages.py, every array beside a guard page."""
+    assert {case.function for case in cases.CASES if case.arguments and case.quick} == set(FUNCTIONS)
 
 
 def test_every_contract_function_is_simulated_or_named():

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from itertools import cycle, pairwise
+from itertools import product as all_pairs
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,6 +203,27 @@ def behaviour(function, quick=True, dtypes=DTYPES):
 
     def add(check):
         CASES.append(Case(function, check.__name__, check, quick, dtypes=dtypes))
+        return check
+
+    return add
+
+
+def behaviour_of_pairs(function, networks, trainings):
+    """Add a promise of networks and trainings, checked by the decorated ``(backend, dtype, pairs)``.
+
+    The default run has pairs in which each of them is; all pairs are in the long one.
+    """
+
+    def add(check):
+        longer, shorter = sorted((networks, trainings), key=len, reverse=True)
+        in_turn = zip(longer, cycle(shorter), strict=False)
+        some = [pair if longer is networks else pair[::-1] for pair in in_turn]
+        for label, pairs, long in ((check.__name__, some, False), (f"{check.__name__}_for_every_pair", None, True)):
+
+            def checked(backend, dtype, pairs=pairs):
+                check(backend, dtype, pairs or all_pairs(networks, trainings))
+
+            CASES.append(Case(function, label, checked, True, long=long))
         return check
 
     return add
@@ -1369,6 +1391,22 @@ def split_buffer_gives_the_same_bits(backend, dtype):
                 assert_same_bits(a, b)
 
 
+@behaviour("optimizer_call")
+def calls_are_steps_that_wait_to_be_called(backend, dtype):
+    rng = GENERATOR(25)
+    for code, optimizer in enumerate(layout.OPTIMIZERS):
+        values, grad = (matrix(rng, 37, dtype, False) for _ in range(2))
+        stepped = [values.copy(), grad, *zero_state(optimizer, 37, dtype)]
+        called = [backend.to_device(array.copy()) for array in stepped]
+        scalars = coefficients(optimizer, 1)
+        to_call = backend.optimizer_call(code, scalars, called[0], called[1], tuple(called[2:]))
+        assert_same_bits(backend.to_host(called[0]), values)
+        to_call()
+        backend.optimizer_step(code, scalars, stepped[0], stepped[1], tuple(stepped[2:]))
+        for a, b in zip(called, stepped, strict=True):
+            assert_same_bits(backend.to_host(a), b)
+
+
 @behaviour("optimizer_step")
 def learning_rate_0_leaves_values(backend, dtype):
     rng = GENERATOR(22)
@@ -1806,13 +1844,12 @@ def padding_changes_nothing_forward(backend, dtype):
         assert_same_bits(infer(backend, network, x, dtype, np.nan), infer(backend, network, x, dtype, 0.0))
 
 
-@behaviour("network_train_steps")
-def padding_changes_nothing_in_training(backend, dtype):
-    for network in (*BEHAVIOUR_NETWORKS, MEETING):
-        for training in BEHAVIOUR_TRAININGS:
-            (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
-            for a, b in zip(poisoned, clean, strict=True):
-                assert_same_bits(a, b)
+@behaviour_of_pairs("network_train_steps", (*BEHAVIOUR_NETWORKS, MEETING), BEHAVIOUR_TRAININGS)
+def padding_changes_nothing_in_training(backend, dtype, pairs):
+    for network, training in pairs:
+        (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
+        for a, b in zip(poisoned, clean, strict=True):
+            assert_same_bits(a, b)
 
 
 @behaviour("network_train_steps")
@@ -2002,9 +2039,12 @@ def threads_do_not_change_bits(backend, dtype):
     for network in BEHAVIOUR_NETWORKS:
         x = batch(GENERATOR(36), (700, network.widths[0]), np.float32)
         bits_under_threads(backend, lambda network=network, x=x: [infer(backend, network, x, dtype)])
-    for network in (*BEHAVIOUR_NETWORKS, MEETING):
-        for training in BEHAVIOUR_TRAININGS[:: 1 if network is not BIG else 5]:
-            bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
+
+
+@behaviour_of_pairs("set_num_threads", (*BEHAVIOUR_NETWORKS, MEETING), BEHAVIOUR_TRAININGS)
+def threads_do_not_change_bits_of_training(backend, dtype, pairs):
+    for network, training in pairs:
+        bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
 
 
 @behaviour("get_num_threads")
@@ -2412,7 +2452,7 @@ TINY = (
     "loss_forward_backward-*-17x16", "loss_forward_backward-*-not_finite", "loss_forward_backward-*_digits",
     "loss_forward_backward-certain_*", "loss_forward_backward-kinks_*", "loss_forward_backward-first_*",
     "loss_forward_backward-rows_without_*",
-    "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
+    "optimizer_call-*", "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
     "network_forward-7_3-*-2-*", "network_forward-5_17_4-gelu_identity-separate-13-*",
     "network_forward-5_17_4-tanh_identity-13-*", "network_forward-9_3-identity-dropout_0.5-13-*",
     "network_train_steps-6_*",

@@ -9,23 +9,27 @@ import pytest
 from fastbp.kernels import reference
 from fastbp.kernels.contract import FUNCTIONS
 
+from ..conftest import BACKENDS
 from . import cases
 
 
-def marks(case):
+def marks(device, case, dtype):
+    """Of the oracle the default run has a sample: in float64 a call of it is compared with itself."""
     tiny = cases.is_tiny(case)
-    long = case.long and not tiny
+    itself = device == "reference" and case.arguments is not None and (dtype == np.float64 or not case.quick)
+    long = (case.long or itself) and not (tiny and device == "cuda")
     return [pytest.mark.quick] * case.quick + [pytest.mark.tiny] * tiny + [pytest.mark.long] * long
 
 
 PARAMETERS = [
-    pytest.param(case, dtype, id=f"{case}-{np.dtype(dtype).name}", marks=marks(case))
+    pytest.param(device, case, dtype, id=f"{device}-{case}-{np.dtype(dtype).name}", marks=marks(device, case, dtype))
+    for device in BACKENDS
     for case in cases.CASES
     for dtype in case.dtypes
 ]
 
 
-@pytest.mark.parametrize(("case", "dtype"), PARAMETERS)
+@pytest.mark.parametrize(("device", "case", "dtype"), PARAMETERS)
 def test_case(backend, case, dtype):
     case.check(backend, dtype)
 
@@ -47,7 +51,7 @@ def test_every_contract_function_has_a_case():
 
 # They take no arrays of a caller, or hand them on as they are.
 WITHOUT_OPERANDS = frozenset(
-    ("InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device", "to_host",
+    ("optimizer_call", "InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device", "to_host",
      "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
 )  # fmt: skip
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -215,10 +218,14 @@ class Optimizer:
         network, coefficients = self.network, self.next_coefficients()[0]
         if self._clip_norm is not None:
             network.clip_gradients(self._clip_norm)
-        for values, gradients, *state in network.trained(network.values, network.gradients, *self.state):
-            network.backend.optimizer_step(self.code, coefficients, values, gradients, tuple(state))
-        network.version += 1
-        self.step_count += 1
+        parts = list(network.trained(network.values, network.gradients, *self.state))
+        calls: list[Callable[[], Any]] = [
+            network.backend.optimizer_call(self.code, coefficients, values, gradients, tuple(state))
+            for values, gradients, *state in parts
+        ]
+        calls.append(partial(setattr, network, "version", network.version + 1))
+        calls.append(partial(setattr, self, "step_count", self.step_count + 1))
+        deque(map(operator.call, calls), 0)  # one call of C: what an interrupted step has changed, it has counted
 
     def zero_grad(self) -> None:
         """Set the stored gradients to zero."""

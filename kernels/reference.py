@@ -14,6 +14,7 @@ them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015
 """
 
 import contextlib
+import functools
 import math
 import sys
 
@@ -624,6 +625,14 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     """
     with np.errstate(all="ignore"):
         STEPS[_layout.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """`optimizer_step` with these arguments, as a function of none; the caller keeps the arrays.
+
+    On the CPU it is C from end to end, so that no handler of a signal cuts it in two.
+    """
+    return functools.partial(optimizer_step, optimizer, coefficients, values, grad, state)
 
 
 # ------------------------------------------------------------------------------ normalisation, sums

@@ -174,10 +174,15 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
+    optimizer_call(optimizer, coefficients, values, grad, state)()
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """The kernel and its arguments."""
     kernel = context.optimizer(values.dtype, _layout.OPTIMIZERS[optimizer])
     states = [_address(array) for array in state] + [0, 0, 0]
-    _call(
-        kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
+    return partial(
+        context.c_function(kernel, *context.OPTIMIZER), 1, values.size, _address(coefficients), _address(values), 0,
         _address(grad), 0, *states[:3],
     )  # fmt: skip
 

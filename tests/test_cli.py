@@ -795,11 +795,11 @@ def test_predictions_take_the_place_of_a_file_when_all_are_written(houses, monke
     train(*houses, *SMALL, "--epochs", "1")
     Path("out.csv").write_text("old")
 
-    def full(file, columns):
-        file.write("half")
+    def full(text):
+        text.write("half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("fastbp.cli.predict._write_csv", full)
+    monkeypatch.setattr("fastbp.cli.outputs.csv_rows", full)
     assert main(["predict", "runs/houses-001", "houses.csv", "-o", "out.csv"]) == 2
     assert Path("out.csv").read_text() == "old"
     assert not [name for name in os.listdir() if name.startswith(".")]

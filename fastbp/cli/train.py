@@ -13,7 +13,7 @@ import time
 
 from .. import backend, callbacks, chains, checkpoints, initializers, layers, model, tabular
 from . import components, figures, machine, runs, scores, terminal
-from .options import add_machine, add_reading, names_in, positive, read_table, use_threads
+from .options import add_machine, add_reading, names_in, open_table, positive, use_threads
 
 CHECKPOINT_SECONDS = 60  # from one checkpoint to the next
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
@@ -190,7 +190,7 @@ class _Job:
             )
         self.options, self.folder = options, None
         components.fill(options, "any")
-        table = read_table(options)
+        table = open_table(options)
         if options.start:
             predictor = runs.load(options.start, options.device, options.precision)
             self.network = predictor.model
@@ -199,18 +199,25 @@ class _Job:
             self._begin(table)
         self.table, self.target = self.learned.table, self.learned.target
         components.fill(options, self.target.task)
-        x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
-        self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
         self.loss = self._loss()
         self.stopping = callbacks.EarlyStopping(options.patience)
         self.optimizer = self.network.optimizer
         name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
-        steps = options.epochs * math.ceil(len(self.data["train"][1]) / options.batch_size)
+        steps = options.epochs * math.ceil(len(self.learned.parts["train"]) / options.batch_size)
         rate = components.learning_rate(options, steps)
         if type(self.optimizer) is components.OPTIMIZERS[name]:
             self.optimizer.lr = rate
         else:
             self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
+        self.data = self._data()
+
+    def _data(self):
+        """Inputs and targets of the parts; those of a stored table stay on the disk that the run is on."""
+        folder = None
+        if isinstance(self.table, tabular.Stored):
+            folder = pathlib.Path(self.options.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+        return self.learned.data(self.network.dtype, folder)
 
     def division(self):
         """Shares and seed of the split; those of the model when going on, so that its test part stays unseen."""
@@ -221,7 +228,7 @@ class _Job:
         self.incomplete = 0
         if not self.options.drop_missing:
             return table
-        gaps = table.incomplete(table.columns if preprocessing is None else preprocessing.given)
+        gaps = table.incomplete(table.names if preprocessing is None else preprocessing.given)
         self.incomplete = int(gaps.sum())
         if self.incomplete == len(table):
             raise ValueError(f"{self.options.data} has a missing value in every row: train without --drop-missing")
@@ -333,7 +340,10 @@ class _Job:
 
     def results(self):
         """What the network gives for each part, and on the test part the trivial baseline."""
-        parts = {part: scores.Result(self.network, self.target, *data) for part, data in self.data.items()}
+        parts = {
+            part: scores.Result(self.network, self.target, self.network.predict(x), y)
+            for part, (x, y) in self.data.items()
+        }
         return parts, scores.baseline(self.target, self.data["test"][1])
 
 

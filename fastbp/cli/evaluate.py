@@ -35,19 +35,25 @@ def run(options):
     table = whole.take(there)
     y = target.encoded(values.take(there), table.number)
     known = preprocessing.given if _same_rows(options, network.metadata, whole) else preprocessing.features
-    gaps, outputs, lacks = [np.zeros(0, bool)], [np.zeros((0, target.outputs))], tabular.Lacks()
-    for part in table.without([name]).parts():
-        features = preprocessing.table(part, None, options.by_position)
-        gaps.append(features.incomplete(column for column in known if column in features.columns))
-        outputs.append(network.predict(preprocessing.applied(features, network.dtype, lacks)))
-    output = np.concatenate(outputs[1:] or outputs)
-    if options.drop_missing:
-        complete = ~np.concatenate(gaps)
-        there, y, output = there[complete], y[complete], output[complete]
+    if not options.drop_missing:
+        known = []
+    rest, lacks = table.without([name]), tabular.Lacks()
+    needed = {*preprocessing.needed(rest), *known}
+    complete, outputs = np.zeros(len(there), bool), np.empty((len(there), target.outputs), network.dtype)
+    done = 0
+    for part in rest.parts([column for column in rest.names if column in needed]):
+        features, rows = preprocessing.table(part, None, options.by_position), slice(done, done + len(part))
+        complete[rows] = ~features.incomplete(column for column in known if column in features.columns)
+        outputs[rows] = network.predict(preprocessing.applied(features, network.dtype, lacks))
+        done += len(part)
+    if not complete.all():
+        there, y, outputs = there[complete], y[complete], outputs[complete]
     if not len(there):
         raise ValueError(f"{options.data} has no row to measure by: each lacks the target, or a feature")
     parts = _parts(options, network.metadata, whole, target, y)
-    results = {part: scores.Result(network, target, output[rows], y[rows], there[rows]) for part, rows in parts.items()}
+    results = {
+        part: scores.Result(network, target, outputs[rows], y[rows], there[rows]) for part, rows in parts.items()
+    }
     metrics = {part: result.metrics for part, result in results.items()}
     last = list(parts)[-1]
     metrics["baseline"] = scores.baseline(target, y[parts[last]])

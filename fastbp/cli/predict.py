@@ -55,8 +55,8 @@ class _Work:
     def through(self, table, write):
         """Predict and write, a part after the other; then say what the table lacks."""
         ids = [table.find(name) for name in names_in(self.options.id)]
-        lacks = tabular.Lacks()
-        for part in table.parts():
+        lacks, needed = tabular.Lacks(), self.predictor.preprocessing.needed(table)
+        for part in table.parts([name for name in table.names if name in {*needed, *ids}]):
             write(self._columns(part, ids, lacks))
         for remark in lacks.remarks(table.name):
             print(f"fastbp: {remark}", file=sys.stderr)

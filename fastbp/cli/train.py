@@ -85,6 +85,10 @@ def _add_training(group):
     group.add_argument("--no-bias", action="store_true", help="layers without biases")
     group.add_argument("--epochs", type=positive, help=f"at most ({plain['epochs']})")
     group.add_argument("--batch-size", type=positive, help=f"rows a step ({plain['batch_size']})")
+    group.add_argument(
+        "--shuffle", choices=("all", "blocks", "none"), default="all",
+        help="rows of an epoch: all; by blocks of 16 384, for a table much larger than memory; not (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--lr", type=float, help=f"learning rate, of a schedule the highest ({plain['lr']:g})")
     group.add_argument("--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)")
     group.add_argument(
@@ -161,6 +165,11 @@ def _fractions(text):
     if len(fractions) != 3 or min(fractions) <= 0:
         raise ValueError(f"--split {text}: expected three shares above zero, as in 60/20/20")
     return fractions
+
+
+def _link(loss):
+    """What the network's output is to the mean of the target: itself, or its logarithm."""
+    return "log" if loss and components.parsed(loss, components.ALL_LOSSES)[0] in components.LOG_LINK else "identity"
 
 
 def _class_weight(text, target):
@@ -247,7 +256,13 @@ class _Job:
             scaling=options.scaling,
         )
         self.learned = tabular.learn(
-            self._rows(table), target, settings, task=options.task, fractions=fractions, seed=options.seed
+            self._rows(table),
+            target,
+            settings,
+            task=options.task,
+            link=_link(options.loss),
+            fractions=fractions,
+            seed=options.seed,
         )
         preprocessing = self.learned.preprocessing
         components.fill(options, self.learned.target.task)
@@ -272,6 +287,11 @@ class _Job:
         name = options.loss
         if components.parsed(name, components.ALL_LOSSES)[0] not in known:
             raise ValueError(f"--loss {name}: of {task} there are {', '.join(known)}; or choose another --task")
+        if _link(name) != self.target.link:
+            raise ValueError(
+                f"--loss {name}: {options.start} predicts {self.target.name!r} by a loss of another kind; leave out "
+                "--start"
+            )
         if not options.class_weight:
             return components.made(name, known)
         if task != "classification":
@@ -321,6 +341,7 @@ class _Job:
                 optimizer=self.optimizer,
                 epochs=self.options.epochs,
                 batch_size=self.options.batch_size,
+                shuffle={"all": True, "none": False}.get(self.options.shuffle, self.options.shuffle),
                 validation_data=validation,
                 callbacks=[self, rows, *components.watchers(self.options), self.stopping],
                 verbose=False,
@@ -360,10 +381,11 @@ def _announce(screen, job):
     screen.item(
         "split", f"train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
     )
-    both = "numbers" if target.classes is not None else "numbers and target"
+    both = "numbers" if target.classes is not None or target.link == "log" else "numbers and target"
     how = "mean and deviation" if learned.preprocessing.scaling == "standard" else "median and quartiles"
     clipped = ", then clipped" * (learned.preprocessing.scaling == "robust")
-    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}")
+    log = f"; the output is the logarithm of {target.name!r} over its mean" * (target.link == "log")
+    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}{log}")
     screen.item("model", " · ".join(_layer(layer) for layer in network.layers))
     count = network.flat_parameters.size
     size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"

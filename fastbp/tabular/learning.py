@@ -96,7 +96,7 @@ class Learned:
         """(number of the first row, inputs) of consecutive rows."""
         features, preprocessing = self.table.without([self.target.name]), self.preprocessing
         by_name = features.named and preprocessing.named
-        names = [name for name in features.names if not by_name or name in preprocessing.features]
+        names = preprocessing.needed(features)
         encoded = [one.name for one in preprocessing.columns if isinstance(one, ByTarget) and one.name in names]
         of_others = []
         if encoded or not by_name:

@@ -239,6 +239,11 @@ class Preprocessing:
             f"{text_of(values.values[first])!r}"
         )
 
+    def needed(self, table: Any) -> list[str]:
+        """The columns of a table that `transform` looks at: by name its features, without names all."""
+        names = [name for name in table.names if name in self.features]
+        return names if names and self.named and table.named else table.names
+
     def table(self, X: Any, target: str | None = None, by_position: bool = False) -> Table:
         """Anything that `transform` takes, as a table whose columns have the names of training.
 

@@ -514,6 +514,19 @@ for name in ("linear_forward", "linear_backward_input", "linear_backward_params"
     add_precision_case(name)
 
 
+@behaviour("linear_backward_params")
+def columns_are_summed_as_they_are_in_every_precision(backend, dtype):
+    rng = GENERATOR(8)
+    x, grad_z = matrix(rng, (41, 5), dtype, False), matrix(rng, (41, 19), dtype, False)
+    sums = []
+    for precision in backend.precisions(dtype):
+        grad_weight, grad_bias = np.empty((5, 19), dtype), np.empty(19, dtype)
+        backend.linear_backward_params(x, grad_z, 0, grad_weight, grad_bias, layout.PRECISIONS.index(precision))
+        sums.append(grad_bias)
+    for other in sums[1:]:
+        assert_same_bits(other, sums[0])
+
+
 @behaviour("precisions")
 def ieee_is_among_the_precisions(backend, dtype):
     assert set(backend.precisions(dtype)) <= set(layout.PRECISIONS)

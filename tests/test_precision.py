@@ -286,3 +286,61 @@ def test_what_is_no_usual_number_in_a_network():
         assert np.isnan(out[1]).all()
         assert np.isnan(out[3]).all() == (precision == "bf16x3")  # else tanh makes 1 of infinity
         assert np.isfinite(out[[0, 2, 4, 5]]).all()
+
+
+def test_a_checkpoint_says_by_which_unit_it_was_made(data, tmp_path, monkeypatch):
+    X, y = data
+    expected = trained(network("bf16"), X, y, epochs=3).flat_parameters
+    trained(network("bf16"), X, y, checkpoint=tmp_path)
+    resumed = trained(network("bf16"), X, y, epochs=3, resume=tmp_path)
+    assert_same_bits(resumed.flat_parameters, expected)
+    with pytest.warns(UserWarning, match=r"'precision': 'bf16'.*'bfloat16 unit': 'float32'.*the last bits may differ"):
+        trained(network("ieee"), X, y, epochs=3, resume=tmp_path)
+    monkeypatch.setattr(factors, "UNIT", "another")
+    with pytest.warns(UserWarning, match=r"'bfloat16 unit': 'float32'.* here it is .*'bfloat16 unit': 'another'"):
+        trained(network("bf16"), X, y, epochs=3, resume=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")  # 30 epochs are enough to see it
+def test_estimators_have_it():
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+
+    from fastbp.sklearn import MLPClassifier
+
+    X, y = load_digits(return_X_y=True)
+    settings = {"hidden_layer_sizes": (32,), "max_iter": 30, "random_state": 0, "dtype": "float32"}
+    models = [MLPClassifier(precision=precision, **settings).fit(X / 16, y) for precision in ("ieee", *PRECISIONS)]
+    assert [model.model_.precision for model in models] == ["ieee", *PRECISIONS]
+    for model in models:
+        assert model.score(X / 16, y) > 0.9
+    losses = [model.loss_ for model in models]
+    assert len(set(losses)) == 3
+    assert abs(losses[2] - losses[0]) < abs(losses[1] - losses[0])
+
+
+def test_commands_have_it(tmp_path, monkeypatch, capsys):
+    """And say which unit it is."""
+    pytest.importorskip("sklearn")
+    from fastbp.cli import figures, main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "write", lambda folder, history, result: "")
+    options = ["--hidden", "8", "--epochs", "3"]
+    assert main(["train", "digits", *options, "--precision", "bf16"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "float32 · precision bf16 by the float32 unit · seed 0" in first
+    assert main(["train", "digits", *options]) == 0
+    assert "precision" not in capsys.readouterr().out.splitlines()[0]
+    loaded = fastbp.load("runs/digits-001", precision="bf16").model
+    assert loaded.precision == "bf16"
+    written = []
+    for precision in ("ieee", "bf16"):
+        assert main(["predict", "runs/digits-001", "digits", "-o", f"{precision}.csv", "--precision", precision]) == 0
+        written.append((tmp_path / f"{precision}.csv").read_text())
+        assert main(["evaluate", "runs/digits-001", "digits", "--precision", precision]) == 0
+    assert written[0] != written[1]
+    assert main(["info"]) == 0
+    assert "bfloat16 unit" in capsys.readouterr().out
+    assert main(["train", "digits", *options, "--precision", "tf32"]) != 0
+    assert "tensor cores have it" in capsys.readouterr().err

@@ -634,6 +634,8 @@ def warmup(dtype, activations, losses, optimizers):
     for source in SOURCES:
         context.gather(np.dtype(source), dtype)
     context.dropout(dtype)
+    if precisions(dtype) != ("ieee",):
+        context.store_factor(dtype)
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
@@ -665,6 +667,7 @@ def config():
     return {
         "backend": "cpu",
         "instruction set": isa.name + ("" if blocking.HAS_FMA else ", no fused multiply-add"),
+        "bfloat16 unit": factors.UNIT,
         "register tile": f"{isa.mr} x {isa.nv} vectors of {isa.vector_bytes} bytes",
         "threads": str(get_num_threads()),
         "cores available": str(team.available_cores()),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .. import contract, layout, program
 
+UNIT = "float32"  # that multiplies, on every CPU; what sums and bits of bf16 and bf16x3 depend on
 PARTS = {"ieee": 0, "bf16": 1, "bf16x3": 2}  # that are stored of a factor
 STORE = "store_factor"  # the instruction that stores: operands x, high, low
 OPERATIONS = (*program.OPERATIONS, STORE)

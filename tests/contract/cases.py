@@ -499,9 +499,10 @@ def add_precision_case(function):
             pytest.skip("no bf16")
         largest, least = np.finfo(dtype).max, 2.0**-133  # of bfloat16, the least number above 0
         to_infinity = 1.9999 * 2.0**127
-        values = np.array([-0.0, least, 3.4 * least, 2.0**-127, 1.0, to_infinity, largest, np.inf, -np.inf, np.nan])
-        rounded = [-0.0, least, 3 * least, 2.0**-127, 1.0, np.inf, np.inf, np.inf, -np.inf, np.nan]
+        values = np.array([-0.0, least, 3.4 * least, 2.0**-127, 1.0, to_infinity, largest, np.inf, -np.inf, np.nan, 0])
+        rounded = [-0.0, least, 3 * least, 2.0**-127, 1.0, np.inf, np.inf, np.inf, -np.inf, np.nan, np.nan]
         a, out = values.astype(dtype)[:, None], np.empty((len(values), 1), dtype)
+        a[-1] = np.uint32(0x7FFFFFFF).view(np.float32)  # of whose bits a carry would make -0
         for precision in {"bf16", "bf16x3"}.intersection(backend.precisions(dtype)):
             product(backend, function, a, np.ones((1, 1), dtype), out, layout.PRECISIONS.index(precision))
             expected = np.array(rounded, dtype)

@@ -100,6 +100,61 @@ BUGS = [
         "metrics.py", "last - (counts - 1) / 2", "last - 0 * counts",
         "tests/test_metrics.py",
     ),
+    # ----------------------------------------------------------------------------------- precisions
+    Bug(
+        "rounding to bfloat16 cuts bits off",
+        SIMD, "b.and_(b.add(b.add(bits, constant(0x7FFF)), odd), constant(0xFFFF0000))",
+        "b.and_(bits, constant(0xFFFF0000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "ties go away from 0 in bfloat16",
+        SIMD, "b.add(b.add(bits, constant(0x7FFF)), odd)", "b.add(bits, constant(0x8000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "NaN is rounded to bfloat16 as a number is",
+        SIMD, 'b.select(b.fcmp_unordered("uno", v, v), v, b.bitcast(nearest, x.vector))',
+        "b.bitcast(nearest, x.vector)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the low part of a factor is dropped",
+        ELEMENTWISE, "nearest_bfloat16(whole - upper)", "nearest_bfloat16(whole - whole)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the order of the products of low parts depends on the number of rows",
+        LINEAR, "a_low, grad_low, True, zero", "a_low, grad_low, False, zero",
+        "tests/test_precision.py -k few_rows",
+    ),
+    Bug(
+        "a weight is not stored anew after its update",
+        NETWORK, "                if record[STORE_FACTOR]:\n                    store_weight(",
+        "                if not record[STORE_FACTOR]:\n                    store_weight(",
+        "tests/test_precision.py -k many_calls",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in training",
+        NETWORK, "        store_weights(record, thread)\n        passed += 1\n", "        passed += 1\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in prediction",
+        NETWORK, "        store_weights(record, thread)\n        barrier(record, 1)\n", "        barrier(record, 1)\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "the gradient of a bias is a sum of rounded numbers",
+        NETWORK, "summed = operand_of(frame, instruction, 6, 0)", "summed = operand_of(frame, instruction, 1, 0)",
+        "tests/test_precision.py -k single_products",
+    ),
+    Bug(
+        "a gradient is stored before the last that writes it",
+        "kernels/cpu/factors.py", "written[operand.buffer, operand.offset] = number",
+        "written.setdefault((operand.buffer, operand.offset), number)",
+        "tests/test_precision.py -k 'single_products or once_between'",
+    ),
     # ------------------------------------------------------------------------------------ products
     Bug(
         "the tail of k is lost, as by a loop unrolled by 4",

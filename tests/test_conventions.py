@@ -216,6 +216,32 @@ def test_clipping():
     np.testing.assert_allclose(parameter.grad, np.array([3.0, 4.0]) * 0.5 / (5 + 1e-6), rtol=1e-12)
 
 
+def test_momentum_is_an_average_of_gradients():
+    model = fastbp.Sequential(fastbp.Linear(1, 1, bias=False), dtype="float64", seed=0)
+    model[0].weight, optimizer = [[0.0]], fastbp.Momentum(model.parameters(), lr=1.0, beta=0.9)
+    model.flat_gradients = [1.0]
+    optimizer.step()
+    np.testing.assert_allclose(model.flat_parameters, [-0.1], rtol=1e-12)
+
+
+def test_what_only_one_of_both_has():
+    assert not hasattr(torch.nn, "QuantileLoss")
+    assert not hasattr(torch.nn, "HalfSquaredErrorLoss")
+    assert (torch.tensor(1.0).dtype, fastbp.Variable(1.0).dtype) == (torch.float32, np.float64)
+
+
+def test_modes():
+    x = np.ones((50, 8), np.float32)
+    model = fastbp.Sequential(fastbp.Linear(8, 8), fastbp.Dropout(0.5), seed=0)
+    assert model.training
+    assert (model.predict(x) != 0).all()
+    assert (model(x) == 0).any()
+    assert (model.eval()(x) != 0).all()
+    module = torch.nn.Dropout(0.5)
+    assert (module(torch.from_numpy(x)) == 0).any()
+    assert (module.eval()(torch.from_numpy(x)) == 1).all()
+
+
 # --------------------------------------------------------------------------------------- schedules
 def scheduled(make, steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -32,7 +32,7 @@ def outputs(tmp_path_factory):
 def test_fit_shows_a_bar_and_the_last_epoch_alone(outputs):
     shown = [output["data"] for output in outputs[0] if output["output_type"] == "display_data"]
     (bar,) = [data["text/html"] for data in shown if "<progress" in data.get("text/html", "")]
-    assert "value='30' max='30'" in bar
+    assert "max='30' value='30'" in bar
     (line,) = [data["text/plain"] for data in shown if "text/html" not in data]
     assert re.match(r"'epoch 30/30  loss \d\.\d{4}  accuracy ", line)
     printed = "".join(output["text"] for output in outputs[0] if output["output_type"] == "stream")

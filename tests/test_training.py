@@ -312,7 +312,8 @@ def test_many_epochs_are_a_bar_in_a_notebook(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     assert shown[:2] == [21, 1]
     assert re.match(r"epoch 21/21  loss ", shown[-1])
-    for shell in (None, types.SimpleNamespace()):  # imported by something else; in a terminal
+    for no_kernel in (None, types.SimpleNamespace()):  # imported by something else; in a terminal
+        shell = no_kernel
         fit(make("reference"), *data(), epochs=21, verbose=True)
         assert capsys.readouterr().out.count("\n") == 21
 

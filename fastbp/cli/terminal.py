@@ -1,8 +1,9 @@
 """What a command shows: plain lines, a terminal with colour and a bar, JSON lines, or nothing.
 
 A screen has ``line(text, style)``; ``item(label, text)``, a line with a label in the margin; ``command(label, text)``,
-such a line that can be typed; ``record(kind, values)``, which only `JsonLines` shows; ``working(text)``, a context for a wait of unknown length; ``progress(total)``, a context
-that gives a function ``(done, text)``; and ``width``, its columns, or 0 where lines may have any length.
+such a line that can be typed; ``record(kind, values)``, which only `JsonLines` shows; ``working(text)``, a context for
+a wait of unknown length; ``progress(total)``, a context that gives a function ``(done, text)``; and ``width``, its
+columns, or 0 where lines may have any length.
 """
 
 import codecs

@@ -203,10 +203,11 @@ class Optimizer:
             self._ahead = self.step_count, ahead
         return ahead[i : i + steps]
 
-    def next_decaying(self, decay: float) -> Array:
-        """The scalars of the next update of weights, with this decay, and of biases: (2, 1, layout.COEFFICIENTS)."""
-        both = np.concatenate([self.next_coefficients()] * 2)[:, None]
-        both[0, 0, self.decay_column] = decay
+    def next_decaying(self, decay: Array) -> Array:
+        """The scalars of the next updates of weights, with a decay each, and of biases: (2, steps, COEFFICIENTS)."""
+        one = self.next_coefficients(len(decay))
+        both = np.array((one, one))
+        both[0, :, self.decay_column] = decay
         return both
 
     def step(self) -> None:

@@ -81,10 +81,7 @@ def finished_steps(step_loss: Array, step_hits: Array) -> int:
 
 
 class CompiledStep:
-    """One step as one compiled call; what does not change between steps is prepared once.
-
-    With ``decay``, which needs a network on the host, ``decay W`` is added to the gradients of weights, not of biases.
-    """
+    """One step as one compiled call; what does not change between steps is prepared once."""
 
     def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
@@ -97,7 +94,7 @@ class CompiledStep:
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
 
-    def __call__(self, x: Any, y: Any, sample_weight: Array | None = None, decay: float | None = None) -> float:
+    def __call__(self, x: Any, y: Any) -> float:
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
             x = self.model._batch("x", x, self.model.in_features, self.dtype)
@@ -105,14 +102,14 @@ class CompiledStep:
         if self.meets:
             checks.batch_that_meets(n)
         y = self.target(y, n)
-        weight = self.loss.row_weight(y, sample_weight)
+        weight = self.loss.row_weight(y, None)
         if n > self.ready[0] or y.ndim != self.ready[1] or n == 0:
             self.make_ready(x, y)
         _, _, all_rows, workspace = self.ready
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
         optimizer = self.optimizer
-        coefficients = optimizer.next_coefficients() if decay is None else optimizer.next_decaying(decay)
+        coefficients = optimizer.next_coefficients()
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
         self.step_hits[0] = NOT_RUN
@@ -280,16 +277,27 @@ class CompiledSteps:
         """The most steps the next call may have: those of a piece, where data come in pieces."""
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
-    def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
+    def __call__(
+        self,
+        rows: Array,
+        step_loss: Array,
+        step_hits: Array,
+        decay: Array | None = None,
+        step_squares: Array | None = None,
+    ) -> int:
         """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite.
 
-        What a callback has set in the optimizer holds from here on.
+        What a callback has set in the optimizer holds from here on. With ``decay``, a number a batch, ``decay W`` is
+        added to the gradients of weights, not of biases; ``step_squares`` is as of `network_train_steps`. Both need a
+        network on the host.
         """
         steps = len(step_loss)
-        coefficients = self.optimizer.next_coefficients(steps)
+        coefficients = self.optimizer.next_coefficients(steps) if decay is None else self.optimizer.next_decaying(decay)
         keys = self.keys[self.batch : self.batch + steps]
-        run = self._run_piece if self.pieces is not None else self._run
-        done = run(rows, coefficients, keys, step_loss, step_hits)
+        if self.pieces is not None:
+            done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
+        else:
+            done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
         self.batch += done + (done < steps)
         if done < steps and self.labels:
             failed = rows[done * self.batch_size : (done + 1) * self.batch_size]
@@ -299,7 +307,7 @@ class CompiledSteps:
             refuse_changed("y", y, weight, self.outputs, failed)
         return done
 
-    def _run(self, rows, coefficients, keys, step_loss, step_hits):
+    def _run(self, rows, coefficients, keys, step_loss, step_hits, step_squares):
         """Run steps on the data itself, or on a copy."""
         X, y, weight = self.X, self.y, self.weight
         if not self.direct:
@@ -311,7 +319,7 @@ class CompiledSteps:
         try:
             done = self.kernels.network_train_steps(
                 self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight,
-                rows, self.batch_size, step_loss, step_hits,
+                rows, self.batch_size, step_loss, step_hits, step_squares,
             )  # fmt: skip
         except BaseException:
             self.optimizer.step_count += finished_steps(step_loss, step_hits)

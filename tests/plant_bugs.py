@@ -530,6 +530,26 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and optimizer_step and amsgrad'",
     ),
     Bug(
+        "squares of weights are summed after the update",
+        NETWORK,
+        """                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
+""",
+        """                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
+                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+""",
+        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
+    ),
+    Bug(
+        "squares of a block stay for the next step, whose blocks are others",
+        NETWORK, "        squares[block] = 0.0\n", "",
+        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
+    ),
+    Bug(
         "the third state of an optimizer lies where the second does",
         NETWORK, "record[STATE_3] + at_parameter", "record[STATE_2] + at_parameter",
         f"{CONTRACT} -k 'cpu and network_train_steps'",

@@ -170,11 +170,14 @@ class Optimizer:
             self.network.optimizers.add(self)
 
     # ----------------------------------------------------------------------------------- steps
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update after ``step`` updates."""
+        return checks.real(f"lr({step})", self.lr(step)) if callable(self.lr) else self.lr
+
     def learning_rates(self, first_step: int, steps: int) -> Array:
         """Learning rates of updates ``first_step … first_step + steps - 1``, float64 (steps,)."""
         if callable(self.lr):
-            rates = [self.lr(step) for step in range(first_step, first_step + steps)]
-            return np.array([checks.real(f"lr({first_step + i})", rate) for i, rate in enumerate(rates)])
+            return np.array([self.learning_rate(step) for step in range(first_step, first_step + steps)])
         return np.full(steps, self.lr)
 
     def coefficients(self, first_step: int, steps: int) -> Array:
@@ -189,19 +192,22 @@ class Optimizer:
         """Write the slots that the kernel's ``*_step`` in kernels/reference.py lists, for updates ``t = 1, 2, …``."""
         raise NotImplementedError
 
-    def next_coefficients(self) -> Array:
-        """The scalars of the next update, float64 (1, layout.COEFFICIENTS)."""
+    def next_coefficients(self, steps: int = 1) -> Array:
+        """The scalars of the next updates, float64 (steps, layout.COEFFICIENTS)."""
+        if callable(self.lr):
+            return self.coefficients(self.step_count, steps)
         first, ahead = self._ahead
         i = self.step_count - first
-        if not 0 <= i < len(ahead) or callable(self.lr):
-            i, ahead = 0, self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
+        if not 0 <= i <= len(ahead) - steps:
+            i, ahead = 0, self.coefficients(self.step_count, max(steps, AHEAD))
             self._ahead = self.step_count, ahead
-        return ahead[i : i + 1]
+        return ahead[i : i + steps]
 
-    def next_decaying(self, decay: float) -> Array:
-        """The scalars of the next update of weights, with this decay, and of biases: (2, 1, layout.COEFFICIENTS)."""
-        both = np.concatenate([self.next_coefficients()] * 2)[:, None]
-        both[0, 0, self.decay_column] = decay
+    def next_decaying(self, decay: Array) -> Array:
+        """The scalars of the next updates of weights, with a decay each, and of biases: (2, steps, COEFFICIENTS)."""
+        one = self.next_coefficients(len(decay))
+        both = np.array((one, one))
+        both[0, :, self.decay_column] = decay
         return both
 
     def step(self) -> None:

@@ -329,8 +329,9 @@ def test_numbers_of_an_optimizer(places, long):
         return optimizer
 
     def act(optimizer):
-        optimizer.lr = 0.2
         optimizer.step_count = 300
+        optimizer.next_coefficients()
+        optimizer.lr = 0.2
         optimizer.next_coefficients()
 
     for n, optimizer in interruptions(places, prepare, act, long):

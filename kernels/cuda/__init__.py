@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from .. import layout as _layout
-from . import buffers, catalogue, driver, elementwise, linear, losses, network, norms, optimizers, probabilities
+from . import buffers, catalogue, driver, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
 from . import record as records
 
 name = "cuda"
@@ -50,7 +50,7 @@ def softmax(z, out):
 
 def precisions(dtype) -> tuple[str, ...]:
     """Of float32 also those of the tensor cores."""
-    return _layout.PRECISIONS if dtype == np.float32 else _layout.PRECISIONS[:1]
+    return gemm.precisions(dtype)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):

@@ -502,6 +502,15 @@ def with_fewer_bits(x, precision):
     return np.ldexp(whole, exponent - bits)
 
 
+def products_of_parts(a, b, precision):
+    """``a @ b`` in float64 of what a precision makes of float32 factors."""
+    if precision != "bf16x3":
+        return with_fewer_bits(a, precision) @ with_fewer_bits(b, precision)
+    a_high, b_high = (with_fewer_bits(x, "bf16") for x in (a, b))
+    a_low, b_low = (with_fewer_bits(x - high, "bf16") for x, high in ((a, a_high), (b, b_high)))
+    return a_high @ b_high + a_high @ b_low + a_low @ b_high
+
+
 def product(backend, function, a, b, out, precision):
     """``out = a @ b`` by one of the linear functions."""
     if function == "linear_forward":
@@ -520,7 +529,9 @@ def add_precision_case(function):
         rng = GENERATOR(7)
         for m, n, k in ((3, 5, 2), (13, 7, 17), (33, 17, 21)):
             a, b = matrix(rng, (m, k), dtype, False), matrix(rng, (k, n), dtype, False)
-            a[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])  # halfway between two numbers of tf32, of bf16
+            # Halfway between two numbers of tf32, of bf16, of bf16x3, or nearly so.
+            a[0, :2] = b[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])
+            a[1, :2], b[1, :2] = 1 + 3 * np.array([2.0**-8, 2.0**-17]), 1 + np.array([2.0**-9, 2.0**-8 - 2.0**-17])
             for code, precision in enumerate(layout.PRECISIONS):
                 out = np.zeros((m, n), dtype)
                 if precision not in backend.precisions(dtype):
@@ -528,13 +539,47 @@ def add_precision_case(function):
                         product(backend, function, a, b, out, code)
                     continue
                 product(backend, function, a, b, out, code)
-                expected = np.matmul(*(with_fewer_bits(x, precision) if dtype == np.float32 else x for x in (a, b)))
+                expected = products_of_parts(a, b, precision) if dtype == np.float32 else a @ b
                 bound = (16 + np.sqrt(k)) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))
                 assert (np.abs(out - expected) <= bound).all()
+                if precision == "bf16x3":
+                    wide = a.astype(np.float64) @ b.astype(np.float64)
+                    assert (np.abs(out - wide) <= bound + 2.0**-15 * (np.abs(a) @ np.abs(b))).all()
+
+    @behaviour(function)
+    def what_is_no_usual_number_is_rounded_as_well(backend, dtype):
+        """Subnormal numbers and -0 stay; NaN and infinity do, but that bf16x3 makes NaN of what becomes infinite."""
+        if "bf16" not in backend.precisions(dtype):
+            pytest.skip("no bf16")
+        largest, least = np.finfo(dtype).max, 2.0**-133  # of bfloat16, the least number above 0
+        to_infinity = 1.9999 * 2.0**127
+        values = np.array([-0.0, least, 3.4 * least, 2.0**-127, 1.0, to_infinity, largest, np.inf, -np.inf, np.nan, 0])
+        rounded = [-0.0, least, 3 * least, 2.0**-127, 1.0, np.inf, np.inf, np.inf, -np.inf, np.nan, np.nan]
+        a, out = values.astype(dtype)[:, None], np.empty((len(values), 1), dtype)
+        a[-1] = np.uint32(0x7FFFFFFF).view(np.float32)  # of whose bits a carry would make -0
+        for precision in {"bf16", "bf16x3"}.intersection(backend.precisions(dtype)):
+            product(backend, function, a, np.ones((1, 1), dtype), out, layout.PRECISIONS.index(precision))
+            expected = np.array(rounded, dtype)
+            if precision == "bf16x3":  # the low part holds what is beyond the least number only
+                expected[5:] = np.nan
+            np.testing.assert_array_equal(out[:, 0], expected)
 
 
 for name in ("linear_forward", "linear_backward_input", "linear_backward_params"):
     add_precision_case(name)
+
+
+@behaviour("linear_backward_params")
+def columns_are_summed_as_they_are_in_every_precision(backend, dtype):
+    rng = GENERATOR(8)
+    x, grad_z = matrix(rng, (41, 5), dtype, False), matrix(rng, (41, 19), dtype, False)
+    sums = []
+    for precision in backend.precisions(dtype):
+        grad_weight, grad_bias = np.empty((5, 19), dtype), np.empty(19, dtype)
+        backend.linear_backward_params(x, grad_z, 0, grad_weight, grad_bias, layout.PRECISIONS.index(precision))
+        sums.append(grad_bias)
+    for other in sums[1:]:
+        assert_same_bits(other, sums[0])
 
 
 @behaviour("precisions")

@@ -371,7 +371,8 @@ class _Job:
 def _announce(screen, job):
     """Say what is about to be done, with what."""
     options, learned, network, target = job.options, job.learned, job.network, job.target
-    screen.line(machine.described(options.device, network.dtype, f"seed {options.seed}"), "bold")
+    unit = machine.multiplied(options.device, network.precision)
+    screen.line(machine.described(options.device, network.dtype, *unit, f"seed {options.seed}"), "bold")
     for label, text in scores.data_lines(options, learned, job.incomplete):
         screen.item(label, text)
     fractions, seed = job.division()

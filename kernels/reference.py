@@ -14,6 +14,7 @@ them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015
 """
 
 import contextlib
+import functools
 import math
 import sys
 
@@ -644,6 +645,14 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
         STEPS[_layout.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
 
 
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """`optimizer_step` with these arguments, as a function of none; the caller keeps the arrays.
+
+    On the CPU it is C from end to end, so that no handler of a signal cuts it in two.
+    """
+    return functools.partial(optimizer_step, optimizer, coefficients, values, grad, state)
+
+
 # ------------------------------------------------------------------------------ normalisation, sums
 @_touches("x y", "out")
 def add(x, y, out):
@@ -889,12 +898,12 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 @_touches(
     "parameters statistics state coefficients keys x target row_weight rows",
-    "parameters statistics state step_loss step_hits",
-    host="coefficients keys rows step_loss step_hits",
+    "parameters statistics state step_loss step_hits step_squares",
+    host="coefficients keys rows step_loss step_hits step_squares",
 )
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits,
+    step_loss, step_hits, step_squares=None,
 ):  # fmt: skip
     """Many training steps: gather rows, forward, loss, backward, update.
 
@@ -925,6 +934,9 @@ def network_train_steps(
         The loss of each batch before its update.
     step_hits : int64 array (steps,), written
         Rows of each batch whose largest output is their label.
+    step_squares : float64 array (steps,), written, or None
+        Of each step done, the sum of the squares of the weights of linear layers that it updates, before it updates
+        them; biases do not count. The order of the sum is fixed. The GPU refuses it.
 
     Returns
     -------
@@ -962,6 +974,8 @@ def network_train_steps(
         walk.back()
         walk.parameter_gradients(gradients, 0)
         walk.update_statistics()
+        if step_squares is not None:
+            step_squares[step] = squared_norm(program.trained_matrices, parameters)
         for array in (array for array in program.arrays if array.trains):
             values, gradient, *states = map(array.view, (parameters, grad, *state))
             scalars = of_vectors if len(array.shape) == 1 else of_matrices

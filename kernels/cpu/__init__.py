@@ -5,11 +5,11 @@ The single layers run on the calling thread; `network_forward` and `network_trai
 
 import contextlib
 import ctypes
+import functools
 import math
 import struct
 import threading
 import time
-from functools import partial
 
 import numpy as np
 
@@ -22,7 +22,7 @@ name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
-_set_steps, _STEPS_AT = struct.Struct("=13q").pack_into, 8 * network.COEFFICIENTS
+_set_steps, _STEPS_AT = struct.Struct("=14q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
@@ -193,10 +193,15 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
+    optimizer_call(optimizer, coefficients, values, grad, state)()
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """The kernel and its arguments."""
     kernel = context.optimizer(values.dtype, _layout.OPTIMIZERS[optimizer])
     states = [_address(array) for array in state] + [0, 0, 0]
-    _call(
-        kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
+    return functools.partial(
+        context.c_function(kernel, *context.OPTIMIZER), 1, values.size, _address(coefficients), _address(values), 0,
         _address(grad), 0, *states[:3],
     )  # fmt: skip
 
@@ -421,7 +426,7 @@ class _Workspace:
         if not alone:
             self.barrier[0] = 0
             self.fields[network.THREADS] = threads
-            alone = not team.run(partial(self.walk, self.address), threads)
+            alone = not team.run(functools.partial(self.walk, self.address), threads)
         if alone:
             self.fields[network.THREADS] = 1
             self.walk(self.address, 0)
@@ -507,6 +512,18 @@ class TrainingWorkspace(_Workspace):
                     return True
         return False
 
+    def sums_squares(self):
+        """Make ready for the sums of squares, unless it is: a number for every block of weights there may be."""
+        if not self.fields[network.SQUARES]:
+            listing, blocks = self.program.training, 0
+            for instruction in listing.decoded[listing.weights : listing.updated]:
+                first, second, *_ = instruction.operands
+                linear_one = instruction.operation == "linear_backward_params"
+                rows, columns = (first.columns, second.columns) if linear_one else (1, first.columns)
+                blocks += -(-rows // blocking.MR) * -(-columns // blocking.GRADIENT_UNIT)
+            squares = self.keep(np.zeros(blocks))
+            self.set(BLOCK_SQUARES=context.block_squares(self.dtype).address, SQUARES=squares)
+
     def prepare(self, threads):
         """Scratch for this many threads."""
         if threads > self.members:
@@ -531,13 +548,15 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits,
+    step_loss, step_hits, step_squares=None,
 ):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
     count = rows.shape[-1]
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
+    if step_squares is not None:
+        workspace.sums_squares()
     state_1, state_2, state_3, *_ = *state, None, None, None
     workspace.point(_PARAMETERS, parameters)
     workspace.point(_STATISTICS, statistics)
@@ -553,7 +572,7 @@ def network_train_steps(
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
         0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
         id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
-        0 if rows.ndim == 1 else 8 * count,
+        0 if rows.ndim == 1 else 8 * count, 0 if step_squares is None else id(step_squares) + _DATA,
     )  # fmt: skip
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
@@ -565,6 +584,7 @@ SOURCES = (
 )  # fmt: skip
 
 
+@functools.cache
 def gathers(dtype) -> bool:
     """Those of `SOURCES`, as this machine orders bytes."""
     dtype = np.dtype(dtype)
@@ -640,6 +660,7 @@ def warmup(dtype, activations, losses, optimizers):
     context.transpose(dtype)
     context.shuffle()
     context.squared_norm(dtype)
+    context.block_squares(dtype)
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
         context.activation_backward(dtype, activation)

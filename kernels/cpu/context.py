@@ -146,6 +146,12 @@ def squared_norm(dtype) -> Kernel:
 
 
 @cache
+def block_squares(dtype) -> Kernel:
+    """`buffers.block_squares`."""
+    return _compiled(buffers.block_squares, INT, INT, _real(dtype), INT, FLOATS)
+
+
+@cache
 def loss(dtype, name) -> Kernel:
     """A loss of `losses`, by name."""
     p = _real(dtype)

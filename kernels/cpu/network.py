@@ -34,16 +34,18 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     STORE_FACTOR, WEIGHTS, WEIGHT_COUNT, LOW_PART,
     # training only
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
+    BLOCK_SQUARES, SQUARES,  # where squares are summed: a kernel, and a float64 for every block of the phase of weights
     # what changes from call to call: the rows given, and where a prediction goes
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
+    STEP_SQUARES,
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(54)  # fmt: skip
+) = range(57)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -376,10 +378,13 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                     products, n, inputs, grads, 0, gradient, sums, panel, low_inputs, low_grads,
                     Matrix(summed.data + item * j, summed.ld),
                 )  # fmt: skip
-                at_parameter = weight[OFFSET] + item * (i * ld + j)
-                update(record, coefficients, at_parameter, rows, columns, ld, block, ld_scratch)
+                at_weight = weight[OFFSET] + item * (i * ld + j)
+                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
                 if record[STORE_FACTOR]:
-                    store_weight(record, at_parameter, rows, columns, ld)
+                    store_weight(record, at_weight, rows, columns, ld)
                 if sums:
                     of_vectors = coefficients + record[VECTORS]
                     update(record, of_vectors, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
@@ -389,7 +394,7 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
 
 @inline
 def weights_phase(record, frame, begin, end, step, n, thread, panel):
-    """This thread's blocks of parameters, gradient and update, and of running statistics."""
+    """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have."""
     item, task = record[ITEMSIZE], 0
     coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
     scratch = panel + record[PANEL_BYTES]
@@ -411,6 +416,17 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
                         update(record, of_vectors, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
                         gradient += item * columns
             task += 1
+    return task
+
+
+@inline
+def sum_squares(record, step, blocks):
+    """Add up the squares of all blocks, in their order, and clear them for the next step."""
+    squares, total = pointer(record[SQUARES], np.float64), 0.0
+    for block in range(blocks):
+        total += squares[block]
+        squares[block] = 0.0
+    pointer(given(record, STEP_SQUARES), np.float64)[step] = total
 
 
 @inline
@@ -437,7 +453,7 @@ def train_steps(record, thread):
     phases = pointer(record[PHASES], np.int64)
     count, batch = record[COUNT], record[BATCH]
     steps = (count + batch - 1) // batch
-    passed, finite = 0, True
+    passed, blocks, finite = 0, 0, True
     if record[STORE_FACTOR]:
         store_weights(record, thread)
         passed += 1
@@ -462,11 +478,13 @@ def train_steps(record, thread):
                 finite = finite_loss(record, step, n, thread, panel + record[PANEL_BYTES])
                 if not finite:
                     break
-                weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
+                blocks = weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
             passed += 1
             barrier(record, passed)
         if not finite:
             break
+        if thread == 0 and record[STEP_SQUARES]:
+            sum_squares(record, step, blocks)
     exchange_control(control)
 
 

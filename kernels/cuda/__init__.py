@@ -6,6 +6,7 @@ go to one stream and are not waited for; `to_host` and `synchronize` wait, and s
 
 import contextlib
 import threading
+from functools import partial
 
 import numpy as np
 
@@ -125,6 +126,11 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     optimizers.optimizer_step(
         name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
     )
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """A launch."""
+    return partial(optimizer_step, optimizer, coefficients, values, grad, state)
 
 
 # ------------------------------------------------------------------------------ normalisation, sums

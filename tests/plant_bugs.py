@@ -966,6 +966,21 @@ BUGS = [
         "tests/test_cache.py -k least_recently",
     ),
     Bug(
+        "an update of a loop of one's own can be cut off from its count",
+        "optimizers.py", "deque(map(operator.call, calls), 0)", "[call() for call in calls]",
+        "tests/test_interruptions.py -k 'step_of_a_loop and some'",
+    ),
+    Bug(
+        "dropout knows a row by its number in its chunk",
+        "steps.py", "np.stack([rows, rows + self.first])", "np.stack([rows, rows])",
+        "tests/test_trust.py -k 'go_by_chunks and cpu'",
+    ),
+    Bug(
+        "a control group of other controllers counts",
+        TEAM, '"cpu" in controllers.split(",")', '"cpu" in controllers',
+        "tests/test_team.py -k quota",
+    ),
+    Bug(
         "the sources do not belong to the stamp",
         JIT, "digest.update(source.read_bytes())", "pass",
         "tests/test_cache.py -k changed_callee",

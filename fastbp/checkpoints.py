@@ -234,8 +234,11 @@ def _name(function):
 
 def _unit(model):
     """What the bits of a step depend on besides."""
-    unit = {"device": model.device, "precision": model.precision}
-    return unit | {"instruction set": backend.load(model.device).config().get("instruction set")}
+    config = backend.load(model.device).config()
+    unit = {"device": model.device, "precision": model.precision, "instruction set": config.get("instruction set")}
+    if model.precision != "ieee" and "bfloat16 unit" in config:
+        unit["bfloat16 unit"] = config["bfloat16 unit"]
+    return unit
 
 
 # ---------------------------------------------------------------------------------------- going on

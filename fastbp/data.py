@@ -67,8 +67,8 @@ def _array(rows, weight):
 
 
 def _shuffle(kernels, generator, rows):
-    """Shuffle the rows in place."""
-    kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
+    """Shuffle the rows in place, by the next 64 bits of the generator."""
+    kernels.shuffle(rows, generator.bit_generator.random_raw() - 2**63)
 
 
 def checked_shuffle(shuffle: Any) -> bool | str:

@@ -120,6 +120,7 @@ class Parameters:
         self.whole = views_in(programs.PARAMETERS, self.program.arrays, self.values) | views_in(
             programs.STATISTICS, self.program.statistics, self.statistics
         )
+        self.kept = None  # of the last `fit`: buffers for a snapshot, which the next uses again
         self.handed_out = False  # whether somebody may hold a writable view
         self._gradients = None  # their buffer, the views into it, and those of a walk
         self._gradients_stored = False

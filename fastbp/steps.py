@@ -134,8 +134,7 @@ class CompiledStep:
         """The target as a kernel reads it."""
         if type(y) is np.ndarray and checks.readable(y):
             if self.labels and y.dtype == np.int64 and y.shape == (rows,):
-                # As unsigned numbers negative labels are large: one pass finds both faults.
-                if np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
+                if checks.are_labels(y, self.outputs):
                     return self.loss.checked_target("y", y, rows, self.outputs) if self.ready[1] == 0 else y
             elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
                 return y
@@ -292,11 +291,8 @@ class CompiledSteps:
         added to the gradients of weights, not of biases; ``step_squares`` is as of `network_train_steps`. Both need a
         network on the host.
         """
-        steps, optimizer = len(step_loss), self.optimizer
-        if decay is None:
-            coefficients = optimizer.coefficients(optimizer.step_count, steps)
-        else:
-            coefficients = optimizer.next_decaying(decay)
+        steps = len(step_loss)
+        coefficients = self.optimizer.next_coefficients(steps) if decay is None else self.optimizer.next_decaying(decay)
         keys = self.keys[self.batch : self.batch + steps]
         if self.pieces is not None:
             done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
@@ -441,11 +437,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came = False
+        self.installed = False  # whether Ctrl-C may come here
         self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.installed = True
             try:
                 signal.signal(signal.SIGINT, self._handle)
             except BaseException:  # of another signal's handler
@@ -478,8 +476,11 @@ class Interrupts:
 
     def restore(self) -> None:
         """Let Ctrl-C do what it did before."""
-        if signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.installed:
+            found = signal.signal(signal.SIGINT, signal.default_int_handler)
+            if found != self._handle:
+                signal.signal(signal.SIGINT, found)
+            self.installed = False
 
 
 class Slices:
@@ -542,13 +543,22 @@ class Snapshot:
     def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
         self.before = optimizer.step_count
-        self.values = self.epoch = None
+        self.values = self.epoch = self._found = None
 
     def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
-        if self._network.all_finite():
-            self.values = self._network.copied_values(self.values)
+        network = self._network
+        unchanged = self._found == network.version and not network.handed_out  # since `finite_after` looked
+        if unchanged or network.all_finite():
+            network.kept = self.values = network.copied_values(network.kept)
             self.epoch = epoch
+
+    def finite_after(self, epoch: int) -> bool:
+        """Whether the weights at the end of an epoch are finite, where they were so at its start."""
+        if self.epoch != epoch:
+            return True
+        self._found = self._network.version if self._network.all_finite() else None
+        return self._found is not None
 
     def restore(self) -> str:
         """Restore the weights and reset the optimizer, where there were updates; returns what was done."""

@@ -391,7 +391,7 @@ class Training:
                 f"drop_last=True leaves nothing to train on: no chunk has batch_size={self.settings.batch_size} rows; "
                 f"use a smaller batch_size or drop_last=False"
             )
-        if self.snapshot and self.snapshot.epoch == progress.epoch and not self.model._parameters.all_finite():
+        if self.snapshot and not self.snapshot.finite_after(progress.epoch):
             raise FloatingPointError(
                 f"weights were not finite after the last step of epoch {progress.epoch}; {self.snapshot.restore()}. "
                 f"Use a smaller lr, or scale the data"
@@ -403,7 +403,7 @@ class Training:
             "val_loss": val_loss,
             "accuracy": progress.hits / progress.labelled if progress.labelled else None,
             "val_accuracy": val_accuracy,
-            "lr": float(optimizer.learning_rates(max(optimizer.step_count - 1, 0), 1)[0]),
+            "lr": float(optimizer.learning_rate(max(optimizer.step_count - 1, 0))),
             "seconds": time.perf_counter() - self._start,
         }
 
@@ -436,7 +436,8 @@ class Training:
         """Add the losses and hits of a chunk to the sums of the epoch."""
         progress, step_loss, step_hits = self.progress, self.step_loss, self.step_hits
         steps = len(step_loss)
-        sizes = np.full(steps, batch_size)
+        sizes = np.empty(steps)
+        sizes.fill(batch_size)
         sizes[-1] = len(order) - (steps - 1) * batch_size
         shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
         if chunk.labels and chunk.weight is not None:  # rows that a loss ignores have weight 0
@@ -445,11 +446,11 @@ class Training:
             trained = np.isfinite(step_loss)
             step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
         progress.steps += steps
-        progress.loss += float((step_loss * shares).sum())
-        progress.weight += float(shares.sum())
+        progress.loss += np.add.reduce(step_loss * shares).item()
+        progress.weight += np.add.reduce(shares).item()
         if chunk.labels:
-            progress.hits += int(step_hits.sum())
-            progress.labelled += int(sizes.sum())
+            progress.hits += np.add.reduce(step_hits).item()
+            progress.labelled += int(np.add.reduce(sizes))
 
     def _run(self, run_steps, order):
         """Run the batches of a chunk that are left."""

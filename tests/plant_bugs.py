@@ -77,12 +77,12 @@ BUGS = [
     ),
     Bug(
         "the names that pandas gives an array are data",
-        "tabular/reading.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
+        "tabular/text.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
         "tests/test_tabular.py -k names_of_columns",
     ),
     Bug(
         "codes that begin with 0 are numbers",
-        "tabular/reading.py", "if whole and len(", "if not whole and len(",
+        "tabular/text.py", "if whole and len(", "if not whole and len(",
         "tests/test_tabular.py -k dialects",
     ),
     Bug(
@@ -99,6 +99,61 @@ BUGS = [
         "ties count for nothing in the ROC AUC",
         "metrics.py", "last - (counts - 1) / 2", "last - 0 * counts",
         "tests/test_metrics.py",
+    ),
+    # ----------------------------------------------------------------------------------- precisions
+    Bug(
+        "rounding to bfloat16 cuts bits off",
+        SIMD, "b.and_(b.add(b.add(bits, constant(0x7FFF)), odd), constant(0xFFFF0000))",
+        "b.and_(bits, constant(0xFFFF0000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "ties go away from 0 in bfloat16",
+        SIMD, "b.add(b.add(bits, constant(0x7FFF)), odd)", "b.add(bits, constant(0x8000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "NaN is rounded to bfloat16 as a number is",
+        SIMD, 'b.select(b.fcmp_unordered("uno", v, v), v, b.bitcast(nearest, x.vector))',
+        "b.bitcast(nearest, x.vector)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the low part of a factor is dropped",
+        ELEMENTWISE, "nearest_bfloat16(whole - upper)", "nearest_bfloat16(whole - whole)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the order of the products of low parts depends on the number of rows",
+        LINEAR, "a_low, grad_low, True, zero", "a_low, grad_low, False, zero",
+        "tests/test_precision.py -k few_rows",
+    ),
+    Bug(
+        "a weight is not stored anew after its update",
+        NETWORK, "                if record[STORE_FACTOR]:\n                    store_weight(",
+        "                if not record[STORE_FACTOR]:\n                    store_weight(",
+        "tests/test_precision.py -k many_calls",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in training",
+        NETWORK, "        store_weights(record, thread)\n        passed += 1\n", "        passed += 1\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in prediction",
+        NETWORK, "        store_weights(record, thread)\n        barrier(record, 1)\n", "        barrier(record, 1)\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "the gradient of a bias is a sum of rounded numbers",
+        NETWORK, "summed = operand_of(frame, instruction, 6, 0)", "summed = operand_of(frame, instruction, 1, 0)",
+        "tests/test_precision.py -k single_products",
+    ),
+    Bug(
+        "a gradient is stored before the last that writes it",
+        "kernels/cpu/factors.py", "written[operand.buffer, operand.offset] = number",
+        "written.setdefault((operand.buffer, operand.offset), number)",
+        "tests/test_precision.py -k 'single_products or once_between'",
     ),
     # ------------------------------------------------------------------------------------ products
     Bug(
@@ -679,8 +734,13 @@ BUGS = [
     ),
     Bug(
         "weights that overflow in the last step are not noticed",
-        "training.py", "and not self.model._parameters.all_finite():", "and False:",
+        "training.py", "and not self.snapshot.finite_after(progress.epoch):", "and False:",
         "tests/test_training.py -k overflow",
+    ),
+    Bug(
+        "weights that were finite after an epoch are taken to be so, though a callback may have written",
+        "steps.py", " and not network.handed_out  # since", "  # since",
+        "tests/test_training.py -k callback_spoils",
     ),
     Bug(
         "the way back ends at a frozen layer",

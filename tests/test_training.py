@@ -407,6 +407,18 @@ def test_weights_that_overflow_in_the_last_step_are_reported(device):
     assert not np.isfinite(model.flat_parameters).all()
 
 
+def test_weights_that_a_callback_spoils_are_not_kept():
+    class Spoil:
+        def on_epoch_end(self, model, record):
+            model.layers[0].weight[0, 0] = np.nan
+
+    model = make("cpu", "float32")
+    before = model.flat_parameters
+    with pytest.raises(FloatingPointError, match="weights are back at those epoch 1 began with"):
+        fit(model, *data(8), epochs=2, callbacks=[Spoil()])
+    np.testing.assert_array_equal(model.flat_parameters, before)
+
+
 def test_a_handler_that_a_callback_set_stays():
     def handler(number, frame):
         pass

@@ -218,7 +218,7 @@ def described_call(training: Training) -> dict[str, Any]:
         "loss": [type(loss).__name__, loss.config()] if isinstance(loss, Loss) else _name(loss),
         "optimizer": [type(optimizer).__name__, optimizer.json_config()],
         "batch_size": settings.batch_size,
-        "shuffle": settings.shuffle,
+        "shuffle": _name(settings.shuffle) if callable(settings.shuffle) else settings.shuffle,
         "drop_last": settings.drop_last,
         "accumulate": settings.accumulate,
         "on_nonfinite": settings.on_nonfinite,

@@ -164,9 +164,17 @@ def converted(array: Array, dtype: DTypeLike) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def batch(argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Array:
-    """``value`` as a matrix of this dtype that a kernel reads."""
-    return converted(matrix(argument, value, columns, rows), dtype)
+def batch(
+    argument: str, value: Any, columns: int | None = None, dtype: DTypeLike = None, rows: int | None = None
+) -> Array:
+    """``value`` as a matrix that a kernel reads, whatever it is given as: the way in for every array of a user's call.
+
+    Of this dtype; without one float64 is kept, and every other real dtype becomes float32.
+    """
+    array = matrix(argument, value, columns, rows)
+    if dtype is None:
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return converted(array, dtype)
 
 
 def not_empty(argument: str, array: Array) -> None:

@@ -173,7 +173,7 @@ def test_tensor_cores_round_their_factors(precision, bits):
 
 
 def test_tensor_cores_are_for_float32():
-    with pytest.raises(ValueError, match="'tf32' is for float32, got float64"):
+    with pytest.raises(ValueError, match="'tf32' is none of the GPU's for float64"):
         gemm.gemm_kernel("NN", "float64", "none", "tf32")
 
 

@@ -22,6 +22,7 @@ from .checks import Array
 from .losses import Loss
 
 if TYPE_CHECKING:
+    from .model import Sequential
     from .ranks import Ranks
     from .training import Training
 
@@ -261,7 +262,8 @@ def check(stored: Stored, training: Training) -> None:
             )
     if written != here:
         warnings.warn(
-            f"{stored.path} was written with {written}, and here it is {here}: training goes on, the last bits may differ",
+            f"{stored.path} was written with {written}, and here it is {here}: training goes on, the last bits may "
+            f"differ",
             stacklevel=4,
         )
 

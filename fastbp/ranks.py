@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks, data
+from . import data
 from .checks import Array
 from .distributed import Communicator, NCCLRanks
 from .kernels import program as programs
@@ -288,8 +288,8 @@ def check_rows(shard: Shard, validated: float, ranks: Ranks) -> None:
         raise ValueError(f"X must have at least one row on some of the {ranks.size} ranks, and none has")
     if 0 < validated < ranks.size:
         raise ValueError(
-            f"validation_data must be there on all {ranks.size} ranks or on none, and {validated:.0f} have some; a rank "
-            f"may pass arrays without rows"
+            f"validation_data must be there on all {ranks.size} ranks or on none, and {validated:.0f} have some; "
+            f"a rank may pass arrays without rows"
         )
 
 

@@ -77,12 +77,12 @@ BUGS = [
     ),
     Bug(
         "the names that pandas gives an array are data",
-        "tabular/reading.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
+        "tabular/text.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
         "tests/test_tabular.py -k names_of_columns",
     ),
     Bug(
         "codes that begin with 0 are numbers",
-        "tabular/reading.py", "if whole and len(", "if not whole and len(",
+        "tabular/text.py", "if whole and len(", "if not whole and len(",
         "tests/test_tabular.py -k dialects",
     ),
     Bug(

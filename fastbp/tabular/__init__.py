@@ -4,11 +4,14 @@ A room of its own: ``fastbp.load`` imports it for the file of a run, and the com
 imported where something is learned or read; a model of numbers predicts without both.
 """
 
+from .arrow import from_frame
 from .learning import Learned, again, learn, strata
 from .predictor import Predictor
 from .preprocessing import Preprocessing, Target
-from .reading import Dialect, from_frame, read
+from .reading import read
+from .stored import Stored
 from .table import PARTS, Column, Table, from_columns, split
+from .text import Dialect
 
 __all__ = [
     "PARTS",
@@ -17,6 +20,7 @@ __all__ = [
     "Learned",
     "Predictor",
     "Preprocessing",
+    "Stored",
     "Table",
     "Target",
     "again",

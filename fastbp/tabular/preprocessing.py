@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .reading import from_frame
+from .arrow import from_frame
 from .table import Array, Column, Table, from_columns, listed, text_of
 
 VERSION = 2

@@ -3,6 +3,7 @@
 It writes distributed.json beside it. Ranks are processes of one machine with a thread each.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ PAIRS = 15
 
 def model_of(widths):
     fastbp.set_num_threads(1)
-    layers = [fastbp.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [fastbp.Linear(a, b) for a, b in itertools.pairwise(widths)]
     between = [layer for linear in layers[:-1] for layer in (linear, fastbp.ReLU())]
     return fastbp.Sequential(*between, layers[-1], seed=0)
 

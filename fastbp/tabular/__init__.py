@@ -9,7 +9,7 @@ from .learning import Learned, again, learn, strata
 from .predictor import Predictor
 from .preprocessing import Preprocessing, Target
 from .reading import read
-from .stored import Stored
+from .stored import Stored, stays_in_its_file
 from .table import PARTS, Column, Table, from_columns, split
 from .text import Dialect
 
@@ -29,5 +29,6 @@ __all__ = [
     "learn",
     "read",
     "split",
+    "stays_in_its_file",
     "strata",
 ]

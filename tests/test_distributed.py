@@ -431,6 +431,30 @@ def test_another_number_of_ranks_goes_on(tmp_path, sizes, alone):
         close(outcome(*result), alone)
 
 
+def test_a_ctrl_c_on_one_rank_stops_all_after_the_same_step(monkeypatch):
+    found, of = {}, ranks_module.of
+
+    def noted(communicator):
+        found[communicator.rank] = of(communicator)
+        return found[communicator.rank]
+
+    class Presses:
+        def __init__(self, rank):
+            self.rank, self.seen = rank, []
+
+        def on_batch_end(self, model, record):
+            self.seen.append((record["epoch"], record["batch"]))
+            if self.rank == 1 and self.seen[-1] == (3, 2):
+                found[1].interrupts.asked = True  # as the handler of the signal does
+
+    monkeypatch.setattr(ranks_module, "of", noted)
+    presses = [Presses(0), Presses(1)]
+    ends = on_threads(2, lambda ranks: trained(ranks, callbacks=[presses[ranks.rank]]))
+    assert [type(end) for end in ends] == [KeyboardInterrupt] * 2
+    assert presses[0].seen == presses[1].seen
+    assert presses[0].seen[-1] == (3, 2)  # of the step after that, no callback is told
+
+
 @pytest.mark.parametrize("on_nonfinite", ["raise", "continue"])
 def test_a_loss_that_is_not_finite_is_that_of_all(on_nonfinite):
     X, y, _ = rows()

@@ -184,7 +184,7 @@ def ranks_model(report) -> str:
 
 
 def ranks_least(report) -> str:
-    """From how many parameters half of the ranks' work is not lost, by steps whose times are a line between T and S4."""
+    """From how many parameters half of the ranks' work is kept, by steps whose times are a line between T and S4."""
     small, large = report["networks"]["T"], report["networks"]["S4"]
     span = large["parameters"] - small["parameters"]
     slopes = {key: 1e-6 * (large[key] - small[key]) / span for key in ("alone_us", "stored_us")}

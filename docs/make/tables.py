@@ -150,11 +150,11 @@ def ranks(report) -> str:
     rows = [
         (
             name, "-".join(map(str, found["widths"])), number(found["parameters"]), time(found["alone_us"]),
-            time(found["stored_us"]), time(found["rank_us"]), time(found["collective_us"]),
+            time(found["rank_us"]), time(found["collective_us"]),
         )
         for name, found in report["networks"].items()
     ]  # fmt: skip
-    columns = ["id", "layers", "parameters", "one process, compiled µs", "stored µs", "each of two ranks µs"]
+    columns = ["id", "layers", "parameters", "one process µs", "each of two ranks µs"]
     ratios = report["one_rank"]
     one = (
         f"One rank of MPI takes {ratios[len(ratios) // 2]:.3f} of the time without a communicator on S4: the median of"
@@ -162,6 +162,16 @@ def ranks(report) -> str:
     pairs = f"{one} {len(ratios)} pairs, half of them between {ratios[len(ratios) // 4]:.2f} and"
     pairs += f" {ratios[-1 - len(ratios) // 4]:.2f}."
     return f"{table([*columns, 'all-reduce µs'], rows)}\n\n{pairs}\n\n{source(report)}"
+
+
+def alone_us(found) -> float:
+    """The step of one process."""
+    return found["alone_us"]
+
+
+def own(found) -> float:
+    """What a rank's step takes beside its collective, in µs."""
+    return found["rank_us"] - found["collective_us"]
 
 
 def collective(parameters, count, network) -> float:
@@ -177,7 +187,7 @@ def ranks_model(report) -> str:
         for title, network in NETWORKS.items():
             cells = []
             for count in RANKS:
-                step = 1e-6 * found["stored_us"] + collective(found["parameters"], count, network)
+                step = 1e-6 * own(found) + collective(found["parameters"], count, network)
                 cells.append(f"{1e-4 * found['alone_us'] / step:.0f} %")
             rows.append((name, number(found["parameters"]), title, *cells))
     return table(["id", "parameters", "network", *(f"{count} ranks" for count in RANKS)], rows)
@@ -187,16 +197,16 @@ def ranks_least(report) -> str:
     """From how many parameters half of the ranks' work is kept, by steps whose times are a line between T and S4."""
     small, large = report["networks"]["T"], report["networks"]["S4"]
     span = large["parameters"] - small["parameters"]
-    slopes = {key: 1e-6 * (large[key] - small[key]) / span for key in ("alone_us", "stored_us")}
-    starts = {key: 1e-6 * small[key] - slopes[key] * small["parameters"] for key in slopes}
+    alone, rank = (1e-6 * (of(large) - of(small)) / span for of in (alone_us, own))  # seconds a parameter
+    start = 1e-6 * (0.5 * own(small) - alone_us(small)) - (0.5 * rank - alone) * small["parameters"]
     rows = []
     for title, network in NETWORKS.items():
         cells = []
         for count in RANKS:
             fixed = collective(0, count, network)
             sent = collective(1, count, network) - fixed
-            gain = slopes["alone_us"] - 0.5 * (slopes["stored_us"] + sent)
-            least = (0.5 * (starts["stored_us"] + fixed) - starts["alone_us"]) / gain if gain > 0 else math.inf
+            gain = alone - 0.5 * (rank + sent)
+            least = (start + 0.5 * fixed) / gain if gain > 0 else math.inf
             cells.append("none" if least == math.inf else number(round(max(least, 0), -3)))
         rows.append((title, *cells))
     return table(["network", *(f"{count} ranks" for count in RANKS)], rows)

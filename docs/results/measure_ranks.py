@@ -35,10 +35,10 @@ def rows_of(widths, rows):
     return rng.random((rows, widths[0]), np.float32), rng.random((rows, widths[-1]), np.float32)
 
 
-def step_seconds(widths, communicator, steps, **settings):
+def step_seconds(widths, communicator, steps):
     """The best epoch, by steps."""
     model, best, end = model_of(widths), float("inf"), time.perf_counter() + SECONDS
-    optimizer, (X, y) = fastbp.Adam(**settings), rows_of(widths, BATCH * steps)
+    optimizer, (X, y) = fastbp.Adam(), rows_of(widths, BATCH * steps)
     epochs = 3
     while True:
         history = model.fit(
@@ -81,12 +81,10 @@ def measure_ranks():
 
 
 def measure_alone():
-    """Steps of one process on one thread, compiled and through stored gradients; pairs with and without one rank."""
-    found = {"alone_us": {}, "stored_us": {}}
+    """The compiled step of one process on one thread, and pairs with and without a communicator of one rank."""
+    found = {"alone_us": {}}
     for name, widths in NETWORKS.items():
-        for what, settings in (("alone_us", {}), ("stored_us", {"clip_norm": 1e30})):
-            steps = 5 if name == "L" else 40
-            found[what][name] = 1e6 * step_seconds(widths, distributed.alone(), steps, **settings)
+        found["alone_us"][name] = 1e6 * step_seconds(widths, distributed.alone(), 5 if name == "L" else 40)
     communicator, widths = distributed.mpi(), NETWORKS["S4"]
     model, optimizer, (X, y), ratios = model_of(widths), fastbp.Adam(), rows_of(widths, BATCH * 60), []
     for _ in range(PAIRS):
@@ -111,7 +109,7 @@ def started(what, ranks):
 def main():
     networks, alone = started("ranks", 2), started("alone", 1)
     for name, network in networks.items():
-        network |= {what: alone[what][name] for what in ("alone_us", "stored_us")}
+        network["alone_us"] = alone["alone_us"][name]
     git = ["git", "rev-parse", "--short", "HEAD"]
     result = {
         "date": date.today().isoformat(),

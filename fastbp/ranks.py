@@ -234,7 +234,7 @@ class Shard(data.Chunk):
     ----------
     count : int
         How many rows the ranks train on together.
-    offset : int
+    first : int
         The number of the first own row among all, as dropout counts them.
     unit : float
         The mean weight of a row: sums of weights are in multiples of it.
@@ -251,10 +251,10 @@ class Shard(data.Chunk):
             self.weight = np.ones(len(self.X))
         self.counts, self.mine = counts.astype(np.int64), self.count
         self.count, self.unit = int(counts.sum()), float(weights.sum() / max(counts.sum(), 1))
-        self.offset, self.begin = (int(numbers[: ranks.rank].sum()) for numbers in (lengths, counts))
+        self.first, self.begin = (int(numbers[: ranks.rank].sum()) for numbers in (lengths, counts))
         self.own = None if self.weight is None else np.flatnonzero(self.weight)
 
-    def order(self, model: Sequential, shuffle: bool | str) -> Array:
+    def order(self, model: Sequential, shuffle: data.Shuffle, epoch: int) -> Array:
         """A full permutation of all rows, or the ranks' own orders, from which a batch takes what is in proportion."""
         if shuffle is True:
             return data.epoch_rows(model._kernels, model.generator, range(self.count), True)
@@ -367,7 +367,7 @@ class SharedStep(StoredStep):
         if n == 0:  # a row of weight 0 goes the way of the others, and adds nothing
             x, numbers, counts = np.zeros((1, model.in_features), model.dtype), np.zeros(1, np.int64), np.zeros(1)
         else:
-            numbers, counts = numbers + self.shard.offset, np.ones(n) if weight is None else weight
+            counts = np.ones(n) if weight is None else weight
         if self.across is not None:
             self.across.weight = counts
         out = model.outputs(x, True, counts, numbers, keys, self.across)

@@ -22,6 +22,7 @@ def made(folder) -> dict:
         "ranks": lambda: ranks(found["distributed"]),
         "ranks-model": lambda: ranks_model(found["distributed"]),
         "ranks-least": lambda: ranks_least(found["distributed"]),
+        "precision": lambda: precisions(found["precision"]),
         "steps-further": lambda: steps_further(found["steps-float64"], found["steps-avx2"]),
     }
 
@@ -90,6 +91,22 @@ def real_tables(report) -> str:
         rows.append([name, found["rows"], found["measure"], seeds, *cells])
     models = next(iter(report["tables"].values()))["scores"]
     return f"{table(['table', 'rows', 'measure', 'seeds', *models], rows)}\n\n{source(report)}"
+
+
+def precisions(report) -> str:
+    """Scores and losses of each precision: means over seeds."""
+    rows, models = [], list(next(iter(report["tasks"].values()))["scores"])
+    for title, found in report["tasks"].items():
+        cells = []
+        for model in models:
+            scores = found["scores"][model]
+            mean = sum(scores) / len(scores)
+            error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5
+            cells.append(f"{mean:.5f} ± {error:.5f}")
+        rows.append([title, found["measure"], *cells])
+        losses = [found["losses"].get(model) for model in models]
+        rows.append(["", "last loss", *("" if loss is None else f"{sum(loss) / len(loss):.2e}" for loss in losses)])
+    return f"{table(['data, network', '', *models], rows)}\n\n{source(report)}"
 
 
 def steps(report) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 from .. import tabular
 from ..checks import Array
 from ..ranks import Ranks
+from ..tabular.columns import ByTarget
 from ..tabular.learning import restored
-from ..tabular.preprocessing import ByTarget
-from .options import names_in, read_table
+from .options import open_table
 
 
 def span(rows: int, ranks: Ranks) -> tuple[int, int]:
@@ -40,7 +40,9 @@ def told(learned: tabular.Learned | None, metadata: Any, ranks: Ranks) -> tuple[
     """What rank 0 has learned, on every rank: metadata, and by part the rows of the source in their order."""
     if learned is None:
         return ranks.shared(None, {})
-    numbers = np.arange(len(learned.table)) if learned.table.numbers is None else learned.table.numbers
+    table = learned.table
+    numbers = table.chosen if isinstance(table, tabular.Stored) else table.numbers
+    numbers = np.arange(len(table)) if numbers is None else np.asarray(numbers)
     return ranks.shared(metadata, {part: numbers[rows].astype(np.int64) for part, rows in learned.parts.items()})
 
 
@@ -57,12 +59,12 @@ def check_learned(learned: tabular.Learned) -> None:
 def own_part(options: Any, metadata: Any, numbers: dict[str, Array], ranks: Ranks) -> tabular.Learned:
     """The rows of this rank, made ready by what rank 0 has learned."""
     first, end = span(metadata["source_rows"], ranks)
-    if tabular.stays_in_its_file(options.data):
-        table = tabular.Stored(options.data).without(names_in(options.drop)).rows(first, end).loaded()
-    else:
-        table = read_table(options).take(np.arange(first, end))
+    table = open_table(options)
+    table = table.rows(first, end) if isinstance(table, tabular.Stored) else table.take(np.arange(first, end))
     preprocessing, target = restored(metadata)
     parts = {part: rows[(rows >= first) & (rows < end)] - first for part, rows in numbers.items()}
     chosen = np.sort(np.concatenate(list(parts.values())))
     parts = {part: np.searchsorted(chosen, rows) for part, rows in parts.items()}
-    return tabular.Learned(table.take(chosen), preprocessing, target, parts, 0)
+    table = table.take(chosen)
+    values = table.column(target.name) if isinstance(table, tabular.Stored) else table.columns[target.name]
+    return tabular.Learned(table, preprocessing, target, target.encoded(values), parts, np.arange(1), len(table), 0)

@@ -16,7 +16,7 @@ import numpy as np
 from .. import backend, callbacks, chains, checkpoints, distributed, initializers, layers, model, tabular
 from .. import ranks as working
 from . import components, division, figures, machine, runs, scores, terminal
-from .options import add_machine, add_reading, names_in, positive, read_table, use_threads
+from .options import add_machine, add_reading, names_in, open_table, positive, use_threads
 
 CHECKPOINT_SECONDS = 60  # from one checkpoint to the next
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
@@ -92,6 +92,10 @@ def _add_training(group):
     group.add_argument("--no-bias", action="store_true", help="layers without biases")
     group.add_argument("--epochs", type=positive, help=f"at most ({plain['epochs']})")
     group.add_argument("--batch-size", type=positive, help=f"rows a step ({plain['batch_size']})")
+    group.add_argument(
+        "--shuffle", choices=("all", "blocks", "none"), default="all",
+        help="rows of an epoch: all; by blocks of 16 384, for a table much larger than memory; not (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--lr", type=float, help=f"learning rate, of a schedule the highest ({plain['lr']:g})")
     group.add_argument("--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)")
     group.add_argument(
@@ -186,6 +190,11 @@ def _fractions(text):
     return fractions
 
 
+def _link(loss):
+    """What the network's output is to the mean of the target: itself, or its logarithm."""
+    return "log" if loss and components.parsed(loss, components.ALL_LOSSES)[0] in components.LOG_LINK else "identity"
+
+
 def _class_weight(text, target):
     """A weight for each class, of mean 1 over the rows where they are balanced."""
     if text == "balanced":
@@ -220,31 +229,27 @@ class _Job:
             self._learn_together()
         self.table, self.target = self.learned.table, self.learned.target
         components.fill(options, self.target.task)
-        x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
-        self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
-        self.mine, self.batch_size, train_rows = self.data, options.batch_size, len(self.data["train"][1])
+        self.batch_size, rows = options.batch_size, len(self.learned.parts["train"])
         if self.ranks is not None:
-            train_rows, self.batch_size = (
-                len(self.numbers["train"]),
-                division.share_of_batch(self.batch_size, self.ranks),
-            )
-            if self.ranks.first:
-                counts = {part: np.searchsorted(rows, self.end) for part, rows in self.numbers.items()}
-                self.mine = {part: (x[: counts[part]], y[: counts[part]]) for part, (x, y) in self.data.items()}
+            self.batch_size, rows = division.share_of_batch(self.batch_size, self.ranks), len(self.numbers["train"])
         self.loss = self._loss()
         self.stopping = callbacks.EarlyStopping(options.patience)
         self.optimizer = self.network.optimizer
         name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
-        steps = options.epochs * math.ceil(train_rows / options.batch_size)
+        steps = options.epochs * math.ceil(rows / options.batch_size)
         rate = components.learning_rate(options, steps)
         if type(self.optimizer) is components.OPTIMIZERS[name]:
             self.optimizer.lr = rate
         else:
             self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
+        self.data = self.mine = self._data()
+        if self.ranks is not None and self.ranks.first:  # which learned from all rows, and scores them all
+            counts = {part: np.searchsorted(rows, self.end) for part, rows in self.numbers.items()}
+            self.mine = {part: (x[: counts[part]], y[: counts[part]]) for part, (x, y) in self.data.items()}
 
     def _learn(self):
         """Read the table, and learn from it."""
-        options, table = self.options, read_table(self.options)
+        options, table = self.options, open_table(self.options)
         self.source_rows = len(table)
         if options.start:
             predictor = runs.load(options.start, options.device, options.precision)
@@ -273,6 +278,14 @@ class _Job:
                 else:
                     self.network = self._network()
 
+    def _data(self):
+        """Inputs and targets of the parts; those of a stored table stay on the disk that the run is on."""
+        folder = None
+        if isinstance(self.table, tabular.Stored):
+            folder = pathlib.Path(self.options.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+        return self.learned.data(self.network.dtype, folder)
+
     def division(self):
         """Shares and seed of the split; those of the model when going on, so that its test part stays unseen."""
         return self.network.metadata["split"], self.network.metadata["seed"]
@@ -282,7 +295,7 @@ class _Job:
         self.incomplete = 0
         if not self.options.drop_missing:
             return table
-        gaps = table.incomplete(table.columns if preprocessing is None else preprocessing.given)
+        gaps = table.incomplete(table.names if preprocessing is None else preprocessing.given)
         self.incomplete = int(gaps.sum())
         if self.incomplete == len(table):
             raise ValueError(f"{self.options.data} has a missing value in every row: train without --drop-missing")
@@ -301,7 +314,13 @@ class _Job:
             scaling=options.scaling,
         )
         self.learned = tabular.learn(
-            self._rows(table), target, settings, task=options.task, fractions=fractions, seed=options.seed
+            self._rows(table),
+            target,
+            settings,
+            task=options.task,
+            link=_link(options.loss),
+            fractions=fractions,
+            seed=options.seed,
         )
         components.fill(options, self.learned.target.task)
         self.network = self._network()
@@ -329,6 +348,11 @@ class _Job:
         name = options.loss
         if components.parsed(name, components.ALL_LOSSES)[0] not in known:
             raise ValueError(f"--loss {name}: of {task} there are {', '.join(known)}; or choose another --task")
+        if _link(name) != self.target.link:
+            raise ValueError(
+                f"--loss {name}: {options.start} predicts {self.target.name!r} by a loss of another kind; leave out "
+                "--start"
+            )
         if not options.class_weight:
             return components.made(name, known)
         if task != "classification":
@@ -387,6 +411,7 @@ class _Job:
             optimizer=self.optimizer,
             epochs=self.options.epochs,
             batch_size=self.batch_size,
+            shuffle={"all": True, "none": False}.get(self.options.shuffle, self.options.shuffle),
             validation_data=self.mine["valid"],
             callbacks=watchers,
             verbose=False,
@@ -405,14 +430,18 @@ class _Job:
 
     def results(self):
         """What the network gives for each part, and on the test part the trivial baseline."""
-        parts = {part: scores.Result(self.network, self.target, *data) for part, data in self.data.items()}
+        parts = {
+            part: scores.Result(self.network, self.target, self.network.predict(x), y)
+            for part, (x, y) in self.data.items()
+        }
         return parts, scores.baseline(self.target, self.data["test"][1])
 
 
 def _announce(screen, job):
     """Say what is about to be done, with what."""
     options, learned, network, target = job.options, job.learned, job.network, job.target
-    screen.line(machine.described(options.device, network.dtype, f"seed {options.seed}"), "bold")
+    unit = machine.multiplied(options.device, network.precision)
+    screen.line(machine.described(options.device, network.dtype, *unit, f"seed {options.seed}"), "bold")
     for label, text in scores.data_lines(options, learned, job.incomplete):
         screen.item(label, text)
     fractions, seed = job.division()
@@ -422,10 +451,11 @@ def _announce(screen, job):
     screen.item(
         "split", f"train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
     )
-    both = "numbers" if target.classes is not None else "numbers and target"
+    both = "numbers" if target.classes is not None or target.link == "log" else "numbers and target"
     how = "mean and deviation" if learned.preprocessing.scaling == "standard" else "median and quartiles"
     clipped = ", then clipped" * (learned.preprocessing.scaling == "robust")
-    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}")
+    log = f"; the output is the logarithm of {target.name!r} over its mean" * (target.link == "log")
+    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}{log}")
     screen.item("model", " · ".join(_layer(layer) for layer in network.layers))
     count = network.flat_parameters.size
     size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"
@@ -495,11 +525,12 @@ def _conclude(screen, job, seconds):
     screen.line()
     screen.item("saved", f"{job.folder}{os.sep}")
     screen.item("", f"{runs.MODEL}     layers, weights, preprocessing")
-    screen.item("", f"{runs.CONFIG}   the same again: fastbp train --config {folder}/{runs.CONFIG}")
+    screen.item("", f"{runs.CONFIG}   all options")
     screen.item("", f"history.csv  metrics.json  {pictures}")
     screen.line()
-    screen.item("next", f"fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv", "bold")
+    screen.command("next", f"fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv")
     screen.item("", f"in Python: fastbp.load({json.dumps(str(job.folder))}).predict(frame)")
+    screen.command("again", f"fastbp train --config {folder}/{runs.CONFIG}")
     screen.record("result", {"run": str(job.folder), "best_epoch": best, "epochs": epochs, "metrics": metrics})
     if job.options.quiet:
         print(job.folder)

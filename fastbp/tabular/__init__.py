@@ -7,16 +7,18 @@ imported where something is learned or read; a model of numbers predicts without
 from .arrow import from_frame
 from .learning import Learned, again, learn, strata
 from .predictor import Predictor
-from .preprocessing import Preprocessing, Target
+from .preprocessing import Lacks, Preprocessing
 from .reading import read
 from .stored import Stored, stays_in_its_file
 from .table import PARTS, Column, Table, from_columns, split
+from .target import Target
 from .text import Dialect
 
 __all__ = [
     "PARTS",
     "Column",
     "Dialect",
+    "Lacks",
     "Learned",
     "Predictor",
     "Preprocessing",

@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrow import from_arrow, imported, index_of_pandas, refuse_twice
 from .opening import ARROW, PARQUET, name_of
-from .table import PART_VALUES, Array, Column, Table, found, from_columns
+from .table import PART_VALUES, Array, Column, Table, found, from_columns, from_one
 
 NPY = ".npy"
 
@@ -118,21 +118,27 @@ class Stored:
             if len(table):
                 yield table
 
+    def number(self, row: int) -> int:
+        """The number of a row, from 1, in the file."""
+        return from_one(int(self.chosen[row]))
+
+    def incomplete(self, columns: Iterable[str]) -> Array:
+        """The rows in which a value of these columns is missing, as a mask."""
+        names = list(columns)
+        return np.concatenate([part.incomplete(names) for part in self.parts(names)] or [np.zeros(len(self), bool)])
+
     def column(self, name: str) -> Column:
         """A column of all rows, in memory."""
         return self.loaded([name]).columns[name]
 
     def loaded(self, names: Sequence[str] | None = None) -> Table:
         """The table in memory, of all columns or of some."""
-        parts = list(self.parts(names))
-        columns = {
-            name: Column(
-                np.concatenate([part.columns[name].values for part in parts]),
-                np.concatenate([part.columns[name].missing for part in parts]),
-            )
-            for name in (self.names if names is None else names)
-        }
-        return Table(self.name, columns, self.named, self.target, np.concatenate([part.numbers for part in parts]))
+        parts, columns = list(self.parts(names)), {}
+        for name in self.names if names is None else names:
+            of_parts = [part.columns.pop(name) for part in parts]  # so that little is held twice
+            values, missing = ([getattr(one, kind) for one in of_parts] for kind in ("values", "missing"))
+            columns[name] = Column(np.concatenate(values), np.concatenate(missing))
+        return Table(self.name, columns, self.named, self.target, np.asarray(self.chosen))
 
     def _with(self, **changes):
         made = object.__new__(Stored)

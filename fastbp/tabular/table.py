@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Column:
         """The values that are there."""
         return self.values[~self.missing]
 
-    def take(self, rows: Array) -> Column:
+    def take(self, rows: Array | slice) -> Column:
         """The column of some rows, by number or by mask."""
         return Column(self.values[rows], self.missing[rows])
 
@@ -57,6 +57,16 @@ class Column:
         if self.kind == "text":
             return self.values
         return np.array([text_of(value) for value in self.values.tolist()], object)
+
+
+def from_one(row: int) -> int:
+    """The number of a row, from 1, of a table that has all rows of its source."""
+    return row + 1
+
+
+def positions(texts: Array, of: Mapping[str, int]) -> Array:
+    """What stands for each text, -1 for one that has nothing; int64 array (n,)."""
+    return np.fromiter((of.get(text, -1) for text in texts.tolist()), np.int64, len(texts))
 
 
 def text_of(value: Any) -> str:
@@ -149,7 +159,7 @@ class Table:
 
     def number(self, row: int) -> int:
         """The number of a row, from 1, in its source."""
-        return 1 + int(row if self.numbers is None else self.numbers[row])
+        return from_one(row if self.numbers is None else int(self.numbers[row]))
 
     def find(self, column: str) -> str:
         """The name of a column given by name or by index (negative: from the end)."""
@@ -160,10 +170,28 @@ class Table:
         dropped = {self.find(column) for column in columns}
         return dataclasses.replace(self, columns={k: v for k, v in self.columns.items() if k not in dropped})
 
-    def take(self, rows: Array) -> Table:
+    def take(self, rows: Array | slice) -> Table:
         """The table of some rows, by number or by mask."""
         numbers = (np.arange(len(self)) if self.numbers is None else self.numbers)[rows]
         return dataclasses.replace(self, columns={k: v.take(rows) for k, v in self.columns.items()}, numbers=numbers)
+
+    def parts(self, names: Sequence[str] | None = None) -> Iterator[Table]:
+        """The table as consecutive parts, of all columns or of some; nothing is copied."""
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        columns = {name: self.columns[name] for name in (self.columns if names is None else names)}
+        table = dataclasses.replace(self, columns=columns, numbers=numbers)
+        size = max(1, PART_VALUES // max(1, len(columns)))
+        for start in range(0, len(self), size):
+            yield table.take(slice(start, start + size))
+
+    def column(self, name: str) -> Column:
+        """A column."""
+        return self.columns[name]
+
+    def loaded(self, names: Sequence[str] | None = None) -> Table:
+        """The table, of all columns or of some."""
+        columns = {name: self.columns[name] for name in (self.columns if names is None else names)}
+        return dataclasses.replace(self, columns=columns)
 
     def incomplete(self, columns: Iterable[str]) -> Array:
         """The rows in which a value of these columns is missing, as a mask."""

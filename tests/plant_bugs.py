@@ -588,11 +588,6 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
     ),
     Bug(
-        "squares of a block stay for the next step, whose blocks are others",
-        NETWORK, "        squares[block] = 0.0\n", "",
-        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
-    ),
-    Bug(
         "the third state of an optimizer lies where the second does",
         NETWORK, "record[STATE_3] + at_parameter", "record[STATE_2] + at_parameter",
         f"{CONTRACT} -k 'cpu and network_train_steps'",

@@ -219,8 +219,12 @@ class ModelCheckpoint(_Watching):
         super().__init__(monitor, min_delta)
         self.path = files.checked_path(path)
 
+    def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
+        super().on_fit_begin(model, run)
+        self._writes = run.get("rank", 0) == 0
+
     def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> None:
-        if self.improved(record):
+        if self.improved(record) and self._writes:
             model.save(self.path)
 
 
@@ -273,10 +277,16 @@ class NotebookBar(Lines):
         self._line.update(line(record, self._epochs))
 
 
+def _in_notebook():
+    """Whether this process serves a notebook: its shell has a kernel then."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
 def reporter(epochs: int) -> Lines:
     """What shows so many epochs where the output goes: lines, or a bar where there are many."""
     if epochs > MOST_LINES:
-        if "ipykernel" in sys.modules:
+        if _in_notebook():
             return NotebookBar()
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and importlib.util.find_spec("rich"):
             return TerminalBar()

@@ -164,9 +164,17 @@ def converted(array: Array, dtype: DTypeLike) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def batch(argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Array:
-    """``value`` as a matrix of this dtype that a kernel reads."""
-    return converted(matrix(argument, value, columns, rows), dtype)
+def batch(
+    argument: str, value: Any, columns: int | None = None, dtype: DTypeLike = None, rows: int | None = None
+) -> Array:
+    """``value`` as a matrix that a kernel reads, whatever it is given as: the way in for every array of a user's call.
+
+    Of this dtype; without one float64 is kept, and every other real dtype becomes float32.
+    """
+    array = matrix(argument, value, columns, rows)
+    if dtype is None:
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return converted(array, dtype)
 
 
 def not_empty(argument: str, array: Array) -> None:
@@ -222,7 +230,9 @@ def weights(argument: str, value: Any, rows: int, each: str = "row") -> Array:
         raise ValueError(f"{argument} must have shape ({rows},), one weight a {each}, got {array.shape}")
     finite(argument, array, np.float64)
     array = converted(array, np.float64)
-    if rows and array.min() < 0:
+    if not rows:
+        return array
+    if array.min() < 0:
         first = int(np.argmax(array < 0))
         raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")
     if not array.any():

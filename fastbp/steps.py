@@ -159,6 +159,7 @@ class StoredStep:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network = model._parameters
         self.count = 0.0  # the weight of the batches since the last update, as multiples of the first
+        self.weightless = False  # whether there was a batch of weight 0 since then
 
     def __call__(self, x: Any, y: Any) -> float:
         """One batch, one update; returns the loss before it."""
@@ -169,21 +170,30 @@ class StoredStep:
             y = self.model._kernels.to_host(y) if checks.on_device(y) else y
             y = self.loss.checked_target("y", y, len(x), self.model.out_features)
             weight = self.loss.row_weight(y, None)
-        self.count = 0.0
+        self.count, self.weightless = 0.0, False
         value, _ = self.add(x, y, weight)
         self.update()
         return value
 
-    def add(self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None) -> tuple[float, int]:
+    def add(
+        self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None, keys: Array | None = None
+    ) -> tuple[float, int]:
         """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits).
 
-        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch.
+        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch. ``keys`` are its
+        random bits, by default the next ones.
         """
-        out = self.model.outputs(x, True, weight, numbers)
+        out = self.model.outputs(x, True, weight, numbers, keys)
         checks.not_empty("x", out)
+        rows = len(out) if weight is None else float(weight.sum())
+        if rows < layout.LEAST_WEIGHT:  # loss and gradient are 0, as in the kernels
+            gradient = self.model._empty(out.shape, self.model.dtype)
+            self.model._kernels.clear(gradient)
+            self.model.backward_parameters(gradient, self.count > 0)
+            self.weightless = True
+            return 0.0, self.evaluate(out, y, None)[2] if isinstance(self.loss, Loss) else 0
         value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
-            rows = len(out) if weight is None else float(weight.sum())
             self.first = rows if self.count == 0 else self.first
             share = rows / self.first
             if share != 1:
@@ -208,10 +218,10 @@ class StoredStep:
 
     def update(self) -> None:
         """Update by the mean of the gradients since the last update, where there are some."""
-        if self.count:
-            if self.count != 1:
+        if self.count or self.weightless:
+            if self.count not in (0, 1):
                 self.network.scale_gradients(1 / self.count)
-            self.count = 0.0
+            self.count, self.weightless = 0.0, False
             self.optimizer.bind(self.network)
             self.optimizer.step()
         self.network.discard_gradients()
@@ -247,7 +257,7 @@ class CompiledSteps:
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
-        self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
+        self.dtype, self.X, self.y, self.weight, self.first = model.dtype, chunk.X, chunk.y, chunk.weight, chunk.first
         self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
@@ -314,7 +324,9 @@ class CompiledSteps:
             X = checks.converted(X[rows], self.dtype)
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
-            rows = np.stack([np.arange(len(rows)), rows])
+            rows = np.stack([np.arange(len(rows)), rows + self.first])
+        elif self.first:
+            rows = np.stack([rows, rows + self.first])
         step_hits.fill(NOT_RUN)
         try:
             done = self.kernels.network_train_steps(
@@ -333,7 +345,7 @@ class CompiledSteps:
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
             self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
-            np.stack([batch * self.batch_size + np.arange(len(rows)), rows]), self.batch_size,
+            np.stack([batch * self.batch_size + np.arange(len(rows)), rows + self.first]), self.batch_size,
         )  # fmt: skip
         try:
             self.pieces.launched(piece)
@@ -402,6 +414,7 @@ class StoredSteps:
         accumulate: int,
     ) -> None:
         self.step = StoredStep(model, loss, optimizer)
+        self.step_keys = model.step_keys
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         # Labels are not converted, and a user's loss reads targets in their own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
@@ -410,7 +423,8 @@ class StoredSteps:
     def start(self, order: Array, steps: int, done: int = 0) -> None:
         """Prepare this many batches, of which whole groups are done; the last group may be shorter."""
         self.batch, self.batches = done, steps
-        self.step.count = 0.0
+        self.keys = self.step_keys(steps)
+        self.step.count, self.step.weightless = 0.0, False
 
     @property
     def settled(self) -> bool:
@@ -421,7 +435,9 @@ class StoredSteps:
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
-        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight, rows)
+        y = y[0] if self.gathers_y else chunk.y[rows]
+        keys = self.keys[self.batch : self.batch + 1]
+        step_loss[0], step_hits[0] = self.step.add(X, y, weight, rows + chunk.first, keys)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()

@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import concurrent.futures
 import importlib
 import os
 import shutil
@@ -18,6 +19,11 @@ COLLECTED = pytest.StashKey[list[str]]()  # the ids of all tests of this run, lo
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_whole(config):
+    """Whether this is a run of all tests, not of some that its command names."""
+    return config.args_source == pytest.Config.ArgsSource.TESTPATHS
 
 
 def pytest_addoption(parser):
@@ -86,6 +92,19 @@ def warm_up(*dtypes):
     print(jit.cache_directory() or "")
 
 
+def warm_up_at_once(fresh, *dtypes, **environment):
+    """`warm_up` with a process a dtype, side by side; what they print."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [process.stdout for process in pool.map(lambda dtype: fresh(warm_up, dtype, **environment), dtypes)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(pytestconfig, fresh):
+    """A run of all tests begins by filling its cache on two cores; others compile what they need."""
+    if is_whole(pytestconfig) and "cpu" in BACKENDS:
+        warm_up_at_once(fresh, "float32", "float64")
+
+
 @pytest.fixture(scope="session")
 def warmed(tmp_path_factory, fresh):
     """A private cache directory with every kernel: ``warmed(*dtypes, **environment)``.
@@ -98,7 +117,7 @@ def warmed(tmp_path_factory, fresh):
         here = fresh(warm_up, **environment).stdout.strip()
         if here:
             shutil.copytree(here, directory / Path(here).name)
-        fresh(warm_up, *dtypes, **{"FASTBP_CACHE_DIR": str(directory), "FASTBP_CACHE": None} | environment)
+        warm_up_at_once(fresh, *dtypes, **{"FASTBP_CACHE_DIR": str(directory), "FASTBP_CACHE": None} | environment)
         return directory
 
     return call

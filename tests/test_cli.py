@@ -749,8 +749,12 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     for data in (mixed, rare):
         assert main(["train", data, *SMALL, "--epochs", "3"]) == 0
         assert main(["evaluate", f"runs/{data[:-4]}-001", data]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     assert max(map(len, lines)) <= width
+    joined = re.sub(r" \\\n +", " ", out)  # as a shell reads it
+    assert f"fastbp predict runs/{mixed[:-4]}-001 {mixed} -o predictions.csv\n" in joined
+    assert f"fastbp train --config runs/{mixed[:-4]}-001/config.toml\n" in joined
     headers = [line for line in lines if line.strip().startswith("epoch ")]
     assert all(("samples/s" in line) == (width == 80) for line in headers)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import COLLECTED, ROOT
+from .conftest import COLLECTED, ROOT, is_whole
 
 PAGE = ROOT / "docs" / "reliability.md"
 ROW = re.compile(r"^\| ([PH]\d+) \|.*\| (.*) \|$", re.MULTILINE)
@@ -18,7 +18,7 @@ NAME = re.compile(r"`(test_\w+\.py::[^`]+)`")
 @pytest.fixture(scope="module")
 def collected(pytestconfig):
     """The ids of all tests, long ones among them, from the name of their file on."""
-    if pytestconfig.args_source == pytest.Config.ArgsSource.TESTPATHS:  # a run of all of them
+    if is_whole(pytestconfig):
         return {after_folders(name) for name in pytestconfig.stash[COLLECTED]}
     command = [sys.executable, "-m", "pytest", "--long", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -304,13 +304,18 @@ def test_many_epochs_are_a_bar_in_a_notebook(monkeypatch, capsys):
 
     display = types.ModuleType("IPython.display")
     display.ProgressBar, display.display = Bar, lambda text, display_id: Line
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    ipython, shell = types.ModuleType("IPython"), types.SimpleNamespace(kernel=object())
+    ipython.get_ipython = lambda: shell
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     fit(make("reference"), *data(), epochs=21, verbose=True)
     assert capsys.readouterr().out == ""
     assert shown[:2] == [21, 1]
     assert re.match(r"epoch 21/21  loss ", shown[-1])
+    for no_kernel in (None, types.SimpleNamespace()):  # imported by something else; in a terminal
+        shell = no_kernel
+        fit(make("reference"), *data(), epochs=21, verbose=True)
+        assert capsys.readouterr().out.count("\n") == 21
 
 
 def test_dir_shows_what_is_public():

@@ -51,8 +51,8 @@ def test_every_contract_function_has_a_case():
 
 # They take no arrays of a caller, or hand them on as they are.
 WITHOUT_OPERANDS = frozenset(
-    ("optimizer_call", "InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device",
-     "to_host", "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
+    ("InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device", "to_host",
+     "optimizer_call", "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
 )  # fmt: skip
 
 

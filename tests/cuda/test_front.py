@@ -413,7 +413,7 @@ def test_copies_of_the_weights_stay_there(data, copies):
     assert losses == sorted(losses, reverse=True)
     assert copies["there", size] == 3 + 3 + 1
     assert not copies["sent", size] + copies["fetched", size]
-    assert copies["fetched", 1] == 3 + 3  # whether they are finite, before an epoch and after it
+    assert copies["fetched", 1] == 1 + 3  # whether they are finite, before the first epoch and after each
 
 
 def test_early_stopping_restores_the_best_weights(data):

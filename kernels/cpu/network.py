@@ -25,9 +25,9 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
 (
     THREADS, ITEMSIZE, LANES, INSTRUCTIONS, PHASES, PHASE_COUNT, FEATURES, CLASSES, LD_INPUT,
     # addresses of kernels
-    GEMM, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
-    # itself: a frame, operands of a call, a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
+    # itself: a frame, operands of a call, packed operands of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # training only
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
@@ -38,7 +38,7 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
     BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
-) = range(50)  # fmt: skip
+) = range(51)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 1
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -127,7 +127,7 @@ def operand_of(frame, instruction, slot, row):
 @inline
 def products_of(record, transpose):
     """The kernels of linear layers; the transpose where it is wanted."""
-    return Products(record[GEMM], transpose, record[COLUMN_SUM], record[ITEMSIZE])
+    return Products(record[GEMM], transpose, record[COLUMN_SUM], record[ITEMSIZE], record[SIZES])
 
 
 @inline

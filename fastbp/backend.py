@@ -23,6 +23,13 @@ MODULES = {"cpu": "fastbp.kernels.cpu", "cuda": "fastbp.kernels.cuda", "referenc
 
 Kernels: TypeAlias = Any  # a module with the names of kernels/reference.py, or `device.DeviceKernels`
 
+# Where the precisions that round are to be had, for errors.
+WHERE = {
+    "tf32": 'tensor cores have it; choose device="cuda" and dtype="float32"',
+    "bf16": 'choose dtype="float32"',
+    "bf16x3": 'it is for device="cpu" and dtype="float32"; on a GPU "tf32" is between it and "bf16"',
+}
+
 MOST_THREADS = 512  # more, waiting for one another on a few cores, would be at it for minutes
 
 _loaded: dict[str, Kernels] = {}
@@ -59,10 +66,12 @@ def require(device: str) -> None:
 def check_precision(precision: str, dtype: DTypeLike, device: str) -> None:
     """Raise unless the device has this precision for products of this dtype."""
     checks.choice("precision", precision, layout.PRECISIONS)
-    if precision not in load(device).precisions(dtype):
+    known = load(device).precisions(dtype)
+    if precision not in known:
+        names = ", ".join(f'"{name}"' for name in known)
         raise ValueError(
-            f'precision="{precision}" is for device="cuda" and dtype="float32", got device="{device}" and '
-            f'dtype="{np.dtype(dtype).name}"; leave it at "ieee" there'
+            f'device="{device}" and dtype="{np.dtype(dtype).name}" has precision {names}, got "{precision}": '
+            f"{WHERE[precision]}"
         )
 
 

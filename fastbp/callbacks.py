@@ -273,10 +273,16 @@ class NotebookBar(Lines):
         self._line.update(line(record, self._epochs))
 
 
+def _in_notebook():
+    """Whether this process serves a notebook: its shell has a kernel then."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
 def reporter(epochs: int) -> Lines:
     """What shows so many epochs where the output goes: lines, or a bar where there are many."""
     if epochs > MOST_LINES:
-        if "ipykernel" in sys.modules:
+        if _in_notebook():
             return NotebookBar()
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and importlib.util.find_spec("rich"):
             return TerminalBar()

@@ -218,7 +218,7 @@ def described_call(training: Training) -> dict[str, Any]:
         "loss": [type(loss).__name__, loss.config()] if isinstance(loss, Loss) else _name(loss),
         "optimizer": [type(optimizer).__name__, optimizer.json_config()],
         "batch_size": settings.batch_size,
-        "shuffle": settings.shuffle,
+        "shuffle": _name(settings.shuffle) if callable(settings.shuffle) else settings.shuffle,
         "drop_last": settings.drop_last,
         "accumulate": settings.accumulate,
         "on_nonfinite": settings.on_nonfinite,
@@ -234,8 +234,11 @@ def _name(function):
 
 def _unit(model):
     """What the bits of a step depend on besides."""
-    unit = {"device": model.device, "precision": model.precision}
-    return unit | {"instruction set": backend.load(model.device).config().get("instruction set")}
+    config = backend.load(model.device).config()
+    unit = {"device": model.device, "precision": model.precision, "instruction set": config.get("instruction set")}
+    if model.precision != "ieee" and "bfloat16 unit" in config:
+        unit["bfloat16 unit"] = config["bfloat16 unit"]
+    return unit
 
 
 # ---------------------------------------------------------------------------------------- going on

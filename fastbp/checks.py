@@ -6,9 +6,10 @@ copied whole: the checks look at views, a block at a time.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -33,7 +34,7 @@ def choice(argument: str, value: Any, allowed: Collection[str]) -> str:
 
 def integer(argument: str, value: Any, minimum: int) -> int:
     """``value`` as an int of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{argument} must be an integer, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{argument} must be at least {minimum}, got {value}")
@@ -163,9 +164,17 @@ def converted(array: Array, dtype: DTypeLike) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def batch(argument: str, value: Any, columns: int, dtype: DTypeLike, rows: int | None = None) -> Array:
-    """``value`` as a matrix of this dtype that a kernel reads."""
-    return converted(matrix(argument, value, columns, rows), dtype)
+def batch(
+    argument: str, value: Any, columns: int | None = None, dtype: DTypeLike = None, rows: int | None = None
+) -> Array:
+    """``value`` as a matrix that a kernel reads, whatever it is given as: the way in for every array of a user's call.
+
+    Of this dtype; without one float64 is kept, and every other real dtype becomes float32.
+    """
+    array = matrix(argument, value, columns, rows)
+    if dtype is None:
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return converted(array, dtype)
 
 
 def not_empty(argument: str, array: Array) -> None:
@@ -185,6 +194,13 @@ def targets(argument: str, value: Any, rows: int, columns: int) -> Array:
     return array
 
 
+def are_labels(array: Array, classes: int) -> bool:
+    """Whether all of these integers are labels ``0 … classes - 1``."""
+    if array.dtype.kind == "i":  # as unsigned numbers negative labels are large: one pass finds both faults
+        array = array.view(array.dtype.str.replace("i", "u"))
+    return bool(np.maximum.reduce(array, initial=0) < classes)
+
+
 def labels(argument: str, value: Any, rows: int, classes: int) -> Array:
     """``value`` as int64 labels ``0 … classes - 1``, one a row."""
     array = numeric(argument, value)
@@ -198,7 +214,7 @@ def labels(argument: str, value: Any, rows: int, classes: int) -> Array:
         if array.shape == (rows, classes):
             remedy = f"; probabilities go as floating-point numbers: pass {argument}.astype(float)"
         raise ValueError(f"{argument} must have shape ({rows},), one label a row, got {array.shape}{remedy}")
-    if rows and not (array.min() >= 0 and array.max() < classes):
+    if not are_labels(array, classes):
         first = int(np.argmax((array < 0) | (array >= classes)))
         raise ValueError(
             f"{argument} must hold labels from 0 to {classes - 1}, the outputs of the network; "
@@ -241,10 +257,20 @@ def rows(argument: str, value: Any, count: int) -> Array:
     return converted(array, np.int64)
 
 
-def blocks(array: Array) -> Iterator[slice]:
+_WHOLE = slice(0, None)
+
+
+def blocks(array: Array) -> Iterable[slice]:
     """Slices of about BLOCK_BYTES that together cover the rows of the array."""
+    if array.nbytes <= BLOCK_BYTES:
+        return (_WHOLE,)
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+def _index(place, block):
+    """The text of a place in a block, as an index of the whole array."""
+    return ", ".join(map(str, (place[0] + block.start, *place[1:])))
 
 
 def within(argument: str, array: Array, least: float, largest: float) -> None:
@@ -253,22 +279,29 @@ def within(argument: str, array: Array, least: float, largest: float) -> None:
         block = array[part]
         if block.min() < least or block.max() > largest:
             bad = np.argwhere((block < least) | (block > largest))[0]
-            index = ", ".join(map(str, (bad[0] + part.start, *bad[1:])))
+            index = _index(bad, part)
             raise ValueError(
                 f"{argument} must hold numbers from {least} to {largest}, got {argument}[{index}] = {block[tuple(bad)]}"
             )
+
+
+@functools.cache
+def _largest(dtype, wanted):
+    """The largest number of this dtype that another can hold."""
+    return dtype.type(min(np.finfo(wanted).max, np.finfo(dtype).max))
 
 
 def finite(argument: str, array: Array, dtype: DTypeLike) -> None:
     """Refuse NaN, infinity and what becomes infinite in ``dtype``; the array is read a block at a time."""
     if array.dtype.kind != "f" or array.size == 0:
         return
-    limit = array.dtype.type(min(np.finfo(dtype).max, np.finfo(array.dtype).max))
+    limit = _largest(array.dtype, np.dtype(dtype))
     for part in blocks(array):
         block = array[part]
-        if not (block.min() >= -limit and block.max() <= limit):  # false for NaN
+        least, largest = np.minimum.reduce(block, axis=None), np.maximum.reduce(block, axis=None)
+        if not (least >= -limit and largest <= limit):  # false for NaN
             bad = np.argwhere(~(np.abs(block) <= limit))[0]
-            index = ", ".join(map(str, (bad[0] + part.start, *bad[1:])))
+            index = _index(bad, part)
             value = block[tuple(bad)]
             what = f"which {np.dtype(dtype).name} cannot hold" if np.isfinite(value) else "which is not finite"
             raise ValueError(

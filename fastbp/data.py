@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .model import Sequential
 
 ChunkLike: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]  # X, y, sample_weight
+Shuffle: TypeAlias = bool | str | Callable[[int], ArrayLike]  # True, False, "blocks", or epoch -> order of rows
 Data: TypeAlias = ArrayLike | Iterable[ChunkLike] | Callable[[], Iterable[ChunkLike]]
 
 WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
@@ -35,10 +36,17 @@ def epoch_rows(
     kernels: Kernels,
     generator: np.random.Generator,
     rows: range | Array,
-    shuffle: bool | str,
+    shuffle: Shuffle,
     weight: Array | None = None,
+    epoch: int = 1,
 ) -> range | Array:
-    """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten."""
+    """The rows (int64) in the order of one epoch: a range without the rows of weight 0, or an array, overwritten.
+
+    What a function says is taken as it is: places in ``rows``, some several times or never, those of weight 0 too.
+    """
+    if callable(shuffle):
+        places = checks.rows(f"shuffle({epoch})", shuffle(epoch), len(rows))
+        return places + rows.start if isinstance(rows, range) else rows[places]
     if shuffle != BLOCKS:
         order = _array(rows, weight)
         if shuffle:
@@ -67,17 +75,19 @@ def _array(rows, weight):
 
 
 def _shuffle(kernels, generator, rows):
-    """Shuffle the rows in place."""
-    kernels.shuffle(rows, int(generator.integers(-(2**63), 2**63)))
+    """Shuffle the rows in place, by the next 64 bits of the generator."""
+    kernels.shuffle(rows, generator.bit_generator.random_raw() - 2**63)
 
 
-def checked_shuffle(shuffle: Any) -> bool | str:
-    """``shuffle``, which is True, False or "blocks"."""
+def checked_shuffle(shuffle: Any) -> Shuffle:
+    """``shuffle``, which is True, False, "blocks" or a function."""
     if isinstance(shuffle, bool | np.bool_):
         return bool(shuffle)
     if isinstance(shuffle, str) and shuffle == BLOCKS:
         return shuffle
-    raise TypeError(f'shuffle must be True, False or "{BLOCKS}", got {shuffle!r}')
+    if callable(shuffle) and not isinstance(shuffle, type):
+        return shuffle
+    raise TypeError(f'shuffle must be True, False, "{BLOCKS}" or a function epoch -> rows, got {shuffle!r}')
 
 
 def count_steps(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -95,7 +105,7 @@ def batches(
     y: ArrayLike,
     batch_size: int,
     *,
-    shuffle: bool | str = True,
+    shuffle: Shuffle = True,
     seed: int | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Array, Array]]:
@@ -106,8 +116,8 @@ def batches(
     X : array (n, …)
     y : array (n, …)
     batch_size : int
-    shuffle : bool or "blocks"
-        As in `Sequential.fit`.
+    shuffle : bool, "blocks" or function
+        As in `Sequential.fit`; this is epoch 1.
     seed : int, optional
     drop_last : bool
         Leave out the last batch if it is short.
@@ -122,9 +132,8 @@ def batches(
     checks.not_empty("X", X)
     batch_size = checks.integer("batch_size", batch_size, minimum=1)
     shuffle, drop_last = checked_shuffle(shuffle), checks.boolean("drop_last", drop_last)
-    steps = count_steps(len(X), batch_size, drop_last)
-    generator = checks.generator("seed", seed)
-    rows = epoch_rows(backend.load("cpu"), generator, range(len(X)), shuffle)
+    rows = epoch_rows(backend.load("cpu"), checks.generator("seed", seed), range(len(X)), shuffle)
+    steps = count_steps(len(rows), batch_size, drop_last)
     chosen = (rows[step * batch_size : (step + 1) * batch_size] for step in range(steps))
     return ((X[part], y[part]) for part in chosen)
 
@@ -159,8 +168,12 @@ class Chunk:
         The weight of every row: its sample weight times its class weight.
     rows : range, or int64 array
         The rows to train on; of a range, those whose weight is not 0.
+    places : range, or int64 array
+        The rows that an order function numbers, those of weight 0 too.
     count : int
         How many rows are trained on.
+    first : int
+        The rows of the epoch before these: `Dropout` knows a row by its number in the epoch's data.
     """
 
     def __init__(
@@ -171,30 +184,33 @@ class Chunk:
         y: Any,
         sample_weight: ArrayLike | None = None,
         names: Sequence[str] = ("X", "y", "sample_weight"),
+        first: int = 0,
     ) -> None:
+        self.first = first
         self.X, self.y = checked_pair(model, loss, X, y, names)
         if sample_weight is not None:
             sample_weight = checks.weights(names[2], sample_weight, len(self.X))
         known = isinstance(loss, Loss)
         self.labels = known and loss.takes_labels(self.y)
         self.weight = loss.row_weight(self.y, sample_weight) if known else sample_weight
-        self.rows = range(len(self.X))
+        self.rows = self.places = range(len(self.X))
         self.count = len(self.X) if self.weight is None else int(np.count_nonzero(self.weight))
 
     def of_rows(self, argument: str, rows: ArrayLike) -> Chunk:
         """The same data, restricted to these rows."""
         rows = checks.rows(argument, rows, len(self.X))
         chunk = copy.copy(self)
+        chunk.places = rows
         chunk.rows = rows if self.weight is None else rows[self.weight[rows] > 0]
         chunk.count = len(chunk.rows)
         if not chunk.count:
             raise ValueError(f"{argument} must name rows whose weight is above 0, got {len(rows)} rows of weight 0")
         return chunk
 
-    def order(self, model: Sequential, shuffle: bool | str) -> Array:
-        """The rows in the order of one epoch, drawn by the generator of the model."""
-        rows = self.rows if isinstance(self.rows, range) else self.rows.copy()
-        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.weight)
+    def order(self, model: Sequential, shuffle: Shuffle, epoch: int) -> Array:
+        """The rows in the order of one epoch, drawn by the generator of the model or given by a function."""
+        rows = self.places if callable(shuffle) else self.rows if isinstance(self.rows, range) else self.rows.copy()
+        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.weight, epoch)
 
     def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""
@@ -254,18 +270,18 @@ class Chunks:
     def epoch(self, done: int = 0) -> Iterator[Chunk]:
         """The chunks of an epoch; those that are done are taken and passed over."""
         chunks = _iterator("what the function X returns", self.X()) if self.called else iter(self.X)
-        count = 0
+        count = rows = 0
         for count, chunk in enumerate(chunks, 1):
-            if count <= done:
-                continue
             if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                 raise TypeError(
                     f"X must give chunks (X, y) or (X, y, sample_weight), got "
                     f"{type(chunk).__name__} as chunks[{count - 1}]; "
                     f"arrays go in as X and y"
                 )
-            names = [f"chunks[{count - 1}][{i}]" for i in range(3)]
-            yield Chunk(self.model, self.loss, *chunk, names=names)
+            if count > done:
+                names = [f"chunks[{count - 1}][{i}]" for i in range(3)]
+                yield Chunk(self.model, self.loss, *chunk, names=names, first=rows)
+            rows += len(chunk[0])
         if not count:
             raise ValueError("X must give at least one chunk (X, y) an epoch, got none")
 

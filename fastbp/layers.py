@@ -428,8 +428,7 @@ class Activation(Layer):
         """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
         if type(x) is Variable:
             return Call.apply(self, self.forward, x)
-        x = checks.matrix("x", x)
-        x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
+        x = checks.batch("x", x)
         out = np.empty_like(x)
         backend.load(self.device).activation_forward(x, self.code, self.parameter, out)
         self._saved = x if self.name in layout.SAVES_PRE_ACTIVATION else out.copy()
@@ -626,8 +625,7 @@ class Dropout(Layer):
         """``x m / (1 - p)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
         if type(x) is Variable:
             return Call.apply(self, self.forward, x)
-        x = checks.matrix("x", x)
-        x = checks.converted(x, np.float64 if x.dtype == np.float64 else np.float32)
+        x = checks.batch("x", x)
         key = int(self.generator.integers(-(2**63), 2**63)) if self.training else None
         self._saved = x.shape, x.dtype, key
         return self._dropped(x, key)

@@ -83,19 +83,13 @@ class LossOf(Function):
         return type(self.loss).__name__
 
 
-def _as_read(argument, value):
-    """A matrix as kernels read it: float64 is kept, every other real dtype becomes float32."""
-    array = checks.matrix(argument, value)
-    return checks.converted(array, np.float64 if array.dtype == np.float64 else np.float32)
-
-
 def _mapped(device, prediction, call):
     """What ``call(kernels, prediction, out)`` writes: on the GPU for a prediction that is there, else on the host."""
     kernels = backend.load(device)
     if not backend.on_host(device) and kernels.is_there(prediction):
         out = kernels.empty(prediction.shape, prediction.dtype)
     else:
-        prediction = _as_read("prediction", prediction)
+        prediction = checks.batch("prediction", prediction)
         out = np.empty_like(prediction)
     call(kernels, prediction, out)
     return out
@@ -161,7 +155,7 @@ class Loss:
         """
         if type(prediction) is Variable:
             return LossOf.apply(self, prediction, target, sample_weight)
-        prediction = _as_read("prediction", prediction)
+        prediction = checks.batch("prediction", prediction)
         checks.not_empty("prediction", prediction)
         target = self.checked_target("target", target, *prediction.shape)
         if sample_weight is not None:

@@ -27,7 +27,7 @@ def fit_many(
     rows: Sequence[ArrayLike] | None = None,
     epochs: int = 1,
     batch_size: int = 32,
-    shuffle: bool | str = True,
+    shuffle: data.Shuffle = True,
     drop_last: bool = False,
     accumulate: int = 1,
     validation_data: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -167,11 +170,14 @@ class Optimizer:
             self.network.optimizers.add(self)
 
     # ----------------------------------------------------------------------------------- steps
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update after ``step`` updates."""
+        return checks.real(f"lr({step})", self.lr(step)) if callable(self.lr) else self.lr
+
     def learning_rates(self, first_step: int, steps: int) -> Array:
         """Learning rates of updates ``first_step … first_step + steps - 1``, float64 (steps,)."""
         if callable(self.lr):
-            rates = [self.lr(step) for step in range(first_step, first_step + steps)]
-            return np.array([checks.real(f"lr({first_step + i})", rate) for i, rate in enumerate(rates)])
+            return np.array([self.learning_rate(step) for step in range(first_step, first_step + steps)])
         return np.full(steps, self.lr)
 
     def coefficients(self, first_step: int, steps: int) -> Array:
@@ -186,19 +192,22 @@ class Optimizer:
         """Write the slots that the kernel's ``*_step`` in kernels/reference.py lists, for updates ``t = 1, 2, …``."""
         raise NotImplementedError
 
-    def next_coefficients(self) -> Array:
-        """The scalars of the next update, float64 (1, layout.COEFFICIENTS)."""
+    def next_coefficients(self, steps: int = 1) -> Array:
+        """The scalars of the next updates, float64 (steps, layout.COEFFICIENTS)."""
+        if callable(self.lr):
+            return self.coefficients(self.step_count, steps)
         first, ahead = self._ahead
         i = self.step_count - first
-        if not 0 <= i < len(ahead) or callable(self.lr):
-            i, ahead = 0, self.coefficients(self.step_count, 1 if callable(self.lr) else AHEAD)
+        if not 0 <= i <= len(ahead) - steps:
+            i, ahead = 0, self.coefficients(self.step_count, max(steps, AHEAD))
             self._ahead = self.step_count, ahead
-        return ahead[i : i + 1]
+        return ahead[i : i + steps]
 
-    def next_decaying(self, decay: float) -> Array:
-        """The scalars of the next update of weights, with this decay, and of biases: (2, 1, layout.COEFFICIENTS)."""
-        both = np.concatenate([self.next_coefficients()] * 2)[:, None]
-        both[0, 0, self.decay_column] = decay
+    def next_decaying(self, decay: Array) -> Array:
+        """The scalars of the next updates of weights, with a decay each, and of biases: (2, steps, COEFFICIENTS)."""
+        one = self.next_coefficients(len(decay))
+        both = np.array((one, one))
+        both[0, :, self.decay_column] = decay
         return both
 
     def step(self) -> None:
@@ -210,10 +219,14 @@ class Optimizer:
         network, coefficients = self.network, self.next_coefficients()[0]
         if self._clip_norm is not None:
             network.clip_gradients(self._clip_norm)
-        for values, gradients, *state in network.trained(network.values, network.gradients, *self.state):
-            network.backend.optimizer_step(self.code, coefficients, values, gradients, tuple(state))
-        network.version += 1
-        self.step_count += 1
+        parts = list(network.trained(network.values, network.gradients, *self.state))
+        calls: list[Callable[[], Any]] = [
+            network.backend.optimizer_call(self.code, coefficients, values, gradients, tuple(state))
+            for values, gradients, *state in parts
+        ]
+        calls.append(partial(setattr, network, "version", network.version + 1))
+        calls.append(partial(setattr, self, "step_count", self.step_count + 1))
+        deque(map(operator.call, calls), 0)  # one call of C: what an interrupted step has changed, it has counted
 
     def zero_grad(self) -> None:
         """Set the stored gradients to zero."""

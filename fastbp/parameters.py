@@ -111,8 +111,6 @@ class Parameters:
         self.backend = backend.load(self.device)
         self.on_host = backend.on_host(self.device)
         self.places = self.backend.to_device(self.program.places)
-        matrices = [array.name == "weight" and len(array.shape) == 2 for array in self.program.arrays]
-        self.weight_places = self.backend.to_device(np.ascontiguousarray(self.program.places[matrices]))
         self.values = self.backend.zeros(self.size, self.dtype)
         self.statistics = self.backend.zeros(self.program.statistics_size, self.dtype)
         self.views = self.views_of(self.values)
@@ -122,6 +120,7 @@ class Parameters:
         self.whole = views_in(programs.PARAMETERS, self.program.arrays, self.values) | views_in(
             programs.STATISTICS, self.program.statistics, self.statistics
         )
+        self.kept = None  # of the last `fit`: buffers for a snapshot, which the next uses again
         self.handed_out = False  # whether somebody may hold a writable view
         self._gradients = None  # their buffer, the views into it, and those of a walk
         self._gradients_stored = False
@@ -274,8 +273,8 @@ class Parameters:
         self.backend.scale(self.gradients, factor, self.gradients)
 
     def weights_squared(self) -> float:
-        """``Σ W²`` over the weights of linear layers, in float64; biases do not count."""
-        return self.backend.squared_norm(self.weight_places, self.values)
+        """``Σ W²`` over the weights of linear layers that train, in float64; biases do not count."""
+        return self.backend.squared_norm(self.backend.to_device(self.program.trained_matrices), self.values)
 
     def add_decay(self, decay: float) -> None:
         """Add ``decay W`` to the stored gradients of the weights of linear layers; biases do not decay."""

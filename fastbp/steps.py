@@ -81,10 +81,7 @@ def finished_steps(step_loss: Array, step_hits: Array) -> int:
 
 
 class CompiledStep:
-    """One step as one compiled call; what does not change between steps is prepared once.
-
-    With ``decay``, which needs a network on the host, ``decay W`` is added to the gradients of weights, not of biases.
-    """
+    """One step as one compiled call; what does not change between steps is prepared once."""
 
     def __init__(self, model: Sequential, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
@@ -97,7 +94,7 @@ class CompiledStep:
         self.staging = None if self.network.on_host else Staging(model._kernels)
         self.labels, self.bounded = loss.name in layout.LABEL_LOSSES, loss.target_range is not None
 
-    def __call__(self, x: Any, y: Any, sample_weight: Array | None = None, decay: float | None = None) -> float:
+    def __call__(self, x: Any, y: Any) -> float:
         simple = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 2 and checks.readable(x)
         if not simple or x.shape[1] != self.model.in_features:
             x = self.model._batch("x", x, self.model.in_features, self.dtype)
@@ -105,14 +102,14 @@ class CompiledStep:
         if self.meets:
             checks.batch_that_meets(n)
         y = self.target(y, n)
-        weight = self.loss.row_weight(y, sample_weight)
+        weight = self.loss.row_weight(y, None)
         if n > self.ready[0] or y.ndim != self.ready[1] or n == 0:
             self.make_ready(x, y)
         _, _, all_rows, workspace = self.ready
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
         optimizer = self.optimizer
-        coefficients = optimizer.next_coefficients() if decay is None else optimizer.next_decaying(decay)
+        coefficients = optimizer.next_coefficients()
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
         self.step_hits[0] = NOT_RUN
@@ -137,8 +134,7 @@ class CompiledStep:
         """The target as a kernel reads it."""
         if type(y) is np.ndarray and checks.readable(y):
             if self.labels and y.dtype == np.int64 and y.shape == (rows,):
-                # As unsigned numbers negative labels are large: one pass finds both faults.
-                if np.maximum.reduce(y.view(np.uint64), initial=0) < self.outputs:
+                if checks.are_labels(y, self.outputs):
                     return self.loss.checked_target("y", y, rows, self.outputs) if self.ready[1] == 0 else y
             elif y.dtype == self.dtype and y.shape == (rows, self.outputs) and not self.bounded:
                 return y
@@ -163,6 +159,7 @@ class StoredStep:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network = model._parameters
         self.count = 0.0  # the weight of the batches since the last update, as multiples of the first
+        self.weightless = False  # whether there was a batch of weight 0 since then
 
     def __call__(self, x: Any, y: Any) -> float:
         """One batch, one update; returns the loss before it."""
@@ -173,7 +170,7 @@ class StoredStep:
             y = self.model._kernels.to_host(y) if checks.on_device(y) else y
             y = self.loss.checked_target("y", y, len(x), self.model.out_features)
             weight = self.loss.row_weight(y, None)
-        self.count = 0.0
+        self.count, self.weightless = 0.0, False
         value, _ = self.add(x, y, weight)
         self.update()
         return value
@@ -185,9 +182,15 @@ class StoredStep:
         """
         out = self.model.outputs(x, True, weight, numbers)
         checks.not_empty("x", out)
+        rows = len(out) if weight is None else float(weight.sum())
+        if rows < layout.LEAST_WEIGHT:  # loss and gradient are 0, as in the kernels
+            gradient = self.model._empty(out.shape, self.model.dtype)
+            self.model._kernels.clear(gradient)
+            self.model.backward_parameters(gradient, self.count > 0)
+            self.weightless = True
+            return 0.0, self.evaluate(out, y, None)[2] if isinstance(self.loss, Loss) else 0
         value, gradient, hits = self.evaluate(out, y, weight)
         if math.isfinite(value):
-            rows = len(out) if weight is None else float(weight.sum())
             self.first = rows if self.count == 0 else self.first
             share = rows / self.first
             if share != 1:
@@ -212,10 +215,10 @@ class StoredStep:
 
     def update(self) -> None:
         """Update by the mean of the gradients since the last update, where there are some."""
-        if self.count:
-            if self.count != 1:
+        if self.count or self.weightless:
+            if self.count not in (0, 1):
                 self.network.scale_gradients(1 / self.count)
-            self.count = 0.0
+            self.count, self.weightless = 0.0, False
             self.optimizer.bind(self.network)
             self.optimizer.step()
         self.network.discard_gradients()
@@ -251,7 +254,7 @@ class CompiledSteps:
         self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
-        self.dtype, self.X, self.y, self.weight = model.dtype, chunk.X, chunk.y, chunk.weight
+        self.dtype, self.X, self.y, self.weight, self.first = model.dtype, chunk.X, chunk.y, chunk.weight, chunk.first
         self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
@@ -281,16 +284,27 @@ class CompiledSteps:
         """The most steps the next call may have: those of a piece, where data come in pieces."""
         return self.together if self.pieces is None else self.together - self.batch % self.together
 
-    def __call__(self, rows: Array, step_loss: Array, step_hits: Array) -> int:
+    def __call__(
+        self,
+        rows: Array,
+        step_loss: Array,
+        step_hits: Array,
+        decay: Array | None = None,
+        step_squares: Array | None = None,
+    ) -> int:
         """Run the batches of these rows; return how many are done, fewer than all when a loss is not finite.
 
-        What a callback has set in the optimizer holds from here on.
+        What a callback has set in the optimizer holds from here on. With ``decay``, a number a batch, ``decay W`` is
+        added to the gradients of weights, not of biases; ``step_squares`` is as of `network_train_steps`. Both need a
+        network on the host.
         """
         steps = len(step_loss)
-        coefficients = self.optimizer.coefficients(self.optimizer.step_count, steps)
+        coefficients = self.optimizer.next_coefficients(steps) if decay is None else self.optimizer.next_decaying(decay)
         keys = self.keys[self.batch : self.batch + steps]
-        run = self._run_piece if self.pieces is not None else self._run
-        done = run(rows, coefficients, keys, step_loss, step_hits)
+        if self.pieces is not None:
+            done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
+        else:
+            done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
         self.batch += done + (done < steps)
         if done < steps and self.labels:
             failed = rows[done * self.batch_size : (done + 1) * self.batch_size]
@@ -300,19 +314,21 @@ class CompiledSteps:
             refuse_changed("y", y, weight, self.outputs, failed)
         return done
 
-    def _run(self, rows, coefficients, keys, step_loss, step_hits):
+    def _run(self, rows, coefficients, keys, step_loss, step_hits, step_squares):
         """Run steps on the data itself, or on a copy."""
         X, y, weight = self.X, self.y, self.weight
         if not self.direct:
             X = checks.converted(X[rows], self.dtype)
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
-            rows = np.stack([np.arange(len(rows)), rows])
+            rows = np.stack([np.arange(len(rows)), rows + self.first])
+        elif self.first:
+            rows = np.stack([rows, rows + self.first])
         step_hits.fill(NOT_RUN)
         try:
             done = self.kernels.network_train_steps(
                 self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight,
-                rows, self.batch_size, step_loss, step_hits,
+                rows, self.batch_size, step_loss, step_hits, step_squares,
             )  # fmt: skip
         except BaseException:
             self.optimizer.step_count += finished_steps(step_loss, step_hits)
@@ -326,7 +342,7 @@ class CompiledSteps:
         arrays = self.pieces.arrays_of(piece)
         wait = self.kernels.launch_train_steps(
             self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
-            np.stack([batch * self.batch_size + np.arange(len(rows)), rows]), self.batch_size,
+            np.stack([batch * self.batch_size + np.arange(len(rows)), rows + self.first]), self.batch_size,
         )  # fmt: skip
         try:
             self.pieces.launched(piece)
@@ -403,7 +419,7 @@ class StoredSteps:
     def start(self, order: Array, steps: int, done: int = 0) -> None:
         """Prepare this many batches, of which whole groups are done; the last group may be shorter."""
         self.batch, self.batches = done, steps
-        self.step.count = 0.0
+        self.step.count, self.step.weightless = 0.0, False
 
     @property
     def settled(self) -> bool:
@@ -414,7 +430,8 @@ class StoredSteps:
         chunk = self.chunk
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
-        step_loss[0], step_hits[0] = self.step.add(X, y[0] if self.gathers_y else chunk.y[rows], weight, rows)
+        y = y[0] if self.gathers_y else chunk.y[rows]
+        step_loss[0], step_hits[0] = self.step.add(X, y, weight, rows + chunk.first)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()
@@ -430,11 +447,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came = False
+        self.installed = False  # whether Ctrl-C may come here
         self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.installed = True
             try:
                 signal.signal(signal.SIGINT, self._handle)
             except BaseException:  # of another signal's handler
@@ -467,8 +486,11 @@ class Interrupts:
 
     def restore(self) -> None:
         """Let Ctrl-C do what it did before."""
-        if signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.installed:
+            found = signal.signal(signal.SIGINT, signal.default_int_handler)
+            if found != self._handle:
+                signal.signal(signal.SIGINT, found)
+            self.installed = False
 
 
 class Slices:
@@ -531,13 +553,22 @@ class Snapshot:
     def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
         self.before = optimizer.step_count
-        self.values = self.epoch = None
+        self.values = self.epoch = self._found = None
 
     def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
-        if self._network.all_finite():
-            self.values = self._network.copied_values(self.values)
+        network = self._network
+        unchanged = self._found == network.version and not network.handed_out  # since `finite_after` looked
+        if unchanged or network.all_finite():
+            network.kept = self.values = network.copied_values(network.kept)
             self.epoch = epoch
+
+    def finite_after(self, epoch: int) -> bool:
+        """Whether the weights at the end of an epoch are finite, where they were so at its start."""
+        if self.epoch != epoch:
+            return True
+        self._found = self._network.version if self._network.all_finite() else None
+        return self._found is not None
 
     def restore(self) -> str:
         """Restore the weights and reset the optimizer, where there were updates; returns what was done."""

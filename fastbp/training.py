@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from . import callbacks as watching
 from . import checkpoints as keeping
 from . import checks, data
-from .data import Data
+from .data import Data, Shuffle
 from .losses import Loss, LossFunction
 from .optimizers import Optimizer
 from .steps import (
@@ -68,7 +68,7 @@ def fit(
     optimizer: Optimizer,
     epochs: int = 1,
     batch_size: int = 32,
-    shuffle: bool | str = True,
+    shuffle: Shuffle = True,
     drop_last: bool = False,
     accumulate: int = 1,
     validation_split: float = 0.0,
@@ -99,10 +99,14 @@ def fit(
         Its state continues over calls.
     epochs, batch_size : int
         The last batch of an epoch, or of a chunk, may be short.
-    shuffle : bool or "blocks"
+    shuffle : bool, "blocks" or function
         A new order of the rows every epoch, from the generator of the model: a full permutation, or with ``"blocks"``
         of blocks of ``fastbp.data.SHUFFLE_BLOCK`` rows, and within each, for a memory map of a file that is larger than
-        the memory. Chunks come in the order of the iterable.
+        the memory. Chunks come in the order of the iterable. A function ``epoch -> order`` is called with 1, 2, … and
+        returns the numbers of the rows to train on, in order, an array of integers of any length: some rows several
+        times, some never, those of weight 0 too. A batch whose weights are all 0 has loss and gradient 0. With
+        `fit_many(rows=…)` and with chunks the numbers are places in those rows. The same call with ``resume`` asks
+        again for the order of the epoch that was interrupted.
     drop_last : bool
         Leave out the last batch if it is short.
     accumulate : int
@@ -116,8 +120,9 @@ def fit(
         Weights of the rows, not negative; means become ``Σ wᵢ lᵢ / Σ wᵢ``. Rows of weight 0 are left out.
     callbacks : list
         Objects with some of ``on_fit_begin(model, run)``, where ``run`` is a dict of ``epochs, batch_size, steps,
-        rows, validation_rows, verbose, optimizer`` (steps and rows are None where X gives chunks);
-        ``on_batch_end(model, record)`` with ``epoch, batch, loss``, for which batches run one a call;
+        rows, validation_rows, verbose, optimizer`` (steps and rows are None where X gives chunks, and steps where
+        ``shuffle`` is a function); ``on_batch_end(model, record)`` with ``epoch, batch, loss``, for which batches run
+        one a call;
         ``on_epoch_end(model, record)``, which may return True to stop; and ``on_fit_end(model, history)``. What they
         set in the optimizer holds from the next step on. Checkpoints keep what ``state_dict()`` of a callback returns,
         a dict of JSON and arrays, and ``load_state_dict(state)`` takes it back.
@@ -227,7 +232,7 @@ class Settings:
         self,
         epochs: int,
         batch_size: int,
-        shuffle: bool | str,
+        shuffle: Shuffle,
         drop_last: bool,
         accumulate: int,
         on_nonfinite: str,
@@ -289,10 +294,11 @@ class Training:
         self.run_record = {"epochs": settings.epochs, "batch_size": settings.batch_size, "steps": None, "rows": None}
         self.run_record["optimizer"] = optimizer
         if isinstance(source, data.Chunk):
-            rows = source.count
-            steps = data.count_steps(rows, settings.batch_size, settings.drop_last)
-            self.run_record |= {"batch_size": min(settings.batch_size, rows), "steps": steps, "rows": rows}
-            self._check_batches(rows)
+            self.run_record |= {"batch_size": self._batch_size(source), "rows": source.count}
+            if not callable(settings.shuffle):
+                steps = data.count_steps(source.count, settings.batch_size, settings.drop_last)
+                self.run_record["steps"] = steps
+                self._check_batches(source.count)
         self.run_record["verbose"] = settings.verbose
         self.run_record["validation_rows"] = len(validation.X) if validation else 0
         self.interrupts = Interrupts()
@@ -353,6 +359,10 @@ class Training:
         if kept and (last or kept.requested or epoch % kept.every == 0):
             kept.write(self)
 
+    def _batch_size(self, chunk):
+        """The most rows that a batch of a chunk has."""
+        return min(self.settings.batch_size, len(chunk.places) if callable(self.settings.shuffle) else chunk.count)
+
     def _check_batches(self, rows):
         """Refuse rows of which a batch would be a single one, where a layer takes statistics of a batch."""
         batch_size = min(self.settings.batch_size, rows)
@@ -366,8 +376,7 @@ class Training:
     def _steps_of(self, chunk):
         """The object that runs the steps of a chunk."""
         if self._ready[0] is not chunk:
-            self._check_batches(chunk.count)
-            arguments = self.model, self.loss, self.optimizer, chunk, min(self.settings.batch_size, chunk.count)
+            arguments = self.model, self.loss, self.optimizer, chunk, self._batch_size(chunk)
             accumulate = self.settings.accumulate
             if compiled(self.loss, self.optimizer) and accumulate == 1:
                 once = chunk is not self.source
@@ -391,7 +400,7 @@ class Training:
                 f"drop_last=True leaves nothing to train on: no chunk has batch_size={self.settings.batch_size} rows; "
                 f"use a smaller batch_size or drop_last=False"
             )
-        if self.snapshot and self.snapshot.epoch == progress.epoch and not self.model._parameters.all_finite():
+        if self.snapshot and not self.snapshot.finite_after(progress.epoch):
             raise FloatingPointError(
                 f"weights were not finite after the last step of epoch {progress.epoch}; {self.snapshot.restore()}. "
                 f"Use a smaller lr, or scale the data"
@@ -403,24 +412,25 @@ class Training:
             "val_loss": val_loss,
             "accuracy": progress.hits / progress.labelled if progress.labelled else None,
             "val_accuracy": val_accuracy,
-            "lr": float(optimizer.learning_rates(max(optimizer.step_count - 1, 0), 1)[0]),
+            "lr": float(optimizer.learning_rate(max(optimizer.step_count - 1, 0))),
             "seconds": time.perf_counter() - self._start,
         }
 
     def _chunk(self, chunk):
         """Train on what is left of a chunk, and add it to the sums of the epoch."""
         progress, generator = self.progress, self.model.generator.bit_generator
-        run_steps, batch_size = self._steps_of(chunk), min(self.settings.batch_size, chunk.count)
+        run_steps, batch_size = self._steps_of(chunk), self._batch_size(chunk)
         now = None
         if progress.batch:  # gone on from a checkpoint: what the chunk began with is drawn again
             now, generator.state = generator.state, self.chunk_generator
         elif self.checkpoints:
             self.chunk_generator = generator.state
-        order = chunk.order(self.model, self.settings.shuffle)
+        order = chunk.order(self.model, self.settings.shuffle, progress.epoch)
         if self.settings.drop_last:
             order = order[: len(order) - len(order) % self.settings.batch_size]
         if not len(order):
             return
+        self._check_batches(len(order))
         steps = -(-len(order) // batch_size)
         step_loss, step_hits = np.empty(steps), np.zeros(steps, np.int64)
         run_steps.start(order, steps, progress.batch)
@@ -436,7 +446,8 @@ class Training:
         """Add the losses and hits of a chunk to the sums of the epoch."""
         progress, step_loss, step_hits = self.progress, self.step_loss, self.step_hits
         steps = len(step_loss)
-        sizes = np.full(steps, batch_size)
+        sizes = np.empty(steps)
+        sizes.fill(batch_size)
         sizes[-1] = len(order) - (steps - 1) * batch_size
         shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
         if chunk.labels and chunk.weight is not None:  # rows that a loss ignores have weight 0
@@ -445,11 +456,11 @@ class Training:
             trained = np.isfinite(step_loss)
             step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
         progress.steps += steps
-        progress.loss += float((step_loss * shares).sum())
-        progress.weight += float(shares.sum())
+        progress.loss += np.add.reduce(step_loss * shares).item()
+        progress.weight += np.add.reduce(shares).item()
         if chunk.labels:
-            progress.hits += int(step_hits.sum())
-            progress.labelled += int(sizes.sum())
+            progress.hits += np.add.reduce(step_hits).item()
+            progress.labelled += int(np.add.reduce(sizes))
 
     def _run(self, run_steps, order):
         """Run the batches of a chunk that are left."""
@@ -527,4 +538,4 @@ class Validation:
         else:
             row_loss *= self.weight
             value = row_loss.sum() / self.weight.sum()
-        return float(value), hits / np.count_nonzero(self.y >= 0) if loss.takes_labels(self.y) else None
+        return float(value), hits / int(np.count_nonzero(self.y >= 0)) if loss.takes_labels(self.y) else None

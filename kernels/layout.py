@@ -19,9 +19,9 @@ LOSSES = (
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "poisson", "quantile",
 )  # fmt: skip
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "lion", "amsgrad")
-# What the factors of a product are rounded to: nothing; 10 bits after the leading one; 7 (bfloat16). Sums keep the
-# dtype.
-PRECISIONS = ("ieee", "tf32", "bf16")
+# What the factors of a product are rounded to: nothing; 10 bits after the leading one; 7 (bfloat16); the sum of two
+# bfloat16 numbers, of which three products are taken. Sums keep the dtype.
+PRECISIONS = ("ieee", "tf32", "bf16", "bf16x3")
 
 # Losses whose target is one integer label a row; every other target has the prediction's shape.
 LABEL_LOSSES = frozenset({"cross_entropy"})

@@ -233,6 +233,11 @@ class Program:
         return np.array(places, np.int64).reshape(-1, 4)
 
     @cached_property
+    def trained_matrices(self) -> np.ndarray:
+        """The `places` of the weights of linear layers that an optimizer changes."""
+        return np.ascontiguousarray(self.places[[array.trains and len(array.shape) == 2 for array in self.arrays]])
+
+    @cached_property
     def trained(self) -> list[slice]:
         """The parts of the parameter buffer that an optimizer changes: one, the whole, where all layers train."""
         parts = []

@@ -14,6 +14,7 @@ them, ``delta_l = (delta_(l+1) W_(l+1)^T) * g'(Z_l)``; Kingma & Ba, "Adam", 2015
 """
 
 import contextlib
+import functools
 import math
 import sys
 
@@ -239,11 +240,12 @@ def precisions(dtype) -> tuple[str, ...]:
     return _layout.PRECISIONS if dtype == np.float32 else _layout.PRECISIONS[:1]
 
 
-def _rounded(x, precision):
-    """The nearest numbers with as few bits as the precision has: tf32 rounds ties away from 0, bf16 to even."""
-    name = _layout.PRECISIONS[precision]
-    if name not in precisions(x.dtype):
-        raise ValueError(f"precision {name!r} is for float32, got {x.dtype}")
+def _rounded(x, name):
+    """The nearest numbers with as few bits as the precision has: tf32 rounds ties away from 0, bf16 to even.
+
+    The exponents are those of float32, so subnormal numbers and -0 stay; NaN stays, and what is beyond the largest
+    number becomes infinity.
+    """
     if name == "ieee":
         return x
     bits = np.ascontiguousarray(x).view(np.uint32)
@@ -252,6 +254,23 @@ def _rounded(x, precision):
     else:
         bits = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), x, bits.view(np.float32))
+
+
+def _product(a, b, precision):
+    """``a @ b`` of what the precision makes of the factors.
+
+    Of bf16x3 a factor is ``high + low`` with ``high = bf16(x)`` and ``low = bf16(x - high)``, and the product is
+    ``high high + high low + low high``: within ``2**-15 |a| @ |b|`` of the exact one, besides the roundings of sums.
+    Where a factor is infinite, or rounds to infinity, ``low`` is not finite either and the product is NaN.
+    """
+    name = _layout.PRECISIONS[precision]
+    if name not in precisions(a.dtype):
+        raise ValueError(f"precision {name!r} is for float32, got {a.dtype}")
+    if name != "bf16x3":
+        return _rounded(a, name) @ _rounded(b, name)
+    a_high, b_high = (_rounded(x, "bf16") for x in (a, b))
+    a_low, b_low = (_rounded(x - high, "bf16") for x, high in ((a, a_high), (b, b_high)))
+    return a_high @ b_high + a_high @ b_low + a_low @ b_high
 
 
 @_touches("x weight bias", "out saved")
@@ -278,7 +297,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     product decides.
     """
     with np.errstate(all="ignore"):
-        z = _rounded(x, precision) @ _rounded(weight, precision)
+        z = _product(x, weight, precision)
         if bias is not None:
             z = z + bias
         saved[...] = z
@@ -302,7 +321,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
         What ``grad_z`` and ``weight`` are rounded to.
     """
     with np.errstate(all="ignore"):
-        product = _rounded(grad_z, precision) @ _rounded(weight, precision).T
+        product = _product(grad_z, weight.T, precision)
         activation_backward(product, saved, activation, activation_parameter, grad_z_prev)
 
 
@@ -322,7 +341,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
         What ``x`` and ``grad_z`` are rounded to for ``grad_weight``; the column sums are of ``grad_z`` as it is.
     """
     with np.errstate(all="ignore"):
-        weight_sum = _rounded(x, precision).T @ _rounded(grad_z, precision)
+        weight_sum = _product(x.T, grad_z, precision)
         grad_weight[...] = grad_weight + weight_sum if beta else weight_sum
         if grad_bias is not None:
             column_sum = grad_z.sum(axis=0)
@@ -626,6 +645,14 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
         STEPS[_layout.OPTIMIZERS[optimizer]](coefficients, values, grad, *state)
 
 
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """`optimizer_step` with these arguments, as a function of none; the caller keeps the arrays.
+
+    On the CPU it is C from end to end, so that no handler of a signal cuts it in two.
+    """
+    return functools.partial(optimizer_step, optimizer, coefficients, values, grad, state)
+
+
 # ------------------------------------------------------------------------------ normalisation, sums
 @_touches("x y", "out")
 def add(x, y, out):
@@ -871,12 +898,12 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 @_touches(
     "parameters statistics state coefficients keys x target row_weight rows",
-    "parameters statistics state step_loss step_hits",
-    host="coefficients keys rows step_loss step_hits",
+    "parameters statistics state step_loss step_hits step_squares",
+    host="coefficients keys rows step_loss step_hits step_squares",
 )
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits,
+    step_loss, step_hits, step_squares=None,
 ):  # fmt: skip
     """Many training steps: gather rows, forward, loss, backward, update.
 
@@ -907,6 +934,9 @@ def network_train_steps(
         The loss of each batch before its update.
     step_hits : int64 array (steps,), written
         Rows of each batch whose largest output is their label.
+    step_squares : float64 array (steps,), written, or None
+        Of each step done, the sum of the squares of the weights of linear layers that it updates, before it updates
+        them; biases do not count. The order of the sum is fixed. The GPU refuses it.
 
     Returns
     -------
@@ -944,6 +974,8 @@ def network_train_steps(
         walk.back()
         walk.parameter_gradients(gradients, 0)
         walk.update_statistics()
+        if step_squares is not None:
+            step_squares[step] = squared_norm(program.trained_matrices, parameters)
         for array in (array for array in program.arrays if array.trains):
             values, gradient, *states = map(array.view, (parameters, grad, *state))
             scalars = of_vectors if len(array.shape) == 1 else of_matrices

@@ -1,7 +1,9 @@
 """Fixtures every test may use."""
 
+import concurrent.futures
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +15,25 @@ import pytest
 BACKENDS = tuple(os.environ.get("FASTBP_TEST_DEVICES", "reference,cpu").split(","))
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240  # seconds until a process counts as one that hangs
+COLLECTED = pytest.StashKey[list[str]]()  # the ids of all tests of this run, long ones among them
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_whole(config):
+    """Whether this is a run of all tests, not of some that its command names."""
+    return config.args_source == pytest.Config.ArgsSource.TESTPATHS
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the tests marked long too")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Without --long, the tests marked so are left out."""
+    config.stash[COLLECTED] = [item.nodeid for item in items]
     if config.getoption("long"):
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
@@ -73,16 +83,47 @@ def fresh():
 
 
 def warm_up(*dtypes):
-    """Compile every kernel for these dtypes."""
+    """Compile every kernel for these dtypes, or none, and print where the cache is."""
     import fastbp
+    from fastbp.kernels import jit
 
-    fastbp.warmup(dtypes)
+    if dtypes:
+        fastbp.warmup(dtypes)
+    print(jit.cache_directory() or "")
+
+
+def warm_up_at_once(fresh, *dtypes, **environment):
+    """`warm_up` with a process a dtype, side by side; what they print."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [process.stdout for process in pool.map(lambda dtype: fresh(warm_up, dtype, **environment), dtypes)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(pytestconfig, fresh):
+    """A run of all tests begins by filling its cache on two cores; others compile what they need."""
+    if is_whole(pytestconfig) and "cpu" in BACKENDS:
+        warm_up_at_once(fresh, "float32", "float64")
 
 
 @pytest.fixture(scope="session")
-def warm_cache(tmp_path_factory, fresh):
+def warmed(tmp_path_factory, fresh):
+    """A private cache directory with every kernel: ``warmed(*dtypes, **environment)``.
+
+    What the cache of this run has of them is copied, and only the rest is compiled.
+    """
+
+    def call(*dtypes, **environment):
+        directory = tmp_path_factory.mktemp("kernels")
+        here = fresh(warm_up, **environment).stdout.strip()
+        if here:
+            shutil.copytree(here, directory / Path(here).name)
+        warm_up_at_once(fresh, *dtypes, **{"FASTBP_CACHE_DIR": str(directory), "FASTBP_CACHE": None} | environment)
+        return directory
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def warm_cache(warmed):
     """A private cache directory that holds every kernel."""
-    directory = tmp_path_factory.mktemp("kernels")
-    for dtype in ("float32", "float64"):
-        fresh(warm_up, dtype, FASTBP_CACHE_DIR=str(directory), FASTBP_CACHE=None)
-    return directory
+    return warmed("float32", "float64")

@@ -50,25 +50,50 @@ PROBABILITIES = "kernels/cpu/probabilities.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
 LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
-PREPROCESSING = "tabular/preprocessing.py"
+PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
 BUGS = [
     # -------------------------------------------------------------------------------------- tables
     Bug(
+        "a notebook is where IPython has been imported",
+        "callbacks.py", "if _in_notebook():", 'if "IPython" in sys.modules:',
+        "tests/test_training.py -k bar_in_a_notebook",
+    ),
+    Bug(
+        "a command broken in two is two commands",
+        "cli/terminal.py", 'self.item(label, text, "bold", " \\\\")', 'self.item(label, text, "bold")',
+        "tests/test_cli.py -k narrow",
+    ),
+    Bug(
         "statistics are learned from all rows of a table",
-        PREPROCESSING, "values = whole.take(rows)", "values = whole",
+        FITTING, "(name, kind, values.take(rows)) for", "(name, kind, values) for",
         "tests/test_tabular.py -k training_rows",
     ),
     Bug(
         "a gap is a category of its own",
-        PREPROCESSING, "np.where(values.missing, fill, values.texts())", "values.texts()",
+        "tabular/columns.py", "np.where(values.missing, fill, values.texts())", "values.texts()",
         "tests/test_tabular.py -k scikit_learn",
     ),
     Bug(
         "a row's own target is in its inputs",
-        PREPROCESSING, ".fit(texts[others], numbers[others])", ".fit(texts, numbers)",
+        FITTING, ".fit(texts[others], numbers[others])", ".fit(texts, numbers)",
         "tests/test_tabular.py -k its_own",
+    ),
+    Bug(
+        "parts of a table take the means of the target of the first rows",
+        LEARNING, "rows = self.sample[first:last] - start", "rows = self.sample[first:last] - start - 1",
+        "tests/test_cli.py -k means_of_the_target",
+    ),
+    Bug(
+        "a range of rows begins with that of its row group",
+        "tabular/stored.py", "skip, left = start - before, stop - start", "skip, left = 0, stop - start",
+        "tests/test_tabular_stored.py -k range_of_rows",
+    ),
+    Bug(
+        "counts are predicted by their logarithm",
+        "tabular/target.py", 'np.exp(values) if self.link == "log" else values', "values",
+        "tests/test_cli.py -k poisson_loss",
     ),
     Bug(
         "named columns are taken by position",
@@ -77,17 +102,17 @@ BUGS = [
     ),
     Bug(
         "the names that pandas gives an array are data",
-        "tabular/reading.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
+        "tabular/text.py", "[str(i) for i in range(len(first))]", "[str(i) for i in range(1, 1 + len(first))]",
         "tests/test_tabular.py -k names_of_columns",
     ),
     Bug(
         "codes that begin with 0 are numbers",
-        "tabular/reading.py", "if whole and len(", "if not whole and len(",
+        "tabular/text.py", "if whole and len(", "if not whole and len(",
         "tests/test_tabular.py -k dialects",
     ),
     Bug(
         "predictions lose the rows with a gap",
-        "cli/predict.py", "return objects\n", "return objects[~missing]\n",
+        "cli/predict.py", "tabular.Column(predicted, gaps)", "tabular.Column(predicted[~gaps], gaps[~gaps])",
         "tests/test_cli.py -k keeps_its_line",
     ),
     Bug(
@@ -99,6 +124,61 @@ BUGS = [
         "ties count for nothing in the ROC AUC",
         "metrics.py", "last - (counts - 1) / 2", "last - 0 * counts",
         "tests/test_metrics.py",
+    ),
+    # ----------------------------------------------------------------------------------- precisions
+    Bug(
+        "rounding to bfloat16 cuts bits off",
+        SIMD, "b.and_(b.add(b.add(bits, constant(0x7FFF)), odd), constant(0xFFFF0000))",
+        "b.and_(bits, constant(0xFFFF0000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "ties go away from 0 in bfloat16",
+        SIMD, "b.add(b.add(bits, constant(0x7FFF)), odd)", "b.add(bits, constant(0x8000))",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "NaN is rounded to bfloat16 as a number is",
+        SIMD, 'b.select(b.fcmp_unordered("uno", v, v), v, b.bitcast(nearest, x.vector))',
+        "b.bitcast(nearest, x.vector)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the low part of a factor is dropped",
+        ELEMENTWISE, "nearest_bfloat16(whole - upper)", "nearest_bfloat16(whole - whole)",
+        f"{CONTRACT} -k 'cpu and linear_forward and rounded'",
+    ),
+    Bug(
+        "the order of the products of low parts depends on the number of rows",
+        LINEAR, "a_low, grad_low, True, zero", "a_low, grad_low, False, zero",
+        "tests/test_precision.py -k few_rows",
+    ),
+    Bug(
+        "a weight is not stored anew after its update",
+        NETWORK, "                if record[STORE_FACTOR]:\n                    store_weight(",
+        "                if not record[STORE_FACTOR]:\n                    store_weight(",
+        "tests/test_precision.py -k many_calls",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in training",
+        NETWORK, "        store_weights(record, thread)\n        passed += 1\n", "        passed += 1\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "what was stored of the weights before a call counts in prediction",
+        NETWORK, "        store_weights(record, thread)\n        barrier(record, 1)\n", "        barrier(record, 1)\n",
+        "tests/test_precision.py -k somebody_changes",
+    ),
+    Bug(
+        "the gradient of a bias is a sum of rounded numbers",
+        NETWORK, "summed = operand_of(frame, instruction, 6, 0)", "summed = operand_of(frame, instruction, 1, 0)",
+        "tests/test_precision.py -k single_products",
+    ),
+    Bug(
+        "a gradient is stored before the last that writes it",
+        "kernels/cpu/factors.py", "written[operand.buffer, operand.offset] = number",
+        "written.setdefault((operand.buffer, operand.offset), number)",
+        "tests/test_precision.py -k 'single_products or once_between'",
     ),
     # ------------------------------------------------------------------------------------ products
     Bug(
@@ -485,6 +565,26 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and optimizer_step and amsgrad'",
     ),
     Bug(
+        "squares of weights are summed after the update",
+        NETWORK,
+        """                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
+""",
+        """                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
+                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+""",
+        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
+    ),
+    Bug(
+        "squares of a block stay for the next step, whose blocks are others",
+        NETWORK, "        squares[block] = 0.0\n", "",
+        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
+    ),
+    Bug(
         "the third state of an optimizer lies where the second does",
         NETWORK, "record[STATE_3] + at_parameter", "record[STATE_2] + at_parameter",
         f"{CONTRACT} -k 'cpu and network_train_steps'",
@@ -679,8 +779,13 @@ BUGS = [
     ),
     Bug(
         "weights that overflow in the last step are not noticed",
-        "training.py", "and not self.model._parameters.all_finite():", "and False:",
+        "training.py", "and not self.snapshot.finite_after(progress.epoch):", "and False:",
         "tests/test_training.py -k overflow",
+    ),
+    Bug(
+        "weights that were finite after an epoch are taken to be so, though a callback may have written",
+        "steps.py", " and not network.handed_out  # since", "  # since",
+        "tests/test_training.py -k callback_spoils",
     ),
     Bug(
         "the way back ends at a frozen layer",

@@ -19,7 +19,6 @@ import pytest
 from fastbp.kernels import layout
 from fastbp.kernels.cpu import blocking, context
 
-from .conftest import warm_up
 from .contract.test_settings import SETTINGS
 
 DTYPES = ("float32", "float64")
@@ -175,10 +174,9 @@ def x86_environment(instruction_set):
 
 
 @pytest.mark.parametrize("instruction_set", ["host", "AVX-512", "AVX2"])
-def test_product(fresh, warm_cache, instruction_set):
+def test_product(fresh, instruction_set):
     environment = {} if instruction_set == "host" else x86_environment(instruction_set)
-    printed = fresh(print_product, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None, **environment)
-    product = json.loads(printed.stdout)
+    product = json.loads(fresh(print_product, **environment).stdout)
     if product["isa"]["name"] == "generic":
         pytest.skip("no fused multiply-add")
     dialect = ARM if product["isa"]["name"] == "NEON" else X86
@@ -224,11 +222,10 @@ def print_exponentials():
 
 
 @pytest.mark.parametrize("instruction_set", ["AVX-512", "AVX2"])
-def test_exponentials(fresh, warm_cache, instruction_set):
+def test_exponentials(fresh, instruction_set):
     """Whole registers, so many side by side as fit: with 32 of them none is stored to the stack and read again."""
     environment = x86_environment(instruction_set)
-    printed = fresh(print_exponentials, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None, **environment)
-    printed = json.loads(printed.stdout)
+    printed = json.loads(fresh(print_exponentials, **environment).stdout)
     isa = printed["isa"]
     assert isa["name"] == instruction_set
     for name, text in printed["texts"].items():
@@ -255,9 +252,9 @@ def print_updates():
     print(json.dumps({"isa": blocking.ISA._asdict(), "texts": texts}))
 
 
-def test_updates(fresh, warm_cache):
+def test_updates(fresh):
     """Whole registers, and none of them on the stack in a loop over parameters."""
-    printed = json.loads(fresh(print_updates, FASTBP_CACHE_DIR=str(warm_cache), FASTBP_CACHE=None).stdout)
+    printed = json.loads(fresh(print_updates).stdout)
     isa = printed["isa"]
     if isa["name"] == "generic":
         pytest.skip("no fused multiply-add")
@@ -315,7 +312,5 @@ def test_kernels_call_no_library(warm_cache):
 
 
 @elf_only
-def test_kernels_call_no_library_where_nothing_is_fused(fresh, tmp_path):
-    environment = x86_environment("generic")
-    fresh(warm_up, "float32", FASTBP_CACHE_DIR=str(tmp_path), FASTBP_CACHE=None, **environment)
-    check_symbols(tmp_path)
+def test_kernels_call_no_library_where_nothing_is_fused(warmed):
+    check_symbols(warmed("float32", **x86_environment("generic")))

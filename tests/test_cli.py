@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp import tabular
 from fastbp.cli import components, figures, main, options, runs, terminal
 from fastbp.cli import train as cli_train
 from fastbp.tabular import split
@@ -626,6 +627,8 @@ def test_layers(flowers, option, layers):
         ["--schedule", "plateau:factor=0.5,patience=1"],
         ["--schedule", "cosine:final_lr=1e-5"],
         ["--loss", "cross-entropy:label_smoothing=0.1"],
+        ["--shuffle", "blocks"],
+        ["--shuffle", "none"],
     ],
     ids=" ".join,
 )
@@ -633,6 +636,48 @@ def test_optimizers_schedules_and_losses(flowers, option):
     train(*flowers, *SMALL, "--epochs", "4", *option)
     losses = [float(row[1]) for row in read_csv("runs/flowers-001/history.csv")[1:]]
     assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def visits():
+    """visits.csv: counts whose logarithm is linear, with a mean of about 7."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2))
+    write("visits.csv", ["a", "b", "visits"], [(*row, rng.poisson(np.exp(1.5 + row @ [0.8, -0.5]))) for row in x])
+    return "visits.csv"
+
+
+def test_counts_by_the_poisson_loss(visits, capsys):
+    """Means of counts: above 0, and nearer to those that made them than what squared errors learn."""
+    error, frame = {}, pd.read_csv(visits)
+    expected = np.exp(1.5 + frame[["a", "b"]].to_numpy() @ [0.8, -0.5])
+    for loss in ("poisson", "mse"):
+        train(visits, "--hidden", "16", "--loss", loss, "--epochs", "60", "--lr", "0.01")
+        run = fastbp.load(f"runs/visits-00{1 + len(error)}")
+        error[loss] = np.abs(np.log(np.maximum(run.predict(frame), 1e-3)) - np.log(expected)).mean()
+        if loss == "poisson":
+            assert (run.predict(frame) > 0).all()
+            assert run.target.link == "log"
+            logs = run.model.predict(run.preprocessing.transform(frame, "float32"))[:, 0].astype(float)
+            np.testing.assert_allclose(run.predict(frame), np.exp(logs) * run.target.scale)
+    assert error["poisson"] < min(0.1, error["mse"])
+    assert metrics("runs/visits-001")["baseline"]["R²"] == pytest.approx(0, abs=0.05)  # always the mean
+    assert metrics("runs/visits-001")["test"]["R²"] > 0.7
+    capsys.readouterr()
+    main(["export", "runs/visits-001", "net.npz"])
+    main(["export", "runs/visits-001", "net.h"])
+    assert "gives     the logarithm of visits over" in capsys.readouterr().out
+    assert main(["evaluate", "runs/visits-001", visits]) == 0
+    assert main(["train", visits, "--start", "runs/visits-001", "--loss", "mse"]) == 2
+    assert "predicts 'visits' by a loss of another kind" in capsys.readouterr().err
+
+
+def test_counts_are_not_negative(capsys):
+    write("temperatures.csv", ["x", "t"], [(i, i % 30 - 3) for i in range(90)])
+    assert main(["train", "temperatures.csv", "--loss", "poisson"]) == 2
+    assert "no negative value where its mean is predicted by its logarithm, as by --loss poisson; row 1 has -3" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("loss", components.LOSSES["regression"])
@@ -673,7 +718,7 @@ def test_every_part_of_the_library_can_be_chosen():
     assert named(components.OPTIMIZERS) == set(optimizers.OPTIMIZERS.values())
     others = {fastbp.WarmupSchedule, fastbp.ReduceLROnPlateau}
     assert named(components.SCHEDULES) ^ set(schedules.SCHEDULES.values()) == others
-    others = {"BCELoss", "BCEWithLogitsLoss", "PoissonLoss"}  # two classes have two outputs here, values a mean of 0
+    others = {"BCELoss", "BCEWithLogitsLoss"}  # two classes have two outputs here, of which cross-entropy is the same
     assert {made.__name__ for made in components.ALL_LOSSES.values()} == set(losses.LOSSES) - others
 
 
@@ -704,8 +749,12 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     for data in (mixed, rare):
         assert main(["train", data, *SMALL, "--epochs", "3"]) == 0
         assert main(["evaluate", f"runs/{data[:-4]}-001", data]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     assert max(map(len, lines)) <= width
+    joined = re.sub(r" \\\n +", " ", out)  # as a shell reads it
+    assert f"fastbp predict runs/{mixed[:-4]}-001 {mixed} -o predictions.csv\n" in joined
+    assert f"fastbp train --config runs/{mixed[:-4]}-001/config.toml\n" in joined
     headers = [line for line in lines if line.strip().startswith("epoch ")]
     assert all(("samples/s" in line) == (width == 80) for line in headers)
 
@@ -795,14 +844,128 @@ def test_predictions_take_the_place_of_a_file_when_all_are_written(houses, monke
     train(*houses, *SMALL, "--epochs", "1")
     Path("out.csv").write_text("old")
 
-    def full(file, columns):
-        file.write("half")
+    def full(text):
+        text.write("half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("fastbp.cli.predict._write_csv", full)
+    monkeypatch.setattr("fastbp.cli.outputs.csv_rows", full)
     assert main(["predict", "runs/houses-001", "houses.csv", "-o", "out.csv"]) == 2
     assert Path("out.csv").read_text() == "old"
     assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+# ------------------------------------------------------------------------- tables that stay in their files
+def stored(frame, kind):
+    """A frame in a file of some kind, in pieces that are smaller than the parts it is read by."""
+    if kind == "parquet":
+        frame.to_parquet("table.parquet", row_group_size=37)
+    else:
+        pyarrow.feather.write_feather(pyarrow.Table.from_pandas(frame), "table.feather", chunksize=37)
+    return f"table.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+@pytest.mark.parametrize("options", [[], ["--drop-missing", "--one-hot", "2"]], ids=["filled", "dropped"])
+def test_a_table_that_stays_in_its_file_gives_the_same_bits(mixed, capsys, monkeypatch, kind, options):
+    """Of parts of a few rows as of the whole in memory: the network, the predictions, what is measured."""
+    path, arguments = stored(pd.read_csv(mixed, parse_dates=["sold"]), kind), [*SMALL, "--epochs", "3", *options]
+    train(mixed, *arguments)
+    capsys.readouterr()
+    monkeypatch.setattr("fastbp.tabular.stored.PART_VALUES", 200)
+    train(path, *arguments)
+    assert sorted(os.listdir("runs")) == ["mixed-001", "table-001"]  # nothing is left of the inputs
+    first, second = (fastbp.load(f"runs/{name}-001") for name in ("mixed", "table"))
+    np.testing.assert_array_equal(first.model.flat_parameters, second.model.flat_parameters)
+    assert first.preprocessing == second.preprocessing
+    assert metrics("runs/mixed-001") == metrics("runs/table-001")
+    more = ["--drop-missing"] * bool(options)
+    for data in (mixed, path):
+        assert main(["predict", "runs/mixed-001", data, "--id", "id,city", "-o", f"{data}.csv", *more]) == 0
+    assert read_csv(f"{mixed}.csv") == read_csv(f"{path}.csv")
+    for output in ("out.parquet", "out.feather"):
+        assert main(["predict", "runs/mixed-001", path, "--id", "id,city,sold", "-o", output, *more]) == 0
+        found = getattr(pd, f"read_{output[4:]}")(output)
+        assert found["sold"].tolist() == pd.read_csv(mixed, parse_dates=["sold"])["sold"].tolist()
+        assert found["city"].isna().tolist() == pd.read_csv(mixed)["city"].isna().tolist()
+    capsys.readouterr()
+    measured = []
+    for run, data in (("mixed-001", mixed), ("table-001", path)):
+        assert main(["evaluate", f"runs/{run}", data, *more, "--json"]) == 0
+        measured.append(json.loads(capsys.readouterr().out))
+    assert measured[0] == measured[1]
+
+
+def test_means_of_the_target_in_a_table_that_stays_in_its_file(monkeypatch):
+    """A category's mean of the target is that of other rows, also in parts, and where a sample is learned from."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"c": rng.choice([f"k{i}" for i in range(60)], 400), "x": rng.normal(size=400)})
+    frame["y"] = rng.normal(size=400)
+    frame.to_parquet("table.parquet", row_group_size=64)
+    for most in (200_000, 150):
+        monkeypatch.setattr("fastbp.tabular.learning.SAMPLE_ROWS", most)
+        monkeypatch.setattr("fastbp.tabular.stored.PART_VALUES", 100)
+        whole = tabular.learn(tabular.from_frame(frame), "y", seed=3)
+        by_parts = tabular.learn(tabular.Stored("table.parquet"), "y", seed=3)
+        assert whole.sampled == min(most, 400)
+        assert whole.preprocessing == by_parts.preprocessing
+        expected, mapped = whole.data("float32"), by_parts.data("float32", ".")
+        inputs = whole.inputs("float32")
+        for part, (x, y) in mapped.items():
+            assert isinstance(x, np.memmap)
+            np.testing.assert_array_equal(x, expected[part][0])
+            np.testing.assert_array_equal(x, inputs[whole.parts[part]])
+            np.testing.assert_array_equal(y, expected[part][1])
+        own = whole.preprocessing.applied(whole.table, "float32", tabular.Lacks())[:, 0]
+        of_others = np.flatnonzero(inputs[:, 0] != own)
+        assert set(of_others) <= set(whole.sample)
+        assert len(of_others) > 0.9 * len(whole.sample)
+
+
+def test_a_large_table_is_learned_from_a_sample_that_is_said(mixed, capsys, monkeypatch):
+    monkeypatch.setattr("fastbp.tabular.learning.SAMPLE_ROWS", 120)
+    assert main(["train", mixed, *SMALL, "--epochs", "1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "kinds and statistics of columns are those of 120 rows drawn at random" in told
+    frame = pd.read_csv(mixed, parse_dates=["sold"])
+    sample = tabular.learn(tabular.from_frame(frame), "price").sample
+    there = frame[frame["price"].notna()].reset_index(drop=True)
+    run = fastbp.load("runs/mixed-001").preprocessing
+    area = next(column for column in run.columns if column.name == "area")
+    assert len(sample) < 120
+    assert area.fill == [there["area"][sample].median()]
+    train("--config", "runs/mixed-001/config.toml", "--start", "runs/mixed-001", "--epochs", "1")
+
+
+def test_arrays_of_numpy_train():
+    x = np.random.default_rng(0).normal(size=(90, 4))
+    np.save("table.npy", np.column_stack([x, x @ [1, 2, 3, 4]]))
+    train("table.npy", *SMALL, "--epochs", "3")
+    assert fastbp.load("runs/table-001").preprocessing.features == ["0", "1", "2", "3"]
+    np.save("new.npy", x)
+    assert main(["predict", "runs/table-001", "new.npy", "-o", "out.csv"]) == 0
+    assert len(read_csv("out.csv")) == 91
+
+
+def test_a_column_that_no_table_can_have_may_be_left_out(capsys):
+    rng = np.random.default_rng(0)
+    lists, x = [[1, 2]] * 60, rng.normal(size=60)
+    pyarrow.parquet.write_table(pyarrow.table({"lists": lists, "x": x, "y": 2 * x}), "table.parquet")
+    assert main(["train", "table.parquet", *SMALL]) == 2
+    assert "--drop lists" in capsys.readouterr().err
+    train("table.parquet", *SMALL, "--epochs", "1", "--drop", "lists")
+    assert main(["predict", "runs/table-001", "table.parquet", "-o", "out.csv"]) == 0
+
+
+def test_the_row_of_a_bad_value_is_that_of_the_file(mixed, capsys, monkeypatch):
+    """Also where rows before it are left out, and where the table is worked on by parts."""
+    train(mixed, *SMALL, "--epochs", "1")
+    frame = pd.read_csv(mixed).astype({"area": object}).drop(columns=["sold"])
+    frame["area"] = [f"{value}" if value == value else None for value in frame["area"]]
+    frame.loc[151, "area"] = "large"
+    frame.to_csv("bad.csv", index=False)
+    monkeypatch.setattr("fastbp.tabular.table.PART_VALUES", 400)
+    assert main(["evaluate", "runs/mixed-001", "bad.csv"]) == 2
+    assert "row 152 has 'large'" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- runs

@@ -106,7 +106,18 @@ def test_every_table_names_peers_that_exist():
         assert {peer for *_, targets in known_shapes.values() for peer in targets} <= known
     for comparison in comparisons.COMPARISONS.values():
         assert set(comparison.peers + comparison.further) <= known
-    tables = peers.TRAINERS, peers.MANY_TRAINERS, peers.PREDICTORS, peers.PRODUCTS, peers.ELEMENTWISE, peers.GRAPHS
+    assert {peer for names in comparisons.ROUNDED_STEPS.values() for peer in names} <= {
+        *peers.TRAINERS, *peers.ROUNDED_TRAINERS
+    }  # fmt: skip
+    tables = (
+        peers.TRAINERS,
+        peers.ROUNDED_TRAINERS,
+        peers.MANY_TRAINERS,
+        peers.PREDICTORS,
+        peers.PRODUCTS,
+        peers.ELEMENTWISE,
+        peers.GRAPHS,
+    )
     for operations in tables:
         assert set(operations) <= known
 
@@ -458,6 +469,28 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys, monkeypa
     assert written["isa"] == "host"
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", written["date"])
     assert written["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", written["commit"])
+
+
+def test_steps_of_less_precision(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", {"numpy": ("numpy",), "torch": ("no_such_module",), "jax": ("no_such_module",)})
+    written = run(["--precision", "bf16x3", "--shapes", "6-5-3@8", "--peers", "numpy"], tmp_path, monkeypatch)
+    assert "precision bf16x3" in capsys.readouterr().out
+    assert written["precision"] == "bf16x3"
+    (found,) = written["steps"]
+    assert set(found["peers"]) == {"numpy", training_steps.FLOAT32}
+    assert found["peers"]["numpy"]["difference"] < 5e-2
+    assert main(["compare", "--what", "gemm", "--precision", "bf16"]) == 2
+    assert "unknown comparison 'gemm' on 'cpu' in bf16: expected steps" in capsys.readouterr().err
+    assert main(["compare", "--device", "cuda", "--precision", "bf16"]) == 2
+    assert "--precision bf16 is for the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", peers.ROUNDED_TRAINERS)
+def test_peers_of_less_precision_take_the_same_first_step(name):
+    without_double_jax(name, "float32")
+    result = measured(RELU, [peers.ROUNDED_TRAINERS[name]], "float32", precision="bf16")
+    assert result["peers"][name]["difference"] <= agreement.ROUNDED_UPDATE_TOLERANCE
+    assert result["peers"][name]["us"] > 0
 
 
 def test_command_takes_several_comparisons(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The pages say what is there: what is made of files and of code is as it was made, and what they name exists."""
 
+import importlib
 import json
 import os
 import platform
@@ -208,3 +209,25 @@ def test_kernels_import_nothing_of_the_core():
     above = [int(y) for y, fill in fills.items() if fill == "#dbe9f6"]
     below = [int(y) for y, fill in fills.items() if fill == "#fde3c8"]
     assert max(above) < min(below)
+
+
+@pytest.mark.parametrize("module", ["fastbp", "fastbp.autograd", "fastbp.sklearn", "fastbp.tabular"])
+def test_every_public_name_is_in_the_reference(module):
+    found, current = set(), ""
+    for page in sorted((DOCS / "api").glob("*.md")):
+        for directive, name in re.findall(r"^\.\. (\w+):: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            if directive == "currentmodule":
+                current = name
+            else:
+                found.add(f"{current}.{name}")
+    public = importlib.import_module(module).__all__
+    shown_in_their_module = {"Variable", "Function"} if module == "fastbp.autograd" else set()  # those of fastbp
+    names = {f"{module}.{name}" for name in {*public} - shown_in_their_module - {"autograd"}}
+    assert names <= found, sorted(names - found)
+
+
+def test_every_page_is_in_the_contents():
+    listed = re.findall(r"^[\w/-]+$", (DOCS / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")}
+    assert {*listed} == pages - {"index"}
+    assert len(listed) == len({*listed})

@@ -394,6 +394,94 @@ def test_batch_left_out_of_a_group(device):
     np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-9)
 
 
+# ------------------------------------------------------------------------------ an order of one's own
+@pytest.mark.parametrize("clip_norm", [None, 1e9], ids=["compiled", "stored"])
+def test_orders_are_taken_as_they_are(device, clip_norm):
+    """Rows that come several times or never, and another number of them every epoch."""
+    x, y = data(30)
+    orders = [np.arange(30)[::-1], np.array([4, 4, 7, 29, 0, 4, 8, 9, 10, 11]), np.arange(60) // 2]
+    model, other, asked = make(device), make(device), []
+
+    def order(epoch):
+        asked.append(epoch)
+        return orders[epoch - 1].tolist() if epoch == 2 else orders[epoch - 1]
+
+    optimizer, same = (fastbp.Adam(clip_norm=clip_norm) for _ in range(2))
+    fit(model, x, y, epochs=3, shuffle=order, optimizer=optimizer)
+    for rows in orders:
+        fit(other, x[rows], y[rows], epochs=1, shuffle=False, optimizer=same)
+    assert asked == [1, 2, 3]
+    np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
+    many = [make(device)]
+    fastbp.fit_many(
+        many, np.concatenate([x, x]), np.concatenate([y, y]), rows=[np.arange(30, 60)], epochs=3, batch_size=8,
+        shuffle=order, loss=fastbp.CrossEntropyLoss(), optimizer=[fastbp.Adam(clip_norm=clip_norm)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(many[0].flat_parameters, model.flat_parameters)
+
+
+def test_rows_of_weight_0_in_an_order(device):
+    """They take their places in batches; a batch of nothing else has no loss and no gradient."""
+    x, y = data(30)
+    weight = np.ones(30)
+    weight[8:20] = 0
+    models = [make(device) for _ in range(3)]
+    histories = [
+        fit(model, x, y, sample_weight=weight, shuffle=lambda epoch: np.arange(30), optimizer=fastbp.SGD(clip_norm=c))
+        for model, c in zip(models, (None, 1e9), strict=False)
+    ]
+    optimizer, loss = fastbp.SGD(), fastbp.CrossEntropyLoss()
+    for rows in (range(8), range(20, 24), range(24, 30)) * 2:  # of rows 16 … 23 half count
+        models[2].train_step(x[rows], y[rows], loss, optimizer)
+    np.testing.assert_allclose(models[0].flat_parameters, models[2].flat_parameters, rtol=1e-12)
+    np.testing.assert_allclose(models[1].flat_parameters, models[2].flat_parameters, rtol=1e-12)
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-12)
+    assert histories[0]["accuracy"] == histories[1]["accuracy"]
+
+
+@pytest.mark.parametrize("weightless_first", [True, False])
+def test_a_batch_of_weight_0_in_a_group(device, weightless_first):
+    x, y = data(16)
+    weight, first = np.ones(16), slice(0, 8) if weightless_first else slice(8, 16)
+    weight[first] = 0
+    model, other = make(device), make(device)
+    fit(model, x, y, sample_weight=weight, shuffle=lambda epoch: np.arange(16), epochs=1, accumulate=2)
+    fit(other, x[weight > 0], y[weight > 0], epochs=1, shuffle=False)
+    np.testing.assert_allclose(model.flat_parameters, other.flat_parameters, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "match"),
+    [
+        ([0, 50], ValueError, r"shuffle\(1\) must hold row numbers from 0 to 49, got 0 to 50"),
+        ([-1, 3], ValueError, r"shuffle\(1\) must hold row numbers from 0 to 49, got -1 to 3"),
+        ([], ValueError, r"shuffle\(1\) must be a one-dimensional array of row numbers"),
+        ([[0, 1]], ValueError, r"shuffle\(1\) must be a one-dimensional"),
+        ([0.0, 1.0], ValueError, r"shuffle\(1\) must be .* got dtype float64"),
+        (np.ones(50, bool), ValueError, "of a mask take numpy.flatnonzero"),
+        (None, TypeError, r"shuffle\(1\) must hold real numbers"),
+    ],
+)
+def test_bad_orders(device, order, error, match):
+    x, y = data()
+    model, optimizer = make(device), fastbp.Adam()
+    before = model.flat_parameters
+    with pytest.raises(error, match=match):
+        fit(model, x, y, shuffle=lambda epoch: order, optimizer=optimizer)
+    assert optimizer.step_count == 0
+    np.testing.assert_array_equal(model.flat_parameters, before)
+    with pytest.raises(error, match=match):
+        fastbp.batches(x, y, 8, shuffle=lambda epoch: order)
+    with pytest.raises(TypeError, match="or a function epoch -> rows"):
+        fit(model, x, y, shuffle=np.random.Generator)
+
+
+def test_batches_in_an_order_of_ones_own():
+    x, y = data(9)
+    parts = fastbp.batches(x, y, 2, shuffle=lambda epoch: [8, 0, 8], drop_last=False)
+    assert [part.tolist() for _, part in parts] == [y[[8, 0]].tolist(), y[[8]].tolist()]
+
+
 # --------------------------------------------------------------------------------------- chunks
 def chunks(rows=50, size=20, weight=None):
     x, y = data(rows)
@@ -774,7 +862,7 @@ BAD = {
     "epochs": (lambda x, y: {"epochs": 0}, ValueError, "epochs must be at least 1"),
     "batch size": (lambda x, y: {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     "half a batch": (lambda x, y: {"batch_size": 0.5}, TypeError, "batch_size must be an integer"),
-    "shuffle": (lambda x, y: {"shuffle": "yes"}, TypeError, 'shuffle must be True, False or "blocks"'),
+    "shuffle": (lambda x, y: {"shuffle": "yes"}, TypeError, 'shuffle must be True, False, "blocks" or a'),
     "on_nonfinite": (lambda x, y: {"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'continue'"),
     "loss": (lambda x, y: {"loss": "cross_entropy"}, TypeError, "loss must be a loss or a function"),
     "optimizer": (lambda x, y: {"optimizer": "adam"}, TypeError, "optimizer must be of type Optimizer"),

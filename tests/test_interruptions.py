@@ -159,13 +159,32 @@ def test_train_step(places, clip_norm, long):
             count, values, *_ = state_of(*subject)
             moved = not np.array_equal(values, states[first][1])
             assert np.array_equal(values, states[first + moved][1]), n
-            if clip_norm is None:  # stored steps of a loop of one's own count after the update
-                assert count == first + moved, n
-            else:
-                subject[1].step_count = first + moved
+            assert count == first + moved, n
             for batch in range(first + moved, 3):
                 step(subject, batch)
             assert same(state_of(*subject), states[3]), n
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["whole", "frozen"])
+def test_step_of_a_loop(places, frozen, long):
+    """An update, its count and the state of the optimizer, in as many parts as layers that are frozen leave."""
+
+    def prepare():
+        model = fastbp.Sequential(*(fastbp.Linear(6, 6) for _ in range(5)), seed=1)
+        optimizer = fastbp.Adam(model.parameters(), clip_norm=1.0)
+        for layer in model.layers[1::2]:
+            layer.trainable = not frozen
+        model.backward(np.ones_like(model(X)))
+        optimizer.step()
+        return model, optimizer
+
+    before, after = prepare(), prepare()
+    after[1].step()
+    for n, subject in interruptions(places, prepare, lambda subject: subject[1].step(), long):
+        reached = next(one for one in (before, after) if same(state_of(*subject), state_of(*one)))
+        if reached is before:
+            subject[1].step()
+        assert same(state_of(*subject), state_of(*after)), n
 
 
 def test_fit(places, long):
@@ -310,8 +329,9 @@ def test_numbers_of_an_optimizer(places, long):
         return optimizer
 
     def act(optimizer):
-        optimizer.lr = 0.2
         optimizer.step_count = 300
+        optimizer.next_coefficients()
+        optimizer.lr = 0.2
         optimizer.next_coefficients()
 
     for n, optimizer in interruptions(places, prepare, act, long):
@@ -330,8 +350,21 @@ def test_no_grad(places, long):
 
 
 # ---------------------------------------------------------------------------------------- real signals
+def train_step(model, optimizer):
+    model.train_step(X, Y, LOSS, optimizer)
+
+
+def step_of_a_loop(model, optimizer):
+    _, gradient = LOSS(model(X), Y)
+    model.backward(gradient)
+    if optimizer.network is None:
+        optimizer.bind(model._parameters)
+    optimizer.step()
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
-def test_signals_at_any_moment():
+@pytest.mark.parametrize("step", [train_step, step_of_a_loop])
+def test_signals_at_any_moment(step):
     """Timers instead of a tracer: the process does not crash, and the weights are those of a finished step."""
 
     def interrupt(number, frame):
@@ -342,21 +375,21 @@ def test_signals_at_any_moment():
         clean, optimizer = network(), fastbp.Adam()
         states = [clean.flat_parameters]
         for _ in range(40):
-            clean.train_step(X, Y, LOSS, optimizer)
+            step(clean, optimizer)
             states.append(clean.flat_parameters)
         for delay in GENERATOR.uniform(1e-5, 2e-3, 150):
             model, optimizer = network(), fastbp.Adam()
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay)
                 for _ in range(40):
-                    model.train_step(X, Y, LOSS, optimizer)
+                    step(model, optimizer)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Interruption:
                 pass
             signal.setitimer(signal.ITIMER_REAL, 0)
             np.testing.assert_array_equal(model.flat_parameters, states[optimizer.step_count])
             for _ in range(optimizer.step_count, 40):
-                model.train_step(X, Y, LOSS, optimizer)
+                step(model, optimizer)
             np.testing.assert_array_equal(model.flat_parameters, states[40])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

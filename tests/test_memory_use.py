@@ -152,11 +152,11 @@ def require(mib):
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        (in_memory, (1024, "float32")),
+        (in_memory, (512, "float32")),
         (in_memory, (256, "float16")),
-        (in_memory, (128, "uint8")),
+        (in_memory, (160, "uint8")),  # of so many rows that 8 bytes a row show
         (by_columns, (256,)),
-        (large_network, (1024,)),
+        (large_network, (768,)),
     ],
     ids=["float32", "float16", "uint8", "columns", "large network"],
 )
@@ -166,6 +166,6 @@ def test_data_in_memory(fresh, warm_cache, function, arguments):
 
 
 def test_memory_map(fresh, warm_cache, tmp_path):
-    require(4 * 1024)
-    mib = 2048
+    require(1024)
+    mib = 512
     print(fresh(mapped, str(tmp_path / "data"), mib, FASTBP_CACHE_DIR=str(warm_cache), **ENVIRONMENT).stdout)

@@ -28,8 +28,9 @@ def test_python_runs_as_printed(tmp_path, monkeypatch, capsys):
 
 
 def test_commands_set_themselves_up():
-    commands = blocks("")[0].splitlines()
+    commands = blocks("bash")[0].splitlines()
     assert commands == [
+        "# installs packages",
         'python -m pip install -e ".[cli]" && fastbp train digits',
         'python -m pip install -e ".[test]" && python -m pytest',
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from .conftest import COLLECTED, ROOT, is_whole
 
 PAGE = ROOT / "docs" / "reliability.md"
 ROW = re.compile(r"^\| ([PH]\d+) \|.*\| (.*) \|$", re.MULTILINE)
@@ -16,8 +16,10 @@ NAME = re.compile(r"`(test_\w+\.py::[^`]+)`")
 
 
 @pytest.fixture(scope="module")
-def collected():
+def collected(pytestconfig):
     """The ids of all tests, long ones among them, from the name of their file on."""
+    if is_whole(pytestconfig):
+        return {after_folders(name) for name in pytestconfig.stash[COLLECTED]}
     command = [sys.executable, "-m", "pytest", "--long", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {after_folders(line) for line in process.stdout.splitlines() if "::" in line}

@@ -15,7 +15,8 @@ import pytest
 import fastbp
 from fastbp import tabular
 from fastbp.tabular import Dialect, Preprocessing, Target, from_columns, from_frame, learn, read, split
-from fastbp.tabular.preprocessing import ByTarget, Numeric, OneHot, raw_target
+from fastbp.tabular.columns import ByTarget, Numeric, OneHot
+from fastbp.tabular.target import raw_target
 
 pd, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
 pytest.importorskip("sklearn")
@@ -501,7 +502,7 @@ def test_targets_that_cannot_be_learned(values, task, told):
 def test_classes_go_to_indices_and_back():
     labels = np.array(["no", "yes", "perhaps"] * 20, object)
     learned = learn(make(x=RNG.normal(size=60), y=labels), "y")
-    np.testing.assert_array_equal(learned.target.decoded(np.eye(3)[learned.targets()]), labels)
+    np.testing.assert_array_equal(learned.target.decoded(np.eye(3)[learned.y]), labels)
     with pytest.raises(ValueError, match="does not know: never"):
         learned.target.encoded(make(y=["yes", "never"]).columns["y"])
 
@@ -542,7 +543,7 @@ def saved(frame, target, path):
     model = fastbp.Sequential(fastbp.Linear(width, outputs), seed=0, device="reference")
     loss = fastbp.MSELoss() if outputs == 1 else fastbp.CrossEntropyLoss()
     optimizer = fastbp.Adam(lr=0.1)
-    model.fit(learned.inputs("float32"), learned.targets(), loss=loss, optimizer=optimizer, epochs=40, verbose=False)
+    model.fit(learned.inputs("float32"), learned.y, loss=loss, optimizer=optimizer, epochs=40, verbose=False)
     model.metadata = learned.metadata()
     model.save(path)
 

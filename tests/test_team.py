@@ -10,6 +10,8 @@ import fastbp
 from fastbp import backend
 from fastbp.kernels.cpu import team
 
+VERSION_1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
 
 # ------------------------------------------------------------------------------- how many there may be
 @pytest.mark.parametrize(
@@ -23,16 +25,24 @@ from fastbp.kernels.cpu import team
         ("0::/a/b\n", {"a": "400000 100000", "a/b": "max 100000"}, 4),
         ("0::/a\n", {"a": "nonsense"}, math.inf),
         ("4:cpu:/x\n", {"": "100000 100000"}, 1),
+        ("4:cpu,cpuacct:/x/y\n3:memory:/z\n", {"cpu/x/y": (-1, 100000), "cpu/x": (250000, 100000)}, 2),
+        ("4:cpu,cpuacct:/docker/x\n", {"cpu": (150000, 50000)}, 3),  # a container sees its own group as the root
+        ("4:cpuset,cpuacct:/x\n", {"cpu/x": (100000, 100000)}, math.inf),
+        ("4:cpu:/x\n", {"cpu/x": (-1, 100000)}, math.inf),
+        ("4:cpu:/x\n0::/y\n", {"cpu/x": (400000, 100000), "y": "200000 100000"}, 2),
         (None, {}, math.inf),
     ],
 )
 def test_quota_of_control_groups(monkeypatch, tmp_path, membership, quotas, cores):
-    """Of a process's own group and of all around it: the smallest."""
+    """Of a process's own groups and of all around them, a text in version 2 and numbers in version 1: the smallest."""
     if membership is not None:
         (tmp_path / "membership").write_text(membership)
-    for group, text in quotas.items():
-        (tmp_path / "groups" / group).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / group / "cpu.max").write_text(text + "\n")
+    for group, quota in quotas.items():
+        folder = tmp_path / "groups" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"cpu.max": quota} if isinstance(quota, str) else dict(zip(VERSION_1, quota, strict=True))
+        for name, content in files.items():
+            (folder / name).write_text(f"{content}\n")
     monkeypatch.setattr(team, "MEMBERSHIP", str(tmp_path / "membership"))
     monkeypatch.setattr(team, "CONTROL_GROUPS", str(tmp_path / "groups"))
     assert team._quota.__wrapped__() == cores

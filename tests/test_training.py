@@ -304,13 +304,18 @@ def test_many_epochs_are_a_bar_in_a_notebook(monkeypatch, capsys):
 
     display = types.ModuleType("IPython.display")
     display.ProgressBar, display.display = Bar, lambda text, display_id: Line
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    ipython, shell = types.ModuleType("IPython"), types.SimpleNamespace(kernel=object())
+    ipython.get_ipython = lambda: shell
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     fit(make("reference"), *data(), epochs=21, verbose=True)
     assert capsys.readouterr().out == ""
     assert shown[:2] == [21, 1]
     assert re.match(r"epoch 21/21  loss ", shown[-1])
+    for no_kernel in (None, types.SimpleNamespace()):  # imported by something else; in a terminal
+        shell = no_kernel
+        fit(make("reference"), *data(), epochs=21, verbose=True)
+        assert capsys.readouterr().out.count("\n") == 21
 
 
 def test_dir_shows_what_is_public():
@@ -405,6 +410,18 @@ def test_weights_that_overflow_in_the_last_step_are_reported(device):
     np.testing.assert_array_equal(model.flat_parameters, before)
     fit(model, x, y, fastbp.SGD(lr=1e39), epochs=1, on_nonfinite="continue")
     assert not np.isfinite(model.flat_parameters).all()
+
+
+def test_weights_that_a_callback_spoils_are_not_kept():
+    class Spoil:
+        def on_epoch_end(self, model, record):
+            model.layers[0].weight[0, 0] = np.nan
+
+    model = make("cpu", "float32")
+    before = model.flat_parameters
+    with pytest.raises(FloatingPointError, match="weights are back at those epoch 1 began with"):
+        fit(model, *data(8), epochs=2, callbacks=[Spoil()])
+    np.testing.assert_array_equal(model.flat_parameters, before)
 
 
 def test_a_handler_that_a_callback_set_stays():

@@ -270,6 +270,16 @@ def test_dropout_goes_by_the_row(device, arrange, clip_norm):
     assert_same(plain, trained(arrange(x), Y, device, optimizer=fastbp.Adam(clip_norm=clip_norm)))
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e9], ids=["compiled", "stored"])
+@pytest.mark.parametrize("arrange", [np.ascontiguousarray, np.asfortranarray])
+@pytest.mark.parametrize("length", [16, 32, 1000])
+def test_dropout_does_not_go_by_chunks(device, clip_norm, arrange, length):
+    arguments = {"shuffle": False, "batch_size": 16}
+    plain = trained(X, Y, device, optimizer=fastbp.Adam(clip_norm=clip_norm), **arguments)
+    chunks = [(arrange(X[i : i + length]), Y[i : i + length]) for i in range(0, len(X), length)]
+    assert_same(plain, trained(chunks, None, device, optimizer=fastbp.Adam(clip_norm=clip_norm), **arguments))
+
+
 def test_dropout_does_not_go_by_slices(device, monkeypatch):
     plain = trained(np.asfortranarray(X), Y, device)
     monkeypatch.setattr("fastbp.steps.FIRST_STEPS", 1)

@@ -11,7 +11,7 @@ from sklearn.neural_network import MLPRegressor as Theirs
 import fastbp
 from fastbp import Variable
 from fastbp.sklearn import MLPClassifier, MLPRegressor, MLPSearchCV
-from fastbp.tabular import Predictor, Preprocessing
+from fastbp.tabular import Predictor, Preprocessing, Stored, learn
 
 fastbp.set_num_threads(fastbp.get_num_threads())
 request = fastbp.request_checkpoint  # for handlers of signals
@@ -65,6 +65,8 @@ model.fit(chunks, loss=cross_entropy, optimizer=fastbp.SGD(momentum=0.9, nestero
 columns = {"x": X[:, 0], "colour": ["red", "blue"] * 32}
 preprocessing = Preprocessing(one_hot=10).fit(columns, labels)
 inputs: np.ndarray[Any, Any] = preprocessing.transform(columns, "float32")
+learned = learn(Stored({"age": X[:, 0], "label": labels}), "label").data("float32")["train"][0]
+rows_of_a_file: int = len(Stored(X).rows(2, 5).loaded())
 predictor_type: type[Predictor] = Predictor
 
 # A loop of one's own, with a loss of one's own as well

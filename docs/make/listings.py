@@ -68,7 +68,7 @@ def example() -> Named:
     return Named(eval(EXAMPLE, {"fastbp": fastbp}).network)
 
 
-def fenced(text, language="") -> str:
+def fenced(text, language="text") -> str:
     return f"```{language}\n{text}\n```"
 
 
@@ -84,7 +84,7 @@ def operations() -> str:
 
 
 MADE = {
-    "example-network": lambda: fenced(EXAMPLE, "python"),
+    "example-network": lambda: fenced(f"import fastbp\n\n{EXAMPLE}", "python"),
     "example-training": lambda: fenced(example().text(example().program.training)),
     "example-inference": lambda: fenced(example().text(example().program.inference)),
     "operations": operations,

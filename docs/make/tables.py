@@ -18,6 +18,7 @@ def made(folder) -> dict:
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
         "tables": lambda: real_tables(found["tables"]),
+        "precision": lambda: precisions(found["precision"]),
         "steps-further": lambda: steps_further(found["steps-float64"], found["steps-avx2"]),
     }
 
@@ -86,6 +87,22 @@ def real_tables(report) -> str:
         rows.append([name, found["rows"], found["measure"], seeds, *cells])
     models = next(iter(report["tables"].values()))["scores"]
     return f"{table(['table', 'rows', 'measure', 'seeds', *models], rows)}\n\n{source(report)}"
+
+
+def precisions(report) -> str:
+    """Scores and losses of each precision: means over seeds."""
+    rows, models = [], list(next(iter(report["tasks"].values()))["scores"])
+    for title, found in report["tasks"].items():
+        cells = []
+        for model in models:
+            scores = found["scores"][model]
+            mean = sum(scores) / len(scores)
+            error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5
+            cells.append(f"{mean:.5f} ± {error:.5f}")
+        rows.append([title, found["measure"], *cells])
+        losses = [found["losses"].get(model) for model in models]
+        rows.append(["", "last loss", *("" if loss is None else f"{sum(loss) / len(loss):.2e}" for loss in losses)])
+    return f"{table(['data, network', '', *models], rows)}\n\n{source(report)}"
 
 
 def steps(report) -> str:

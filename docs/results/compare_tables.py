@@ -109,51 +109,53 @@ def theirs(frame, seed):
     return found
 
 
-def run(options):
-    results = {}
+def run(tables, seeds, known):
+    """Results by table, after every seed; ``known`` are those that are there already."""
     for name, load in TABLES.items():
-        if options.tables and not any(name.startswith(chosen) for chosen in options.tables):
+        if tables and not any(name.startswith(chosen) for chosen in tables):
             continue
         frame = load().reset_index(drop=True)
-        scores = {}
-        for seed in range(options.seeds):
+        numbers = pd.api.types.is_numeric_dtype(frame.iloc[:, -1]) and frame.iloc[:, -1].nunique() > 10
+        result = {"rows": len(frame), "measure": "R²" if numbers else "accuracy", "scores": {}}
+        result = known.setdefault(name, result)
+        for seed in range(min(map(len, result["scores"].values()), default=0), seeds):
             found = {preset: ours(name, frame, preset, seed) for preset in PRESETS} | theirs(frame, seed)
             for model, score in found.items():
-                scores.setdefault(model, []).append(score)
-        measure = (
-            "R²"
-            if pd.api.types.is_numeric_dtype(frame.iloc[:, -1]) and frame.iloc[:, -1].nunique() > 10
-            else "accuracy"
-        )
-        results[name] = {"rows": len(frame), "measure": measure, "scores": scores}
+                result["scores"].setdefault(model, []).append(score)
+            yield known
         words = [
-            f"{model} {np.mean(of):.4f} ± {np.std(of, ddof=1) / len(of) ** 0.5:.4f}" for model, of in scores.items()
+            f"{model} {np.mean(of):.4f} ± {np.std(of, ddof=1) / len(of) ** 0.5:.4f}"
+            for model, of in result["scores"].items()
         ]
-        print(f"{name}, {measure}: {' · '.join(words)}", flush=True)
-    return results
+        print(f"{name}, {result['measure']}, {seeds} seeds: {' · '.join(words)}", flush=True)
 
 
-if __name__ == "__main__":
+def measure():
+    """Measure, and keep what is measured after every seed, so that an interrupted call goes on where it was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="beginnings of the names of some tables (default: all)")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("-o", "--output", help="JSON file that gets the results, beside those that it has")
+    parser.add_argument("-o", "--output", required=True, help="JSON file; what it has of this commit is kept")
     parser.add_argument("--machine", default="unnamed", help="its name in the results")
     asked = parser.parse_args()
-    output = asked.output and os.path.abspath(asked.output)
+    output, known = os.path.abspath(asked.output), {}
+    if os.path.exists(output):
+        with open(output, encoding="utf-8") as file:
+            kept = json.load(file)
+        known = kept["tables"] if kept["commit"] == commit() else {}
+    kept = {"how": HOW, "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit()}
+    kept["machine"] = {"name": asked.machine}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        measured = run(asked)
-    if output:
-        kept = {"how": HOW, "tables": {}}
-        if os.path.exists(output):
-            with open(output, encoding="utf-8") as file:
-                kept = json.load(file)
-        kept |= {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "commit": commit(),
-            "machine": {"name": asked.machine},
-        }
-        kept["tables"] |= measured
-        with open(output, "w", encoding="utf-8") as file:
-            json.dump(kept, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        for results in run(asked.tables, asked.seeds, known):
+            with open(output, "w", encoding="utf-8") as file:
+                json.dump(
+                    kept | {"tables": {name: results[name] for name in TABLES if name in results}},
+                    file,
+                    indent=1,
+                    ensure_ascii=False,
+                )
+                file.write("\n")
+
+
+if __name__ == "__main__":
+    measure()

@@ -8,6 +8,8 @@ from .measure import Rival
 # Largest difference of two updates, relative to their size. In the first step of Adam a gradient of
 # about eps moves its weight by a good part of lr, so rounding errors in those few show (2e-2 on S7).
 UPDATE_TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
+# Beside those of another precision: the gradients that change their sign move a weight by twice lr.
+ROUNDED_UPDATE_TOLERANCE = 0.5
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of results, relative to the largest
 # Of results beside those of another precision's units: of the largest, whose sums have thousands of rounded products.
 PRECISION_TOLERANCE = {"tf32": 2e-3, "bf16": 2e-2}

@@ -75,6 +75,11 @@ COMPARISONS = {
         shapes={"S2": SHAPES["S2"]},
     ),
 }  # fmt: skip
+# Steps of less precision on the CPU, and who has it too.
+ROUNDED_STEPS = {
+    "bf16": ("torch", "torch-medium", "torch-autocast", "jax", "jax-bfloat16"),
+    "bf16x3": ("torch", "jax"),
+}
 GPU_COMPARISONS = {
     "steps": Comparison(
         STEPS[0], f"{STEPS[1]}, by the clock of the host", training_steps.step_cases,
@@ -86,20 +91,25 @@ GPU_COMPARISONS = {
 }  # fmt: skip
 
 
-def comparisons(device) -> dict[str, Comparison]:
-    """The table for a device."""
-    return COMPARISONS if backend.on_host(device) else GPU_COMPARISONS
+def comparisons(device, precision="ieee") -> dict[str, Comparison]:
+    """The table for a device, and a precision of products of ours."""
+    if precision == "ieee":
+        return COMPARISONS if backend.on_host(device) else GPU_COMPARISONS
+    if not backend.on_host(device):
+        raise ValueError(f"--precision {precision} is for the CPU; --what gemm --device cuda has every precision")
+    return {"steps": dataclasses.replace(COMPARISONS["steps"], peers=ROUNDED_STEPS[precision])}
 
 
-def parse_what(text: str, threads: int, device: str = "cpu") -> list[str]:
+def parse_what(text: str, threads: int, device: str = "cpu", precision: str = "ieee") -> list[str]:
     """Names of comparisons on a device, separated by commas, or ``all`` that so many threads can make."""
-    known = comparisons(device)
+    known = comparisons(device, precision)
     if text == "all":
         return [name for name, comparison in known.items() if comparison.threads <= threads]
     names = text.split(",")
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown comparison {name!r} on {device!r}: expected {', '.join(known)}, or all")
+            where = repr(device) if precision == "ieee" else f"{device!r} in {precision}"
+            raise ValueError(f"unknown comparison {name!r} on {where}: expected {', '.join(known)}, or all")
         if known[name].threads > threads:
             raise ValueError(f"the comparison {name} needs --threads {known[name].threads}, got {threads}")
     return names

@@ -73,6 +73,7 @@ class Protocol:
     device: str = "cpu"
     threads: int = 1
     best_limit: float = 0.0
+    precision: str = "ieee"  # of products of ours
 
     def limit(self) -> float | None:
         """GFLOP/s of multiply-adds of all threads at this moment."""

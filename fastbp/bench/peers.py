@@ -22,7 +22,10 @@ PEERS = {  # name: the modules it needs
     "numpy": ("numpy",),
     "torch": ("torch",),
     "torch-graph": ("torch",),  # on a GPU
+    "torch-medium": ("torch",),  # of less precision, as the next and jax-bfloat16
+    "torch-autocast": ("torch",),
     "jax": ("jax",),
+    "jax-bfloat16": ("jax",),
     "sklearn": ("sklearn",),
     "onnxruntime": ("onnxruntime", "onnx"),
 }
@@ -162,8 +165,11 @@ class TorchSteps:
 
     def step(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.model(self.x[batch]), self.y[batch]).backward()
+        self.value(batch).backward()
         self.optimizer.step()
+
+    def value(self, batch):
+        return self.loss(self.model(self.x[batch]), self.y[batch])
 
     def weights(self):
         values = [parameter.detach().cpu().numpy() for parameter in self.model.parameters()]
@@ -184,6 +190,32 @@ class Torch(TorchSteps):
 
     def train(self):
         self.launch()
+
+
+class TorchMedium(Torch):
+    """PyTorch, which rounds the factors of float32 products where that is faster."""
+
+    name = "torch-medium"
+    how = 'as torch, set_float32_matmul_precision("medium")'
+
+    def train(self):
+        before = self.torch.get_float32_matmul_precision()  # of the process
+        self.torch.set_float32_matmul_precision("medium")
+        try:
+            super().train()
+        finally:
+            self.torch.set_float32_matmul_precision(before)
+
+
+class TorchAutocast(Torch):
+    """PyTorch, which casts weights and activations in each step."""
+
+    name = "torch-autocast"
+    how = "as torch, forward and loss under autocast(bfloat16)"
+
+    def value(self, batch):
+        with self.torch.autocast("cpu", self.torch.bfloat16):
+            return super().value(batch)
 
 
 class Jax:
@@ -248,6 +280,18 @@ class JaxMany(Jax):
         return jax.vmap(steps, in_axes=(0, None, None, 0))
 
 
+class JaxBfloat16(Jax):
+    """JAX, whose products of float32 may round their factors."""
+
+    name = "jax-bfloat16"
+    how = 'as jax, default_matmul_precision("bfloat16")'
+
+    def mapped(self, steps):
+        import jax
+
+        return jax.default_matmul_precision("bfloat16")(steps)
+
+
 class Sklearn:
     """scikit-learn: ``partial_fit`` walks once over the rows, in batches."""
 
@@ -285,6 +329,7 @@ class Sklearn:
 
 
 TRAINERS = {peer.name: peer for peer in (NumPy, Torch, Jax, Sklearn)}
+ROUNDED_TRAINERS = {peer.name: peer for peer in (TorchMedium, TorchAutocast, JaxBfloat16)}
 MANY_TRAINERS = {"jax": JaxMany}
 
 

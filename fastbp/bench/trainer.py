@@ -10,13 +10,13 @@ from .peers import Task
 LR = 1e-3
 
 
-def network(widths, activation, dtype, device):
+def network(widths, activation, dtype, device, precision="ieee"):
     """A network with an activation between its linear layers."""
     activation = {"relu": layers.ReLU, "tanh": layers.Tanh}[activation]
     parts = []
     for pair in itertools.pairwise(widths):
         parts += [layers.Linear(*pair), activation()]
-    return model.Sequential(*parts[:-1], dtype=dtype, device=device, seed=0)
+    return model.Sequential(*parts[:-1], dtype=dtype, device=device, seed=0, precision=precision)
 
 
 def weights_of(network):
@@ -28,8 +28,8 @@ def weights_of(network):
 class Ours:
     """This library, with the methods of a trainer in `peers`."""
 
-    def __init__(self, task, batch, dtype, device):
-        self.model = network(task.widths, task.activation, dtype, device)
+    def __init__(self, task, batch, dtype, device, precision="ieee"):
+        self.model = network(task.widths, task.activation, dtype, device, precision)
         self.task, self.batch = task, batch
         self.x = task.x if backend.on_host(device) else backend.load(device).to_device(task.x)
         self.loss = losses.MSELoss() if task.y.ndim == 2 else losses.CrossEntropyLoss()

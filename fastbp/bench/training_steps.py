@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import backend
 from . import gpu_peers, peers
-from .agreement import UPDATE_TOLERANCE, check_same, update_difference
+from .agreement import ROUNDED_UPDATE_TOLERANCE, UPDATE_TOLERANCE, check_same, update_difference
 from .clocks import Clock, timed
 from .measure import Case, Rival
 from .process import busy_core
@@ -19,6 +19,7 @@ EPOCH_FLOPS = 128e9  # larger epochs have fewer batches: about 2 s at 64 GFLOP/s
 FEWEST_BATCHES = 16  # or what an epoch of fit() costs once would weigh more than it ever does
 LAUNCHED_FLOPS, MOST_LAUNCHED = 2e12, 1024  # of steps between two events: about 50 ms, and so many at most
 ONE_THREAD = "one thread"
+FLOAT32 = "ours, float32"
 
 
 def step_case(name, shape, trainers, protocol, batches=None) -> Case:
@@ -45,10 +46,15 @@ def step_case(name, shape, trainers, protocol, batches=None) -> Case:
     batches = batches or min(BATCHES, max(FEWEST_BATCHES, int(EPOCH_FLOPS / flops)))
     task, rows = random_task(shape, batches, protocol.dtype)
 
-    ours, warmup = timed(lambda: _started(Ours(task, batch, protocol.dtype, protocol.device)))
+    how = protocol.dtype, protocol.device, protocol.precision
+    ours, warmup = timed(lambda: _started(Ours(task, batch, *how)))
     facts = {"widths": widths, "activation": task.activation, "batch": batch, "batches": batches}
     facts["ours_warmup_seconds"] = warmup
-    rivals, left_out = {}, {}
+    rivals, left_out, tolerance = {}, {}, UPDATE_TOLERANCE[protocol.dtype]
+    if protocol.precision != "ieee":
+        targets, tolerance = {}, ROUNDED_UPDATE_TOLERANCE
+        exact = _started(Ours(task, batch, protocol.dtype, protocol.device))
+        rivals[FLOAT32] = Rival(Clock(exact.train, batches), "", "this library in float32")
     for trainer in trainers:
         if task.y.ndim == 2 and backend.on_host(protocol.device):
             left_out[trainer.name] = "it is compared as a classifier only"
@@ -58,8 +64,8 @@ def step_case(name, shape, trainers, protocol, batches=None) -> Case:
         except ValueError as error:
             left_out[trainer.name] = str(error)
             continue
-        check_same(f"{name}: one step of {trainer.name}", difference, UPDATE_TOLERANCE[protocol.dtype], "the update")
-        weights = Ours(task, batch, protocol.dtype, protocol.device).weights()
+        check_same(f"{name}: one step of {trainer.name}", difference, tolerance, "the update")
+        weights = Ours(task, batch, *how).weights()
         peer, warmup = timed(lambda: _started(trainer(task, weights, rows, protocol.threads)))  # noqa: B023
         rivals[trainer.name] = Rival(
             Clock(peer.train, batches),
@@ -96,7 +102,7 @@ def _started(trainer):
 
 def _first_step_difference(trainer, task, rows, protocol):
     """Size of the difference of two first steps, relative to the step."""
-    ours = Ours(task, rows.shape[1], protocol.dtype, protocol.device)
+    ours = Ours(task, rows.shape[1], protocol.dtype, protocol.device, protocol.precision)
     before = ours.weights()
     peer = trainer(task, before, rows, protocol.threads)
     peer.train()
@@ -106,7 +112,8 @@ def _first_step_difference(trainer, task, rows, protocol):
 
 def step_cases(shapes, names, protocol):
     """Steps of each shape."""
-    trainers = peers.TRAINERS if backend.on_host(protocol.device) else gpu_peers.TRAINERS
+    on_host = backend.on_host(protocol.device)
+    trainers = peers.TRAINERS | peers.ROUNDED_TRAINERS if on_host else gpu_peers.TRAINERS
     for name, shape in shapes.items():
         yield step_case(name, shape, [trainers[peer] for peer in names], protocol)
 

@@ -23,6 +23,12 @@ def add_options(parser):
     parser.add_argument(
         "--peers", help=f"some of {', '.join(peers.PEERS)} (default: the fastest of those that can do it)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("ieee", *comparisons.ROUNDED_STEPS),
+        default="ieee",
+        help="of our products, of steps on the CPU, beside float32 and what peers have (%(default)s: the dtype's)",
+    )
     parser.add_argument("--rounds", type=positive, default=7, help="undisturbed rounds for each row (%(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="cores that this process is kept to (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="three short rounds: a first look, not a result")
@@ -32,8 +38,8 @@ def add_options(parser):
 
 def run(options):
     """Measure case after case, each a row as soon as it is known."""
-    names = comparisons.parse_what(options.what, options.threads, options.device)
-    known = comparisons.comparisons(options.device)
+    names = comparisons.parse_what(options.what, options.threads, options.device, options.precision)
+    known = comparisons.comparisons(options.device, options.precision)
     asked = shapes.parse_shapes(options.shapes) if options.shapes else None
     if asked and not any(known[name].shapes for name in names):
         raise ValueError(f"--shapes {options.shapes}, but {', '.join(names)} has none")
@@ -42,8 +48,12 @@ def run(options):
     if code is not None:
         return code
     rounds, seconds = (3, 0.02) if options.quick else (options.rounds, 0.1)
-    protocol = measure.Protocol(rounds, seconds, options.dtype, options.device, options.threads)
+    protocol = measure.Protocol(
+        rounds, seconds, options.dtype, options.device, options.threads, precision=options.precision
+    )
     cores = measuring.settle(options, options.threads)
+    for line in machine.multiplied(options.device, options.precision):
+        print(line)
     for name in missing:
         print(f"without {name}: it is not installed")
     results = {}
@@ -51,7 +61,7 @@ def run(options):
         comparison = known[name]
         chosen = comparison.chosen(found)
         one_thread = [training_steps.ONE_THREAD] if comparison.beside_one_thread(options.threads) else []
-        columns = chosen + one_thread
+        columns = chosen + one_thread + [training_steps.FLOAT32] * (options.precision != "ieee")
         print(f"\n{report.heading(comparison, columns)}", flush=True)
         results[name] = []
         for case in comparison.cases(asked or comparison.shapes, chosen, protocol):
@@ -70,6 +80,6 @@ def _write_report(options, cores, protocol, results):
         "commit": machine.commit(),
         "version": machine.version(),
     }
-    written |= {"cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
+    written |= {"precision": options.precision, "cores": cores, "isa": options.isa, "limit_gflops": protocol.best_limit}
     written |= {"machine": backend.load(options.device).config(), "load": process.load()}
     pathlib.Path(options.json).write_text(json.dumps(written | results, indent=1) + "\n")

@@ -34,9 +34,10 @@ LOSSES = {
     "classification": {"cross-entropy": losses.CrossEntropyLoss},
     "regression": {
         "mse": losses.MSELoss, "l1": losses.L1Loss, "huber": losses.HuberLoss, "half": losses.HalfSquaredErrorLoss,
-        "quantile": losses.QuantileLoss,
+        "quantile": losses.QuantileLoss, "poisson": losses.PoissonLoss,
     },
 }  # fmt: skip
+LOG_LINK = {"poisson"}  # losses of which the network's output is the logarithm of a mean
 ALL_LOSSES = {name: made for of_task in LOSSES.values() for name, made in of_task.items()}
 
 # What options are where they are not given: "any" before the target is known, then by its kind. "realmlp" is the simple

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import tabular
 from . import runs, scores, terminal
-from .options import add_model_and_data, read_table, use_threads
+from .options import add_model_and_data, open_table, use_threads
 
 
 def add_options(parser):
@@ -24,25 +24,36 @@ def run(options):
     predictor = runs.load(options.model, options.device, options.precision)
     network, preprocessing, target = predictor.model, predictor.preprocessing, predictor.target
     screen = terminal.screen(as_json=options.json)
-    whole = read_table(options)
+    whole = open_table(options)
     name = options.target or target.name
-    if not options.target and name not in whole.columns and whole.target in whole.columns:
+    if not options.target and name not in whole.names and whole.target in whole.names:
         name = whole.target  # the array of an NPZ file that is no feature
-    if name not in whole.columns and not options.target:
+    if name not in whole.names and not options.target:
         raise ValueError(f"{options.data} has no column {target.name!r} to measure by: name it with --target")
-    there = np.flatnonzero(~whole.columns[whole.find(name)].missing)
+    values = whole.column(whole.find(name))
+    there = np.flatnonzero(~values.missing)
     table = whole.take(there)
-    y = target.encoded(table.columns[whole.find(name)])
-    features = preprocessing.table(table.without([name]), None, options.by_position)
-    if options.drop_missing:
-        known = preprocessing.given if _same_rows(options, network.metadata, whole) else preprocessing.features
-        complete = ~features.incomplete(column for column in known if column in features.columns)
-        there, y, features = there[complete], y[complete], features.take(complete)
+    y = target.encoded(values.take(there), table.number)
+    known = preprocessing.given if _same_rows(options, network.metadata, whole) else preprocessing.features
+    if not options.drop_missing:
+        known = []
+    rest, lacks = table.without([name]), tabular.Lacks()
+    needed = {*preprocessing.needed(rest), *known}
+    complete, outputs = np.zeros(len(there), bool), np.empty((len(there), target.outputs), network.dtype)
+    done = 0
+    for part in rest.parts([column for column in rest.names if column in needed]):
+        features, rows = preprocessing.table(part, None, options.by_position), slice(done, done + len(part))
+        complete[rows] = ~features.incomplete(column for column in known if column in features.columns)
+        outputs[rows] = network.predict(preprocessing.applied(features, network.dtype, lacks))
+        done += len(part)
+    if not complete.all():
+        there, y, outputs = there[complete], y[complete], outputs[complete]
     if not len(there):
         raise ValueError(f"{options.data} has no row to measure by: each lacks the target, or a feature")
-    x, remarks = preprocessing.applied(features, network.dtype)
     parts = _parts(options, network.metadata, whole, target, y)
-    results = {part: scores.Result(network, target, x[rows], y[rows], there[rows]) for part, rows in parts.items()}
+    results = {
+        part: scores.Result(network, target, outputs[rows], y[rows], there[rows]) for part, rows in parts.items()
+    }
     metrics = {part: result.metrics for part, result in results.items()}
     last = list(parts)[-1]
     metrics["baseline"] = scores.baseline(target, y[parts[last]])
@@ -57,7 +68,7 @@ def run(options):
         screen.line(
             "these rows include those that the model was trained on: see metrics.json of the run for unseen ones"
         )
-    for remark in remarks:
+    for remark in lacks.remarks(whole.name):
         screen.line(remark)
     screen.line()
     for line in scores.lines(target, metrics, screen.width):

@@ -34,5 +34,7 @@ def run(options):
     )
     if found.target.classes is not None:
         screen.item("gives", f"logits of the classes {', '.join(map(str, found.target.classes))}")
+    elif found.target.link == "log":
+        screen.item("gives", f"the logarithm of {found.target.name} over {found.target.scale:g}")
     else:
         screen.item("gives", f"{found.target.name} less {found.target.mean:g}, over {found.target.scale:g}")

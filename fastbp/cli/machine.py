@@ -40,6 +40,14 @@ def described(device, *more) -> str:
     return " · ".join([f"fastbp {version()}", machine, *map(str, more)])
 
 
+def multiplied(device, precision) -> list[str]:
+    """What products of less precision are made by; nothing of those of the dtype."""
+    if precision == "ieee":
+        return []
+    unit = backend.load(device).config().get("bfloat16 unit")
+    return [f"precision {precision}" + (f" by the {unit} unit" if unit else "")]
+
+
 def cached_in(device) -> str:
     """Where compiled kernels are kept; empty where they are not."""
     folder = backend.load(device).config().get("kernel cache", "off")

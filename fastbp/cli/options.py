@@ -41,8 +41,11 @@ def add_reading(parser):
     group.add_argument("--y-key", default="y", help="target in an NPZ file (%(default)s)")
 
 
-def read_table(options) -> tabular.Table:
-    """The table DATA, without the columns to leave out."""
+def open_table(options) -> tabular.Table | tabular.Stored:
+    """The table DATA, without the columns to leave out; one that can be read by parts stays in its file."""
+    dropped = names_in(getattr(options, "drop", ""))
+    if tabular.stays_in_its_file(options.data):
+        return tabular.Stored(options.data).without(dropped)
     dialect = tabular.Dialect(
         header=options.header,
         separator={"\\t": "\t", "tab": "\t"}.get(options.separator, options.separator),
@@ -54,7 +57,7 @@ def read_table(options) -> tabular.Table:
         x_key=options.x_key,
         y_key=options.y_key,
     )
-    return tabular.read(options.data, dialect).without(names_in(getattr(options, "drop", "")))
+    return tabular.read(options.data, dialect).without(dropped)
 
 
 def add_device(parser):
@@ -69,7 +72,8 @@ def add_machine(parser):
         "--precision",
         choices=PRECISIONS,
         default="ieee",
-        help="what factors of products are rounded to, with --device cuda (%(default)s: nothing)",
+        help="of products in float32; on the cpu bf16 and bf16x3, with --device cuda tf32 and bf16 (%(default)s: the "
+        "dtype's)",
     )
     parser.add_argument("--threads", type=positive, help="workers (default: what the machine has)")
 

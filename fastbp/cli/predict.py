@@ -1,23 +1,22 @@
 """``fastbp predict``: what a trained model says of a table."""
 
-import csv
-import io
 import os
 import sys
 
 import numpy as np
 
-from .. import files
-from . import runs, terminal
-from .options import add_model_and_data, names_in, read_table, use_threads
-
-OUTPUTS = (".csv", ".parquet", ".feather", ".npz")
+from .. import files, tabular
+from . import outputs, runs, terminal
+from .options import add_model_and_data, names_in, open_table, use_threads
 
 
 def add_options(parser):
     """The output, the model and the data."""
     parser.add_argument(
-        "-o", "--output", metavar="OUT", help=f"file that ends in {', '.join(OUTPUTS)} (default: CSV to the terminal)"
+        "-o",
+        "--output",
+        metavar="OUT",
+        help=f"file that ends in {', '.join(outputs.OUTPUTS)} (default: CSV to the terminal)",
     )
     parser.add_argument("--proba", action="store_true", help="also the probability of each class")
     parser.add_argument("--id", metavar="COLUMNS", default="", help="columns of DATA to have beside the predictions")
@@ -36,37 +35,51 @@ def run(options):
         raise ValueError(f"--proba is for classes, and {options.model} predicts the number {target.name!r}")
     if options.output:
         _check_output(options)
-    table = read_table(options)
-    features = predictor.preprocessing.table(table, target.name, options.by_position)
-    inputs, remarks = predictor.preprocessing.applied(features, predictor.model.dtype)
-    for remark in remarks:
-        print(f"fastbp: {remark}", file=sys.stderr)
-    columns = {}
-    for name in names_in(options.id):
-        found = table.find(name)
-        values = table.columns[found]
-        columns[found] = _with_gaps(values.values, values.missing)
-    used = [name for name in predictor.preprocessing.features if name in features.columns]
-    gaps = features.incomplete(used) if options.drop_missing else np.zeros(len(table), bool)
-    columns[_free(target.name, columns)] = _with_gaps(target.decoded(predictor.model.predict(inputs)), gaps)
-    if options.proba:
-        probability = predictor.model.predict_proba(inputs)
-        for label, of_class in zip(target.classes, probability.T, strict=True):
-            columns[_free(f"p({label})", columns)] = _with_gaps(of_class, gaps)
+    table, work = open_table(options), _Work(options, predictor)
     if not options.output:
-        _write_csv(sys.stdout, columns)
+        work.through(table, outputs.csv_rows(sys.stdout))
         return
-    with files.replacing(options.output) as file:
-        _write(file, columns, options.output)
-    left = f", none for {terminal.rows(int(gaps.sum()))} with a missing feature" if gaps.any() else ""
-    print(
-        f"saved {terminal.number(len(table) - int(gaps.sum()))} predictions of {target.name!r}{left}: {options.output}"
-    )
+    with files.replacing(options.output) as file, outputs.writing(file, options.output) as write:
+        work.through(table, write)
+    left = f", none for {terminal.rows(work.without)} with a missing feature" if work.without else ""
+    predicted = terminal.number(len(table) - work.without)
+    print(f"saved {predicted} predictions of {target.name!r}{left}: {options.output}")
+
+
+class _Work:
+    """Predictions for the parts of a table."""
+
+    def __init__(self, options, predictor):
+        self.options, self.predictor, self.without = options, predictor, 0
+
+    def through(self, table, write):
+        """Predict and write, a part after the other; then say what the table lacks."""
+        ids = [table.find(name) for name in names_in(self.options.id)]
+        lacks, needed = tabular.Lacks(), self.predictor.preprocessing.needed(table)
+        for part in table.parts([name for name in table.names if name in {*needed, *ids}]):
+            write(self._columns(part, ids, lacks))
+        for remark in lacks.remarks(table.name):
+            print(f"fastbp: {remark}", file=sys.stderr)
+
+    def _columns(self, part, ids, lacks):
+        preprocessing, target, model = self.predictor.preprocessing, self.predictor.target, self.predictor.model
+        features = preprocessing.table(part, target.name, self.options.by_position)
+        inputs = preprocessing.applied(features, model.dtype, lacks)
+        used = [name for name in preprocessing.features if name in features.columns]
+        gaps = features.incomplete(used) if self.options.drop_missing else np.zeros(len(part), bool)
+        self.without += int(gaps.sum())
+        columns = {name: part.columns[name] for name in ids}
+        predicted = target.decoded(model.predict(inputs))
+        columns[_free(target.name, columns)] = tabular.Column(predicted, gaps)
+        if self.options.proba:
+            for label, of_class in zip(target.classes, model.predict_proba(inputs).T, strict=True):
+                columns[_free(f"p({label})", columns)] = tabular.Column(of_class, gaps)
+        return columns
 
 
 def _check_output(options):
-    if not options.output.endswith(OUTPUTS):
-        raise ValueError(f"--output {options.output}: expected a name ending in {', '.join(OUTPUTS)}")
+    if not options.output.endswith(outputs.OUTPUTS):
+        raise ValueError(f"--output {options.output}: expected a name ending in {', '.join(outputs.OUTPUTS)}")
     for used in (options.data, runs.model_path(options.model)):
         if os.path.exists(options.output) and os.path.exists(used) and os.path.samefile(options.output, used):
             raise ValueError(f"--output {options.output} would overwrite what is read: choose another name")
@@ -75,47 +88,3 @@ def _check_output(options):
 def _free(name, columns):
     """The name, or that of a prediction where another column is called so."""
     return f"{name} predicted" if name in columns else name
-
-
-def _with_gaps(values, missing):
-    """The values; as objects, None where one is missing, if one is."""
-    if not missing.any():
-        return values
-    objects = values.astype(object)
-    objects[missing] = None
-    return objects
-
-
-def _write(file, columns, output):
-    if output.endswith(".csv"):
-        text = io.TextIOWrapper(file, newline="", encoding="utf-8")
-        _write_csv(text, columns)
-        text.detach()
-    elif output.endswith(".npz"):
-        gaps = [name for name, values in columns.items() if values.dtype.kind == "O" and None in values]
-        if gaps:
-            raise ValueError(f"{output}: NPZ cannot hold the gaps of {', '.join(gaps)}; choose .csv or .parquet")
-        texts = {name: values.astype(str) for name, values in columns.items() if values.dtype.kind == "O"}
-        np.savez(file, **(columns | texts))
-    else:
-        _write_arrow(file, columns, output)
-
-
-def _write_arrow(file, columns, output):
-    try:
-        import pyarrow
-        import pyarrow.feather
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('writing Parquet and Feather needs pyarrow: pip install "fastbp[cli]"') from None
-    table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
-    write = pyarrow.parquet.write_table if output.endswith(".parquet") else pyarrow.feather.write_feather
-    write(table, file)
-
-
-def _write_csv(file, columns):
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    values = [of_column.astype(str) if of_column.dtype.kind == "M" else of_column for of_column in columns.values()]
-    for row in zip(*(of_column.tolist() for of_column in values), strict=True):
-        writer.writerow([f"{value:.8g}" if isinstance(value, float) else value for value in row])

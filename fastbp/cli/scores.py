@@ -20,7 +20,8 @@ class Result:
     ----------
     network : Sequential
     target : tabular.Target
-    x : array (n, width)
+    outputs : array (n, outputs)
+        What it predicts.
     y : array (n,)
         As from `Target.encoded`.
     rows : array (n,), optional
@@ -33,9 +34,8 @@ class Result:
         Class indices; or values in the target's own units.
     """
 
-    def __init__(self, network, target, x, y, rows=None):
+    def __init__(self, network, target, outputs, y, rows=None):
         self.target, self.rows = target, np.arange(len(y)) if rows is None else rows
-        outputs = network.predict(x)
         if target.classes is None:
             self.predicted, self.true = target.decoded(outputs), target.in_own_units(y)
             self.metrics = metrics.regression(self.predicted, self.true)
@@ -90,7 +90,7 @@ def baseline(target, y) -> dict[str, float]:
     """Metrics of predicting, whatever the row, how often each class is, or the mean."""
     if target.classes is not None:
         return metrics.classification(np.tile(target.shares, (len(y), 1)), y)
-    return metrics.regression(target.in_own_units(np.zeros(len(y))), target.in_own_units(y))
+    return metrics.regression(target.in_own_units(np.full(len(y), target.trivial)), target.in_own_units(y))
 
 
 def lines(target, scores, width=0) -> list[str]:
@@ -137,6 +137,8 @@ def data_lines(options, learned, incomplete):
     by_target = [column.name for column in preprocessing.columns if hasattr(column, "encodings")]
     if by_target:
         yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
+    if learned.sampled < len(table):
+        yield "", f"kinds and statistics of columns are those of {terminal.rows(learned.sampled)} drawn at random"
     if learned.dropped:
         yield "missing", f"{terminal.rows(learned.dropped)} without target left out"
     if incomplete:

@@ -1,8 +1,9 @@
 """What a command shows: plain lines, a terminal with colour and a bar, JSON lines, or nothing.
 
-A screen has ``line(text, style)``; ``item(label, text)``, a line with a label in the margin; ``record(kind, values)``,
-which only `JsonLines` shows; ``working(text)``, a context for a wait of unknown length; ``progress(total)``, a context
-that gives a function ``(done, text)``; and ``width``, its columns, or 0 where lines may have any length.
+A screen has ``line(text, style)``; ``item(label, text)``, a line with a label in the margin; ``command(label, text)``,
+such a line that can be typed; ``record(kind, values)``, which only `JsonLines` shows; ``working(text)``, a context for
+a wait of unknown length; ``progress(total)``, a context that gives a function ``(done, text)``; and ``width``, its
+columns, or 0 where lines may have any length.
 """
 
 import codecs
@@ -63,17 +64,23 @@ class Plain:
     def __init__(self):
         self.width = columns()
 
-    def line(self, text="", style="", indent=0):
-        for part in wrapped(text, self.width, indent):
+    def line(self, text="", style="", indent=0, broken=""):
+        """A line, or several where it is broken; those end in ``broken``, but for the last."""
+        *lines, last = wrapped(text, self.width and self.width - len(broken), indent)
+        for part in [*(part + broken for part in lines), last]:
             self.show(part, style)
 
     def show(self, text, style):
         """Print a line that fits."""
         print(text, flush=True)
 
-    def item(self, label, text, style=""):
+    def item(self, label, text, style="", broken=""):
         """A line with a label in the margin."""
-        self.line(f"{label or ' ':{MARGIN}}{text}", style, MARGIN if label else 0)
+        self.line(f"{label or ' ':{MARGIN}}{text}", style, MARGIN if label else 0, broken)
+
+    def command(self, label, text):
+        """A command with a label in the margin; the lines of one that is broken can be pasted as they are."""
+        self.item(label, text, "bold", " \\")
 
     def record(self, kind, values):
         """Only for `JsonLines`."""
@@ -90,7 +97,7 @@ class Plain:
 class Quiet(Plain):
     """Nothing."""
 
-    def line(self, text="", style="", indent=0):
+    def line(self, text="", style="", indent=0, broken=""):
         pass
 
 

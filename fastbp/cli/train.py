@@ -13,7 +13,7 @@ import time
 
 from .. import backend, callbacks, chains, checkpoints, initializers, layers, model, tabular
 from . import components, figures, machine, runs, scores, terminal
-from .options import add_machine, add_reading, names_in, positive, read_table, use_threads
+from .options import add_machine, add_reading, names_in, open_table, positive, use_threads
 
 CHECKPOINT_SECONDS = 60  # from one checkpoint to the next
 COMPILED_SECONDS = 0.3  # a warm-up that took longer has compiled something; else the kernels were on disk
@@ -85,6 +85,10 @@ def _add_training(group):
     group.add_argument("--no-bias", action="store_true", help="layers without biases")
     group.add_argument("--epochs", type=positive, help=f"at most ({plain['epochs']})")
     group.add_argument("--batch-size", type=positive, help=f"rows a step ({plain['batch_size']})")
+    group.add_argument(
+        "--shuffle", choices=("all", "blocks", "none"), default="all",
+        help="rows of an epoch: all; by blocks of 16 384, for a table much larger than memory; not (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--lr", type=float, help=f"learning rate, of a schedule the highest ({plain['lr']:g})")
     group.add_argument("--warmup", type=int, default=0, metavar="UPDATES", help="in which the rate rises (%(default)s)")
     group.add_argument(
@@ -163,6 +167,11 @@ def _fractions(text):
     return fractions
 
 
+def _link(loss):
+    """What the network's output is to the mean of the target: itself, or its logarithm."""
+    return "log" if loss and components.parsed(loss, components.ALL_LOSSES)[0] in components.LOG_LINK else "identity"
+
+
 def _class_weight(text, target):
     """A weight for each class, of mean 1 over the rows where they are balanced."""
     if text == "balanced":
@@ -190,7 +199,7 @@ class _Job:
             )
         self.options, self.folder = options, None
         components.fill(options, "any")
-        table = read_table(options)
+        table = open_table(options)
         if options.start:
             predictor = runs.load(options.start, options.device, options.precision)
             self.network = predictor.model
@@ -199,18 +208,25 @@ class _Job:
             self._begin(table)
         self.table, self.target = self.learned.table, self.learned.target
         components.fill(options, self.target.task)
-        x, y = self.learned.inputs(self.network.dtype), self.learned.targets()
-        self.data = {part: (x[rows], y[rows]) for part, rows in self.learned.parts.items()}
         self.loss = self._loss()
         self.stopping = callbacks.EarlyStopping(options.patience)
         self.optimizer = self.network.optimizer
         name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
-        steps = options.epochs * math.ceil(len(self.data["train"][1]) / options.batch_size)
+        steps = options.epochs * math.ceil(len(self.learned.parts["train"]) / options.batch_size)
         rate = components.learning_rate(options, steps)
         if type(self.optimizer) is components.OPTIMIZERS[name]:
             self.optimizer.lr = rate
         else:
             self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
+        self.data = self._data()
+
+    def _data(self):
+        """Inputs and targets of the parts; those of a stored table stay on the disk that the run is on."""
+        folder = None
+        if isinstance(self.table, tabular.Stored):
+            folder = pathlib.Path(self.options.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+        return self.learned.data(self.network.dtype, folder)
 
     def division(self):
         """Shares and seed of the split; those of the model when going on, so that its test part stays unseen."""
@@ -221,7 +237,7 @@ class _Job:
         self.incomplete = 0
         if not self.options.drop_missing:
             return table
-        gaps = table.incomplete(table.columns if preprocessing is None else preprocessing.given)
+        gaps = table.incomplete(table.names if preprocessing is None else preprocessing.given)
         self.incomplete = int(gaps.sum())
         if self.incomplete == len(table):
             raise ValueError(f"{self.options.data} has a missing value in every row: train without --drop-missing")
@@ -240,7 +256,13 @@ class _Job:
             scaling=options.scaling,
         )
         self.learned = tabular.learn(
-            self._rows(table), target, settings, task=options.task, fractions=fractions, seed=options.seed
+            self._rows(table),
+            target,
+            settings,
+            task=options.task,
+            link=_link(options.loss),
+            fractions=fractions,
+            seed=options.seed,
         )
         preprocessing = self.learned.preprocessing
         components.fill(options, self.learned.target.task)
@@ -265,6 +287,11 @@ class _Job:
         name = options.loss
         if components.parsed(name, components.ALL_LOSSES)[0] not in known:
             raise ValueError(f"--loss {name}: of {task} there are {', '.join(known)}; or choose another --task")
+        if _link(name) != self.target.link:
+            raise ValueError(
+                f"--loss {name}: {options.start} predicts {self.target.name!r} by a loss of another kind; leave out "
+                "--start"
+            )
         if not options.class_weight:
             return components.made(name, known)
         if task != "classification":
@@ -314,6 +341,7 @@ class _Job:
                 optimizer=self.optimizer,
                 epochs=self.options.epochs,
                 batch_size=self.options.batch_size,
+                shuffle={"all": True, "none": False}.get(self.options.shuffle, self.options.shuffle),
                 validation_data=validation,
                 callbacks=[self, rows, *components.watchers(self.options), self.stopping],
                 verbose=False,
@@ -333,14 +361,18 @@ class _Job:
 
     def results(self):
         """What the network gives for each part, and on the test part the trivial baseline."""
-        parts = {part: scores.Result(self.network, self.target, *data) for part, data in self.data.items()}
+        parts = {
+            part: scores.Result(self.network, self.target, self.network.predict(x), y)
+            for part, (x, y) in self.data.items()
+        }
         return parts, scores.baseline(self.target, self.data["test"][1])
 
 
 def _announce(screen, job):
     """Say what is about to be done, with what."""
     options, learned, network, target = job.options, job.learned, job.network, job.target
-    screen.line(machine.described(options.device, network.dtype, f"seed {options.seed}"), "bold")
+    unit = machine.multiplied(options.device, network.precision)
+    screen.line(machine.described(options.device, network.dtype, *unit, f"seed {options.seed}"), "bold")
     for label, text in scores.data_lines(options, learned, job.incomplete):
         screen.item(label, text)
     fractions, seed = job.division()
@@ -350,10 +382,11 @@ def _announce(screen, job):
     screen.item(
         "split", f"train {sizes['train']} · valid {sizes['valid']} for early stopping · test {sizes['test']}   {how}"
     )
-    both = "numbers" if target.classes is not None else "numbers and target"
+    both = "numbers" if target.classes is not None or target.link == "log" else "numbers and target"
     how = "mean and deviation" if learned.preprocessing.scaling == "standard" else "median and quartiles"
     clipped = ", then clipped" * (learned.preprocessing.scaling == "robust")
-    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}")
+    log = f"; the output is the logarithm of {target.name!r} over its mean" * (target.link == "log")
+    screen.item("scale", f"{both} standardised: {how} of the training part{clipped}{log}")
     screen.item("model", " · ".join(_layer(layer) for layer in network.layers))
     count = network.flat_parameters.size
     size = f"{terminal.number(count)} parameters, {terminal.number(count * network.dtype.itemsize // 1000)} kB"
@@ -423,11 +456,12 @@ def _conclude(screen, job, seconds):
     screen.line()
     screen.item("saved", f"{job.folder}{os.sep}")
     screen.item("", f"{runs.MODEL}     layers, weights, preprocessing")
-    screen.item("", f"{runs.CONFIG}   the same again: fastbp train --config {folder}/{runs.CONFIG}")
+    screen.item("", f"{runs.CONFIG}   all options")
     screen.item("", f"history.csv  metrics.json  {pictures}")
     screen.line()
-    screen.item("next", f"fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv", "bold")
+    screen.command("next", f"fastbp predict {folder} {shlex.quote(job.options.data)} -o predictions.csv")
     screen.item("", f"in Python: fastbp.load({json.dumps(str(job.folder))}).predict(frame)")
+    screen.command("again", f"fastbp train --config {folder}/{runs.CONFIG}")
     screen.record("result", {"run": str(job.folder), "best_epoch": best, "epochs": epochs, "metrics": metrics})
     if job.options.quiet:
         print(job.folder)

@@ -18,7 +18,7 @@ def fit_lbfgs(estimator, X, target, weight):
     model, objective = estimator.model_, estimator._objective()
     steps = Steps(model, objective, optimizers.SGD(lr=1.0))
     steps.give(X, target, weight, estimator.alpha, X.shape[0])
-    batch = steps.batch(slice(None))
+    batch = steps.batch()
 
     def value_and_gradient(flat):
         model.flat_parameters = flat

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from .. import checks
+from ..checks import Array
 from ..losses import Loss
-from ..steps import CompiledStep, StoredStep, compiled
+from ..steps import STAGING_BYTES, CompiledSteps, StoredStep, compiled
 from .rows import dense
+
+
+class Rows(NamedTuple):
+    """Checked rows, as `CompiledSteps` takes them."""
+
+    X: Any
+    y: Array
+    weight: Array | None
+    labels: bool
 
 
 class Objective(NamedTuple):
@@ -31,7 +42,7 @@ class Objective(NamedTuple):
 
 
 class Steps:
-    """Runs batches of rows; `Slices` cuts an epoch into calls.
+    """Runs batches of rows, many in a compiled call where kernels have all that it takes.
 
     After a loss that is not finite the weights count as lost, as they would be: all become NaN.
 
@@ -43,13 +54,10 @@ class Steps:
         Of `rate`.
     """
 
-    most = 1 << 20  # batches a call may have
-
     def __init__(self, model, objective, optimizer):
         self.model, self.network, self.optimizer, self.objective = model, model.network, optimizer, objective
         optimizer.bind(self.network)
         model.remember_loss(objective.loss)
-        self.compiled = CompiledStep(model, objective.loss, optimizer) if compiled(objective.loss, optimizer) else None
         self.stored = StoredStep(model, objective.loss, optimizer)
         self.give(None, None, None, 0.0, 1)
 
@@ -57,6 +65,25 @@ class Steps:
         """What the next batches are of, with which penalty."""
         self.X, self.target, self.weight = X, target, weight
         self.alpha, self.batch_size, self.lost = alpha, batch_size, False
+        # Elsewhere than on the host updates know no decay.
+        self.compiled = compiled(self.objective.loss, self.optimizer) and (self.network.on_host or not alpha)
+        self.run = None
+
+    def _run_of(self, X, target, weight):
+        """Compiled steps on these rows."""
+        rows = Rows(X, target, weight, self.objective.loss.takes_labels(target))
+        return CompiledSteps(self.model, self.objective.loss, self.optimizer, rows, self.batch_size)
+
+    @property
+    def most(self):
+        """The most batches a call may have."""
+        if not self.compiled:
+            return 1
+        if sparse.issparse(self.X):
+            return max(1, STAGING_BYTES // (self.batch_size * self.X.shape[1] * self.X.dtype.itemsize))
+        if self.run is None:
+            self.run = self._run_of(self.X, self.target, self.weight)
+        return self.run.together
 
     def __call__(self, rows, step_loss, step_hits):
         """Run the batches of these rows, whose losses before their updates are written to ``step_loss``.
@@ -66,45 +93,74 @@ class Steps:
         if self.lost:
             step_loss[:] = math.nan
             return len(step_loss)
-        for i in range(len(step_loss)):
-            step_loss[i] = value = self._step(rows[i * self.batch_size : (i + 1) * self.batch_size])
-            if not math.isfinite(value):
-                self.lost = True
-                self.model.flat_parameters = np.full(self.network.count, math.nan, self.model.dtype)
-                return i
+        totals, done = self._totals(rows, len(step_loss)), 0
+        nothing = [*np.flatnonzero(totals == 0), len(step_loss)]  # a batch without weight counts for nothing
+        for end in nothing:
+            if end > done:
+                part, size = slice(done, end), self.batch_size
+                finished = (self._together if self.compiled else self._stored)(
+                    rows[done * size : end * size], totals[part], step_loss[part], step_hits[part]
+                )
+                if finished < end - done:
+                    self.lost = True
+                    self.model.flat_parameters = np.full(self.network.count, math.nan, self.model.dtype)
+                    return done + finished
+            step_loss[end : end + 1] = 0.0
+            done = end + 1
         return len(step_loss)
 
-    def _step(self, rows):
-        """One step; its loss with the penalty."""
-        x, target, weight, total = self.batch(rows)
-        if total == 0:
-            return 0.0
-        if self.compiled and (self.network.on_host or not self.alpha):  # elsewhere updates know no decay
-            penalty = self.penalty(total)
-            decay = self.alpha / (total * self.objective.scale) if self.alpha else None
-            return self.compiled(x, target, weight, decay) * self.objective.share + penalty
-        value = self.gradients(x, target, weight, total)
-        if math.isfinite(value):
-            self.optimizer.step()
+    def _totals(self, rows, steps):
+        """The sums of the weights of batches."""
+        if self.weight is not None:
+            return np.add.reduceat(self.weight[rows], np.arange(0, len(rows), self.batch_size))
+        totals = np.full(steps, float(self.batch_size))
+        totals[-1] = len(rows) - (steps - 1) * self.batch_size
+        return totals
+
+    def _together(self, rows, totals, step_loss, step_hits):
+        """Batches in one call; how many have a finite loss."""
+        run, order, decay, squares = self.run, rows, None, None
+        if sparse.issparse(self.X):
+            run = self._run_of(*self._rows_of(rows))
+            order = np.stack([np.arange(len(rows)), rows])
+        if self.alpha:
+            decay, squares = self.alpha / (totals * self.objective.scale), np.zeros(len(totals))
+        run.start(rows, len(totals))
         self.network.discard_gradients()
-        return value
+        done = run(order, step_loss, step_hits, decay, squares)
+        step_loss *= self.objective.share
+        if squares is not None:
+            step_loss += 0.5 * self.alpha * squares / totals
+        return done if done < len(totals) else int(np.logical_and.accumulate(np.isfinite(step_loss)).sum())
 
-    def batch(self, rows):
-        """These rows of X, of the targets and of the weights, and the sum of these."""
+    def _stored(self, rows, totals, step_loss, step_hits):
+        """The same a batch at a time, through stored gradients."""
+        for i, total in enumerate(totals):
+            numbers = rows[i * self.batch_size : (i + 1) * self.batch_size]
+            step_loss[i] = value = self.gradients(*self._rows_of(numbers), total, numbers)
+            if math.isfinite(value):
+                self.optimizer.step()
+            self.network.discard_gradients()
+            if not math.isfinite(value):
+                return i
+        return len(totals)
+
+    def _rows_of(self, rows):
+        """These rows of X, of the targets and of the weights."""
         x, target = checks.converted(dense(self.X[rows]), self.model.dtype), self.target[rows]
-        if self.weight is None:
-            return x, target, None, len(target)
-        weight = self.weight[rows]
-        return x, target, weight, float(weight.sum())
+        return x, target, None if self.weight is None else self.weight[rows]
 
-    def penalty(self, total):
-        """The penalty of a batch whose weights have this sum."""
-        return 0.5 * self.alpha * self.network.weights_squared() / total if self.alpha else 0.0
+    def batch(self):
+        """All rows, their targets and weights, and the sum of these."""
+        x, target, weight = self._rows_of(slice(None))
+        return x, target, weight, float(len(target) if weight is None else weight.sum())
 
-    def gradients(self, x, target, weight, total):
+    def gradients(self, x, target, weight, total, numbers=None):
         """The loss of a batch with its penalty; its gradients are stored, before ``scale``, where it is finite."""
         self.stored.count = 0.0
-        value = self.stored.add(x, target, weight)[0] * self.objective.share + self.penalty(total)
-        if self.alpha and math.isfinite(value):
-            self.network.add_decay(self.alpha / (total * self.objective.scale))
+        value = self.stored.add(x, target, weight, numbers)[0] * self.objective.share
+        if self.alpha:
+            value += 0.5 * self.alpha * self.network.weights_squared() / total
+            if math.isfinite(value):
+                self.network.add_decay(self.alpha / (total * self.objective.scale))
         return value

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from .learning import restored
+from .preprocessing import Lacks
 from .table import Array
 
 
@@ -69,8 +70,9 @@ class Predictor:
         return self.model.predict_proba(self._inputs(X))
 
     def _inputs(self, X):
-        inputs, remarks = self.preprocessing.applied(self.preprocessing.table(X, self.target.name), self.model.dtype)
-        for remark in remarks:
+        table, lacks = self.preprocessing.table(X, self.target.name), Lacks()
+        inputs = self.preprocessing.applied(table, self.model.dtype, lacks)
+        for remark in lacks.remarks(table.name):
             warnings.warn(remark, UserWarning, stacklevel=3)
         return inputs
 

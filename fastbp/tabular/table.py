@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 PARTS = ("train", "valid", "test")
+PART_VALUES = 1 << 21  # of a table that is worked on by parts: 16 MiB as float64
 KINDS = {"f": "number", "i": "number", "u": "number", "b": "boolean", "M": "date", "O": "text"}
 
 
@@ -43,7 +44,7 @@ class Column:
         """The values that are there."""
         return self.values[~self.missing]
 
-    def take(self, rows: Array) -> Column:
+    def take(self, rows: Array | slice) -> Column:
         """The column of some rows, by number or by mask."""
         return Column(self.values[rows], self.missing[rows])
 
@@ -56,6 +57,16 @@ class Column:
         if self.kind == "text":
             return self.values
         return np.array([text_of(value) for value in self.values.tolist()], object)
+
+
+def from_one(row: int) -> int:
+    """The number of a row, from 1, of a table that has all rows of its source."""
+    return row + 1
+
+
+def positions(texts: Array, of: Mapping[str, int]) -> Array:
+    """What stands for each text, -1 for one that has nothing; int64 array (n,)."""
+    return np.fromiter((of.get(text, -1) for text in texts.tolist()), np.int64, len(texts))
 
 
 def text_of(value: Any) -> str:
@@ -128,39 +139,59 @@ class Table:
         False where the source has no names, so that a column is called by its position.
     target : str or None
         The column to predict when none is asked for, by name or by index.
+    numbers : int array (n,), optional
+        Which rows of its source these are, where they are not all.
     """
 
     name: str
     columns: dict[str, Column]
     named: bool
     target: str | None = "-1"
+    numbers: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns, in order."""
+        return list(self.columns)
+
+    def number(self, row: int) -> int:
+        """The number of a row, from 1, in its source."""
+        return from_one(row if self.numbers is None else int(self.numbers[row]))
+
     def find(self, column: str) -> str:
         """The name of a column given by name or by index (negative: from the end)."""
-        if column in self.columns:
-            return column
-        names = list(self.columns)
-        try:
-            return names[int(column)]
-        except (ValueError, IndexError):
-            raise ValueError(f"column {column!r} not found in {self.name}; columns are {listed(names)}") from None
+        return found(self.name, self.names, column)
 
     def without(self, columns: Iterable[str]) -> Table:
         """The table less some columns, given by name or by index."""
         dropped = {self.find(column) for column in columns}
         return dataclasses.replace(self, columns={k: v for k, v in self.columns.items() if k not in dropped})
 
-    def renamed(self, column: str, name: str) -> Table:
-        """The table with another name for a column, given by name or by index."""
-        old = self.find(column)
-        return dataclasses.replace(self, columns={name if k == old else k: v for k, v in self.columns.items()})
-
-    def take(self, rows: Array) -> Table:
+    def take(self, rows: Array | slice) -> Table:
         """The table of some rows, by number or by mask."""
-        return dataclasses.replace(self, columns={k: v.take(rows) for k, v in self.columns.items()})
+        numbers = (np.arange(len(self)) if self.numbers is None else self.numbers)[rows]
+        return dataclasses.replace(self, columns={k: v.take(rows) for k, v in self.columns.items()}, numbers=numbers)
+
+    def parts(self, names: Sequence[str] | None = None) -> Iterator[Table]:
+        """The table as consecutive parts, of all columns or of some; nothing is copied."""
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        columns = {name: self.columns[name] for name in (self.columns if names is None else names)}
+        table = dataclasses.replace(self, columns=columns, numbers=numbers)
+        size = max(1, PART_VALUES // max(1, len(columns)))
+        for start in range(0, len(self), size):
+            yield table.take(slice(start, start + size))
+
+    def column(self, name: str) -> Column:
+        """A column."""
+        return self.columns[name]
+
+    def loaded(self, names: Sequence[str] | None = None) -> Table:
+        """The table, of all columns or of some."""
+        columns = {name: self.columns[name] for name in (self.columns if names is None else names)}
+        return dataclasses.replace(self, columns=columns)
 
     def incomplete(self, columns: Iterable[str]) -> Array:
         """The rows in which a value of these columns is missing, as a mask."""
@@ -168,6 +199,16 @@ class Table:
         for name in columns:
             found |= self.columns[name].missing
         return found
+
+
+def found(table: str, names: Sequence[str], column: str) -> str:
+    """The name of a column given by name or by index (negative: from the end)."""
+    if column in names:
+        return column
+    try:
+        return names[int(column)]
+    except (ValueError, IndexError):
+        raise ValueError(f"column {column!r} not found in {table}; columns are {listed(names)}") from None
 
 
 def from_columns(name: str, columns: Mapping[str, Any], named: bool = True, target: str | None = "-1") -> Table:

@@ -5,24 +5,24 @@ The single layers run on the calling thread; `network_forward` and `network_trai
 
 import contextlib
 import ctypes
+import functools
 import math
 import struct
 import threading
 import time
-from functools import partial
 
 import numpy as np
 
 from .. import jit, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
-from . import blocking, context, linear, network, norms, team
+from . import blocking, context, factors, linear, network, norms, team
 
 name = "cpu"
 _calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
-_set_steps, _STEPS_AT = struct.Struct("=13q").pack_into, 8 * network.COEFFICIENTS
+_set_steps, _STEPS_AT = struct.Struct("=14q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
@@ -114,31 +114,48 @@ def _narrow(dtype, rows, fan_out):
 
 
 def precisions(dtype) -> tuple[str, ...]:
-    """All arithmetic is that of the dtype."""
-    return _layout.PRECISIONS[:1]
+    """Of float32 also those whose factors are made of bfloat16 numbers."""
+    return tuple(factors.PARTS) if dtype == np.float32 else ("ieee",)
 
 
-def _require_ieee(precision):
-    if precision:
-        raise ValueError(f"the CPU computes in its dtype only, got precision {_layout.PRECISIONS[precision]!r}")
+def _parts(array, precision):
+    """What a product of this precision reads of an array: (high, low), low None where it has no such part."""
+    name = _layout.PRECISIONS[precision]
+    if name not in precisions(array.dtype):
+        raise ValueError(f"precision {name!r} is none of the CPU's for {array.dtype}: {precisions(array.dtype)}")
+    if not factors.PARTS[name]:
+        return array, None
+    high, low = (
+        _layout.aligned_empty(array.shape, array.dtype) if part < factors.PARTS[name] else None for part in range(2)
+    )
+    _call(
+        context.store_factor(array.dtype), context.STORE_FACTOR, *array.shape, _address(array), _ld(array),
+        _address(high), _pointer(low), _ld(high),
+    )  # fmt: skip
+    return high, low
+
+
+def _pointer(array):
+    """The address of an array, 0 for none."""
+    return 0 if array is None else _address(array)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """On the calling thread: gemm from the bias, activation on every finished panel."""
-    _require_ieee(precision)
+    (x, x_low), (weight, weight_low) = _parts(x, precision), _parts(weight, precision)
     activate = 0
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
     panel = _panel(x.dtype)
     context.linear_function("linear_forward")(
         *_products(x.dtype), activate, activation_parameter, len(x), *_operand(x), *_operand(weight),
-        *_operand(bias), *_operand(out), *_operand(saved), _address(panel),
+        *_operand(bias), *_operand(out), *_operand(saved), _address(panel), _pointer(x_low), _pointer(weight_low),
     )  # fmt: skip
 
 
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """On the calling thread: gemm with transposed panels of the weight, derivative on every finished panel."""
-    _require_ieee(precision)
+    (grad_z, grad_low), (weight, weight_low) = _parts(grad_z, precision), _parts(weight, precision)
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
@@ -147,16 +164,18 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     context.linear_function("linear_backward_input")(
         *_products(grad_z.dtype, swaps), derive, activation_parameter, len(grad_z), *_operand(grad_z),
         *_operand(weight), *_operand(saved), *_operand(grad_z_prev), _address(panel), _address(scratch),
+        _pointer(grad_low), _pointer(weight_low),
     )  # fmt: skip
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
-    _require_ieee(precision)
     panel, narrow = _panel(x.dtype), not beta and _narrow(x.dtype, *grad_weight.shape)
+    summed, (x, x_low), (grad_z, grad_low) = grad_z, _parts(x, precision), _parts(grad_z, precision)
     context.linear_function("linear_backward_params")(
         *_products(x.dtype, narrow), len(x), *_operand(x), *_operand(grad_z), beta,
-        _address(grad_weight), _ld(grad_weight), 0 if grad_bias is None else _address(grad_bias), _address(panel),
+        _address(grad_weight), _ld(grad_weight), _pointer(grad_bias), _address(panel), _pointer(x_low),
+        _pointer(grad_low), _address(summed), _ld(summed),
     )  # fmt: skip
 
 
@@ -175,10 +194,15 @@ def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
     """On the calling thread, as one run of memory."""
+    optimizer_call(optimizer, coefficients, values, grad, state)()
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """The kernel and its arguments."""
     kernel = context.optimizer(values.dtype, _layout.OPTIMIZERS[optimizer])
     states = [_address(array) for array in state] + [0, 0, 0]
-    _call(
-        kernel, context.OPTIMIZER, 1, values.size, _address(coefficients), _address(values), 0,
+    return functools.partial(
+        context.c_function(kernel, *context.OPTIMIZER), 1, values.size, _address(coefficients), _address(values), 0,
         _address(grad), 0, *states[:3],
     )  # fmt: skip
 
@@ -262,15 +286,16 @@ def all_finite(places, buffer):
 
 
 # --------------------------------------------------------------------------------------------- networks
-def _linked(listing, dtype, capacity, target):
+def _linked(instructions, dtype, capacity, target):
     """The instructions as the walk reads them: addresses of kernels, and operands in bytes.
 
     ``target`` is the leading dimension of the targets, and the bytes from one to the next.
     """
-    linked = np.zeros((len(listing.instructions), network.WIDTH), np.int64)
-    for row, instruction, given in zip(linked, listing.decoded, listing.instructions, strict=True):
+    linked = np.zeros((len(instructions), network.WIDTH), np.int64)
+    for row, instruction in zip(linked, instructions, strict=True):
         row[: network.OPERANDS] = (
-            given[_program.OPERATION], _kernel(instruction, dtype), given[_program.PARAMETER], instruction.number
+            factors.OPERATIONS.index(instruction.operation), _kernel(instruction, dtype),
+            np.float64(instruction.parameter).view(np.int64), instruction.number,
         )  # fmt: skip
         places = row[network.OPERANDS :].reshape(_program.SLOTS, network.OPERAND)
         places[:, network.BUFFER] = network.BUFFERS - 1
@@ -305,6 +330,8 @@ def _kernel(instruction, dtype):
         return find(dtype, activation).address
     if operation in ("linear_backward_params", "dropout", "loss_forward_backward"):
         return 0
+    if operation == factors.STORE:
+        return context.store_factor(dtype).address
     return context.operation(dtype, operation).address
 
 
@@ -312,8 +339,7 @@ class _Workspace:
     """A record for the walk, and the arrays its addresses point to."""
 
     def __init__(self, program, listing, dtype, capacity, target=(0, 0)):
-        _require_ieee(_layout.PRECISIONS.index(program.precision))
-        self.program, self.dtype = program, np.dtype(dtype)
+        self.program, self.dtype, self.plan = program, np.dtype(dtype), factors.planned(program, listing)
         self.record = np.zeros(network.FIELDS, np.int64)
         self.address = self.record.ctypes.data
         self.bytes, self.fields = memoryview(self.record).cast("B"), memoryview(self.record)
@@ -325,9 +351,9 @@ class _Workspace:
         self.set(
             ITEMSIZE=self.dtype.itemsize,
             LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
-            INSTRUCTIONS=self.keep(_linked(listing, self.dtype, capacity, target)),
-            PHASES=self.keep(np.array(listing.phases, np.int64)),
-            PHASE_COUNT=len(listing.phases),
+            INSTRUCTIONS=self.keep(_linked(self.plan.instructions, self.dtype, capacity, target)),
+            PHASES=self.keep(np.array(self.plan.phases, np.int64)),
+            PHASE_COUNT=len(self.plan.phases),
             FEATURES=self.fan_in,
             CLASSES=self.fan_out,
             GEMM=context.product(self.dtype).address,
@@ -339,6 +365,17 @@ class _Workspace:
             YIELD=team.yield_address(),
         )
         self.barrier = self.arrays[-1]
+        parts = factors.PARTS[program.precision]
+        if parts:
+            item = self.dtype.itemsize
+            weights = [(item * a.offset, *a.shape, a.ld) for a in program.arrays if len(a.shape) == 2]
+            self.set(
+                STORE_FACTOR=context.store_factor(self.dtype).address,
+                WEIGHTS=self.keep(np.array(weights, np.int64)),
+                WEIGHT_COUNT=len(weights),
+                LOW_PART=item * program.size * (parts - 1),
+            )
+            self.record[network.BASES + factors.WEIGHT_FACTORS] = self.buffer(parts * program.size)
 
     def keep(self, array) -> int:
         """The address of an array that lives as long as the workspace."""
@@ -391,7 +428,7 @@ class _Workspace:
         if not alone:
             self.barrier[0] = 0
             self.fields[network.THREADS] = threads
-            alone = not team.run(partial(self.walk, self.address), threads)
+            alone = not team.run(functools.partial(self.walk, self.address), threads)
         if alone:
             self.fields[network.THREADS] = 1
             self.walk(self.address, 0)
@@ -411,7 +448,7 @@ class InferenceWorkspace(_Workspace):
         """Activations and scratch for this many threads."""
         if threads > self.members:
             item = self.dtype.itemsize
-            activations = _lines(blocking.ROWS * self.program.inference.width * item)
+            activations = _lines(blocking.ROWS * self.plan.activations * item)
             own = activations + _lines(self.program.reductions * item)
             stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(blocking.ROWS * self.fan_in * item)
             outputs = self.buffer(threads * own, np.uint8)
@@ -438,7 +475,7 @@ class TrainingWorkspace(_Workspace):
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         self.walk = context.walk("train_steps")
-        width, ld = program.training.width, _layout.leading_dimension(program.in_features, item)
+        ld = _layout.leading_dimension(program.in_features, item)
         self.set(
             TRANSPOSE=_transpose(self.dtype, self.transposes(batch_size)),
             DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
@@ -453,8 +490,8 @@ class TrainingWorkspace(_Workspace):
         )
         self.place(
             INPUT=self.buffer(batch_size * ld),
-            ACTIVATIONS=self.buffer(batch_size * width),
-            GRADIENTS=self.buffer(batch_size * width),
+            ACTIVATIONS=self.buffer(batch_size * self.plan.activations),
+            GRADIENTS=self.buffer(batch_size * self.plan.gradients),
             REDUCTIONS=self.buffer(program.reductions),
             TARGET=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
             ROW_WEIGHT=self.buffer(batch_size, np.float64),
@@ -476,6 +513,18 @@ class TrainingWorkspace(_Workspace):
                 if _narrow(self.dtype, min(x.columns, lanes), grad_z.columns):
                     return True
         return False
+
+    def sums_squares(self):
+        """Make ready for the sums of squares, unless it is: a number for every block of weights there may be."""
+        if not self.fields[network.SQUARES]:
+            listing, blocks = self.program.training, 0
+            for instruction in listing.decoded[listing.weights : listing.updated]:
+                first, second, *_ = instruction.operands
+                linear_one = instruction.operation == "linear_backward_params"
+                rows, columns = (first.columns, second.columns) if linear_one else (1, first.columns)
+                blocks += -(-rows // blocking.MR) * -(-columns // blocking.GRADIENT_UNIT)
+            squares = self.keep(np.zeros(blocks))
+            self.set(BLOCK_SQUARES=context.block_squares(self.dtype).address, SQUARES=squares)
 
     def prepare(self, threads):
         """Scratch for this many threads."""
@@ -501,13 +550,15 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits,
+    step_loss, step_hits, step_squares=None,
 ):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
     count = rows.shape[-1]
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
+    if step_squares is not None:
+        workspace.sums_squares()
     state_1, state_2, state_3, *_ = *state, None, None, None
     workspace.point(_PARAMETERS, parameters)
     workspace.point(_STATISTICS, statistics)
@@ -523,7 +574,7 @@ def network_train_steps(
         id(coefficients) + _DATA, id(keys) + _DATA, gather_target, id(target) + _DATA, ldt,
         0 if row_weight is None else id(row_weight) + _DATA, id(rows) + _DATA, batch_size,
         id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
-        0 if rows.ndim == 1 else 8 * count,
+        0 if rows.ndim == 1 else 8 * count, 0 if step_squares is None else id(step_squares) + _DATA,
     )  # fmt: skip
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
@@ -535,6 +586,7 @@ SOURCES = (
 )  # fmt: skip
 
 
+@functools.cache
 def gathers(dtype) -> bool:
     """Those of `SOURCES`, as this machine orders bytes."""
     dtype = np.dtype(dtype)
@@ -604,10 +656,13 @@ def warmup(dtype, activations, losses, optimizers):
     for source in SOURCES:
         context.gather(np.dtype(source), dtype)
     context.dropout(dtype)
+    if precisions(dtype) != ("ieee",):
+        context.store_factor(dtype)
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
     context.squared_norm(dtype)
+    context.block_squares(dtype)
     for activation in {"identity", *activations}:
         context.activation_forward(dtype, activation)
         context.activation_backward(dtype, activation)
@@ -635,6 +690,7 @@ def config():
     return {
         "backend": "cpu",
         "instruction set": isa.name + ("" if blocking.HAS_FMA else ", no fused multiply-add"),
+        "bfloat16 unit": factors.UNIT,
         "register tile": f"{isa.mr} x {isa.nv} vectors of {isa.vector_bytes} bytes",
         "threads": str(get_num_threads()),
         "cores available": str(team.available_cores()),

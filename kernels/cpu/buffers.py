@@ -25,6 +25,11 @@ def squares(rows, columns, x, ldx, out):
     return sum_lanes(total) + sum_lanes(rest)
 
 
+def block_squares(rows, columns, x, ldx, out):
+    """`squares` of a block into ``out[0]``."""
+    out[0] = squares(rows, columns, x, ldx, out)
+
+
 def squared_norm(count, places, buffer, out):
     """`reference.squared_norm` into ``out[0]``."""
     total = 0.0

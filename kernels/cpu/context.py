@@ -26,6 +26,7 @@ ELEMENTWISE = (INT,) * 6 + (FLOAT,)
 SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
 OPTIMIZER = (INT,) * 10
+STORE_FACTOR = (INT,) * 7
 DROPOUT = (*(INT,) * 9, FLOAT)
 GATHER = (INT,) * 7
 SQUARED_NORM = (INT,) * 4
@@ -45,7 +46,7 @@ def _fields(operand, *arguments) -> types.BaseTuple:
 LINEAR = {
     "parameter": FLOAT,
     "products": _fields(Products, INT, INT, INT, INT, INT),
-    "grad_weight": _fields(Matrix, INT, INT),
+    **dict.fromkeys(("grad_weight", "summed"), _fields(Matrix, INT, INT)),
     **dict.fromkeys(("x", "weight", "bias", "out", "saved", "grad_z"), _fields(Operand, INT, INT, INT)),
 }
 
@@ -112,6 +113,13 @@ def transpose(dtype) -> Kernel:
 
 
 @cache
+def store_factor(dtype) -> Kernel:
+    """`elementwise.store_factor`."""
+    p = _real(dtype)
+    return _compiled(elementwise.store_factor, INT, INT, p, INT, p, p, INT)
+
+
+@cache
 def dropout(dtype) -> Kernel:
     """`elementwise.dropout_rows`."""
     p = _real(dtype)
@@ -135,6 +143,12 @@ def gather(source, dtype) -> Kernel:
 def squared_norm(dtype) -> Kernel:
     """`buffers.squared_norm`."""
     return _compiled(buffers.squared_norm, INT, INTS, _real(dtype), FLOATS)
+
+
+@cache
+def block_squares(dtype) -> Kernel:
+    """`buffers.block_squares`."""
+    return _compiled(buffers.block_squares, INT, INT, _real(dtype), INT, FLOATS)
 
 
 @cache

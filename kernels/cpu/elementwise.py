@@ -18,6 +18,7 @@ from .simd import (
     load_converted,
     load_corner,
     load_row,
+    nearest_bfloat16,
     prefetch,
     square,
     store,
@@ -116,6 +117,19 @@ def transpose_rows(rows, columns, x, ldx, out, ldo):
         for j in range(0, columns, side):
             corner = load_corner(square(out), x + j * ldx + i, ldx, columns - j, rows - i)
             store_corner(transpose(corner), out + i * ldo + j, ldo, rows - i, columns - j)
+
+
+def store_factor(rows, columns, x, ldx, high, low, ldf):
+    """``high = bf16(x)`` and, unless that is null, ``low = bf16(x - high)``: what products of less precision read."""
+    width, both = lanes(x), is_not_null(low)
+    for i in range(rows):
+        for j in range(0, columns, width):
+            tail = columns - j
+            whole = load(zeros(x, 1, 1), x + (i * ldx + j), 0, tail)
+            upper = nearest_bfloat16(whole)
+            store(upper, high + (i * ldf + j), 0, tail)
+            if both:
+                store(nearest_bfloat16(whole - upper), low + (i * ldf + j), 0, tail)
 
 
 splitmix64 = inline(splitmix.mixed)

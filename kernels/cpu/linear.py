@@ -2,22 +2,49 @@
 
 ``finish`` is the address of the kernel of an activation or its derivative, 0 for the identity. The functions are
 inlined into the walk (network.py) and, through `cpu.__init__`, are what the tests call.
+
+``*_low`` are the addresses of the low parts of factors that are sums of two numbers, laid out as the high ones; 0 where
+a factor is one number.
 """
 
 from ..jit import inline
 from .blocking import GRADIENT_SCRATCH, MC, NARROW_BYTES
-from .microkernel import FROM_BIAS, FROM_ZERO
+from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO
 from .operands import Factor, Finish, Matrix, Origin, Packing, Strided
 from .simd import call
 
 
 @inline
-def linear_forward(products, finish, parameter, rows, x, weight, bias, out, saved, panel):
+def product(products, m, n, k, a, b, a_low, b_low, swapped, origin, c, panel, finish):
+    """`gemm.gemm`; of factors with low parts ``a b + a b_low + a_low b``, the last two ``swapped`` where a and b are.
+
+    So an element is one chain of multiply-adds in one order, whichever factor is the left one.
+    """
+    gemm, packing = products.gemm, Packing(panel, products.sizes)
+    if b_low:
+        left, right = Strided(a_low, a.ld, a.step), Factor(b_low, b.ld, b.transposed)
+        nothing, sums = Finish(0, 0, 0, 0.0), Origin(FROM_OUTPUT, 0)
+        call(gemm, (m, n, k, a, b, origin, c, packing, nothing))
+        if swapped:
+            call(gemm, (m, n, k, left, b, sums, c, packing, nothing))
+            call(gemm, (m, n, k, a, right, sums, c, packing, finish))
+        else:
+            call(gemm, (m, n, k, a, right, sums, c, packing, nothing))
+            call(gemm, (m, n, k, left, b, sums, c, packing, finish))
+    else:
+        call(gemm, (m, n, k, a, b, origin, c, packing, finish))
+
+
+@inline
+def linear_forward(products, finish, parameter, rows, x, weight, bias, out, saved, panel, x_low, weight_low):
     """``saved = x @ weight + bias``; ``out = act(saved)`` unless ``finish`` is 0 (identity, out is saved)."""
     a, b = Strided(x.data, x.ld, 1), Factor(weight.data, weight.ld, 0)
     origin = Origin(FROM_BIAS if bias.data else FROM_ZERO, bias.data)
-    epilogue, packing = Finish(finish, out.data, out.ld, parameter), Packing(panel, products.sizes)
-    call(products.gemm, (rows, out.columns, x.columns, a, b, origin, Matrix(saved.data, saved.ld), packing, epilogue))
+    epilogue = Finish(finish, out.data, out.ld, parameter)
+    c = Matrix(saved.data, saved.ld)
+    product(
+        products, rows, out.columns, x.columns, a, b, x_low, weight_low, False, origin, c, panel, epilogue
+    )  # fmt: skip
 
 
 @inline
@@ -31,16 +58,19 @@ def swaps(n, fan_in, fan_out):
 
 
 @inline
-def linear_backward_input(products, finish, parameter, n, grad_z, weight, saved, out, panel, scratch):
+def linear_backward_input(
+    products, finish, parameter, n, grad_z, weight, saved, out, panel, scratch, grad_low, weight_low
+):
     """``out = (grad_z @ weight.T) * act'(saved)``."""
     item, fan_in, fan_out = products.itemsize, out.columns, grad_z.columns
-    zero, packing = Origin(FROM_ZERO, 0), Packing(panel, products.sizes)
+    zero = Origin(FROM_ZERO, 0)
     if products.transpose and swaps(n, fan_in, fan_out):
         b, c = Factor(grad_z.data, grad_z.ld, 1), Matrix(scratch, (n + 15) // 16 * 16)
         for i in range(0, fan_in, MC):
             rows = min(MC, fan_in - i)
-            a = Strided(weight.data + item * i * weight.ld, weight.ld, 1)
-            call(products.gemm, (rows, n, fan_out, a, b, zero, c, packing, Finish(0, 0, 0, 0.0)))
+            skipped, nothing = item * i * weight.ld, Finish(0, 0, 0, 0.0)
+            a, a_low = Strided(weight.data + skipped, weight.ld, 1), weight_low + skipped
+            product(products, rows, n, fan_out, a, b, a_low, grad_low, True, zero, c, panel, nothing)
             block = out.data + item * i
             call(products.transpose, (n, rows, c, Matrix(block, out.ld)))
             if finish:
@@ -48,7 +78,8 @@ def linear_backward_input(products, finish, parameter, n, grad_z, weight, saved,
     else:
         a, b = Strided(grad_z.data, grad_z.ld, 1), Factor(weight.data, weight.ld, 1)
         epilogue = Finish(finish, saved.data, saved.ld, parameter)
-        call(products.gemm, (n, fan_in, fan_out, a, b, zero, Matrix(out.data, out.ld), packing, epilogue))
+        c = Matrix(out.data, out.ld)
+        product(products, n, fan_in, fan_out, a, b, grad_low, weight_low, False, zero, c, panel, epilogue)
 
 
 @inline
@@ -58,21 +89,21 @@ def is_narrow(rows, fan_out, lanes, item):
 
 
 @inline
-def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias, panel):
+def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias, panel, x_low, grad_low, summed):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise; any block of rows and columns.
 
-    Where a transpose is wanted, and `is_narrow`, it is made as ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
+    ``summed`` is ``grad_z`` as it is, not rounded. Where a transpose is wanted, and `is_narrow`, the product is made as
+    ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
     """
     fan_in, fan_out, nothing = x.columns, grad_z.columns, Finish(0, 0, 0, 0.0)
     if products.transpose:
         a, b, c = Strided(grad_z.data, 1, grad_z.ld), Factor(x.data, x.ld, 0), Matrix(panel, (fan_in + 15) // 16 * 16)
-        call(products.gemm, (fan_out, fan_in, n, a, b, Origin(FROM_ZERO, 0), c, Packing(0, products.sizes), nothing))
+        zero = Origin(FROM_ZERO, 0)
+        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, True, zero, c, 0, nothing)
         call(products.transpose, (fan_in, fan_out, c, grad_weight))
     else:
         a, b = Strided(x.data, 1, x.ld), Factor(grad_z.data, grad_z.ld, 0)
-        call(
-            products.gemm,
-            (fan_in, fan_out, n, a, b, Origin(beta, 0), grad_weight, Packing(panel, products.sizes), nothing),
-        )
+        origin = Origin(beta, 0)
+        product(products, fan_in, fan_out, n, a, b, x_low, grad_low, False, origin, grad_weight, panel, nothing)
     if grad_bias:
-        call(products.column_sum, (n, fan_out, grad_z.data, grad_z.ld, beta, grad_bias))
+        call(products.column_sum, (n, fan_out, summed.data, summed.ld, beta, grad_bias))

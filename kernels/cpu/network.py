@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import layout, program
 from ..jit import inline
-from . import blocking
+from . import blocking, factors
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
 from .operands import Matrix, Operand, Products, Rows
@@ -29,17 +29,24 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
     # itself: a frame, operands of a call, packed operands of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
+    # where parts of factors are stored: the kernel that does it, or 0; offset in bytes, rows, columns and leading
+    # dimension of each weight; bytes from a high part of a weight to the low one, or 0
+    STORE_FACTOR, WEIGHTS, WEIGHT_COUNT, LOW_PART,
     # training only
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
+    BLOCK_SQUARES, SQUARES,  # where squares are summed: a kernel, and a float64 for every block of the phase of weights
     # what changes from call to call: the rows given, and where a prediction goes
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
     # of training
     COEFFICIENTS, KEYS, GATHER_TARGET, TARGET, LDT, ROW_WEIGHT, ROWS, BATCH, STEP_LOSS, STEP_HITS, STEPS_DONE,
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
-    BASES,  # the addresses of the buffers of program.BUFFERS, then 0, where an operand lies that is not there
-) = range(51)  # fmt: skip
-BUFFERS = len(program.BUFFERS) + 1
+    STEP_SQUARES,
+    # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
+    # there
+    BASES,
+) = range(58)  # fmt: skip
+BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
 # Columns of an instruction as the walk reads it, and of an operand in it.
@@ -49,15 +56,18 @@ WIDTH = OPERANDS + program.SLOTS * OPERAND
 PHASE = 3  # columns of a phase
 (
     LINEAR_FORWARD, LINEAR_BACKWARD_INPUT, LINEAR_BACKWARD_PARAMS, ACTIVATION_FORWARD, ACTIVATION_BACKWARD, DROPOUT_OF,
-    LOSS_OF,
+    LOSS_OF, STORE_OF,
 ) = (
-    program.OPERATIONS.index(name)
+    factors.OPERATIONS.index(name)
     for name in (
         "linear_forward", "linear_backward_input", "linear_backward_params", "activation_forward",
-        "activation_backward", "dropout", "loss_forward_backward",
+        "activation_backward", "dropout", "loss_forward_backward", factors.STORE,
     )
 )  # fmt: skip
 INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.ACTIVATIONS, program.REDUCTIONS
+WEIGHT_FACTORS = factors.WEIGHT_FACTORS
+WEIGHT = 4  # columns of WEIGHTS
+STORED_ROWS = 64  # of a weight that a thread takes at once
 
 FRAME_BYTES, OPERAND_BYTES = 8 * BUFFERS, 16 * program.SLOTS
 HEAD_BYTES = (FRAME_BYTES + OPERAND_BYTES + layout.ALIGNMENT - 1) // layout.ALIGNMENT * layout.ALIGNMENT
@@ -179,12 +189,20 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
         if operation == LINEAR_FORWARD:
             weight, bias = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
             out, saved = operand_of(frame, instruction, 3, first), operand_of(frame, instruction, 4, first)
-            linear_forward(products_of(record, 0), kernel, parameter, rows, one, weight, bias, out, saved, panel)
+            x_low, weight_low = operand_of(frame, instruction, 5, first), operand_of(frame, instruction, 6, first)
+            linear_forward(
+                products_of(record, 0), kernel, parameter, rows, one, weight, bias, out, saved, panel, x_low.data,
+                weight_low.data,
+            )  # fmt: skip
         elif operation == LINEAR_BACKWARD_INPUT:
             weight, saved = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
             out, scratch = operand_of(frame, instruction, 3, first), panel + record[PANEL_BYTES]
             products = products_of(record, record[TRANSPOSE])
-            linear_backward_input(products, kernel, parameter, rows, one, weight, saved, out, panel, scratch)
+            grad_low, weight_low = operand_of(frame, instruction, 4, first), operand_of(frame, instruction, 5, first)
+            linear_backward_input(
+                products, kernel, parameter, rows, one, weight, saved, out, panel, scratch, grad_low.data,
+                weight_low.data,
+            )  # fmt: skip
         elif operation == ACTIVATION_FORWARD:
             out = operand_of(frame, instruction, 1, first)
             if kernel:
@@ -197,6 +215,9 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
                 copy(record, rows, one, out)
             if kernel:
                 call(kernel, (rows, one.columns, out.data, out.ld, saved.data, saved.ld, parameter))
+        elif operation == STORE_OF:
+            high, low = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
+            call(kernel, (rows, one.columns, one.data, one.ld, high.data, low.data, high.ld))
         elif operation == DROPOUT_OF:
             drop(record, instruction, rows, one, operand_of(frame, instruction, 2, first), index, key)
         elif operation == LOSS_OF:
@@ -291,10 +312,38 @@ def update(record, coefficients, at_parameter, rows, columns, ld, gradient, ld_g
 
 
 @inline
+def store_weight(record, at_parameter, rows, columns, ld):
+    """Store the parts of a block of a weight, ``at_parameter`` bytes into the buffer."""
+    high, low = record[BASES + WEIGHT_FACTORS] + at_parameter, 0
+    if record[LOW_PART]:
+        low = high + record[LOW_PART]
+    weight = record[BASES + program.PARAMETERS] + at_parameter
+    call(record[STORE_FACTOR], (rows, columns, weight, ld, high, low, ld))
+
+
+@inline
+def store_weights(record, thread):
+    """Store this thread's blocks of all weights."""
+    task = 0
+    for i in range(record[WEIGHT_COUNT]):
+        weight = pointer(record[WEIGHTS], np.int64) + i * WEIGHT
+        offset, rows, columns, ld = weight[0], weight[1], weight[2], weight[3]
+        for row in range(0, rows, STORED_ROWS):
+            if task % record[THREADS] == thread:
+                at_parameter = offset + record[ITEMSIZE] * row * ld
+                store_weight(record, at_parameter, min(STORED_ROWS, rows - row), columns, ld)
+            task += 1
+
+
+@inline
 def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
     """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
     item = record[ITEMSIZE]
     x, grad_z = operand_of(frame, instruction, 0, 0), operand_of(frame, instruction, 1, 0)
+    x_low, grad_low, summed = grad_z, grad_z, grad_z
+    if record[STORE_FACTOR]:
+        x_low, grad_low = operand_of(frame, instruction, 4, 0), operand_of(frame, instruction, 5, 0)
+        summed = operand_of(frame, instruction, 6, 0)
     weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
     fan_in, fan_out, ld = x.columns, grad_z.columns, weight[LD]
     scratch = panel + record[PANEL_BYTES]
@@ -322,8 +371,20 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 inputs = Operand(x.data + item * i, x.ld, rows)
                 grads = Operand(grad_z.data + item * j, grad_z.ld, columns)
                 products, gradient = products_of(record, transpose), Matrix(block, ld_scratch)
-                linear_backward_params(products, n, inputs, grads, 0, gradient, sums, panel)
-                update(record, coefficients, weight[OFFSET] + item * (i * ld + j), rows, columns, ld, block, ld_scratch)
+                low_inputs, low_grads = 0, 0
+                if record[LOW_PART]:
+                    low_inputs, low_grads = x_low.data + item * i, grad_low.data + item * j
+                linear_backward_params(
+                    products, n, inputs, grads, 0, gradient, sums, panel, low_inputs, low_grads,
+                    Matrix(summed.data + item * j, summed.ld),
+                )  # fmt: skip
+                at_weight = weight[OFFSET] + item * (i * ld + j)
+                if record[STEP_SQUARES]:
+                    values = record[BASES + program.PARAMETERS] + at_weight
+                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
+                if record[STORE_FACTOR]:
+                    store_weight(record, at_weight, rows, columns, ld)
                 if sums:
                     of_vectors = coefficients + record[VECTORS]
                     update(record, of_vectors, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
@@ -333,7 +394,7 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
 
 @inline
 def weights_phase(record, frame, begin, end, step, n, thread, panel):
-    """This thread's blocks of parameters, gradient and update, and of running statistics."""
+    """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have."""
     item, task = record[ITEMSIZE], 0
     coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
     scratch = panel + record[PANEL_BYTES]
@@ -355,6 +416,17 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
                         update(record, of_vectors, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
                         gradient += item * columns
             task += 1
+    return task
+
+
+@inline
+def sum_squares(record, step, blocks):
+    """Add up the squares of all blocks, in their order, and clear them for the next step."""
+    squares, total = pointer(record[SQUARES], np.float64), 0.0
+    for block in range(blocks):
+        total += squares[block]
+        squares[block] = 0.0
+    pointer(given(record, STEP_SQUARES), np.float64)[step] = total
 
 
 @inline
@@ -381,7 +453,11 @@ def train_steps(record, thread):
     phases = pointer(record[PHASES], np.int64)
     count, batch = record[COUNT], record[BATCH]
     steps = (count + batch - 1) // batch
-    passed, finite = 0, True
+    passed, blocks, finite = 0, 0, True
+    if record[STORE_FACTOR]:
+        store_weights(record, thread)
+        passed += 1
+        barrier(record, passed)
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
@@ -402,11 +478,13 @@ def train_steps(record, thread):
                 finite = finite_loss(record, step, n, thread, panel + record[PANEL_BYTES])
                 if not finite:
                     break
-                weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
+                blocks = weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
             passed += 1
             barrier(record, passed)
         if not finite:
             break
+        if thread == 0 and record[STEP_SQUARES]:
+            sum_squares(record, step, blocks)
     exchange_control(control)
 
 
@@ -419,6 +497,9 @@ def forward(record, thread):
     frame[ACTIVATIONS] += thread * record[OUTPUTS_BYTES]
     frame[REDUCTIONS] += thread * record[OUTPUTS_BYTES]
     begin, stop = share(record[COUNT], thread, record[THREADS])
+    if record[STORE_FACTOR]:
+        store_weights(record, thread)
+        barrier(record, 1)
     for p in range(record[PHASE_COUNT]):
         phase = phases + p * PHASE
         if phase[0] == program.COLUMNS_PHASE:

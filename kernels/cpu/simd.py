@@ -653,6 +653,27 @@ absolute = _unary("fabs", "The absolute value.")
 
 
 @intrinsic
+def nearest_bfloat16(tc, x):
+    """float32 numbers rounded to the nearest of bfloat16, ties to even; NaN stays as it is."""
+
+    def codegen(ctx, b, sig, args):
+        integers = ir.VectorType(I32, x.lanes)
+
+        def constant(value):
+            return ir.Constant(integers, [value] * x.lanes)
+
+        rounded = []
+        for v in _vectors(b, args[0], x):
+            bits = b.bitcast(v, integers)
+            odd = b.and_(b.lshr(bits, constant(16)), constant(1))
+            nearest = b.and_(b.add(b.add(bits, constant(0x7FFF)), odd), constant(0xFFFF0000))
+            rounded.append(b.select(b.fcmp_unordered("uno", v, v), v, b.bitcast(nearest, x.vector)))
+        return _tile(b, rounded)
+
+    return x(x), codegen
+
+
+@intrinsic
 def nearest_power(tc, x, factor):
     """``(n, 2**n)`` for the integer n nearest to ``x * factor``, within the range of normal exponents.
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from functools import cache, partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 CONTROL_GROUPS, MEMBERSHIP = "/sys/fs/cgroup", "/proc/self/cgroup"
 
@@ -27,17 +27,33 @@ def available_cores() -> int:
 
 @cache
 def _quota() -> float:
-    """Whole cores that this process's control group (version 2) grants, or one of those around it."""
-    cores, group = math.inf, "/"
-    with suppress(OSError, StopIteration), open(MEMBERSHIP) as file:
-        group = next(line.removeprefix("0::").strip() for line in file if line.startswith("0::"))
-    place = PurePosixPath(group)
-    for path in (place, *place.parents):
-        with suppress(OSError, ValueError), open(f"{CONTROL_GROUPS}{path}/cpu.max") as file:
+    """Whole cores that this process's control groups grant, or one of those around them, in either version.
+
+    A line of /proc/self/cgroup is ``number:controllers:group``; that of version 2 has no controllers. A container may
+    see its own group as the root of what is mounted, so the root is looked at too.
+    """
+    cores, first, second = math.inf, PurePosixPath("/"), PurePosixPath("/")
+    with suppress(OSError, ValueError), open(MEMBERSHIP) as file:
+        for line in file:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            if not controllers:
+                second = PurePosixPath(group)
+            elif "cpu" in controllers.split(","):
+                first = PurePosixPath(group)
+    for place in (second, *second.parents):
+        with suppress(OSError, ValueError), open(f"{CONTROL_GROUPS}{place}/cpu.max") as file:
             quota, period = file.read().split()
-            if quota != "max":
-                cores = min(cores, max(1, int(quota) // int(period)))
+            cores = min(cores, _cores(quota, period))
+    for place in (first, *first.parents):
+        with suppress(OSError, ValueError):
+            quota = Path(f"{CONTROL_GROUPS}/cpu{place}/cpu.cfs_quota_us").read_text()
+            cores = min(cores, _cores(quota, Path(f"{CONTROL_GROUPS}/cpu{place}/cpu.cfs_period_us").read_text()))
     return cores
+
+
+def _cores(quota: str, period: str) -> float:
+    """Whole cores of a quota of microseconds a period; "max" and -1 are no quota."""
+    return math.inf if quota == "max" or int(quota) < 0 else max(1, int(quota) // int(period))
 
 
 class Pace:

@@ -6,11 +6,12 @@ go to one stream and are not waited for; `to_host` and `synchronize` wait, and s
 
 import contextlib
 import threading
+from functools import partial
 
 import numpy as np
 
 from .. import layout as _layout
-from . import buffers, catalogue, driver, elementwise, linear, losses, network, norms, optimizers, probabilities
+from . import buffers, catalogue, driver, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
 from . import record as records
 
 name = "cuda"
@@ -49,7 +50,7 @@ def softmax(z, out):
 
 def precisions(dtype) -> tuple[str, ...]:
     """Of float32 also those of the tensor cores."""
-    return _layout.PRECISIONS if dtype == np.float32 else _layout.PRECISIONS[:1]
+    return gemm.precisions(dtype)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
@@ -125,6 +126,11 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     optimizers.optimizer_step(
         name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
     )
+
+
+def optimizer_call(optimizer, coefficients, values, grad, state):
+    """A launch."""
+    return partial(optimizer_step, optimizer, coefficients, values, grad, state)
 
 
 # ------------------------------------------------------------------------------ normalisation, sums

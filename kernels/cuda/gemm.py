@@ -344,6 +344,11 @@ def block_order(bm, bn):
     return origin
 
 
+def precisions(dtype) -> tuple[str, ...]:
+    """Of float32 also those of the tensor cores; not bf16x3, for which one kernel would have to make three products."""
+    return tuple(name for name in PRECISIONS if name != "bf16x3") if dtype == np.float32 else PRECISIONS[:1]
+
+
 @cache
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
     """The ``@cuda.jit`` kernel of a product.
@@ -361,8 +366,8 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    if precision != "ieee" and element != types.float32:
-        raise ValueError(f"precision {precision!r} is for float32, got {element.name}; use precision='ieee'")
+    if precision not in precisions(dtype):
+        raise ValueError(f"precision {precision!r} is none of the GPU's for {element.name}: {precisions(dtype)}")
     tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
@@ -436,7 +441,7 @@ def kernels(dtype):
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in ACTIVATIONS if name != "identity"]
-    for precision in PRECISIONS if dtype == np.float32 else PRECISIONS[:1]:
+    for precision in precisions(dtype):
         tiles = tiles_of(dtype.itemsize, precision)
         for (trans, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {trans} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"

@@ -261,13 +261,15 @@ class Run(Buffers):
 
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits,
+    step_loss, step_hits, step_squares=None,
 ):  # fmt: skip
     """On one stream, without waiting for the device before the last step.
 
     ``parameters``, ``statistics``, ``state``, ``x``, ``target`` and ``row_weight`` are on the device; the others are
     small and may be on the host, from where they are sent once.
     """
+    if step_squares is not None:
+        raise ValueError("the GPU sums no squares of weights: step_squares must be None")
     arguments = parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size
     return launch_train_steps(workspace, *arguments)(step_loss, step_hits)
 

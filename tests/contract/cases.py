@@ -18,12 +18,14 @@ from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from itertools import cycle, pairwise
+from itertools import product as all_pairs
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from fastbp.kernels import layout, program, reference
+from fastbp.kernels.contract import FUNCTIONS
 
 DTYPES = (np.float32, np.float64)
 GENERATOR = np.random.default_rng
@@ -79,7 +81,15 @@ def updated(value, **properties) -> Operand:
 
 def output(shape, dtype, **properties) -> Operand:
     """An output that must not be read: NaN, or an unlikely integer."""
-    return updated(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -77, dtype), **properties)
+    return updated(np.full(shape, nothing(dtype), dtype), **properties)
+
+
+def nothing(dtype):
+    return np.nan if np.dtype(dtype).kind == "f" else -77
+
+
+def holds_nothing(value):
+    return np.array_equal(value, np.full_like(value, nothing(value.dtype)), equal_nan=value.dtype.kind == "f")
 
 
 def each(arguments, make, backend, dtype) -> list:
@@ -98,14 +108,37 @@ def each(arguments, make, backend, dtype) -> list:
     return built
 
 
-def operands(arguments) -> list[Operand]:
-    """The array arguments, in the order in which `each` makes them."""
-    found = []
-    for argument in arguments:
-        if isinstance(argument, Operand):
-            found.append(argument)
-        elif isinstance(argument, tuple) and not isinstance(argument, Same | Workspace):
-            found.extend(argument)
+def operands(argument) -> tuple[Operand, ...]:
+    """The arrays of an argument, in the order in which `each` makes them."""
+    if isinstance(argument, Operand):
+        return (argument,)
+    return argument if isinstance(argument, tuple) and not isinstance(argument, Same | Workspace) else ()
+
+
+class Use(NamedTuple):
+    """An array of a call, and what the contract declares of its memory."""
+
+    name: str  # of the argument
+    operand: Operand
+    read: bool
+    written: bool
+
+
+def uses(function, arguments) -> list[Use]:
+    """What a call does to its arrays, in the order in which `each` makes them, by the declaration beside the function.
+
+    An argument that is another one's array writes to that one's. The table has to agree: it says what an array holds
+    before the call, so what is written must be marked so, and what is not read must hold nothing.
+    """
+    declaration, written, found = FUNCTIONS[function], set(), []
+    for i, (name, argument) in enumerate(zip(declaration.arguments, arguments, strict=False)):
+        if name in declaration.writes:
+            written.add(argument.index if isinstance(argument, Same) else i)
+    for i, (name, argument) in enumerate(zip(declaration.arguments, arguments, strict=False)):
+        for operand in operands(argument):
+            found.append(Use(name, operand, name in declaration.reads, i in written))
+            assert operand.written == (i in written), f"{function} is declared otherwise: {name}"
+            assert name in declaration.reads or holds_nothing(operand.value), f"{function} reads no {name}"
     return found
 
 
@@ -138,6 +171,7 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES, long=Fa
     def check(backend, dtype):
         rng = GENERATOR(zlib.crc32(label.encode()))
         arguments_ = arguments(rng, dtype)
+        declared = uses(function, arguments_)
 
         def widened(operand):
             return operand.value.astype(np.float64 if operand.value.dtype == dtype else operand.value.dtype)
@@ -149,14 +183,14 @@ def call(function, label, arguments, bounds, quick=False, dtypes=DTYPES, long=Fa
         placed = []
 
         def place(operand):
-            placed.append(Placed(operand, rng))
+            placed.append(Placed(operand, rng, declared[len(placed)].written))
             return placed[-1].view
 
         returned = getattr(backend, function)(*each(arguments_, place, backend, dtype))
         assert returned == expected
         for placement in placed:
             placement.assert_only_output_changed()
-        results = [placement.view for placement in placed if placement.operand.written]
+        results = [placement.view for placement in placed if placement.written]
         limits = bounds(np.finfo(dtype).eps, before, after)
         for i, (result, value, limit) in enumerate(zip(results, exact, limits, strict=True)):
             assert_within(result, value, limit, dtype, f"output {i} of {function}, {label}")
@@ -174,14 +208,34 @@ def behaviour(function, quick=True, dtypes=DTYPES):
     return add
 
 
+def behaviour_of_pairs(function, networks, trainings):
+    """Add a promise of networks and trainings, checked by the decorated ``(backend, dtype, pairs)``.
+
+    The default run has pairs in which each of them is; all pairs are in the long one.
+    """
+
+    def add(check):
+        longer, shorter = sorted((networks, trainings), key=len, reverse=True)
+        in_turn = zip(longer, cycle(shorter), strict=False)
+        some = [pair if longer is networks else pair[::-1] for pair in in_turn]
+        for label, pairs, long in ((check.__name__, some, False), (f"{check.__name__}_for_every_pair", None, True)):
+
+            def checked(backend, dtype, pairs=pairs):
+                check(backend, dtype, pairs or all_pairs(networks, trainings))
+
+            CASES.append(Case(function, label, checked, True, long=long))
+        return check
+
+    return add
+
+
 def written_arrays(arguments, built) -> list[np.ndarray]:
     """The written arrays among the built arguments, in order."""
     found = []
     for argument, array in zip(arguments, built, strict=True):
-        if isinstance(argument, Operand) and argument.written:
-            found.append(array)
-        elif isinstance(argument, tuple) and not isinstance(argument, Operand | Same | Workspace):
-            found.extend(a for operand, a in zip(argument, array, strict=True) if operand.written)
+        own = operands(argument)
+        arrays = (array,) if isinstance(argument, Operand) else array if own else ()
+        found.extend(a for operand, a in zip(own, arrays, strict=True) if operand.written)
     return found
 
 
@@ -192,8 +246,8 @@ MARGIN = 64  # elements before and after an array
 class Placed:
     """An operand among canaries: before it, after it, and between its rows."""
 
-    def __init__(self, operand, rng):
-        self.operand, value = operand, operand.value
+    def __init__(self, operand, rng, written):
+        self.written, value = written, operand.value
         rows, columns = value.shape if value.ndim == 2 else (1, value.size)
         self.shape, self.step = value.shape, columns
         self.start = MARGIN if operand.aligned else MARGIN + int(rng.integers(0, 16))
@@ -212,7 +266,7 @@ class Placed:
         return block[:, : self.shape[1]] if len(self.shape) == 2 else block[0]
 
     def assert_only_output_changed(self):
-        if self.operand.written:
+        if self.written:
             self.window(self.before)[...] = self.view
         assert self.before.tobytes() == self.base.tobytes(), "an input, a padding or a neighbour was written to"
 
@@ -448,6 +502,15 @@ def with_fewer_bits(x, precision):
     return np.ldexp(whole, exponent - bits)
 
 
+def products_of_parts(a, b, precision):
+    """``a @ b`` in float64 of what a precision makes of float32 factors."""
+    if precision != "bf16x3":
+        return with_fewer_bits(a, precision) @ with_fewer_bits(b, precision)
+    a_high, b_high = (with_fewer_bits(x, "bf16") for x in (a, b))
+    a_low, b_low = (with_fewer_bits(x - high, "bf16") for x, high in ((a, a_high), (b, b_high)))
+    return a_high @ b_high + a_high @ b_low + a_low @ b_high
+
+
 def product(backend, function, a, b, out, precision):
     """``out = a @ b`` by one of the linear functions."""
     if function == "linear_forward":
@@ -466,7 +529,9 @@ def add_precision_case(function):
         rng = GENERATOR(7)
         for m, n, k in ((3, 5, 2), (13, 7, 17), (33, 17, 21)):
             a, b = matrix(rng, (m, k), dtype, False), matrix(rng, (k, n), dtype, False)
-            a[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])  # halfway between two numbers of tf32, of bf16
+            # Halfway between two numbers of tf32, of bf16, of bf16x3, or nearly so.
+            a[0, :2] = b[0, :2] = 1 + np.array([2.0**-11, 2.0**-8])
+            a[1, :2], b[1, :2] = 1 + 3 * np.array([2.0**-8, 2.0**-17]), 1 + np.array([2.0**-9, 2.0**-8 - 2.0**-17])
             for code, precision in enumerate(layout.PRECISIONS):
                 out = np.zeros((m, n), dtype)
                 if precision not in backend.precisions(dtype):
@@ -474,13 +539,47 @@ def add_precision_case(function):
                         product(backend, function, a, b, out, code)
                     continue
                 product(backend, function, a, b, out, code)
-                expected = np.matmul(*(with_fewer_bits(x, precision) if dtype == np.float32 else x for x in (a, b)))
+                expected = products_of_parts(a, b, precision) if dtype == np.float32 else a @ b
                 bound = (16 + np.sqrt(k)) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))
                 assert (np.abs(out - expected) <= bound).all()
+                if precision == "bf16x3":
+                    wide = a.astype(np.float64) @ b.astype(np.float64)
+                    assert (np.abs(out - wide) <= bound + 2.0**-15 * (np.abs(a) @ np.abs(b))).all()
+
+    @behaviour(function)
+    def what_is_no_usual_number_is_rounded_as_well(backend, dtype):
+        """Subnormal numbers and -0 stay; NaN and infinity do, but that bf16x3 makes NaN of what becomes infinite."""
+        if "bf16" not in backend.precisions(dtype):
+            pytest.skip("no bf16")
+        largest, least = np.finfo(dtype).max, 2.0**-133  # of bfloat16, the least number above 0
+        to_infinity = 1.9999 * 2.0**127
+        values = np.array([-0.0, least, 3.4 * least, 2.0**-127, 1.0, to_infinity, largest, np.inf, -np.inf, np.nan, 0])
+        rounded = [-0.0, least, 3 * least, 2.0**-127, 1.0, np.inf, np.inf, np.inf, -np.inf, np.nan, np.nan]
+        a, out = values.astype(dtype)[:, None], np.empty((len(values), 1), dtype)
+        a[-1] = np.uint32(0x7FFFFFFF).view(np.float32)  # of whose bits a carry would make -0
+        for precision in {"bf16", "bf16x3"}.intersection(backend.precisions(dtype)):
+            product(backend, function, a, np.ones((1, 1), dtype), out, layout.PRECISIONS.index(precision))
+            expected = np.array(rounded, dtype)
+            if precision == "bf16x3":  # the low part holds what is beyond the least number only
+                expected[5:] = np.nan
+            np.testing.assert_array_equal(out[:, 0], expected)
 
 
 for name in ("linear_forward", "linear_backward_input", "linear_backward_params"):
     add_precision_case(name)
+
+
+@behaviour("linear_backward_params")
+def columns_are_summed_as_they_are_in_every_precision(backend, dtype):
+    rng = GENERATOR(8)
+    x, grad_z = matrix(rng, (41, 5), dtype, False), matrix(rng, (41, 19), dtype, False)
+    sums = []
+    for precision in backend.precisions(dtype):
+        grad_weight, grad_bias = np.empty((5, 19), dtype), np.empty(19, dtype)
+        backend.linear_backward_params(x, grad_z, 0, grad_weight, grad_bias, layout.PRECISIONS.index(precision))
+        sums.append(grad_bias)
+    for other in sums[1:]:
+        assert_same_bits(other, sums[0])
 
 
 @behaviour("precisions")
@@ -1337,6 +1436,22 @@ def split_buffer_gives_the_same_bits(backend, dtype):
                 assert_same_bits(a, b)
 
 
+@behaviour("optimizer_call")
+def calls_are_steps_that_wait_to_be_called(backend, dtype):
+    rng = GENERATOR(25)
+    for code, optimizer in enumerate(layout.OPTIMIZERS):
+        values, grad = (matrix(rng, 37, dtype, False) for _ in range(2))
+        stepped = [values.copy(), grad, *zero_state(optimizer, 37, dtype)]
+        called = [backend.to_device(array.copy()) for array in stepped]
+        scalars = coefficients(optimizer, 1)
+        to_call = backend.optimizer_call(code, scalars, called[0], called[1], tuple(called[2:]))
+        assert_same_bits(backend.to_host(called[0]), values)
+        to_call()
+        backend.optimizer_step(code, scalars, stepped[0], stepped[1], tuple(stepped[2:]))
+        for a, b in zip(called, stepped, strict=True):
+            assert_same_bits(backend.to_host(a), b)
+
+
 @behaviour("optimizer_step")
 def learning_rate_0_leaves_values(backend, dtype):
     rng = GENERATOR(22)
@@ -1774,13 +1889,12 @@ def padding_changes_nothing_forward(backend, dtype):
         assert_same_bits(infer(backend, network, x, dtype, np.nan), infer(backend, network, x, dtype, 0.0))
 
 
-@behaviour("network_train_steps")
-def padding_changes_nothing_in_training(backend, dtype):
-    for network in (*BEHAVIOUR_NETWORKS, MEETING):
-        for training in BEHAVIOUR_TRAININGS:
-            (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
-            for a, b in zip(poisoned, clean, strict=True):
-                assert_same_bits(a, b)
+@behaviour_of_pairs("network_train_steps", (*BEHAVIOUR_NETWORKS, MEETING), BEHAVIOUR_TRAININGS)
+def padding_changes_nothing_in_training(backend, dtype, pairs):
+    for network, training in pairs:
+        (poisoned, _), (clean, _) = (train(backend, network, training, dtype, padding) for padding in (np.nan, 0.0))
+        for a, b in zip(poisoned, clean, strict=True):
+            assert_same_bits(a, b)
 
 
 @behaviour("network_train_steps")
@@ -1970,9 +2084,12 @@ def threads_do_not_change_bits(backend, dtype):
     for network in BEHAVIOUR_NETWORKS:
         x = batch(GENERATOR(36), (700, network.widths[0]), np.float32)
         bits_under_threads(backend, lambda network=network, x=x: [infer(backend, network, x, dtype)])
-    for network in (*BEHAVIOUR_NETWORKS, MEETING):
-        for training in BEHAVIOUR_TRAININGS[:: 1 if network is not BIG else 5]:
-            bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
+
+
+@behaviour_of_pairs("set_num_threads", (*BEHAVIOUR_NETWORKS, MEETING), BEHAVIOUR_TRAININGS)
+def threads_do_not_change_bits_of_training(backend, dtype, pairs):
+    for network, training in pairs:
+        bits_under_threads(backend, lambda n=network, t=training: train(backend, n, t, dtype)[0])
 
 
 @behaviour("get_num_threads")
@@ -2380,7 +2497,7 @@ TINY = (
     "loss_forward_backward-*-17x16", "loss_forward_backward-*-not_finite", "loss_forward_backward-*_digits",
     "loss_forward_backward-certain_*", "loss_forward_backward-kinks_*", "loss_forward_backward-first_*",
     "loss_forward_backward-rows_without_*",
-    "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
+    "optimizer_call-*", "optimizer_step-*-0-step_1", "optimizer_step-*-17-step_*", "optimizer_step-*_0-4099-step_1",
     "network_forward-7_3-*-2-*", "network_forward-5_17_4-gelu_identity-separate-13-*",
     "network_forward-5_17_4-tanh_identity-13-*", "network_forward-9_3-identity-dropout_0.5-13-*",
     "network_train_steps-6_*",

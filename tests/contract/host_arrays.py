@@ -9,7 +9,7 @@ from fastbp.kernels.cuda import driver
 # Their arrays, if any, are on the device already, or may be on the host.
 AS_THEY_ARE = frozenset(
     ("name", "InferenceWorkspace", "TrainingWorkspace", "gathers", "empty", "zeros", "to_device", "to_host",
-     "precisions", "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
+     "optimizer_call", "precisions", "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
 )  # fmt: skip
 
 

@@ -7,24 +7,29 @@ import numpy as np
 import pytest
 
 from fastbp.kernels import reference
+from fastbp.kernels.contract import FUNCTIONS
 
+from ..conftest import BACKENDS
 from . import cases
 
 
-def marks(case):
+def marks(device, case, dtype):
+    """Of the oracle the default run has a sample: in float64 a call of it is compared with itself."""
     tiny = cases.is_tiny(case)
-    long = case.long and not tiny
+    itself = device == "reference" and case.arguments is not None and (dtype == np.float64 or not case.quick)
+    long = (case.long or itself) and not (tiny and device == "cuda")
     return [pytest.mark.quick] * case.quick + [pytest.mark.tiny] * tiny + [pytest.mark.long] * long
 
 
 PARAMETERS = [
-    pytest.param(case, dtype, id=f"{case}-{np.dtype(dtype).name}", marks=marks(case))
+    pytest.param(device, case, dtype, id=f"{device}-{case}-{np.dtype(dtype).name}", marks=marks(device, case, dtype))
+    for device in BACKENDS
     for case in cases.CASES
     for dtype in case.dtypes
 ]
 
 
-@pytest.mark.parametrize(("case", "dtype"), PARAMETERS)
+@pytest.mark.parametrize(("device", "case", "dtype"), PARAMETERS)
 def test_case(backend, case, dtype):
     case.check(backend, dtype)
 
@@ -42,6 +47,22 @@ def test_backend_bears_its_name(backend, device):
 
 def test_every_contract_function_has_a_case():
     assert {case.function for case in cases.CASES} == set(cases.contract())
+
+
+# They take no arrays of a caller, or hand them on as they are.
+WITHOUT_OPERANDS = frozenset(
+    ("InferenceWorkspace", "TrainingWorkspace", "gathers", "precisions", "empty", "zeros", "to_device", "to_host",
+     "optimizer_call", "synchronize", "set_num_threads", "get_num_threads", "serial", "warmup", "config")
+)  # fmt: skip
+
+
+def test_every_contract_function_declares_its_arrays():
+    assert set(FUNCTIONS) == set(cases.contract()) - WITHOUT_OPERANDS
+
+
+def test_every_declared_function_has_a_call():
+    """Of which every written array is among canaries, and, in guard_pages.py, every array beside a guard page."""
+    assert {case.function for case in cases.CASES if case.arguments and case.quick} == set(FUNCTIONS)
 
 
 def test_every_contract_function_is_simulated_or_named():

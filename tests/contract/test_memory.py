@@ -21,6 +21,10 @@ def test_reading_past_an_array_is_fatal():
     assert beside_guard_pages("trip").returncode == -signal.SIGSEGV
 
 
+def test_writing_to_what_is_only_read_is_fatal():
+    assert beside_guard_pages("write").returncode == -signal.SIGSEGV
+
+
 def test_calls_stay_inside_their_arrays(device):
     process = beside_guard_pages(device)
     last = process.stdout.splitlines()[-1:]

@@ -99,8 +99,8 @@ def run_beside_guard_pages():
         arrays, rng = operands(kind, *shape, dtype, False), np.random.default_rng(0)
         for packed, blocks, at_end in itertools.product(PACKED, BLOCKS, (True, False)):
             sizes, size = sizes_of(np.dtype(dtype), packed, *blocks)
-            a, b, c = (fenced(cases.given(array), rng, at_end) for array in arrays)
-            scratch = fenced(cases.given(np.zeros(size // np.dtype(dtype).itemsize, dtype)), None, at_end)
+            a, b, c = (fenced(cases.given(array), rng, at_end, True) for array in arrays)
+            scratch = fenced(cases.given(np.zeros(size // np.dtype(dtype).itemsize, dtype)), None, at_end, True)
             product(kind, a, b, sizes, scratch, c)
 
 

@@ -1,5 +1,6 @@
 """The quick cases of the cpu backend under the other instruction sets that Numba can be told to compile for."""
 
+import concurrent.futures
 import os
 import platform
 import subprocess
@@ -37,11 +38,16 @@ def test_quick_cases(instruction_set, pytestconfig):
 
     def run(*command):
         command = [sys.executable, *command]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+    def of_dtype(dtype):
+        selected = ["-m", "quick", "-k", f"cpu and {dtype}"]
+        return run("-m", "pytest", "-q", "-p", "no:cacheprovider", *selected, *profile, str(table))
 
     config = run("-c", "from fastbp.kernels import cpu; print(cpu.config())")
     assert instruction_set in config.stdout, config.stdout + config.stderr
     table = Path(__file__).with_name("test_contract.py")
     profile = ["--long"] * pytestconfig.getoption("long")
-    cases = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "quick", "-k", "cpu", *profile, str(table))
-    assert cases.returncode == 0, cases.stdout[-5000:] + cases.stderr[-2000:]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # each compiles kernels of its own: two cores halve it
+        for cases in pool.map(of_dtype, ("float32", "float64")):
+            assert cases.returncode == 0, cases.stdout[-5000:] + cases.stderr[-2000:]

@@ -148,11 +148,11 @@ def _training(in_one_kernel):
 
 def smoke():
     """One call of every kind of kernel gives what `reference` gives."""
-    from fastbp.kernels import cuda, layout, reference
+    from fastbp.kernels import cuda, reference
     from tests.contract.host_arrays import HostArrays
 
     cases = {"elementwise": _elementwise, "loss": _loss, "optimizer": _update, "buffers": _buffers}
-    for code, precision in enumerate(layout.PRECISIONS):
+    for code, precision in enumerate(cuda.precisions(np.float32)):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
     cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
@@ -272,11 +272,11 @@ def _step_thresholds():
 
 def _block_thresholds():
     """A product by each tile: microseconds and blocks; a tile should be taken from where it is the fastest."""
-    from fastbp.kernels import cuda, layout
+    from fastbp.kernels import cuda
     from fastbp.kernels.cuda import blocking, driver, gemm
 
     print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
-    for precision, (m, n, k) in itertools.product(layout.PRECISIONS, PRODUCTS):
+    for precision, (m, n, k) in itertools.product(cuda.precisions(np.float32), PRODUCTS):
         a, b, c = (cuda.zeros((rows * columns,), np.float32) for rows, columns in ((m, k), (k, n), (m, n)))
         found = []
         for tile in blocking.tiles_of(4, precision):
@@ -296,10 +296,10 @@ def _block_thresholds():
 
 def product():
     """Products for a profiler: 4096 x 4096 x 4096 in each precision, after a first of each."""
-    from fastbp.kernels import cuda, layout
+    from fastbp.kernels import cuda
 
     a, b, c = (cuda.zeros((4096, 4096), np.float32) for _ in range(3))
-    for code in [*range(len(layout.PRECISIONS))] * 2:
+    for code in [*range(len(cuda.precisions(np.float32)))] * 2:
         cuda.linear_forward(a, b, None, 0, 0.0, c, c, code)
     cuda.synchronize()
 

@@ -6,7 +6,7 @@
 >>> model.predict(X)
 """
 
-from . import autograd, layers, losses, optimizers
+from . import autograd, distributed, layers, losses, optimizers
 from .backend import get_num_threads, set_num_threads, show_config, warmup
 from .callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
 from .checkpoints import request_checkpoint
@@ -40,6 +40,7 @@ __all__ = [
     "WarmupSchedule",
     "autograd",
     "batches",
+    "distributed",
     "find_lr",
     "fit_many",
     "from_sklearn",

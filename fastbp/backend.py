@@ -92,6 +92,11 @@ def set_num_threads(threads: int) -> None:
         module.set_num_threads(_threads)
 
 
+def threads_are_set() -> bool:
+    """Whether `set_num_threads` was called."""
+    return _threads is not None
+
+
 def get_num_threads() -> int:
     """The number of workers in use: what `set_num_threads` set, else what the CPU backend chose."""
     return load("cpu").get_num_threads() if _threads is None else _threads

@@ -219,8 +219,12 @@ class ModelCheckpoint(_Watching):
         super().__init__(monitor, min_delta)
         self.path = files.checked_path(path)
 
+    def on_fit_begin(self, model: Sequential, run: dict[str, Any]) -> None:
+        super().on_fit_begin(model, run)
+        self._writes = run.get("rank", 0) == 0
+
     def on_epoch_end(self, model: Sequential, record: dict[str, Any]) -> None:
-        if self.improved(record):
+        if self.improved(record) and self._writes:
             model.save(self.path)
 
 

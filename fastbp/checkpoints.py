@@ -22,13 +22,25 @@ from .checks import Array
 from .losses import Loss
 
 if TYPE_CHECKING:
+    from .model import Sequential
+    from .ranks import Ranks
     from .training import Training
 
 CHECKPOINT = files.Format("fastbp checkpoint", 1, "a checkpoint", "state_dict() of the callbacks", "fiub", True)
 NAME = re.compile(r"checkpoint-(\d{8})\.npz")
 TEMPORARY = re.compile(r"\.checkpoint-\d{8}\.npz\.[0-9a-f]+")  # what a write leaves when its process is killed
 
-_running: dict[int, Checkpoints] = {}  # those of every fit under way, by id
+_running: dict[int, Any] = {}  # what has ``requested`` of every fit under way, by id
+
+
+@contextmanager
+def running(checkpoints: Any) -> Iterator[None]:
+    """Let requests set ``checkpoints.requested``."""
+    try:
+        _running[id(checkpoints)] = checkpoints
+        yield
+    finally:
+        _running.pop(id(checkpoints), None)
 
 
 def request_checkpoint() -> None:
@@ -98,6 +110,14 @@ def newest(folder: str | os.PathLike[str], may_be_missing: bool = False) -> Stor
     return None
 
 
+def shared(stored: Stored | None, ranks: Ranks) -> Stored | None:
+    """The checkpoint that rank 0 has read, on every rank."""
+    (place, config), arrays = ranks.shared(
+        [stored and [stored.path, stored.number], stored and stored.config], stored.arrays if stored else {}
+    )
+    return Stored(*place, config, arrays) if place else None
+
+
 class Checkpoints:
     """Writes checkpoints of one `fit` into a folder.
 
@@ -128,15 +148,6 @@ class Checkpoints:
             )
         self.number = max(numbers, default=0)
         self.good = resumed.number if own else None  # the last that is known to be whole
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Let requests reach this one."""
-        try:
-            _running[id(self)] = self
-            yield
-        finally:
-            _running.pop(id(self), None)
 
     def write(self, training: Training) -> None:
         """Write a checkpoint. Where that fails the files before stay, a warning says so, and training goes on."""
@@ -171,7 +182,7 @@ def _kept(training):
     arrays |= {f"optimizer.{name}": array for name, array in state.items()}
     config |= {
         "call": training.call,
-        "unit": _unit(model),
+        "unit": unit(model),
         "progress": dataclasses.asdict(progress),
         "chunk_generator": training.chunk_generator,
         "history": list(model.history),
@@ -232,7 +243,7 @@ def _name(function):
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _unit(model):
+def unit(model: Sequential) -> dict[str, Any]:
     """What the bits of a step depend on besides."""
     config = backend.load(model.device).config()
     unit = {"device": model.device, "precision": model.precision, "instruction set": config.get("instruction set")}
@@ -245,16 +256,17 @@ def _unit(model):
 def check(stored: Stored, training: Training) -> None:
     """Refuse a checkpoint of another model or another call; nothing is changed."""
     with files.refusing(stored.path, CHECKPOINT):
-        before, unit, here = dict(stored.config["call"]), stored.config["unit"], _unit(training.model)
+        before, written, here = dict(stored.config["call"]), stored.config["unit"], unit(training.model)
     for key, value in files.as_json(training.call).items():
         if not _agree(before.get(key, value), value):
             raise ValueError(
                 f"resume goes on with the fit that wrote {stored.path}, whose {key} was {before[key]!r}; "
                 f"here it is {value!r}. Make the same call on a model of the same layers"
             )
-    if unit != here:
+    if written != here:
         warnings.warn(
-            f"{stored.path} was written with {unit}, and here it is {here}: training goes on, the last bits may differ",
+            f"{stored.path} was written with {written}, and here it is {here}: training goes on, the last bits may "
+            f"differ",
             stacklevel=4,
         )
 

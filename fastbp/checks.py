@@ -230,7 +230,9 @@ def weights(argument: str, value: Any, rows: int, each: str = "row") -> Array:
         raise ValueError(f"{argument} must have shape ({rows},), one weight a {each}, got {array.shape}")
     finite(argument, array, np.float64)
     array = converted(array, np.float64)
-    if rows and array.min() < 0:
+    if not rows:
+        return array
+    if array.min() < 0:
         first = int(np.argmax(array < 0))
         raise ValueError(f"{argument} must not be negative, got {argument}[{first}] = {array[first]}")
     if not array.any():

@@ -139,10 +139,13 @@ def batches(
 
 
 # -------------------------------------------------------------------------------------- checked
-def checked_pair(model: Sequential, loss: LossFunction, X: Any, y: Any, names: Sequence[str]) -> tuple[Array, Array]:
+def checked_pair(
+    model: Sequential, loss: LossFunction, X: Any, y: Any, names: Sequence[str], may_be_empty: bool = False
+) -> tuple[Array, Array]:
     """X and y as arrays of finite values that the model can train on; only labels are copied."""
     X = model.checked_inputs(names[0], X)
-    checks.not_empty(names[0], X)
+    if not may_be_empty:
+        checks.not_empty(names[0], X)
     y = model._kernels.to_host(y) if checks.on_device(y) else y  # labels are checked on the host
     if isinstance(loss, Loss):
         y = loss.checked_target(names[1], y, len(X), model.out_features)
@@ -185,9 +188,10 @@ class Chunk:
         sample_weight: ArrayLike | None = None,
         names: Sequence[str] = ("X", "y", "sample_weight"),
         first: int = 0,
+        may_be_empty: bool = False,
     ) -> None:
         self.first = first
-        self.X, self.y = checked_pair(model, loss, X, y, names)
+        self.X, self.y = checked_pair(model, loss, X, y, names, may_be_empty)
         if sample_weight is not None:
             sample_weight = checks.weights(names[2], sample_weight, len(self.X))
         known = isinstance(loss, Loss)
@@ -299,11 +303,19 @@ def _iterator(argument, value):
 
 
 def source(
-    model: Sequential, loss: LossFunction, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, epochs: int
+    model: Sequential,
+    loss: LossFunction,
+    X: Any,
+    y: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    epochs: int,
+    shared: bool = False,
 ) -> Chunk | Chunks:
-    """The data as an object whose ``epoch()`` gives chunks."""
+    """The data as an object whose ``epoch()`` gives chunks; where they are ``shared``, this part may have no rows."""
     if y is not None:
-        return Chunk(model, loss, X, y, sample_weight)
+        return Chunk(model, loss, X, y, sample_weight, may_be_empty=shared)
+    if shared:
+        raise ValueError("communicator needs arrays X and y, which may be memory maps; chunks are for one process")
     if sample_weight is not None:
         raise ValueError("sample_weight must be None when X gives chunks: pass chunks (X, y, sample_weight)")
     return Chunks(model, loss, X, epochs)

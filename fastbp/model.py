@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -297,20 +297,31 @@ class Sequential:
         result = self._kernels.to_host(out)
         return out.copy() if result is out and self._walk.listing.output_is_saved else result
 
-    def outputs(self, x: Any, training: bool, row_weight: Array | None = None, numbers: Array | None = None) -> Any:
+    def outputs(
+        self,
+        x: Any,
+        training: bool,
+        row_weight: Array | None = None,
+        numbers: Array | None = None,
+        keys: Array | None = None,
+        across: Callable[[str, list[Any]], None] | None = None,
+    ) -> Any:
         """The prediction, where the model computes.
 
         ``row_weight`` counts in statistics of the batch; ``numbers`` are those that `Dropout` knows the rows by, by
-        default their places in the batch.
+        default their places in the batch; ``keys`` are of `step_keys`, by default the next ones; ``across`` is of
+        `kernels.walk.Walk`.
         """
         x = self._batch("x", x, self.in_features, self.dtype)
         listing, network, n = self.program.training if training else self.program.evaluation, self._parameters, len(x)
-        keys = self.step_keys(1) if training else self._no_keys
-        walk = Walk(self._kernels, listing, network.whole, x, self._empty, key=keys[0])
+        if keys is None:
+            keys = self.step_keys(1) if training else self._no_keys
+        walk = Walk(self._kernels, listing, network.whole, x, self._empty, across, key=keys[0])
         if "dropout" in listing.operations:
             walk.give(programs.ROWS, np.arange(n) if numbers is None else numbers)
         if "batch_moments" in listing.operations:
-            checks.batch_that_meets(n)
+            if across is None:
+                checks.batch_that_meets(n)
             weight = np.ones(n) if row_weight is None else np.asarray(row_weight, np.float64)
             walk.give(programs.ROW_WEIGHT, weight / max(weight.sum(), np.finfo(float).tiny))
         out = walk.forward()

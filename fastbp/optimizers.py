@@ -423,11 +423,14 @@ class Adam(Optimizer):
     amsgrad : bool
         Divide by the root of the largest v so far, in place of v (Reddi et al., 2018, as PyTorch has it: the largest
         is taken before the bias correction). Fixed when the optimizer is made.
+    eps_corrected : bool
+        Whether eps is added to √v̂; if not, to √v before the bias correction, the paper's ε̂, as scikit-learn has it.
     """
 
     decay_column = 6
     betas = _Hyperparameter(_betas)
     eps = _Hyperparameter(checks.real)
+    eps_corrected = _Hyperparameter(checks.boolean)
 
     def __init__(
         self,
@@ -439,8 +442,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         amsgrad: bool = False,
+        eps_corrected: bool = True,
     ) -> None:
         self.betas, self.eps, self._amsgrad = betas, eps, checks.boolean("amsgrad", amsgrad)
+        self.eps_corrected = eps_corrected
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm)
 
     @property
@@ -460,11 +465,12 @@ class Adam(Optimizer):
         root2 = np.sqrt(1 - beta2**t)
         columns[0] = lr * root2 / (1 - beta1**t)
         columns[1], columns[2], columns[3], columns[4] = beta1, 1 - beta1, beta2, 1 - beta2
-        columns[5] = self.eps * root2
+        columns[5] = self.eps * root2 if self.eps_corrected else self.eps
         columns[6] = self.weight_decay
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"betas": self.betas, "eps": self.eps, "amsgrad": self.amsgrad}
+        also = {} if self.eps_corrected else {"eps_corrected": False}
+        return super().config() | {"betas": self.betas, "eps": self.eps, "amsgrad": self.amsgrad} | also
 
 
 class AdamW(Adam):
@@ -483,7 +489,7 @@ class AdamW(Adam):
         Biases decay as well.
     clip_norm
         As in every optimizer, see `Optimizer`.
-    amsgrad : bool
+    amsgrad, eps_corrected : bool
         As in `Adam`.
     """
 
@@ -497,10 +503,12 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
         amsgrad: bool = False,
+        eps_corrected: bool = True,
     ) -> None:
         super().__init__(
-            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm, amsgrad=amsgrad
-        )
+            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm, amsgrad=amsgrad,
+            eps_corrected=eps_corrected,
+        )  # fmt: skip
 
     def _fill(self, columns, lr, t):
         super()._fill(columns, lr, t)

@@ -387,9 +387,9 @@ class Parameters:
         return tuple(self.backend.zeros(self.size, self.dtype) for _ in range(count))
 
     # ------------------------------------------------------------------------- packed copies
-    def pack(self, buffer: Any) -> Array:
-        """One-dimensional copy without padding: layer by layer the weight row by row, then the bias."""
-        flat, start = np.empty(self.count, self.dtype), 0
+    def pack(self, buffer: Any, flat: Array | None = None) -> Array:
+        """One-dimensional copy without padding: layer by layer the weight row by row, then the bias; into ``flat``."""
+        flat, start = np.empty(self.count, self.dtype) if flat is None else flat, 0
         for view in real(self._readable_views(buffer)):
             flat[start : start + view.size].reshape(view.shape)[...] = view
             start += view.size

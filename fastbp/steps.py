@@ -175,12 +175,15 @@ class StoredStep:
         self.update()
         return value
 
-    def add(self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None) -> tuple[float, int]:
+    def add(
+        self, x: Any, y: Any, weight: Array | None, numbers: Array | None = None, keys: Array | None = None
+    ) -> tuple[float, int]:
         """Add the gradients of a batch, unless its loss is not finite; returns (loss, hits).
 
-        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch.
+        ``numbers`` are those that `Dropout` knows the rows by: by default their places in the batch. ``keys`` are its
+        random bits, by default the next ones.
         """
-        out = self.model.outputs(x, True, weight, numbers)
+        out = self.model.outputs(x, True, weight, numbers, keys)
         checks.not_empty("x", out)
         rows = len(out) if weight is None else float(weight.sum())
         if rows < layout.LEAST_WEIGHT:  # loss and gradient are 0, as in the kernels
@@ -411,6 +414,7 @@ class StoredSteps:
         accumulate: int,
     ) -> None:
         self.step = StoredStep(model, loss, optimizer)
+        self.step_keys = model.step_keys
         self.chunk, self.batch_size, self.accumulate = chunk, batch_size, accumulate
         # Labels are not converted, and a user's loss reads targets in their own dtype.
         self.gathers_y = isinstance(loss, Loss) and not chunk.labels
@@ -419,6 +423,7 @@ class StoredSteps:
     def start(self, order: Array, steps: int, done: int = 0) -> None:
         """Prepare this many batches, of which whole groups are done; the last group may be shorter."""
         self.batch, self.batches = done, steps
+        self.keys = self.step_keys(steps)
         self.step.count, self.step.weightless = 0.0, False
 
     @property
@@ -431,7 +436,8 @@ class StoredSteps:
         weight = None if chunk.weight is None else chunk.weight[rows]
         X, *y = self.batch_of(rows)
         y = y[0] if self.gathers_y else chunk.y[rows]
-        step_loss[0], step_hits[0] = self.step.add(X, y, weight, rows + chunk.first)
+        keys = self.keys[self.batch : self.batch + 1]
+        step_loss[0], step_hits[0] = self.step.add(X, y, weight, rows + chunk.first, keys)
         self.batch += 1
         if self.batch % self.accumulate == 0 or self.batch == self.batches:
             self.step.update()

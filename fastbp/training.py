@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike
 from . import callbacks as watching
 from . import checkpoints as keeping
 from . import checks, data
+from . import ranks as working
 from .data import Data, Shuffle
+from .distributed import Communicator
 from .losses import Loss, LossFunction
 from .optimizers import Optimizer
 from .steps import (
@@ -35,6 +37,7 @@ from .steps import (
 
 if TYPE_CHECKING:
     from .model import Sequential
+    from .ranks import Ranks
 
 
 class History(list[dict[str, Any]]):
@@ -80,6 +83,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: str | os.PathLike[str] | None = None,
+    communicator: Communicator | None = None,
 ) -> History:
     """Train for some epochs.
 
@@ -120,7 +124,7 @@ def fit(
         Weights of the rows, not negative; means become ``Σ wᵢ lᵢ / Σ wᵢ``. Rows of weight 0 are left out.
     callbacks : list
         Objects with some of ``on_fit_begin(model, run)``, where ``run`` is a dict of ``epochs, batch_size, steps,
-        rows, validation_rows, verbose, optimizer`` (steps and rows are None where X gives chunks, and steps where
+        rows, validation_rows, verbose, optimizer, rank`` (steps and rows are None where X gives chunks, and steps where
         ``shuffle`` is a function); ``on_batch_end(model, record)`` with ``epoch, batch, loss``, for which batches run
         one a call;
         ``on_epoch_end(model, record)``, which may return True to stop; and ``on_fit_end(model, history)``. What they
@@ -142,6 +146,11 @@ def fit(
         to the bits of a run that was never stopped; more ``epochs`` may be asked for. With
         ``checkpoint="folder", resume="folder"``, a folder that is empty or missing begins a run, so the same script
         begins and goes on. Of an iterable X, the chunks of the epoch that are done are passed over.
+    communicator : Communicator, optional
+        Of `fastbp.distributed`, where several processes train together: each makes this call with rows of its own,
+        also for validation, and ends with the same weights. ``batch_size`` is a rank's, and the global batch, which the
+        sum of them says, takes from every rank in proportion to its rows. Rank 0 decides when to stop, prints, and
+        writes checkpoints; callbacks run on every rank, with the same records.
 
     Returns
     -------
@@ -164,19 +173,36 @@ def fit(
     Many steps run in one call of the kernels. A user's loss, an optimizer with ``clip_norm``, and ``accumulate`` above
     1 take single steps through stored gradients, with the same numbers.
     """
-    settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
-    every = checks.integer("every", every, minimum=1)
-    check_pair(loss, optimizer)
-    callbacks = watching.checked(callbacks)
-    if checks.real("validation_split", validation_split, below=1.0):
-        if validation_data is not None:
-            raise ValueError("validation_split must be 0 where there are validation_data; pass one of them")
-        (X, y, sample_weight), validation_data = data.split(model, X, y, sample_weight, validation_split)
-    source = data.source(model, loss, X, y, sample_weight, settings.epochs)
-    validation = None if validation_data is None else Validation(model, loss, validation_data)
-    training = Training(model, loss, optimizer, source, validation, callbacks, settings)
-    if checkpoint is not None or resume is not None:
-        training.keep(checkpoint, every, resume)
+    ranks = working.of(communicator)
+    with working.agreed(ranks):
+        settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
+        every = checks.integer("every", every, minimum=1)
+        check_pair(loss, optimizer)
+        callbacks = watching.checked(callbacks)
+        if checks.real("validation_split", validation_split, below=1.0):
+            if validation_data is not None:
+                raise ValueError("validation_split must be 0 where there are validation_data; pass one of them")
+            (X, y, sample_weight), validation_data = data.split(model, X, y, sample_weight, validation_split)
+        if ranks is not None and callable(settings.shuffle):
+            raise ValueError('shuffle must be True, False or "blocks" where there is a communicator, not a function')
+        source = data.source(model, loss, X, y, sample_weight, settings.epochs, ranks is not None)
+        validation = None if validation_data is None else Validation(model, loss, validation_data, ranks=ranks)
+    if ranks is not None:
+        source = working.Shard(source, ranks)
+        settings.batch_size = int(ranks.total(settings.batch_size)[0])
+        settings.verbose &= ranks.first
+        validated, rows = ranks.total(validation is not None, 0 if validation is None else validation.rows)
+    with working.agreed(ranks):
+        if ranks is not None:
+            working.check_rows(source, validated, ranks)
+            if validation is not None:
+                validation.rows = int(rows)
+        training = Training(model, loss, optimizer, source, validation, callbacks, settings, ranks)
+    if ranks is not None:
+        ranks.require_same(working.description(training, keeping.described_call(training), keeping.unit(model)))
+    with working.agreed(ranks):
+        if checkpoint is not None or resume is not None:
+            training.keep(checkpoint, every, resume)
     if not settings.verbose:
         return training.run()
     reporter = watching.reporter(settings.epochs)
@@ -272,6 +298,8 @@ class Training:
     validation : Validation or None
     callbacks : list
     settings : Settings
+    ranks : Ranks or None
+        Those that train together.
     """
 
     logger = logging.getLogger("fastbp")
@@ -285,8 +313,9 @@ class Training:
         validation: Validation | None,
         callbacks: Sequence[Any],
         settings: Settings,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.model, self.loss, self.optimizer, self.ranks = model, loss, optimizer, ranks
         self.source, self.validation = source, validation
         self.callbacks, self.settings = list(callbacks), settings
         optimizer.require_free_for(model._parameters)
@@ -300,16 +329,21 @@ class Training:
                 self.run_record["steps"] = steps
                 self._check_batches(source.count)
         self.run_record["verbose"] = settings.verbose
-        self.run_record["validation_rows"] = len(validation.X) if validation else 0
-        self.interrupts = Interrupts()
+        self.run_record["validation_rows"] = validation.rows if validation else 0
+        self.run_record["rank"] = 0 if ranks is None else ranks.rank
+        self.interrupts = Interrupts() if ranks is None else ranks.interrupts
         self.each_batch = any(hasattr(callback, "on_batch_end") for callback in callbacks)
         self._ready = None, None  # the last chunk and what runs its steps
         self.checkpoints = self.stored = None
+        self.stateful: list[Any] = []  # callbacks whose state checkpoints keep
 
     def keep(self, folder: str | os.PathLike[str] | None, every: int, resume: str | os.PathLike[str] | None) -> None:
         """Write checkpoints into a folder, and go on from those of another, or of the same."""
         self.stateful = keeping.stateful(self.callbacks)
         self.call = keeping.described_call(self)
+        if self.ranks is not None and not self.ranks.first:  # rank 0 reads and writes
+            self.ranks.keeps = self.checkpoints = None if folder is None else working.Elsewhere(every)
+            return
         if resume is not None:
             same = folder is not None and os.path.abspath(folder) == os.path.abspath(resume)
             self.stored = keeping.newest(resume, may_be_missing=same)
@@ -317,10 +351,12 @@ class Training:
                 keeping.check(self.stored, self)
         if folder is not None:
             self.checkpoints = keeping.Checkpoints(folder, every, self.stored)
+            if self.ranks is not None:
+                self.ranks.keeps = self.checkpoints
 
     def run(self) -> History:
         """Train; returns the history."""
-        running = self.checkpoints.running() if self.checkpoints else contextlib.nullcontext()
+        running = keeping.running(self.checkpoints) if self.checkpoints else contextlib.nullcontext()
         try:
             with self.model.exclusive(), self.interrupts, running:
                 self.interrupts.raise_deferred()
@@ -332,6 +368,9 @@ class Training:
         """From the first epoch, or from where a checkpoint has been written, to the last."""
         model, optimizer, settings = self.model, self.optimizer, self.settings
         optimizer.bind(model._parameters)
+        if self.ranks is not None:
+            self.ranks.begin_alike(model, optimizer)
+            self.stored = keeping.shared(self.stored, self.ranks)
         model.remember_loss(self.loss)
         model._parameters.discard_gradients()
         model.history = history = History()
@@ -345,7 +384,9 @@ class Training:
             record = self._epoch()
             history.append(record)
             stopped = watching.call(self.callbacks, "on_epoch_end", model, record)
-            if self.logger.isEnabledFor(logging.INFO):
+            if self.ranks is not None:
+                stopped = self.ranks.decided(stopped, optimizer)
+            if self.run_record["rank"] == 0 and self.logger.isEnabledFor(logging.INFO):
                 self.logger.info(watching.line(record, settings.epochs))
             self.progress = Progress(record["epoch"] + 1, stopped=stopped)
             self._keep_epoch(record["epoch"])
@@ -378,7 +419,9 @@ class Training:
         if self._ready[0] is not chunk:
             arguments = self.model, self.loss, self.optimizer, chunk, self._batch_size(chunk)
             accumulate = self.settings.accumulate
-            if compiled(self.loss, self.optimizer) and accumulate == 1:
+            if self.ranks is not None:
+                self._ready = chunk, working.SharedSteps(*arguments, accumulate)
+            elif compiled(self.loss, self.optimizer) and accumulate == 1:
                 once = chunk is not self.source
                 self._ready = chunk, CompiledSteps(*arguments, once, self._ready[1])
             else:
@@ -482,6 +525,8 @@ class Training:
             if self.checkpoints and self.checkpoints.requested and run_steps.settled:
                 progress.seconds = time.perf_counter() - self._start
                 self.checkpoints.write(self)
+                if self.ranks is not None and self.interrupts.came:
+                    self.ranks.communicator.barrier()  # before a rank ends, and all with it
                 self.interrupts.raise_deferred()
 
 
@@ -494,12 +539,14 @@ class Validation:
         loss: LossFunction,
         arrays: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike],
         names: Sequence[str] = ("validation_data[0]", "validation_data[1]", "validation_data[2]"),
+        ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
             what = type(arrays).__name__ + (f" of {len(arrays)}" if isinstance(arrays, tuple | list) else "")
             raise TypeError(f"validation_data must be a pair (X, y), or (X, y, sample_weight); got {what}")
-        self.model, self.loss = model, loss
-        self.X, self.y = data.checked_pair(model, loss, *arrays[:2], names)
+        self.model, self.loss, self.ranks = model, loss, ranks
+        self.X, self.y = data.checked_pair(model, loss, *arrays[:2], names, ranks is not None)
+        self.rows = len(self.X)  # on several ranks, `fit` makes it those of all
         weight = arrays[2] if len(arrays) == 3 else None
         if weight is not None:
             weight = checks.weights(names[2], weight, len(self.X))
@@ -515,15 +562,31 @@ class Validation:
 
     def __call__(self) -> tuple[float, float | None]:
         """(loss, accuracy or None)."""
+        if self.ranks is None:
+            loss, weight, hits, labelled = self.sums()
+        else:
+            loss, weight, hits, labelled = self.ranks.total(*self.sums())
+        with np.errstate(all="ignore"):
+            value = float(np.divide(loss, weight))
+        return value, hits / labelled if isinstance(self.loss, Loss) and self.loss.takes_labels(self.y) else None
+
+    def sums(self) -> tuple[float, float, int, int]:
+        """The sum of the losses by weight and that of the weights; hits, and how many rows have a label."""
+        if not len(self.X):
+            return 0.0, 0.0, 0, 0
         if isinstance(self.loss, Loss):
             return self._by_rows(self.loss)
         prediction = self.model.predict(self.X)
         weight = () if self.weight is None else (self.weight,)
-        return checked_result(self.loss(prediction, self.y, *weight), prediction.shape)[0], None
+        value, _ = checked_result(self.loss(prediction, self.y, *weight), prediction.shape)
+        if self.ranks is None:
+            return value, 1.0, 0, 0
+        total = len(self.X) if self.weight is None else self.weight.sum()
+        return value * total, total, 0, 0
 
     @np.errstate(all="ignore")
     def _by_rows(self, loss):
-        """The same, some rows at a time."""
+        """The sums, some rows at a time."""
         model, X = self.model, self.X
         row_loss, hits = np.empty(len(X)), 0
         counts = np.ones(len(X)) if self.weight is None else (self.weight > 0).astype(np.float64)
@@ -533,9 +596,8 @@ class Validation:
             unused = prediction  # the gradient, written in place
             row_loss[part], row_hit = loss.of_rows(model._kernels, prediction, self.y[part], counts[part], unused)
             hits += int(row_hit.sum())
+        labelled = int(np.count_nonzero(self.y >= 0)) if loss.takes_labels(self.y) else 0
         if self.weight is None:
-            value = row_loss.mean()
-        else:
-            row_loss *= self.weight
-            value = row_loss.sum() / self.weight.sum()
-        return float(value), hits / int(np.count_nonzero(self.y >= 0)) if loss.takes_labels(self.y) else None
+            return row_loss.sum(), len(X), hits, labelled
+        row_loss *= self.weight
+        return row_loss.sum(), self.weight.sum(), hits, labelled

@@ -6,7 +6,7 @@ the function of the contract that bears its name.
 
 import numpy as np
 
-from .program import AT_RUN, BY_ROWS, CONSTANT, GRADIENTS, INPUT, INPUT_GRADIENT, WRITTEN
+from .program import AT_RUN, BY_ROWS, CONSTANT, GRADIENTS, INPUT, INPUT_GRADIENT, REDUCTIONS, WRITTEN
 from .splitmix import layer_key
 
 
@@ -28,12 +28,15 @@ class Walk:
     x : array (n, in)
     empty : function (shape, dtype) -> array
         Makes what instructions write.
+    across : function (operation, values), optional
+        Called with the arguments of an instruction that has left sums over the rows of the batch for others: it adds
+        those of rows that are elsewhere.
     **at_run
         What else an instruction takes: ``key``, random bits of the step; ``loss`` and ``loss_parameter``.
     """
 
-    def __init__(self, kernels, listing, whole, x, empty, **at_run):
-        self.kernels, self.listing, self.empty = kernels, listing, empty
+    def __init__(self, kernels, listing, whole, x, empty, across=None, **at_run):
+        self.kernels, self.listing, self.empty, self.across = kernels, listing, empty, across
         self.rows, self.dtype = len(x), x.dtype
         self.arrays = whole | {(INPUT, 0): x}
         self.given = {(INPUT, 0)}  # arrays of the caller, which are not written
@@ -93,6 +96,8 @@ class Walk:
         for operation, arguments in self.listing.calls[first:end]:
             values = [self._value(kind, what) for kind, what in arguments]
             getattr(self.kernels, operation)(*values)
+            if self.across is not None and any(kind == WRITTEN and what[0] == REDUCTIONS for kind, what in arguments):
+                self.across(operation, values)
 
     def _value(self, kind, what):
         if kind == CONSTANT:

@@ -53,7 +53,35 @@ LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team
 PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
+RANKS = "ranks.py"
+
 BUGS = [
+    # -------------------------------------------------------------------------------------- ranks
+    Bug(
+        "ranks are averaged, however many rows each has",
+        RANKS, "tail[WEIGHT] = counts.sum() / self.shard.unit", "tail[WEIGHT] = 1.0",
+        "tests/test_distributed.py -k train_as_one_process",
+    ),
+    Bug(
+        "dropout counts the rows of each rank from 0",
+        RANKS, "self.first, self.begin = (", "_, self.begin = (",
+        "tests/test_distributed.py -k train_as_one_process",
+    ),
+    Bug(
+        "moments are those of the own rows",
+        RANKS, "communicator.allreduce_(second)", "second *= self.ranks.size",
+        "tests/test_distributed.py -k train_as_one_process",
+    ),
+    Bug(
+        "every rank stops when it likes",
+        RANKS, "return bool(decision[0])", "return stopped",
+        "tests/test_distributed.py -k rank_0_decides",
+    ),
+    Bug(
+        "a Ctrl-C is not told to the others",
+        RANKS, "interrupts.came |= bool(tail[STOP] > 0)", "interrupts.came |= interrupts.asked",
+        "tests/test_distributed.py -k ctrl_c",
+    ),
     # -------------------------------------------------------------------------------------- tables
     Bug(
         "a notebook is where IPython has been imported",
@@ -286,7 +314,7 @@ BUGS = [
     ),
     Bug(
         "swapped input gradient: every block of rows is that of the first rows of the weight",
-        LINEAR, "weight.data + item * i * weight.ld", "weight.data",
+        LINEAR, "weight.data + skipped", "weight.data",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
@@ -822,6 +850,11 @@ BUGS = [
     ),
     # --------------------------------------------------------------------------- the product of the GPU
     Bug(
+        "CUDA: a matrix begins where its array does",
+        "kernels/cuda/operands.py", "return matrix.offset + i * matrix.ld + j", "return i * matrix.ld + j",
+        f"{CUDA_TESTS} -k test_narrow",
+    ),
+    Bug(
         "CUDA: a tile takes the terms of a panel in another order",
         CUDA_GEMM, "return unrolled(tile.bk, one)",
         "return unrolled(tile.bk, one if tm == tn else lambda term, *rest: one(tile.bk - 1 - term, *rest))",
@@ -984,6 +1017,21 @@ BUGS = [
         "the stamp that was used last is the first to go",
         JIT, "key=_last_used, reverse=True)", "key=_last_used)",
         "tests/test_cache.py -k least_recently",
+    ),
+    Bug(
+        "an update of a loop of one's own can be cut off from its count",
+        "optimizers.py", "deque(map(operator.call, calls), 0)", "[call() for call in calls]",
+        "tests/test_interruptions.py -k 'step_of_a_loop and some'",
+    ),
+    Bug(
+        "dropout knows a row by its number in its chunk",
+        "steps.py", "np.stack([rows, rows + self.first])", "np.stack([rows, rows])",
+        "tests/test_trust.py -k 'go_by_chunks and cpu'",
+    ),
+    Bug(
+        "a control group of other controllers counts",
+        TEAM, '"cpu" in controllers.split(",")', '"cpu" in controllers',
+        "tests/test_team.py -k quota",
     ),
     Bug(
         "the sources do not belong to the stamp",

@@ -469,6 +469,13 @@ class Update:
         self.v = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         return (1 - 0.1 * decay) * w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
+    def adam_hat(self, w, g, t):
+        """With ε̂, beside √v."""
+        g = g + self.l2 * w
+        m, v = self.v if self.v else (0.0, 0.0)
+        self.v = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        return w - 0.1 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-3)
+
     def adamw(self, w, g, t):
         return self.adam(w, g, t, decay=0.3)
 
@@ -497,6 +504,7 @@ class Update:
         (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3}, Update.rmsprop),
         (fastbp.RMSProp, {"beta": 0.8, "eps": 1e-3, "eps_inside_sqrt": False}, Update.rmsprop_outside),
         (fastbp.Adam, {}, Update.adam),
+        (fastbp.Adam, {"eps": 1e-3, "eps_corrected": False}, Update.adam_hat),
         (fastbp.Adam, {"amsgrad": True, "betas": (0.9, 0.5)}, Update.amsgrad),
     ],
 )

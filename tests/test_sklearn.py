@@ -409,6 +409,35 @@ def test_network_callbacks_and_verbose(capsys):
 
 
 @unconverged
+@pytest.mark.parametrize(
+    "settings", [{"solver": "sgd", "nesterovs_momentum": False}, {"solver": "adam", "epsilon": 0.01}]
+)
+@pytest.mark.parametrize("kind", ["classes", "labels", "targets", "counts"])
+def test_a_file_keeps_the_optimizer_of_an_estimator(tmp_path, kind, settings):
+    """Trained on with it, a loaded network is what the network of the estimator becomes, to the bit."""
+    X, y = task(kind)
+    fitted = estimator(kind, max_iter=3, batch_size=20, alpha=0.0, **settings).fit(X, y)
+    fitted.model_.save(tmp_path / "model.npz", optimizer=fitted.model_.optimizer)
+    loaded = fastbp.load(tmp_path / "model.npz")
+    assert repr(loaded.last_loss) == repr(fitted.model_.last_loss)
+    assert loaded.optimizer.step_count == fitted.model_.optimizer.step_count == 15
+    for model in (fitted.model_, loaded):
+        arguments = {"loss": model.last_loss, "optimizer": model.optimizer, "batch_size": 20, "verbose": False}
+        model.fit(X, fitted._target(y), epochs=2, shuffle=False, **arguments)
+    np.testing.assert_array_equal(loaded.flat_parameters, fitted.model_.flat_parameters)
+
+
+@unconverged
+def test_a_file_does_not_keep_a_schedule_that_it_would_have_to_scale(tmp_path):
+    X, y = task("labels")
+    schedule = fastbp.CosineSchedule(0.01, steps=40)
+    fitted = estimator("labels", max_iter=1, solver="sgd", learning_rate=schedule).fit(X, y)
+    fitted.model_.save(tmp_path / "model.npz", optimizer=fitted.model_.optimizer)
+    with pytest.raises(RuntimeError, match="the lr of this optimizer was a function, which a file cannot hold"):
+        fastbp.load(tmp_path / "model.npz").optimizer.lr(0)
+
+
+@unconverged
 def test_dtype_and_device_are_those_of_the_network():
     X, y = task("target")
     fitted = estimator("target", dtype="float64", device="reference", max_iter=2).fit(X, y)

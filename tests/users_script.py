@@ -22,6 +22,12 @@ rng = np.random.default_rng(0)
 X, labels = rng.standard_normal((64, 4)), rng.integers(0, 3, 64)
 y = X[:, :1] > 0
 
+# Several processes
+communicator: fastbp.distributed.Communicator = fastbp.distributed.alone()
+communicator.barrier()
+ranks = communicator.rank, communicator.size
+others = fastbp.distributed.mpi, fastbp.distributed.nccl
+
 # Layers
 activations = [fastbp.ELU(alpha=1.0), fastbp.GELU("tanh"), fastbp.SELU(), fastbp.SiLU(), fastbp.Softplus()]
 activations += [fastbp.Identity(), fastbp.LeakyReLU(negative_slope=0.1), fastbp.Mish(), fastbp.Sigmoid()]

@@ -7,6 +7,7 @@ from; a row with a ``commit`` and ``date`` of its own is of those.
 
 import functools
 import json
+import math
 
 
 def made(folder) -> dict:
@@ -18,6 +19,9 @@ def made(folder) -> dict:
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
         "tables": lambda: real_tables(found["tables"]),
+        "ranks": lambda: ranks(found["distributed"]),
+        "ranks-model": lambda: ranks_model(found["distributed"]),
+        "ranks-least": lambda: ranks_least(found["distributed"]),
         "precision": lambda: precisions(found["precision"]),
         "steps-further": lambda: steps_further(found["steps-float64"], found["steps-avx2"]),
     }
@@ -151,3 +155,79 @@ def steps_further(*reports) -> str:
         rows.append(row)
     heads = [f"{report['title']}: ours µs, of limit, PyTorch, JAX".split(", ") for report in reports]
     return f"{table(['id', *heads[0], *heads[1]], rows)}\n\n{source(*reports)}"
+
+
+# ---------------------------------------------------------------------------------- several ranks
+NETWORKS = {"25 Gb/s Ethernet": (3e9, 20e-6), "200 Gb/s InfiniBand": (24e9, 2e-6)}  # bytes a second, seconds a message
+RANKS = 2, 16, 128, 1000
+
+
+def ranks(report) -> str:
+    """Steps and collectives that were measured on two ranks."""
+    rows = [
+        (
+            name, "-".join(map(str, found["widths"])), number(found["parameters"]), time(found["alone_us"]),
+            time(found["rank_us"]), time(found["collective_us"]),
+        )
+        for name, found in report["networks"].items()
+    ]  # fmt: skip
+    columns = ["id", "layers", "parameters", "one process µs", "each of two ranks µs"]
+    ratios = report["one_rank"]
+    one = (
+        f"One rank of MPI takes {ratios[len(ratios) // 2]:.3f} of the time without a communicator on S4: the median of"
+    )
+    pairs = f"{one} {len(ratios)} pairs, half of them between {ratios[len(ratios) // 4]:.2f} and"
+    pairs += f" {ratios[-1 - len(ratios) // 4]:.2f}."
+    return f"{table([*columns, 'all-reduce µs'], rows)}\n\n{pairs}\n\n{source(report)}"
+
+
+def alone_us(found) -> float:
+    """The step of one process."""
+    return found["alone_us"]
+
+
+def own(found) -> float:
+    """What a rank's step takes beside its collective, in µs."""
+    return found["rank_us"] - found["collective_us"]
+
+
+def collective(parameters, count, network) -> float:
+    """Seconds of an all-reduce of float32 numbers by the model."""
+    speed, latency = network
+    return 2 * (count - 1) / count * 4 * parameters / speed + 2 * math.log2(count) * latency
+
+
+def ranks_model(report) -> str:
+    """Efficiency by the model."""
+    rows = []
+    for name, found in report["networks"].items():
+        for title, network in NETWORKS.items():
+            cells = []
+            for count in RANKS:
+                step = 1e-6 * own(found) + collective(found["parameters"], count, network)
+                cells.append(f"{1e-4 * found['alone_us'] / step:.0f} %")
+            rows.append((name, number(found["parameters"]), title, *cells))
+    return table(["id", "parameters", "network", *(f"{count} ranks" for count in RANKS)], rows)
+
+
+def ranks_least(report) -> str:
+    """From how many parameters half of the ranks' work is kept, by steps whose times are a line between T and S4."""
+    small, large = report["networks"]["T"], report["networks"]["S4"]
+    span = large["parameters"] - small["parameters"]
+    alone, rank = (1e-6 * (of(large) - of(small)) / span for of in (alone_us, own))  # seconds a parameter
+    start = 1e-6 * (0.5 * own(small) - alone_us(small)) - (0.5 * rank - alone) * small["parameters"]
+    rows = []
+    for title, network in NETWORKS.items():
+        cells = []
+        for count in RANKS:
+            fixed = collective(0, count, network)
+            sent = collective(1, count, network) - fixed
+            gain = alone - 0.5 * (rank + sent)
+            least = (start + 0.5 * fixed) / gain if gain > 0 else math.inf
+            cells.append("none" if least == math.inf else number(round(max(least, 0), -3)))
+        rows.append((title, *cells))
+    return table(["network", *(f"{count} ranks" for count in RANKS)], rows)
+
+
+def number(value) -> str:
+    return f"{value:,.0f}".replace(",", " ")

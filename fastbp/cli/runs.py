@@ -15,7 +15,7 @@ LAST = "last.npz"
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"  # a folder, while the run is not complete
 INTERRUPTED = "interrupted.txt"
-NOT_IN_CONFIG = {"command", "arguments", "config", "resume", "quiet", "json"}
+NOT_IN_CONFIG = {"command", "arguments", "config", "resume", "quiet", "json", "distributed"}
 
 
 def create(parent: str, name: str) -> pathlib.Path:

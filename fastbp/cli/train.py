@@ -11,8 +11,11 @@ import signal
 import sys
 import time
 
-from .. import backend, callbacks, chains, checkpoints, initializers, layers, model, tabular
-from . import components, figures, machine, runs, scores, terminal
+import numpy as np
+
+from .. import backend, callbacks, chains, checkpoints, distributed, initializers, layers, model, tabular
+from .. import ranks as working
+from . import components, division, figures, machine, runs, scores, terminal
 from .options import add_machine, add_reading, names_in, open_table, positive, use_threads
 
 CHECKPOINT_SECONDS = 60  # from one checkpoint to the next
@@ -30,6 +33,10 @@ def add_options(parser):
     _add_training(parser.add_argument_group("network and training; what is not given is as the preset has it"))
     add_machine(parser)
     parser.add_argument("--run-dir", metavar="DIR", default="runs", help="where the numbered folders are (%(default)s)")
+    parser.add_argument(
+        "--distributed", choices=("mpi", "nccl"),
+        help="train on the processes that mpiexec has started; NCCL joins their GPUs (--device cuda)",
+    )  # fmt: skip
     output = parser.add_mutually_exclusive_group()
     output.add_argument("-q", "--quiet", action="store_true", help="print only the folder of the run")
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -108,11 +115,26 @@ def _add_training(group):
 
 
 def run(options):
-    """Train, and keep the result or what there is of it."""
+    """Train, and keep the result or what there is of it; of several ranks the first one shows and keeps."""
     use_threads(options)
-    screen = terminal.screen(options.quiet, options.json)
-    job = _Job(options)
-    _announce(screen, job)
+    communicator = getattr(distributed, options.distributed)() if options.distributed else None
+    try:
+        _run(options, communicator)
+    except Exception as error:
+        if working.of(communicator) is not None and not isinstance(error, FloatingPointError):  # which all ranks raise
+            print(f"fastbp: {error}", file=sys.stderr, flush=True)
+            communicator.abort()
+        raise
+
+
+def _run(options, communicator):
+    """Train in this process, alone or as one of several ranks."""
+    ranks = working.of(communicator)
+    first = ranks is None or ranks.first
+    screen = terminal.screen(options.quiet or not first, options.json and first)
+    job = _Job(options, communicator)
+    if first:
+        _announce(screen, job)
     _compile(screen, job)
     begin = time.perf_counter()
     try:
@@ -137,7 +159,8 @@ def run(options):
             again = f"fastbp train --config {config} --start {start}"
             print(f"fastbp: the model as it is now is {last}; to go on: {again}", file=sys.stderr)
         raise
-    _conclude(screen, job, time.perf_counter() - begin)
+    if first:
+        _conclude(screen, job, time.perf_counter() - begin)
 
 
 @contextlib.contextmanager
@@ -191,34 +214,69 @@ def _class_weight(text, target):
 class _Job:
     """Everything a training run consists of; also the callback that makes its folder."""
 
-    def __init__(self, options):
+    def __init__(self, options, communicator=None):
         if options.data is None:
             raise ValueError(
                 "DATA is missing: a table in a file, - for standard input, or the word digits, as in: "
                 "fastbp train digits"
             )
-        self.options, self.folder = options, None
+        self.options, self.folder, self.communicator = options, None, communicator
+        self.ranks = working.of(communicator)
         components.fill(options, "any")
-        table = open_table(options)
+        if self.ranks is None:
+            self._learn()
+        else:
+            self._learn_together()
+        self.table, self.target = self.learned.table, self.learned.target
+        components.fill(options, self.target.task)
+        self.batch_size, rows = options.batch_size, len(self.learned.parts["train"])
+        if self.ranks is not None:
+            self.batch_size, rows = division.share_of_batch(self.batch_size, self.ranks), len(self.numbers["train"])
+        self.loss = self._loss()
+        self.stopping = callbacks.EarlyStopping(options.patience)
+        self.optimizer = self.network.optimizer
+        name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
+        steps = options.epochs * math.ceil(rows / options.batch_size)
+        rate = components.learning_rate(options, steps)
+        if type(self.optimizer) is components.OPTIMIZERS[name]:
+            self.optimizer.lr = rate
+        else:
+            self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
+        self.data = self.mine = self._data()
+        if self.ranks is not None and self.ranks.first:  # which learned from all rows, and scores them all
+            counts = {part: np.searchsorted(rows, self.end) for part, rows in self.numbers.items()}
+            self.mine = {part: (x[: counts[part]], y[: counts[part]]) for part, (x, y) in self.data.items()}
+
+    def _learn(self):
+        """Read the table, and learn from it."""
+        options, table = self.options, open_table(self.options)
+        self.source_rows = len(table)
         if options.start:
             predictor = runs.load(options.start, options.device, options.precision)
             self.network = predictor.model
             self.learned = tabular.again(self._rows(table, predictor.preprocessing), self.network.metadata)
         else:
             self._begin(table)
-        self.table, self.target = self.learned.table, self.learned.target
-        components.fill(options, self.target.task)
-        self.loss = self._loss()
-        self.stopping = callbacks.EarlyStopping(options.patience)
-        self.optimizer = self.network.optimizer
-        name, _ = components.parsed(options.optimizer, components.OPTIMIZERS)
-        steps = options.epochs * math.ceil(len(self.learned.parts["train"]) / options.batch_size)
-        rate = components.learning_rate(options, steps)
-        if type(self.optimizer) is components.OPTIMIZERS[name]:
-            self.optimizer.lr = rate
-        else:
-            self.optimizer = components.made(options.optimizer, components.OPTIMIZERS, lr=rate)
-        self.data = self._data()
+
+    def _learn_together(self):
+        """Rank 0 learns and tells, and each rank has its rows."""
+        options, ranks, self.learned = self.options, self.ranks, None
+        with working.agreed(ranks):
+            division.check(options)
+            if ranks.first:
+                self._learn()
+                division.check_learned(self.learned)
+        metadata = self.network.metadata | {"source_rows": self.source_rows} if ranks.first else None
+        metadata, self.numbers = division.told(self.learned, metadata, ranks)
+        self.end = division.span(metadata["source_rows"], ranks)[1]
+        with working.agreed(ranks):
+            if not ranks.first:
+                self.learned = division.own_part(options, metadata, self.numbers, ranks)
+                components.fill(options, self.learned.target.task)
+                if options.start:
+                    self.network = runs.load(options.start, options.device, options.precision).model
+                else:
+                    self.network = self._network()
 
     def _data(self):
         """Inputs and targets of the parts; those of a stored table stay on the disk that the run is on."""
@@ -264,15 +322,8 @@ class _Job:
             fractions=fractions,
             seed=options.seed,
         )
-        preprocessing = self.learned.preprocessing
         components.fill(options, self.learned.target.task)
-        self.network = model.Sequential(
-            *components.network(options, preprocessing.width, self.learned.target.outputs, _widths(options.hidden)),
-            dtype=options.dtype,
-            device=options.device,
-            seed=options.seed,
-            precision=options.precision,
-        )
+        self.network = self._network()
         self.network.metadata = self.learned.metadata() | {
             "data": runs.absolute(options.data),
             "rows": len(table),
@@ -280,6 +331,16 @@ class _Job:
             "split": fractions,
             "seed": options.seed,
         }
+
+    def _network(self):
+        options, width = self.options, self.learned.preprocessing.width
+        return model.Sequential(
+            *components.network(options, width, self.learned.target.outputs, _widths(options.hidden)),
+            dtype=options.dtype,
+            device=options.device,
+            seed=options.seed,
+            precision=options.precision,
+        )
 
     def _loss(self):
         options, task = self.options, self.target.task
@@ -303,12 +364,12 @@ class _Job:
     def on_fit_begin(self, network, run):
         """A run begins when `fit` has found its arguments good."""
         self.folder, self.kept_at = self.made, time.monotonic()
-        if not self.options.resume:
+        if self.folder and not self.options.resume:
             runs.write_config(self.folder, runs.kept(self.options))
 
     def on_epoch_end(self, network, record):
         """Let no more time be lost than `CHECKPOINT_SECONDS`."""
-        if time.monotonic() - self.kept_at > CHECKPOINT_SECONDS:
+        if self.folder and time.monotonic() - self.kept_at > CHECKPOINT_SECONDS:
             checkpoints.request_checkpoint()
             self.kept_at = time.monotonic()
 
@@ -319,38 +380,46 @@ class _Job:
         """There is nothing that goes on."""
 
     def train(self, screen):
-        x, y = self.data["train"]
         validation = self.data["valid"]
         score, score_of = None, None
         if self.target.classes is not None:
             score, score_of = "valid acc", lambda record: record["val_accuracy"]
-        elif self.loss.name == "mean_squared_error" and validation[1].var():
+        elif self.loss.name == "mean_squared_error" and len(validation[1]) and validation[1].var():
             spread = validation[1].var()
             score, score_of = "valid R²", lambda record: 1 - record["val_loss"] / spread
-        if self.options.resume:
-            self.made = pathlib.Path(self.options.resume)
-        else:
-            self.made = runs.create(self.options.run_dir, self.table.name)
-        kept = self.made / runs.CHECKPOINTS
-        with screen.progress(self.options.epochs) as progress, runs.removed_if_empty(self.made, kept):
+        with screen.progress(self.options.epochs) as progress:
             rows = terminal.EpochRows(screen, progress, self.options.patience, score, score_of)
-            self.network.fit(
-                x,
-                y,
-                loss=self.loss,
-                optimizer=self.optimizer,
-                epochs=self.options.epochs,
-                batch_size=self.options.batch_size,
-                shuffle={"all": True, "none": False}.get(self.options.shuffle, self.options.shuffle),
-                validation_data=validation,
-                callbacks=[self, rows, *components.watchers(self.options), self.stopping],
-                verbose=False,
-                checkpoint=kept,
-                every=self.options.epochs,
-                resume=kept if self.options.resume else None,
-            )
+            watchers = [self, rows, *components.watchers(self.options), self.stopping]
+            if self.ranks is not None and not self.ranks.first:
+                self.made = None
+                self._fit(watchers, runs.CHECKPOINTS)  # which rank 0 writes
+                return
+            if self.options.resume:
+                self.made = pathlib.Path(self.options.resume)
+            else:
+                self.made = runs.create(self.options.run_dir, self.table.name)
+            kept = self.made / runs.CHECKPOINTS
+            with runs.removed_if_empty(self.made, kept):
+                self._fit(watchers, kept)
         shutil.rmtree(kept)
         (self.made / runs.INTERRUPTED).unlink(missing_ok=True)
+
+    def _fit(self, watchers, kept):
+        self.network.fit(
+            *self.mine["train"],
+            loss=self.loss,
+            optimizer=self.optimizer,
+            epochs=self.options.epochs,
+            batch_size=self.batch_size,
+            shuffle={"all": True, "none": False}.get(self.options.shuffle, self.options.shuffle),
+            validation_data=self.mine["valid"],
+            callbacks=watchers,
+            verbose=False,
+            checkpoint=kept,
+            every=self.options.epochs,
+            resume=kept if self.options.resume else None,
+            communicator=self.communicator,
+        )
 
     def keep(self, name, optimizer=None):
         """Write the model and how it came about; returns its path."""

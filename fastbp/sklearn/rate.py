@@ -1,12 +1,14 @@
 """The optimizer of an estimator, and what its policy makes of the learning rate.
 
 A loss of the kernels is a mean over all elements, scikit-learn's gradients are of the sum over outputs. So gradients
-count ``scale`` times: for SGD that is a factor of the learning rate, for Adam, which divides by their size, of epsilon.
+count ``scale`` times: for SGD that is a factor of the learning rate, for Adam, which divides by their size, one by
+which epsilon, beside ``√v`` before the bias correction as theirs, is divided.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .. import optimizers
 
@@ -21,15 +23,14 @@ class SGD(optimizers.SGD):
     def _fill(self, columns, lr, t):
         super()._fill(columns, lr * self.scale, t)
 
+    def json_config(self) -> dict[str, Any]:
+        """Of the optimizer of the library that makes the same steps, whose rate is ``scale`` times this one's.
 
-class Adam(optimizers.Adam):
-    """Adam whose gradients count ``scale`` times, with epsilon beside ``√v`` itself, before the bias correction."""
-
-    scale = 1.0
-
-    def _fill(self, columns, lr, t):
-        super()._fill(columns, lr, t)
-        columns[5] = self.eps / self.scale
+        Where that is a schedule and the scale is not 1, there is none: files keep None, as of any other function.
+        """
+        if self.scale == 1:
+            return super().json_config()
+        return super().json_config() | {"lr": None if callable(self.lr) else self.lr * self.scale}
 
 
 class Rate:
@@ -46,12 +47,14 @@ class Rate:
         clip = None if estimator.max_grad_norm is None else estimator.max_grad_norm / scale
         if adam:
             betas = estimator.beta_1, estimator.beta_2
-            self.optimizer = Adam(lr=lr, betas=betas, eps=estimator.epsilon, clip_norm=clip)
+            self.optimizer = optimizers.Adam(
+                lr=lr, betas=betas, eps=estimator.epsilon / scale, clip_norm=clip, eps_corrected=False
+            )
         else:
             momentum = min(estimator.momentum, math.nextafter(1.0, 0.0))  # our optimizers want it below 1
             nesterov = bool(estimator.nesterovs_momentum and momentum)
             self.optimizer = SGD(lr=lr, momentum=momentum, nesterov=nesterov, clip_norm=clip)
-        self.optimizer.scale = float(scale)
+            self.optimizer.scale = float(scale)
 
     @property
     def learning_rate(self):

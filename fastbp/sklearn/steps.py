@@ -42,7 +42,7 @@ class Objective(NamedTuple):
 
 
 class Steps:
-    """Runs batches of rows, many in a compiled call where kernels have all that it takes.
+    """Runs batches of rows, many in one compiled call where that can be; `Slices` cuts an epoch into calls.
 
     After a loss that is not finite the weights count as lost, as they would be: all become NaN.
 
@@ -94,8 +94,10 @@ class Steps:
             step_loss[:] = math.nan
             return len(step_loss)
         totals, done = self._totals(rows, len(step_loss)), 0
-        nothing = [*np.flatnonzero(totals == 0), len(step_loss)]  # a batch without weight counts for nothing
-        for end in nothing:
+        nothing = (
+            () if self.weight is None else np.flatnonzero(totals == 0)
+        )  # a batch without weight counts for nothing
+        for end in (*nothing, len(step_loss)):
             if end > done:
                 part, size = slice(done, end), self.batch_size
                 finished = (self._together if self.compiled else self._stored)(
@@ -131,7 +133,8 @@ class Steps:
         step_loss *= self.objective.share
         if squares is not None:
             step_loss += 0.5 * self.alpha * squares / totals
-        return done if done < len(totals) else int(np.logical_and.accumulate(np.isfinite(step_loss)).sum())
+        finite = np.isfinite(step_loss[:done])
+        return done if finite.all() else int(finite.argmin())
 
     def _stored(self, rows, totals, step_loss, step_hits):
         """The same a batch at a time, through stored gradients."""

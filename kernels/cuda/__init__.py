@@ -13,6 +13,7 @@ import numpy as np
 from .. import layout as _layout
 from . import buffers, catalogue, driver, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
 from . import record as records
+from .operands import Matrix, Rows
 
 name = "cuda"
 
@@ -23,29 +24,33 @@ def _name(activation):
 
 
 def _matrix(array):
-    """An array as its memory, offset and leading dimension."""
     array = driver.as_device_array(array)
-    return driver.flat(array), 0, driver.leading(array)
+    return Matrix(driver.flat(array), 0, driver.leading(array))
+
+
+def _row(array):
+    """A vector that may be None."""
+    return None if array is None else Matrix(driver.flat(array), 0, 0)
 
 
 def activation_forward(z, activation, activation_parameter, out):
     """In place or not."""
     elementwise.activation_forward(
-        _name(activation), *z.shape, *_matrix(z), *_matrix(out), activation_parameter, driver.stream()
+        _name(activation), *z.shape, _matrix(z), _matrix(out), activation_parameter, driver.stream()
     )
 
 
 def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
     """In place or not."""
     elementwise.activation_backward(
-        _name(activation), *grad_out.shape, *_matrix(grad_out), *_matrix(saved), *_matrix(grad_z),
+        _name(activation), *grad_out.shape, _matrix(grad_out), _matrix(saved), _matrix(grad_z),
         activation_parameter, driver.stream(),
     )  # fmt: skip
 
 
 def softmax(z, out):
     """Several threads a row; in place or not."""
-    probabilities.softmax(*z.shape, *_matrix(z), *_matrix(out), driver.stream())
+    probabilities.softmax(*z.shape, _matrix(z), _matrix(out), driver.stream())
 
 
 def precisions(dtype) -> tuple[str, ...]:
@@ -55,19 +60,17 @@ def precisions(dtype) -> tuple[str, ...]:
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """A product whose epilogue adds the bias and activates."""
-    apart = _matrix(saved) if saved is not out else (None, 0, 0)
     linear.linear_forward(
-        _name(activation), len(x), *weight.shape, *_matrix(x), *_matrix(weight),
-        None if bias is None else driver.flat(bias), 0, activation_parameter,
-        *_matrix(out), *apart, _layout.PRECISIONS[precision], driver.stream(),
+        _name(activation), len(x), *weight.shape, _matrix(x), _matrix(weight), _row(bias), activation_parameter,
+        _matrix(out), None if saved is out else _matrix(saved), _layout.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """A product with the transposed weight whose epilogue multiplies by the derivative."""
     linear.linear_backward_input(
-        _name(activation), len(grad_z), *weight.shape, *_matrix(grad_z), *_matrix(weight), *_matrix(saved),
-        activation_parameter, *_matrix(grad_z_prev), _layout.PRECISIONS[precision], driver.stream(),
+        _name(activation), len(grad_z), *weight.shape, _matrix(grad_z), _matrix(weight), _matrix(saved),
+        activation_parameter, _matrix(grad_z_prev), _layout.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
@@ -75,9 +78,8 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
     """A product with the transposed input, and column sums."""
     scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
     linear.linear_backward_params(
-        len(x), *grad_weight.shape, *_matrix(x), *_matrix(grad_z), beta, *_matrix(grad_weight),
-        None if grad_bias is None else driver.flat(grad_bias), 0, scratch, _layout.PRECISIONS[precision],
-        driver.stream(),
+        len(x), *grad_weight.shape, _matrix(x), _matrix(grad_z), beta, _matrix(grad_weight), _row(grad_bias), scratch,
+        _layout.PRECISIONS[precision], driver.stream(),
     )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def _scratch(size, dtype):
 def dropout(x, rows, key, probability, out):
     """In place or not."""
     elementwise.dropout(
-        *x.shape, driver.flat(rows), 0, -1, int(key), probability, *_matrix(x), *_matrix(out), driver.stream()
+        *x.shape, driver.flat(rows), 0, -1, int(key), probability, _matrix(x), _matrix(out), driver.stream()
     )
 
 
@@ -112,10 +114,11 @@ def shuffle(rows, key):
 
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     """Several threads a row."""
-    ldt = driver.leading(target) if target.ndim == 2 else 0
+    rows = Rows(driver.flat(row_weight), driver.flat(row_loss), driver.flat(row_hit))
+    targets = _matrix(target) if target.ndim == 2 else Matrix(driver.flat(target), 0, 1)
     losses.loss_forward_backward(
-        _layout.LOSSES[loss], *prediction.shape, loss_parameter, *_matrix(prediction), driver.flat(target), ldt,
-        driver.flat(row_weight), driver.flat(row_loss), driver.flat(row_hit), *_matrix(grad), driver.stream(),
+        _layout.LOSSES[loss], *prediction.shape, loss_parameter, _matrix(prediction), targets, rows, _matrix(grad),
+        driver.stream(),
     )  # fmt: skip
 
 
@@ -243,9 +246,8 @@ def gathers(dtype) -> bool:
 
 def gather(x, rows, out):
     """A thread an element."""
-    elementwise.gather_rows(
-        *out.shape, driver.flat(rows), driver.flat(x), x.shape[1], *_matrix(out), driver.stream()
-    )  # fmt: skip
+    source = Matrix(driver.flat(x), 0, x.shape[1])
+    elementwise.gather_rows(*out.shape, driver.flat(rows), source, _matrix(out), driver.stream())
 
 
 empty = driver.empty
@@ -289,7 +291,7 @@ def serial():
 def warmup(dtype, activations, losses, optimizers):
     """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing.
 
-    The kernel of steps.py is compiled for the network that first uses it, products of less precision when asked for.
+    The network that first uses it compiles the kernel of steps.py, and so it is with products of less precision.
     """
     if driver.simulated:
         return
@@ -298,7 +300,7 @@ def warmup(dtype, activations, losses, optimizers):
     for kernel in catalogue.kernels([dtype]):
         wanted = kernel.precision == "ieee" and (kernel.part is None or kernel.part in parts)
         if wanted and not kernel.name.startswith("steps"):
-            kernel.function.compile(kernel.signature)
+            kernel.function.compile()
 
 
 def config():

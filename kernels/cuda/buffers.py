@@ -1,15 +1,16 @@
-"""Whole arrays: scaled and cleared; and sums over a parameter buffer, without what pads it.
+"""Kernels that scale and clear whole arrays, and sum over the weights and biases in a parameter buffer.
 
-What the kernels compute is `reference.scale` and its neighbours. A sum is made of the sums of fixed pieces of the
-buffer, and those are summed in their order: its bits do not depend on the grid.
+What they compute is `reference.scale` and its neighbours. A sum adds the sums of fixed pieces of the buffer in their
+order, so its bits do not depend on the grid.
 """
 
 from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, kernel, simulated, types, vector
+from .driver import cuda, device_function, kernel, simulated, vector
 from .launch import THREADS, WAVES, first_element, multiprocessors, over_elements, sum_over_lanes
+from .operands import FLOAT, FLOATS, INT, INTS
 
 PIECE = THREADS * (16 if simulated else 32)  # elements of the buffer that a block sums at once
 
@@ -19,7 +20,7 @@ def scale_kernel(dtype):
     """``out = factor x``."""
     number = dtype.type
 
-    @kernel(threads=THREADS)
+    @kernel(INT, vector(dtype), FLOAT, vector(dtype), threads=THREADS)
     def scale_kernel(count, x, factor, out):
         by = number(factor)
         first, step = first_element()
@@ -33,7 +34,7 @@ def scale(x, factor, out, stream):
     """Launch it; nothing where there is no element."""
     if out.size:
         grid, block = over_elements(out.size)
-        scale_kernel(out.dtype)[grid, block, stream](out.size, x, float(factor), out)
+        scale_kernel(out.dtype)[grid, block, stream](out.size, x, factor, out)
 
 
 @cache
@@ -41,7 +42,7 @@ def clear_kernel(dtype):
     """``out = 0``."""
     zero = dtype.type(0)
 
-    @kernel(threads=THREADS)
+    @kernel(INT, vector(dtype), threads=THREADS)
     def clear_kernel(count, out):
         first, step = first_element()
         for i in range(first, count, step):
@@ -89,7 +90,7 @@ def piece_sum_kernel(name, dtype):
                     column -= ld
         return total
 
-    @kernel(threads=THREADS)
+    @kernel(INT, INT, INTS, vector(dtype), FLOATS, threads=THREADS)
     def piece_sum_kernel(pieces, arrays, places, buffer, sums):
         shared = cuda.shared.array(THREADS, np.float64)
         for piece in range(np.int64(cuda.blockIdx.x), pieces, np.int64(cuda.gridDim.x)):
@@ -111,7 +112,7 @@ def piece_sum_kernel(name, dtype):
 def sum_kernel():
     """``out[at]`` = the sum of the first ``count`` elements of ``x``. One block."""
 
-    @kernel(threads=THREADS)
+    @kernel(INT, FLOATS, INT, FLOATS, threads=THREADS)
     def sum_kernel(count, x, at, out):
         shared = cuda.shared.array(THREADS, np.float64)
         total = np.float64(0)
@@ -139,10 +140,9 @@ def parameter_sum(name, places, buffer, sums, stream):
 
 # ------------------------------------------------------------------------------------------- catalogue
 def kernels(dtype):
-    """Every kernel of this file: (name, kernel, signature)."""
-    i, f, a, ints, doubles = types.int64, types.float64, vector(dtype), vector(np.int64), vector(np.float64)
-    yield "scale", scale_kernel(dtype), (i, a, f, a)
-    yield "clear", clear_kernel(dtype), (i, a)
+    """Every kernel of this file: (name, kernel)."""
+    yield "scale", scale_kernel(dtype)
+    yield "clear", clear_kernel(dtype)
     for name in ("square", "zero_if_finite"):
-        yield f"piece_sum {name}", piece_sum_kernel(name, dtype), (i, i, ints, a, doubles)
-    yield "sum", sum_kernel(), (i, doubles, i, doubles)
+        yield f"piece_sum {name}", piece_sum_kernel(name, dtype)
+    yield "sum", sum_kernel()

@@ -1,11 +1,11 @@
-"""Every kernel with its signature: what is compiled ahead, and what the tests compile and assemble without a GPU."""
+"""Every kernel: what `warmup` compiles ahead, and what the tests compile and assemble without a GPU."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import layout
-from . import buffers, elementwise, gemm, losses, norms, optimizers, probabilities, steps
+from . import buffers, driver, elementwise, gemm, losses, norms, optimizers, probabilities, steps
 
 PARTS = {*layout.ACTIVATIONS, *layout.LOSSES, *layout.OPTIMIZERS}
 
@@ -15,8 +15,7 @@ class Kernel(NamedTuple):
 
     name: str  # unique for a dtype: "loss huber", "gather float64 labelled"
     dtype: np.dtype
-    function: Any  # the dispatcher
-    signature: tuple  # its Numba types
+    function: driver.Kernel
 
     @property
     def part(self) -> str | None:
@@ -33,5 +32,5 @@ def kernels(dtypes=(np.float32, np.float64)):
     """All kernels for these dtypes."""
     for dtype in map(np.dtype, dtypes):
         for module in (buffers, elementwise, gemm, norms, probabilities, losses, optimizers, steps):
-            for name, function, signature in module.kernels(dtype):
-                yield Kernel(name, dtype, function, signature)
+            for name, function in module.kernels(dtype):
+                yield Kernel(name, dtype, function)

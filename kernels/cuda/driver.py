@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +79,7 @@ if simulated:
         hiloint2double=lambda high, low: (np.int64(high) << 32 | np.int64(low) & 0xFFFFFFFF).view(np.float64),
     )
 else:
+    from cuda.core import LaunchConfig, Stream, launch
     from numba.cuda import dispatcher as _dispatcher
     from numba.cuda import libdevice as libdevice
     from numba.cuda.codegen import CUDACodeLibrary
@@ -119,22 +120,111 @@ def _twice(turns, half):
     return both
 
 
-def kernel(function=None, *, threads=None, blocks=None):
-    """A kernel. ``threads``: the most a block will have; ``blocks``: the fewest that must fit a multiprocessor.
+def kernel(*signature, threads, blocks=None):
+    """Make a `Kernel` of a function, for arguments of these types.
 
-    No fast-math: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
+    ``threads`` is the most that a block will have, ``blocks`` the fewest blocks that must fit a multiprocessor.
+
+    Fast-math is off: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
     The compiler may contract ``x * y + z``, here as everywhere on a GPU.
     """
-    if function is None:
-        return lambda function: kernel(function, threads=threads, blocks=blocks)
-    if simulated:
-        return cuda.jit(function)
-    bounds = threads if blocks is None else (threads, blocks)
-    # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; and without
-    # it the PTX that the tests read is what becomes machine code.
-    compiled = cuda.jit(function, launch_bounds=bounds, lto=False)
-    compiled._cache = _Files(compiled)
-    return compiled
+
+    def make(function):
+        if simulated:
+            return Kernel(cuda.jit(function), signature)
+        bounds = threads if blocks is None else (threads, blocks)
+        # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; and
+        # without it the PTX that the tests read is what becomes machine code.
+        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=False)
+        dispatcher._cache = _Files(dispatcher)
+        return Kernel(dispatcher, signature)
+
+    return make
+
+
+class Kernel:
+    """A kernel and the types of its arguments; ``kernel[grid, block, stream](*arguments)`` launches it.
+
+    The first launch compiles it. Numba's own launch asks every argument for its type, which takes 50 µs, and longer
+    where arrays lie in tuples. This one knows the types: it turns the arguments into numbers and calls the driver.
+
+    Raises
+    ------
+    TypeError
+        A launch has an array of another dtype than the kernel's.
+    ValueError
+        A launch has more arguments than the kernel, or fewer.
+    """
+
+    def __init__(self, dispatcher, signature):
+        self.dispatcher, self.signature = dispatcher, signature
+        self.adders = [_adder(kind) for kind in signature]
+        self.code = None
+
+    def __getitem__(self, configuration):
+        return self.dispatcher[configuration] if simulated else partial(self._launch, *configuration)
+
+    def compile(self):
+        """The kernel for the GPU in use, as Numba has it."""
+        return self.dispatcher.compile(self.signature)
+
+    def _launch(self, grid, block, stream, *arguments):
+        if self.code is None:
+            made = self.compile()
+            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+        if not hasattr(_of_thread, "context"):
+            _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
+        words = []
+        for add, argument in zip(self.adders, arguments, strict=True):
+            add(words, argument)
+        launch(_core_stream(stream), _launch_configuration(grid, block, self.cooperative), self.code, *words)
+
+
+_of_thread = threading.local()  # context: that of the GPU, once a thread has launched
+
+
+def _adder(kind):
+    """A function ``(words, argument)`` that adds an argument of a type to the numbers that a compiled kernel takes."""
+    if isinstance(kind, types.Array):
+        return _array_adder(np.dtype(np.bool_ if kind.dtype == types.boolean else kind.dtype.name))
+    if isinstance(kind, types.BaseTuple):
+        return _tuple_adder([_adder(field) for field in kind])
+    number = {types.int64: int, types.float64: float}[kind]
+    return lambda words, argument: words.append(number(argument))
+
+
+def _tuple_adder(adders):
+    def add_tuple(words, argument):
+        for add, field in zip(adders, argument, strict=True):
+            add(words, field)
+
+    return add_tuple
+
+
+def _array_adder(dtype):
+    """Of flat arrays. Their words stay with them: an array does not move."""
+
+    def add_array(words, array):
+        if array.dtype != dtype:
+            raise TypeError(f"the kernel is compiled for arrays of {dtype}, got {array.dtype}")
+        try:
+            words.extend(array.words)
+        except AttributeError:
+            size, itemsize = array.size, dtype.itemsize
+            array.words = 0, 0, size, itemsize, address(array), size, itemsize  # the last two: shape and stride
+            words.extend(array.words)
+
+    return add_array
+
+
+@lru_cache(maxsize=1024)
+def _launch_configuration(grid, block, cooperative):
+    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative)
+
+
+def _core_stream(stream):
+    """One of `stream`, or a graph that is being captured, as `launch` takes it."""
+    return _core_streams.get(stream, stream)
 
 
 def vector(dtype):
@@ -265,6 +355,7 @@ def copy_stream():
 
 
 _streams, _making_streams = {}, threading.Lock()
+_core_streams = {}  # a stream of Numba's -> the same as cuda.core has it
 
 
 def _stream(purpose):
@@ -272,7 +363,9 @@ def _stream(purpose):
     if purpose not in _streams:
         with _making_streams:
             if purpose not in _streams:
-                _streams[purpose] = cuda.stream()
+                made = cuda.stream()
+                _core_streams[made] = Stream.from_handle(int(made))
+                _streams[purpose] = made
     return _streams[purpose]
 
 
@@ -284,7 +377,7 @@ def capture(launches):
     """
     if simulated:
         return lambda: launches(stream())
-    from cuda.core import Device, Stream
+    from cuda.core import Device
 
     device = Device()
     device.set_current()
@@ -292,13 +385,13 @@ def capture(launches):
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    replay_stream = Stream.from_handle(int(stream()))
+    replay_stream = _core_stream(stream())
     return lambda: graph.launch(replay_stream)
 
 
-def cooperative_blocks(function, signature, threads) -> int:
+def cooperative_blocks(kernel, threads) -> int:
     """How many blocks of a kernel are on the GPU at once, and so may wait for one another; in the simulator one."""
-    return 1 if simulated else function.compile(signature).max_cooperative_grid_blocks(threads)
+    return 1 if simulated else kernel.compile().max_cooperative_grid_blocks(threads)
 
 
 def synchronize():

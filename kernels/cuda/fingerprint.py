@@ -63,6 +63,8 @@ def fingerprint(function, *others) -> str:
             put("type", repr(value))
         elif isinstance(value, ModuleType):
             put("module", value.__name__)
+        elif inspect.isclass(value) and issubclass(value, tuple) and hasattr(value, "_fields"):
+            put("named tuple", value.__qualname__, *value._fields)
         elif (inspect.isclass(value) or inspect.isbuiltin(value)) and not value.__module__.startswith(OURS):
             put("named", value.__module__, value.__qualname__)
         else:

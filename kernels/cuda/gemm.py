@@ -1,11 +1,11 @@
 """``C = beta C + A B`` and its epilogues, for A and B as they lie or transposed: NN, NT and TN.
 
-A block of threads makes a tile of C. It copies a panel of A and a panel of B, ``bk`` terms of each, from global to
-shared memory, where both lie term by term, and fetches the next two into registers while it multiplies these; a
-thread holds its part of the tile in registers. Rows, columns and terms that do not exist cost the main loop nothing:
-rows and columns beyond the last read the last again and are never stored, and the last terms, filled up with zeros,
-come after it. An element is one chain of multiply-adds in the order of its terms, whatever the tile. (The blocking of
-CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
+A block of threads makes a tile of C, of which each thread holds a part in registers. The block copies a panel of A and
+a panel of B, ``bk`` terms of each, from global to shared memory, where both lie term by term; it fetches the next two
+into registers while it multiplies these. Rows, columns and terms that do not exist cost the main loop nothing: for a
+row or column beyond the last it reads the last again and never stores the result, and the last terms, filled up with
+zeros, come after the loop. An element is one chain of multiply-adds in the order of its terms, whatever the tile. (The
+blocking of CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
 """
 
 from functools import cache
@@ -19,6 +19,7 @@ from . import driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
 from .driver import cuda, device_function, types, unrolled
 from .formulas import formulas
+from .operands import FLOAT, INT, Finish, Matrix, at, matrix, type_of
 from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
@@ -33,9 +34,9 @@ def panel(extent, terms, along_k, width, threads, element, pitch, filler):
     """How a block copies a panel of A (or of B: read column for row) from global to shared memory.
 
     A panel has ``extent`` rows of ``terms`` terms. In global memory the terms of a row touch (``along_k``), or the
-    rows of a term do; ``width`` elements are read at once. In shared memory it lies term by term, ``pitch`` elements
-    apart. ``filler`` stands for terms that do not exist. Returns device functions, which work on ``units`` accesses a
-    thread.
+    rows of a term do; a thread reads ``width`` elements at once. In shared memory the panel lies term by term,
+    ``pitch`` elements apart. ``filler`` stands for terms that do not exist. Returns device functions, which make
+    ``units`` accesses a thread.
     """
     units = extent * terms // (width * threads)
     assert units * width * threads == extent * terms
@@ -60,27 +61,27 @@ def panel(extent, terms, along_k, width, threads, element, pitch, filler):
         return unit // across
 
     @device_function
-    def locate(positions, targets, thread, offset, first, rows, ld, start):
-        """Where a thread's accesses are in the first panel (beyond the last row in the last) and in shared memory."""
+    def locate(positions, targets, thread, source, first, rows, start):
+        """Find a thread's accesses in the first panel (those beyond the last row lie in it) and in shared memory."""
         last = (rows - 1) // width * width
         for q in range(units):
             row, term = row_of(thread + q * threads), term_of(thread + q * threads)
             if along_k:
-                positions[q] = offset + int64(min(first + row, rows - 1)) * ld + term
+                positions[q] = at(source, int64(min(first + row, rows - 1)), term)
             else:
-                positions[q] = offset + int64(term) * ld + min(first + row, last)
+                positions[q] = at(source, int64(term), min(first + row, last))
             targets[q] = int32(start + term * pitch + row)
 
     @device_function
     def fetch(registers, array, positions, step):
-        """A whole panel; the next is ``step`` elements on."""
+        """Read a whole panel, and move on to the next, ``step`` elements further."""
         for q in range(units):
             load(registers, q * width, array, positions[q])
             positions[q] += step
 
     @device_function
     def fetch_last(registers, array, positions, thread, left):
-        """A panel of which only ``left`` terms exist."""
+        """Read a panel of which only ``left`` terms exist."""
         for q in range(units):
             term = term_of(thread + q * threads)
             for e in range(width):
@@ -95,12 +96,12 @@ def panel(extent, terms, along_k, width, threads, element, pitch, filler):
     @device_function
     def put(registers, shared, targets, stage):
         for q in range(units):
-            at = int32(stage + targets[q])
+            to = int32(stage + targets[q])
             if along_k:
                 for e in range(width):
-                    store_one(shared, at + e * pitch, registers, q * width + e)
+                    store_one(shared, to + e * pitch, registers, q * width + e)
             else:
-                store(shared, at, registers, q * width)
+                store(shared, to, registers, q * width)
 
     return SimpleNamespace(units=units, locate=locate, fetch=fetch, fetch_last=fetch_last, put=put)
 
@@ -134,9 +135,9 @@ def multiply(tile, element, pitch_a, pitch_b):
 def multiply_add_sums(trans, tile, element, vectors):
     """How a block makes the sums of its tile: a device function, the shared memory it needs, and a thread's elements.
 
-    ``sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb)`` leaves them in ``acc``,
-    row by row, for the tile that begins at C's ``first_row`` and ``first_column``. ``grain_m`` of a thread's rows
-    touch, and ``grain_n`` of its columns.
+    ``sums(acc, shared, first_row, first_column, m, n, k, a, b)`` leaves them in ``acc``, row by row, for the tile that
+    begins at C's ``first_row`` and ``first_column``. ``grain_m`` of a thread's rows touch, and ``grain_n`` of its
+    columns.
     """
     width = VECTOR_BYTES * 8 // element.bitwidth
     bm, bn, bk, threads = tile.bm, tile.bn, tile.bk, tile.threads
@@ -158,7 +159,7 @@ def multiply_add_sums(trans, tile, element, vectors):
     a_size, stage_size = bk * pitch_a, bk * (pitch_a + pitch_b)
 
     @device_function
-    def sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb):
+    def sums(acc, shared, first_row, first_column, m, n, k, a, b):
         a_registers = cuda.local.array(a_held, element)
         b_registers = cuda.local.array(b_held, element)
         a_positions = cuda.local.array(a_units, int64)
@@ -168,17 +169,17 @@ def multiply_add_sums(trans, tile, element, vectors):
 
         thread = cuda.threadIdx.x
         row, column, _ = place(thread)
-        a_locate(a_positions, a_targets, thread, a_offset, first_row, m, lda, 0)
-        b_locate(b_positions, b_targets, thread, b_offset, first_column, n, ldb, a_size)
-        a_step = bk if a_along_k else bk * lda
-        b_step = bk if b_along_k else bk * ldb
+        a_locate(a_positions, a_targets, thread, a, first_row, m, 0)
+        b_locate(b_positions, b_targets, thread, b, first_column, n, a_size)
+        a_step = bk if a_along_k else bk * a.ld
+        b_step = bk if b_along_k else bk * b.ld
         left = int32(k // bk)  # whole panels
         for i in range(held):
             acc[i] = element(0)
         stage = int32(0)  # where the panels begin that are multiplied
         if left > 0:
-            a_fetch(a_registers, a, a_positions, a_step)
-            b_fetch(b_registers, b, b_positions, b_step)
+            a_fetch(a_registers, a.data, a_positions, a_step)
+            b_fetch(b_registers, b.data, b_positions, b_step)
             a_put(a_registers, shared, a_targets, stage)
             b_put(b_registers, shared, b_targets, stage)
         cuda.syncthreads()
@@ -186,8 +187,8 @@ def multiply_add_sums(trans, tile, element, vectors):
         a_read = row
         b_read = a_size + column
         while left > 1:
-            a_fetch(a_registers, a, a_positions, a_step)
-            b_fetch(b_registers, b, b_positions, b_step)
+            a_fetch(a_registers, a.data, a_positions, a_step)
+            b_fetch(b_registers, b.data, b_positions, b_step)
             multiply_add(0, acc, shared, int32(stage + a_read), int32(stage + b_read))
             stage = int32(stage_size - stage)
             a_put(a_registers, shared, a_targets, stage)
@@ -204,8 +205,8 @@ def multiply_add_sums(trans, tile, element, vectors):
             if more:
                 # Fetched no sooner: beside all the factors there are no registers for it.
                 thread = thread_again()
-                a_fetch_last(a_registers, a, a_positions, thread, tail)
-                b_fetch_last(b_registers, b, b_positions, thread, tail)
+                a_fetch_last(a_registers, a.data, a_positions, thread, tail)
+                b_fetch_last(b_registers, b.data, b_positions, thread, tail)
                 stage = int32(stage_size - stage)
                 a_put(a_registers, shared, a_targets, stage)
                 b_put(b_registers, shared, b_targets, stage)
@@ -218,9 +219,9 @@ def multiply_add_sums(trans, tile, element, vectors):
 # -------------------------------------------------------------------------------------------- epilogues
 @cache
 def thread_place(tile, grain_m, grain_n):
-    """A device function: a thread's first row and column in the tile, and which its row is among those of all threads.
+    """A device function: a thread's first row and column in the tile, and the number of its row among all threads'.
 
-    Its rows come in groups of ``grain_m`` that touch, and its columns likewise.
+    A thread's rows come in groups of ``grain_m`` that touch, and its columns in groups of ``grain_n``.
     """
     warps_n, lanes_m, lanes_n, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.lanes_n, tile.warp_m, tile.warp_n
 
@@ -239,9 +240,9 @@ def thread_place(tile, grain_m, grain_n):
 def part_of_registers(rows, tm, tn, grain, width, pitch, group):
     """A device function that puts part ``part``, of ``rows`` rows of a thread's registers, into shared memory.
 
-    ``grain`` columns of a thread touch, the next begin ``group`` further on; ``width`` are stored at once.
+    ``grain`` columns of a thread touch, and the next begin ``group`` further on; a thread stores ``width`` at once.
 
-    Registers have no addresses, so the compiler must know which ones: there is a function for each part.
+    Registers have no addresses, so the compiler must know which ones: each part has a function.
     """
     _, store = vector_access(width)
 
@@ -270,8 +271,8 @@ def part_of_registers(rows, tm, tn, grain, width, pitch, group):
 def finisher(epilogue, element, width, vectors):
     """A device function that makes some elements of a row of C from their sums.
 
-    ``finish(z, r, s, n, ...)``: ``z`` holds ``width`` sums, from column ``s`` on, of which those beyond the last of
-    ``n`` columns do not exist. ``vectors``: whether the arrays allow wide accesses.
+    In ``finish(z, r, s, n, c, after)``, ``z`` holds ``width`` sums of row ``r``, from column ``s`` on; those beyond the
+    last of ``n`` columns do not exist. ``vectors`` tells whether the arrays allow wide accesses.
     """
     step, _, activation = epilogue.partition(":")
     forward, backward = step == "forward", step == "backward"
@@ -282,48 +283,46 @@ def finisher(epilogue, element, width, vectors):
     load_one, store_one = vector_access(1)
 
     @device_function
-    def read(registers, array, at, count):
+    def read(registers, array, index, count):
         if vectors and count == width:
-            load(registers, 0, array, at)
+            load(registers, 0, array, index)
         else:
             for e in range(width):
                 if e < count:
-                    load_one(registers, e, array, at + e)
+                    load_one(registers, e, array, index + e)
 
     @device_function
-    def write(array, at, registers, count):
+    def write(array, index, registers, count):
         if vectors and count == width:
-            store(array, at, registers, 0)
+            store(array, index, registers, 0)
         else:
             for e in range(width):
                 if e < count:
-                    store_one(array, at + e, registers, e)
+                    store_one(array, index + e, registers, e)
 
     @device_function
-    def finish(
-        z, r, s, n, beta, bias, bias_offset, has_bias, parameter, c, c_offset, ldc, saved, saved_offset, lds
-    ):  # fmt: skip
+    def finish(z, r, s, n, c, after):
         other = cuda.local.array(width, element)
         count = min(width, n - s)
-        to, other_to = c_offset + int64(r) * ldc + s, saved_offset + int64(r) * lds + s
-        if has_bias:
-            read(other, bias, bias_offset + s, count)
+        to, other_to = at(c, int64(r), s), at(after.saved, int64(r), s)
+        if after.has_bias:
+            read(other, after.bias.data, at(after.bias, 0, s), count)
             for e in range(width):
                 z[e] += other[e]
-        if beta:
-            read(other, c, to, count)
+        if after.beta:
+            read(other, c.data, to, count)
             for e in range(width):
                 z[e] += other[e]
         if forward:
             if saves:
-                write(saved, other_to, z, count)
+                write(after.saved.data, other_to, z, count)
             for e in range(width):
-                z[e] = value(z[e], element(parameter))
+                z[e] = value(z[e], element(after.parameter))
         if backward:
-            read(other, saved, other_to, count)
+            read(other, after.saved.data, other_to, count)
             for e in range(width):
-                z[e] *= derivative(other[e], element(parameter))
-        write(c, to, z, count)
+                z[e] *= derivative(other[e], element(after.parameter))
+        write(c.data, to, z, count)
 
     return finish
 
@@ -346,12 +345,12 @@ def block_order(bm, bn):
 
 def precisions(dtype) -> tuple[str, ...]:
     """Of float32 also those of the tensor cores; not bf16x3, for which one kernel would have to make three products."""
-    return tuple(name for name in PRECISIONS if name != "bf16x3") if dtype == np.float32 else PRECISIONS[:1]
+    return tuple(name for name in PRECISIONS if name != "bf16x3") if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
 
 
 @cache
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
-    """The ``@cuda.jit`` kernel of a product.
+    """The kernel of a product.
 
     Parameters
     ----------
@@ -380,8 +379,8 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     place = thread_place(tile, grain_m, grain_n)
     load_one, _ = vector_access(1)
 
-    # The tile goes to C through shared memory, `part_rows` rows of every thread at a time: so whole lines are written,
-    # and the code of the epilogue exists once. Rows are spread so that the stores of a warp meet in no bank.
+    # The tile goes to C through shared memory, `part_rows` rows of every thread at a time. So a block writes whole
+    # lines, and the code of the epilogue exists once. Rows are spread so that no two stores of a warp meet in a bank.
     across = tile.warps_m * lanes_m
     pitch_c = bn + (grain_n * lanes_n % 32 or width)
     part_rows = tm
@@ -397,16 +396,13 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
 
-    def gemm_kernel(
-        m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, has_bias, parameter,
-        c, c_offset, ldc, saved, saved_offset, lds,
-    ):  # fmt: skip
+    def gemm_kernel(m, n, k, a, b, c, after):
         shared = cuda.shared.array(shared_size, element, ALIGNMENT)
         acc = cuda.local.array(held, element)
         z = cuda.local.array(width, element)
 
         first_row, first_column = origin(m, n)
-        make_sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb)
+        make_sums(acc, shared, first_row, first_column, m, n, k, a, b)
 
         thread = thread_again()
         _, column, line = place(thread)
@@ -422,22 +418,20 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
                 for e in range(width):
                     load_one(z, e, shared, line * pitch_c + s + e)
                 if first_row + r < m and first_column + s < n:
-                    finish(
-                        z, first_row + r, first_column + s, n, beta, bias, bias_offset, has_bias, parameter,
-                        c, c_offset, ldc, saved, saved_offset, lds,
-                    )  # fmt: skip
+                    finish(z, first_row + r, first_column + s, n, c, after)
 
     # What profilers show.
     gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tile.name}_{epilogue.replace(':', '_')}"
-    # Without vectors there are `width` times as many accesses to keep track of, so a thread gets twice the registers.
-    return driver.kernel(threads=threads, blocks=tile.blocks if vectors else tile.blocks // 2)(gemm_kernel)
+    operand = matrix(dtype)
+    after = type_of(Finish, INT, operand, INT, FLOAT, operand)
+    # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
+    blocks = tile.blocks if vectors else tile.blocks // 2
+    return driver.kernel(INT, INT, INT, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
 
 
 def kernels(dtype):
-    """(name, kernel, signature) of every product of a network, in every precision."""
-    dtype, array, i = np.dtype(dtype), driver.vector(dtype), types.int64
-    matrix = (array, i, i)
-    signature = (i, i, i, *matrix, *matrix, i, array, i, i, types.float64, *matrix, *matrix)
+    """Every product of a network, in every precision: (name, kernel)."""
+    dtype = np.dtype(dtype)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in ACTIVATIONS if name != "identity"]
@@ -445,18 +439,19 @@ def kernels(dtype):
         tiles = tiles_of(dtype.itemsize, precision)
         for (trans, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {trans} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
-            yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors), signature
+            yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
 
 
-def _is_aligned(array, offset, ld, width):
+def _is_aligned(operand, width):
     """Whether rows start on 16-byte boundaries."""
-    return offset % width == 0 and ld % width == 0 and driver.address(array) % VECTOR_BYTES == 0
+    data, offset, ld = operand
+    return offset % width == 0 and ld % width == 0 and driver.address(data) % VECTOR_BYTES == 0
 
 
 # --------------------------------------------------------------------------------------------- launcher
 def gemm(
-    trans, m, n, k, a, a_offset, lda, b, b_offset, ldb, beta, bias, bias_offset, parameter,
-    c, c_offset, ldc, saved, saved_offset, lds, epilogue, stream, precision="ieee", tile=None,
+    trans, m, n, k, a, b, c, stream,
+    *, beta=0, bias=None, epilogue="none", parameter=0.0, saved=None, precision="ieee", tile=None,
 ):  # fmt: skip
     """``z = beta C + A B + bias``; ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``.
 
@@ -464,16 +459,18 @@ def gemm(
     ----------
     trans : "NN", "NT" or "TN"
         A is (m, k), for "TN" stored as (k, m); B is (k, n), for "NT" stored as (n, k).
-    a, b, c, bias, saved : flat device arrays of one dtype; ``bias`` and ``saved`` may be None
-    *_offset, ld* : int
-        The first element, and the elements from one row to the next.
+    a, b, c : Matrix
+        Of one dtype, as are ``bias`` and ``saved``.
+    stream : stream or graph builder
     beta : 0 or 1
         0: C is not read.
-    parameter : float
-        Of the activation.
+    bias : Matrix of one row, optional
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
         Forward writes z to ``saved`` where the activation's derivative needs z; backward reads ``saved``.
-    stream : stream or graph builder
+    parameter : float
+        Of the activation.
+    saved : Matrix, optional
+        Without it forward writes z to C, before the output.
     precision : "ieee", "tf32" or "bf16"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
     tile : Tile, optional
@@ -481,22 +478,12 @@ def gemm(
     """
     if m == 0 or n == 0:
         return
-    tile = tile or tile_of(m, n, c.dtype.itemsize, precision)
-    width = VECTOR_BYTES // c.dtype.itemsize
-    bias, has_bias = (c, 0) if bias is None else (bias, 1)
-    if saved is None:  # z where the output then goes
-        saved, saved_offset, lds = c, c_offset, ldc
-    operands = (
-        (a, a_offset, lda),
-        (b, b_offset, ldb),
-        (c, c_offset, ldc),
-        (saved, saved_offset, lds),
-        (bias, bias_offset, 0),
-    )
-    vectors = all(_is_aligned(*operand, width) for operand in operands)
-    function = gemm_kernel(trans, c.dtype.name, epilogue, precision, tile, vectors)
+    dtype = c.data.dtype
+    tile = tile or tile_of(m, n, dtype.itemsize, precision)
+    width = VECTOR_BYTES // dtype.itemsize
+    has_bias, row = (0, c) if bias is None else (1, bias)
+    after = Finish(beta, Matrix(row.data, row.offset, 0), has_bias, parameter, c if saved is None else saved)
+    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
+    function = gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    function[blocks, tile.threads, stream](
-        m, n, k, a, a_offset, lda, b, b_offset, ldb, beta,
-        bias, bias_offset, has_bias, float(parameter), c, c_offset, ldc, saved, saved_offset, lds,
-    )  # fmt: skip
+    function[blocks, tile.threads, stream](m, n, k, a, b, c, after)

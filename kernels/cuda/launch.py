@@ -70,6 +70,40 @@ def first_column():
     )
 
 
+def for_each_element(function):
+    """A device function ``(rows, columns, *operands)`` that calls ``function(i, j, *operands)`` for every element.
+
+    The grid is that of `over_rows`.
+    """
+
+    @device_function
+    def loop(rows, columns, *operands):
+        row, row_step = first_row()
+        column, column_step = first_column()
+        for i in range(row, rows, row_step):
+            for j in range(column, columns, column_step):
+                function(i, j, *operands)
+
+    return loop
+
+
+def for_each_row(function):
+    """A device function ``(rows, *operands)`` that calls ``function(i, inside, *operands)`` for every row.
+
+    The grid is that of `of_rows`. All threads of a block make every call together, so there may be one for a row that
+    does not exist; ``inside`` tells whether it does.
+    """
+
+    @device_function
+    def loop(rows, *operands):
+        row, row_step = first_row()
+        for first in range(row - cuda.threadIdx.y, rows, row_step):
+            i = first + cuda.threadIdx.y
+            function(i, i < rows, *operands)
+
+    return loop
+
+
 @device_function
 def add(x, y):
     return x + y

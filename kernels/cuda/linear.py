@@ -1,6 +1,6 @@
-"""The linear layer: three products with their epilogues, and column sums. What `reference.linear_*` define.
+"""The linear layer: three products with their epilogues, and column sums, as `reference.linear_*` define them.
 
-Arrays are flat, with an offset and a leading dimension. The walk (network.py) and the contract (`__init__`) call these.
+The walk (network.py) and the contract (`__init__`) call these.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
@@ -8,45 +8,28 @@ from .elementwise import activation_forward, column_sum
 from .gemm import gemm
 
 
-def linear_forward(
-    name, n, fan_in, fan_out, x, x_offset, ldx, weight, w_offset, ldw, bias, b_offset, parameter,
-    out, out_offset, ldo, saved, saved_offset, lds, precision, stream,
-):  # fmt: skip
+def linear_forward(name, n, fan_in, fan_out, x, weight, bias, parameter, out, saved, precision, stream):
     """``z = x @ weight + bias``, ``out = act(z)``; z to ``saved`` unless that is None."""
-    epilogue, c = f"forward:{name}", (out, out_offset, ldo)
     apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # what the derivative does not ask for
-    if apart or name == "identity":
-        epilogue = "none"
-    if apart:
-        c = saved, saved_offset, lds
     gemm(
-        "NN", n, fan_out, fan_in, x, x_offset, ldx, weight, w_offset, ldw, 0, bias, b_offset, parameter,
-        *c, saved, saved_offset, lds, epilogue, stream, precision,
+        "NN", n, fan_out, fan_in, x, weight, saved if apart else out, stream, bias=bias, saved=saved,
+        epilogue="none" if apart or name == "identity" else f"forward:{name}", parameter=parameter, precision=precision,
     )  # fmt: skip
     if apart:
-        activation_forward(name, n, fan_out, *c, out, out_offset, ldo, parameter, stream)
+        activation_forward(name, n, fan_out, saved, out, parameter, stream)
 
 
-def linear_backward_input(
-    name, n, fan_in, fan_out, grad_z, g_offset, ldg, weight, w_offset, ldw, saved, saved_offset, lds, parameter,
-    out, out_offset, ldo, precision, stream,
-):  # fmt: skip
+def linear_backward_input(name, n, fan_in, fan_out, grad_z, weight, saved, parameter, out, precision, stream):
     """``out = (grad_z @ weight.T) * act'(saved)``."""
+    epilogue = "none" if name == "identity" else f"backward:{name}"
     gemm(
-        "NT", n, fan_in, fan_out, grad_z, g_offset, ldg, weight, w_offset, ldw, 0, None, 0, parameter,
-        out, out_offset, ldo, saved, saved_offset, lds, "none" if name == "identity" else f"backward:{name}", stream,
-        precision,
+        "NT", n, fan_in, fan_out, grad_z, weight, out, stream,
+        saved=saved, epilogue=epilogue, parameter=parameter, precision=precision,
     )  # fmt: skip
 
 
-def linear_backward_params(
-    n, fan_in, fan_out, x, x_offset, ldx, grad_z, g_offset, ldg, beta, grad_weight, w_offset, ldw,
-    grad_bias, b_offset, scratch, precision, stream,
-):  # fmt: skip
+def linear_backward_params(n, fan_in, fan_out, x, grad_z, beta, grad_weight, grad_bias, scratch, precision, stream):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise unless ``grad_bias`` is None."""
-    gemm(
-        "TN", fan_in, fan_out, n, x, x_offset, ldx, grad_z, g_offset, ldg, beta, None, 0, 0.0,
-        grad_weight, w_offset, ldw, None, 0, 0, "none", stream, precision,
-    )  # fmt: skip
+    gemm("TN", fan_in, fan_out, n, x, grad_z, grad_weight, stream, beta=beta, precision=precision)
     if grad_bias is not None:
-        column_sum(n, fan_out, beta, grad_z, g_offset, ldg, grad_bias, b_offset, scratch, stream)
+        column_sum(n, fan_out, beta, grad_z, grad_bias, scratch, stream)

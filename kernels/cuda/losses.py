@@ -1,8 +1,8 @@
 """Losses: the value of every row and the gradient, several threads a row; and the loss of a step.
 
-What the kernels compute is `reference.loss_forward_backward`. A loss that sums over its elements is a formula of
-`losses`; the cross-entropies are written out. The threads of a row share it in a way that its length alone decides, so
-a row's bits are the same in every batch.
+What the kernels compute is `reference.loss_forward_backward`. A loss that is a sum over elements is a formula of
+`losses`; the cross-entropies are written out here. The length of a row alone decides how threads share it, so a row has
+the same bits in every batch.
 """
 
 from functools import cache
@@ -11,35 +11,34 @@ import numpy as np
 
 from .. import layout
 from ..losses import SUMMED
-from .driver import cuda, device_function, kernel, types, vector
+from .driver import cuda, device_function, kernel, vector
 from .formulas import formulas
-from .launch import THREADS, first_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
+from .launch import THREADS, for_each_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
+from .operands import FLOAT, FLOATS, INT, INTS, Lanes, Rows, matrix, row_of, type_of
 from .probabilities import exponentials
 from .record import CURRENT, NEXT, STEP_HITS, STEP_LOSS, STOPPED
 
 
 # -------------------------------------------------------------------------------- losses of elements
-# A loss of a row is a device function ``(shared, shared_column, lane, lanes, inside, columns, parameter, prediction, s,
-# target, t, weight, grad, g)``, called by all threads of a block, ``lanes`` a row: the row's arrays begin at s, t, g,
-# ``inside`` tells whether there is a row for these threads. It writes the gradient and returns the loss and the hit.
+# The loss of a row is a device function ``(lanes, inside, columns, parameter, prediction, target, weight, grad)``, with
+# `Lanes` and three times a `Row`. All threads of a block call it; ``inside`` tells whether there is a row for this one.
+# It writes the gradient, and returns the loss and the hit.
 def loss_of_elements(name, dtype):
     """A loss that is a sum or mean over the elements of a row."""
     formula, number = formulas(dtype)[name], dtype.type
     mean, zero = name not in SUMMED, number(0)
 
     @device_function
-    def of_row(
-        shared, shared_column, lane, lanes, inside, columns, parameter, prediction, s, target, t, weight, grad, g
-    ):
+    def of_row(lanes, inside, columns, parameter, prediction, target, weight, grad):
         scale = 1 / np.float64(columns) if mean else np.float64(1)
         total = zero
         if inside:
             factor = number(scale * weight)
-            for j in range(lane, columns, lanes):
-                value, slope = formula(prediction[s + j], target[t + j], parameter)
+            for j in range(lanes.lane, columns, lanes.count):
+                value, slope = formula(prediction.data[prediction.start + j], target.data[target.start + j], parameter)
                 total += value
-                grad[g + j] = slope * factor
-        return number(scale) * sum_over_lanes(shared, total, lane, lanes), np.int64(0)
+                grad.data[grad.start + j] = slope * factor
+        return number(scale) * sum_over_lanes(lanes.shared, total, lanes.lane, lanes.count), np.int64(0)
 
     return of_row
 
@@ -51,38 +50,38 @@ def cross_entropy(dtype):
     zero, one, lowest, nan = number(0), number(1), number(-np.inf), number(np.nan)
 
     @device_function
-    def of_row(
-        shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
-    ):
+    def of_row(lanes, inside, columns, smoothing, prediction, target, weight, grad):
         each = smoothing / number(columns)
         largest, guess, of_label, label, factor = lowest, np.int64(columns), zero, np.int64(0), number(weight)
         known, of_no_class = True, nan if weight != 0 else zero
         if inside:
-            label = target[t]
+            label = target.data[target.start]
             known = label >= 0 and label < columns
-            of_label = prediction[s + label] if known else zero
-            for j in range(lane, columns, lanes):
-                z = prediction[s + j]
+            of_label = prediction.data[prediction.start + label] if known else zero
+            for j in range(lanes.lane, columns, lanes.count):
+                z = prediction.data[prediction.start + j]
                 if z > largest:
                     largest = z
                     guess = np.int64(j)
-        shift = max_over_lanes(shared, largest, lane, lanes)
-        guess = min_over_lanes(shared_column, guess if largest == shift else np.int64(columns), lane, lanes)
+        shift = max_over_lanes(lanes.shared, largest, lanes.lane, lanes.count)
+        guess = min_over_lanes(
+            lanes.shared_column, guess if largest == shift else np.int64(columns), lanes.lane, lanes.count
+        )
         of_label -= shift
         total, of_all = zero, zero
         if inside:
             if smoothing > zero:
-                for j in range(lane, columns, lanes):
-                    of_all += prediction[s + j] - shift
-            total = exponentials_of_row(lane, lanes, columns, prediction, s, shift, grad, g)
-        total = sum_over_lanes(shared, total, lane, lanes)
-        of_all = sum_over_lanes(shared, of_all, lane, lanes)
+                for j in range(lanes.lane, columns, lanes.count):
+                    of_all += prediction.data[prediction.start + j] - shift
+            total = exponentials_of_row(lanes.lane, lanes.count, columns, prediction, shift, grad)
+        total = sum_over_lanes(lanes.shared, total, lanes.lane, lanes.count)
+        of_all = sum_over_lanes(lanes.shared, of_all, lanes.lane, lanes.count)
         if inside:
             share = factor / total
-            for j in range(lane, columns, lanes):
-                slope = grad[g + j] * share - factor * each
+            for j in range(lanes.lane, columns, lanes.count):
+                slope = grad.data[grad.start + j] * share - factor * each
                 slope = slope - (one - smoothing) * factor if j == label else slope
-                grad[g + j] = slope if known else of_no_class
+                grad.data[grad.start + j] = slope if known else of_no_class
         if not known:
             return of_no_class, np.int64(0)
         hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
@@ -98,37 +97,35 @@ def soft_cross_entropy(dtype):
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
     @device_function
-    def of_row(
-        shared, shared_column, lane, lanes, inside, columns, smoothing, prediction, s, target, t, weight, grad, g
-    ):
+    def of_row(lanes, inside, columns, smoothing, prediction, target, weight, grad):
         each = smoothing / number(columns)
         largest, mass = lowest, zero
         if inside:
-            for j in range(lane, columns, lanes):
-                z = prediction[s + j]
+            for j in range(lanes.lane, columns, lanes.count):
+                z = prediction.data[prediction.start + j]
                 if z > largest:
                     largest = z
-                mass += target[t + j]
-        shift = max_over_lanes(shared, largest, lane, lanes)
-        mass = (one - smoothing) * sum_over_lanes(shared, mass, lane, lanes) + smoothing
+                mass += target.data[target.start + j]
+        shift = max_over_lanes(lanes.shared, largest, lanes.lane, lanes.count)
+        mass = (one - smoothing) * sum_over_lanes(lanes.shared, mass, lanes.lane, lanes.count) + smoothing
         total, of_target = zero, zero
         if inside:
-            for j in range(lane, columns, lanes):
-                shifted = prediction[s + j] - shift
-                smoothed = (one - smoothing) * target[t + j] + each
+            for j in range(lanes.lane, columns, lanes.count):
+                shifted = prediction.data[prediction.start + j] - shift
+                smoothed = (one - smoothing) * target.data[target.start + j] + each
                 if smoothed != zero:  # else not NaN where the logit is -inf
                     of_target += smoothed * shifted
                 e = exponential(shifted)
-                grad[g + j] = e
+                grad.data[grad.start + j] = e
                 total += e
-        total = sum_over_lanes(shared, total, lane, lanes)
-        of_target = sum_over_lanes(shared, of_target, lane, lanes)
+        total = sum_over_lanes(lanes.shared, total, lanes.lane, lanes.count)
+        of_target = sum_over_lanes(lanes.shared, of_target, lanes.lane, lanes.count)
         if inside:
             factor = number(weight)
             share = mass / total
-            for j in range(lane, columns, lanes):
-                smoothed = (one - smoothing) * target[t + j] + each
-                grad[g + j] = (grad[g + j] * share - smoothed) * factor
+            for j in range(lanes.lane, columns, lanes.count):
+                smoothed = (one - smoothing) * target.data[target.start + j] + each
+                grad.data[grad.start + j] = (grad.data[grad.start + j] * share - smoothed) * factor
         return mass * logarithm(total) - of_target, np.int64(0)
 
     return of_row
@@ -144,62 +141,60 @@ def loss_of_row(name, dtype):
 @cache
 def loss_kernel(name, dtype):
     """A loss of all rows; a row has as many threads as a block is wide."""
-    of_row, number, labelled = loss_of_row(name, dtype), dtype.type, name in layout.LABEL_LOSSES
+    of_row, number = loss_of_row(name, dtype), dtype.type
+    target_type = np.dtype(np.int64) if name in layout.LABEL_LOSSES else dtype
 
-    @kernel(threads=THREADS)
-    def loss_kernel(
-        rows, columns, parameter, prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
-        grad, g_offset, ldg,
-    ):  # fmt: skip
+    @for_each_row
+    @device_function
+    def each(i, inside, lanes, columns, parameter, prediction, target, rows, grad):
+        weight = rows.weight[i] if inside else np.float64(0)
+        loss, hit = of_row(
+            lanes, inside, columns, parameter, row_of(prediction, i), row_of(target, i), weight, row_of(grad, i)
+        )
+        if inside and lanes.lane == 0:
+            rows.loss[i] = loss
+            rows.hit[i] = hit
+
+    @kernel(INT, INT, FLOAT, matrix(dtype), matrix(target_type), rows_type(dtype), matrix(dtype), threads=THREADS)
+    def loss_kernel(count, columns, parameter, prediction, target, rows, grad):
         shared = cuda.shared.array(THREADS, dtype)
         shared_column = cuda.shared.array(THREADS, np.int64)
-        row, row_step = first_row()
-        p, lane = number(parameter), cuda.threadIdx.x
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            inside = i < rows
-            loss, hit = of_row(
-                shared, shared_column, lane, cuda.blockDim.x, inside, columns, p, prediction, p_offset + i * ldp,
-                target, i if labelled else i * ldt, row_weight[i] if inside else np.float64(0),
-                grad, g_offset + i * ldg,
-            )  # fmt: skip
-            if inside and lane == 0:
-                row_loss[i] = loss
-                row_hit[i] = hit
+        lanes = Lanes(cuda.threadIdx.x, cuda.blockDim.x, shared, shared_column)
+        each(count, lanes, columns, number(parameter), prediction, target, rows, grad)
 
     return loss_kernel
 
 
-def loss_forward_backward(
-    name, rows, columns, parameter, prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
-    grad, g_offset, ldg, stream,
-):  # fmt: skip
-    """Launch it; nothing where there is no row."""
-    if rows:
-        grid, block = of_rows(rows, columns)
-        loss_kernel(name, prediction.dtype)[grid, block, stream](
-            rows, columns, float(parameter), prediction, p_offset, ldp, target, ldt, row_weight, row_loss, row_hit,
-            grad, g_offset, ldg,
-        )  # fmt: skip
+def rows_type(dtype):
+    """The type of `Rows`."""
+    return type_of(Rows, FLOATS, vector(dtype), INTS)
+
+
+def loss_forward_backward(name, count, columns, parameter, prediction, target, rows, grad, stream):
+    """Launch it for ``count`` rows; nothing where there is none. Labels are a matrix of one column."""
+    if count:
+        grid, block = of_rows(count, columns)
+        function = loss_kernel(name, prediction.data.dtype)
+        function[grid, block, stream](count, columns, parameter, prediction, target, rows, grad)
 
 
 # ------------------------------------------------------------------------------------ loss of a step
 @cache
-def step_loss_kernel():
-    """Loss and hits of the batch into the record, which then is at its update and the step after it. One block.
+def step_loss_kernel(dtype):
+    """One block writes loss and hits of the batch into the record, and moves it on to its update and the next step.
 
-    When the loss is not finite the record is stopped and stays at this step.
+    A loss that is not finite stops the record, which stays at this step.
     """
 
-    @kernel(threads=THREADS)
-    def step_loss_kernel(rows, record, floats, row_weight, row_loss, row_hit):
+    @kernel(INT, INTS, FLOATS, rows_type(dtype), threads=THREADS)
+    def step_loss_kernel(count, record, floats, rows):
         shared = cuda.shared.array(THREADS, np.float64)
         shared_hits = cuda.shared.array(THREADS, np.int64)
         step, stopped = record[NEXT], record[STOPPED]
         loss, hits = np.float64(0), np.int64(0)
-        for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
-            loss += row_weight[i] * np.float64(row_loss[i])
-            hits += row_hit[i]
+        for i in range(cuda.threadIdx.x, count, cuda.blockDim.x):
+            loss += rows.weight[i] * np.float64(rows.loss[i])
+            hits += rows.hit[i]
         loss = sum_over_lanes(shared, loss, cuda.threadIdx.x, cuda.blockDim.x)
         hits = sum_over_lanes(shared_hits, hits, cuda.threadIdx.x, cuda.blockDim.x)
         if cuda.threadIdx.x == 0 and stopped == 0:
@@ -214,16 +209,13 @@ def step_loss_kernel():
     return step_loss_kernel
 
 
-def step_loss(rows, record, row_weight, row_loss, row_hit, stream):
-    """Launch it."""
-    step_loss_kernel()[1, THREADS, stream](rows, record.device, record.floats, row_weight, row_loss, row_hit)
+def step_loss(count, record, rows, stream):
+    """Launch it for ``count`` rows."""
+    step_loss_kernel(rows.loss.dtype)[1, THREADS, stream](count, record.device, record.floats, rows)
 
 
 def kernels(dtype):
-    """Every kernel of this file: (name, kernel, signature)."""
-    i, f, a, ints, doubles = types.int64, types.float64, vector(dtype), vector(np.int64), vector(np.float64)
+    """Every kernel of this file: (name, kernel)."""
     for name in layout.LOSSES:
-        target = ints if name in layout.LABEL_LOSSES else a
-        signature = (i, i, f, a, i, i, target, i, doubles, a, ints, a, i, i)
-        yield f"loss {name}", loss_kernel(name, dtype), signature
-    yield "step_loss", step_loss_kernel(), (i, ints, doubles, doubles, a, ints)
+        yield f"loss {name}", loss_kernel(name, dtype)
+    yield "step_loss", step_loss_kernel(dtype)

@@ -1,9 +1,9 @@
-"""The walk over a program: an instruction is a launch or a few, a step a sequence of launches on one stream.
+"""The walk over a program: a launch or a few for each instruction, and for a step a sequence of launches on one stream.
 
-The host decides nothing within a step: which step it is, its rows, key and coefficients are read from the record on
-the device (record.py), so every step of a run is the same sequence. It is launched as it is the first time; after that
-it is captured as a CUDA graph and replayed, which costs one launch a step. Small networks make all steps of a run in
-one launch (steps.py).
+The host decides nothing within a step. Kernels read from the record on the device (record.py) which step it is, and its
+rows, key and coefficients, so every step of a run is the same sequence. The first time the host launches it as it is,
+and captures it as a CUDA graph after that; to replay the graph costs one launch a step. Small networks make all steps
+of a run in one launch (steps.py).
 """
 
 import numpy as np
@@ -15,6 +15,7 @@ from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .losses import loss_forward_backward, step_loss
+from .operands import Matrix, Rows
 from .optimizers import optimizer_step
 from .record import CURRENT, NEXT, Record
 
@@ -43,13 +44,13 @@ class _Workspace:
         }
 
     def matrix(self, places, operand):
-        """An operand as (array, offset, leading dimension); None where there is none."""
+        """An operand as a `Matrix`; None where there is none."""
         if operand is None:
             return None
         array, scale = places[operand.buffer]
-        if isinstance(array, tuple):  # which lies in the memory of others
+        if isinstance(array, Matrix):  # which lies in the memory of others
             return array
-        return array, operand.offset * scale, operand.ld
+        return Matrix(array, operand.offset * scale, operand.ld)
 
     def vector(self, places, operand):
         """An operand of a whole buffer, or a number a row, as an array."""
@@ -64,40 +65,38 @@ class _Workspace:
         return self.vectors[key][1]
 
     def walk(self, instructions, places, n, stream, record=None, which=NEXT):
-        """Launch instructions for ``n`` rows; with a record, of the step that it is at."""
+        """Launch instructions for ``n`` rows; with a record, those of the step that it is at."""
         for instruction in instructions:
             operation, activation, parameter = instruction.operation, instruction.activation, instruction.parameter
             operands = instruction.operands
             if operation == "linear_forward":
                 x, weight, bias, out, saved = (self.matrix(places, operand) for operand in operands[:5])
                 linear_forward(
-                    activation, n, operands[0].columns, operands[3].columns, *x, *weight,
-                    *(bias[:2] if bias else (None, 0)), parameter, *out, *(saved if saved != out else (None, 0, 0)),
-                    instruction.precision, stream,
+                    activation, n, operands[0].columns, operands[3].columns, x, weight, bias, parameter, out,
+                    saved if saved != out else None, instruction.precision, stream,
                 )  # fmt: skip
             elif operation == "linear_backward_input":
                 grad, weight, saved, out = (self.matrix(places, operand) for operand in operands[:4])
                 linear_backward_input(
-                    activation, n, operands[3].columns, operands[0].columns, *grad, *weight, *saved, parameter, *out,
+                    activation, n, operands[3].columns, operands[0].columns, grad, weight, saved, parameter, out,
                     instruction.precision, stream,
                 )  # fmt: skip
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
                 linear_backward_params(
-                    n, operands[0].columns, operands[1].columns, *x, *grad, 0, *weight,
-                    *(bias[:2] if bias else (None, 0)), self.scratch, instruction.precision, stream,
+                    n, operands[0].columns, operands[1].columns, x, grad, 0, weight, bias, self.scratch,
+                    instruction.precision, stream,
                 )  # fmt: skip
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
-                activation_forward(activation, n, operands[0].columns, *z, *out, parameter, stream)
+                activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
             elif operation == "activation_backward":
                 grad, saved, out = (self.matrix(places, operand) for operand in operands[:3])
-                activation_backward(activation, n, operands[0].columns, *grad, *saved, *out, parameter, stream)
+                activation_backward(activation, n, operands[0].columns, grad, saved, out, parameter, stream)
             elif operation == "dropout":
                 x, out = self.matrix(places, operands[0]), self.matrix(places, operands[2])
-                dropout(
-                    n, operands[0].columns, record.device, which, instruction.number, 0, parameter, *x, *out, stream
-                )
+                layer = instruction.number
+                dropout(n, operands[0].columns, record.device, which, layer, 0, parameter, x, out, stream)
             elif operation == "update_statistics":
                 vectors = [self.vector(places, operand) for operand in operands[:4]]
                 norms.update_statistics(operands[0].columns, parameter, record, *vectors, stream)
@@ -150,12 +149,12 @@ def network_forward(workspace, parameters, statistics, x, out):
     x, out = driver.flat(x), driver.flat(out)
     for first in range(0, n, workspace.capacity):
         rows = min(workspace.capacity, n - first)
-        source = x, first * workspace.fan_in, workspace.fan_in
+        source = Matrix(x, first * workspace.fan_in, workspace.fan_in)
         if converts:
-            converted = workspace.input, 0, workspace.fan_in
-            convert(rows, workspace.fan_in, *source, *converted, stream)
+            converted = Matrix(workspace.input, 0, workspace.fan_in)
+            convert(rows, workspace.fan_in, source, converted, stream)
             source = converted
-        target = out, first * workspace.fan_out, workspace.fan_out
+        target = Matrix(out, first * workspace.fan_out, workspace.fan_out)
         places |= {program.INPUT: (source, 1), program.OUTPUT: (target, 1)}
         workspace.walk(workspace.listing.decoded, places, rows, stream)
 
@@ -171,15 +170,17 @@ class TrainingWorkspace(_Workspace):
         self.optimizer = layout.OPTIMIZERS[optimizer]
         self.labelled = self.loss in layout.LABEL_LOSSES
         self.outputs = driver.empty(batch_size * (self.width + ld_in), self.dtype)
-        self.input = self.outputs, batch_size * self.width, ld_in
+        self.input = Matrix(self.outputs, batch_size * self.width, ld_in)
         self.gradients = driver.empty(batch_size * self.width, self.dtype)
-        self.ld_target = 0 if self.labelled else layout.leading_dimension(self.fan_out, self.dtype.itemsize)
-        self.target = driver.empty(
-            batch_size * max(self.ld_target, 1), np.dtype(np.int64) if self.labelled else self.dtype
+        ld_target = 1 if self.labelled else layout.leading_dimension(self.fan_out, self.dtype.itemsize)
+        targets = driver.empty(batch_size * ld_target, np.dtype(np.int64) if self.labelled else self.dtype)
+        self.target = Matrix(targets, 0, ld_target)
+        self.rows = Rows(
+            driver.empty(batch_size, np.float64),
+            driver.empty(batch_size, self.dtype),
+            driver.empty(batch_size, np.int64),
         )
-        self.weight = driver.empty(batch_size, np.float64)
-        self.weight_rows = 0  # of so many rows it holds the mean's weights
-        self.row_loss, self.row_hit = driver.empty(batch_size, self.dtype), driver.empty(batch_size, np.int64)
+        self.weight_rows = 0  # the weights are those of the mean over so many rows
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
         self.scratch = driver.empty(sum_scratch(batch_size, self.widest), self.dtype)
@@ -193,27 +194,25 @@ class TrainingWorkspace(_Workspace):
         return super().places(run) | {
             program.INPUT: (self.input, 1),
             program.GRADIENTS: (self.gradients, self.capacity),
-            program.ROW_WEIGHT: (self.weight, 1),
+            program.ROW_WEIGHT: (self.rows.weight, 1),
             program.PARAMETER_GRADIENTS: (self.parameter_gradient, 1),
         }
 
     def step(self, run, n, stream):
         """One training step of ``n`` rows: the launches, in order."""
         record, listing, places = self.record, self.listing, self.places(run)
-        labels = (run.target, self.target) if self.labelled else (None, None)
-        gather(n, self.fan_in, record.device, run.x, run.ldx, *self.input, *labels, stream)
+        labels = (run.target.data, self.target.data) if self.labelled else (None, None)
+        gather(n, self.fan_in, record.device, run.x, self.input, *labels, stream)
         if not self.labelled:
-            target = self.target, 0, self.ld_target
-            gather(n, self.fan_out, record.device, run.target, run.ldt, *target, None, None, stream)
+            gather(n, self.fan_out, record.device, run.target, self.target, None, None, stream)
         if run.row_weight is not None:
-            weights(n, record.device, run.row_weight, self.weight, stream)
+            weights(n, record.device, run.row_weight, self.rows.weight, stream)
         self.walk(listing.decoded[: listing.loss], places, n, stream, record)
-        prediction, g = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
+        prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         loss_forward_backward(
-            self.loss, n, self.fan_out, self.loss_parameter, *prediction, self.target, self.ld_target,
-            self.weight, self.row_loss, self.row_hit, *g, stream,
-        )  # fmt: skip
-        step_loss(n, record, self.weight, self.row_loss, self.row_hit, stream)
+            self.loss, n, self.fan_out, self.loss_parameter, prediction, self.target, self.rows, grad, stream
+        )
+        step_loss(n, record, self.rows, stream)
         self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
         for part in self.program.trained:
             values, gradient, *state = (
@@ -228,7 +227,7 @@ class TrainingWorkspace(_Workspace):
             self.weight_rows = 0
             return
         if run.row_weight is None and self.weight_rows != n:
-            driver.to_device(np.full(n, 1 / n), self.weight[:n])
+            driver.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
         key = (n, *run.addresses(), driver.address(self.record.device))
         if key not in self.graphs:
@@ -249,13 +248,13 @@ class Run(Buffers):
     def __init__(self, parameters, statistics, state, x, target, row_weight):
         super().__init__(parameters, statistics)
         self.state = tuple(map(driver.flat, state))
-        self.x, self.target = driver.flat(x), driver.flat(target)
-        self.ldx, self.ldt = x.shape[1], target.shape[1] if target.ndim == 2 else 0
+        self.x = Matrix(driver.flat(x), 0, x.shape[1])
+        self.target = Matrix(driver.flat(target), 0, target.shape[1] if target.ndim == 2 else 1)
         self.row_weight = None if row_weight is None else driver.flat(row_weight)
 
     def addresses(self):
         """What a captured step depends on."""
-        arrays = (self.parameters, self.statistics, *self.state, self.x, self.target, self.row_weight)
+        arrays = (self.parameters, self.statistics, *self.state, self.x.data, self.target.data, self.row_weight)
         return tuple(None if array is None else (driver.address(array), array.dtype.str) for array in arrays)
 
 

@@ -1,29 +1,29 @@
-"""Sums of two arrays, normalisations along rows and over the batch, and what the way back takes of them.
+"""Sums of two arrays, normalisations along rows and over the batch, and what the way back needs of them.
 
-A launcher takes ``(rows, columns, number, *operands, stream)``, the operands as `reference` has them: a matrix as
-(array, offset, leading dimension), a vector as an array, None where there is none. It launches nothing where there is
-nothing to do. Along a row the threads of
-`launch.of_rows` share it; down the columns a block takes some columns, its lanes every so many rows, in an order that
-the shape alone decides.
+A launcher takes ``(rows, columns, number, *operands, stream)``, with the operands of `reference`: a `Matrix`, an array
+for a vector, None where there is none. It launches nothing where there is nothing to do. The threads of `of_rows` share
+a row. A block takes some columns, and of them each of its lanes takes every so many rows. The shape alone decides the
+order of a sum.
 """
 
 from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, empty, kernel, types, vector
+from .driver import cuda, device_function, empty, kernel, vector
 from .elementwise import SUM_COLUMNS, SUM_LANES
 from .formulas import formulas
 from .launch import (
     THREADS,
-    first_column,
     first_element,
-    first_row,
+    for_each_element,
+    for_each_row,
     of_rows,
     over_elements,
     over_rows,
     sum_over_lanes,
 )
+from .operands import FLOAT, FLOATS, INT, INTS, at, matrix, row_of
 from .record import STOPPED
 
 
@@ -31,13 +31,14 @@ from .record import STOPPED
 def add_kernel(dtype):
     """``out = x + y``."""
 
-    @kernel(threads=THREADS)
-    def add_kernel(rows, columns, x, x_offset, ldx, y, y_offset, ldy, out, out_offset, ldo):
-        row, row_step = first_row()
-        column, column_step = first_column()
-        for i in range(row, rows, row_step):
-            for j in range(column, columns, column_step):
-                out[out_offset + i * ldo + j] = x[x_offset + i * ldx + j] + y[y_offset + i * ldy + j]
+    @for_each_element
+    @device_function
+    def add(i, j, x, y, out):
+        out.data[at(out, i, j)] = x.data[at(x, i, j)] + y.data[at(y, i, j)]
+
+    @kernel(INT, INT, matrix(dtype), matrix(dtype), matrix(dtype), threads=THREADS)
+    def add_kernel(rows, columns, x, y, out):
+        add(rows, columns, x, y, out)
 
     return add_kernel
 
@@ -45,7 +46,7 @@ def add_kernel(dtype):
 def add(rows, columns, number, x, y, out, stream):
     if rows and columns:
         grid, block = over_rows(rows, columns)
-        add_kernel(out[0].dtype)[grid, block, stream](rows, columns, *x, *y, *out)
+        add_kernel(out.data.dtype)[grid, block, stream](rows, columns, x, y, out)
 
 
 # -------------------------------------------------------------------------------------- along rows
@@ -53,50 +54,47 @@ def add(rows, columns, number, x, y, out, stream):
 def layer_norm_kernel(dtype, affine, keeps):
     """`reference.layer_norm_forward`."""
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
-    one = number(1)
+    one, a, m = number(1), vector(dtype), matrix(dtype)
 
-    @kernel(threads=THREADS)
-    def layer_norm_kernel(
-        rows, columns, eps, x, x_offset, ldx, weight, bias, out, out_offset, ldo, saved, saved_offset, lds,
-        scale, scale_offset, ld_scale,
-    ):  # fmt: skip
+    @for_each_row
+    @device_function
+    def normalise(i, inside, shared, columns, eps, x_all, weight, bias, out_all, saved, scale):
+        lane, lanes, share = cuda.threadIdx.x, cuda.blockDim.x, one / number(columns)
+        x, out, total, squares = row_of(x_all, i), row_of(out_all, i), zero, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                total += x.data[x.start + j]
+        mean = sum_over_lanes(shared, total, lane, lanes) * share
+        if inside:
+            for j in range(lane, columns, lanes):
+                squares += (x.data[x.start + j] - mean) * (x.data[x.start + j] - mean)
+        factor = one / square_root(sum_over_lanes(shared, squares, lane, lanes) * share + eps)
+        if inside:
+            if lane == 0:
+                scale.data[at(scale, i, 0)] = factor
+            for j in range(lane, columns, lanes):
+                normalised = (x.data[x.start + j] - mean) * factor
+                if keeps:
+                    saved.data[at(saved, i, j)] = normalised
+                if affine:
+                    normalised = normalised * weight[j] + bias[j]
+                out.data[out.start + j] = normalised
+
+    @kernel(INT, INT, FLOAT, m, a, a, m, m, m, threads=THREADS)
+    def layer_norm_kernel(rows, columns, eps, x, weight, bias, out, saved, scale):
         shared = cuda.shared.array(THREADS, dtype)
-        row, row_step = first_row()
-        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-        share = one / number(columns)
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            inside = i < rows
-            at, total, squares = x_offset + i * ldx, zero, zero
-            if inside:
-                for j in range(lane, columns, lanes):
-                    total += x[at + j]
-            mean = sum_over_lanes(shared, total, lane, lanes) * share
-            if inside:
-                for j in range(lane, columns, lanes):
-                    squares += (x[at + j] - mean) * (x[at + j] - mean)
-            factor = one / square_root(sum_over_lanes(shared, squares, lane, lanes) * share + number(eps))
-            if inside:
-                if lane == 0:
-                    scale[scale_offset + i * ld_scale] = factor
-                for j in range(lane, columns, lanes):
-                    normalised = (x[at + j] - mean) * factor
-                    if keeps:
-                        saved[saved_offset + i * lds + j] = normalised
-                    if affine:
-                        normalised = normalised * weight[j] + bias[j]
-                    out[out_offset + i * ldo + j] = normalised
+        normalise(rows, shared, columns, number(eps), x, weight, bias, out, saved, scale)
 
     return layer_norm_kernel
 
 
 def layer_norm_forward(rows, columns, eps, x, weight, bias, out, saved, scale, stream):
     if rows and columns:
-        affine, keeps, memory = weight is not None, saved is not None, out[0]
+        affine, keeps = weight is not None, saved is not None
         grid, block = of_rows(rows, columns)
-        layer_norm_kernel(memory.dtype, affine, keeps)[grid, block, stream](
-            rows, columns, eps, *x, weight if affine else memory, bias if affine else memory,
-            *out, *(saved if keeps else (memory, 0, 0)), *scale,
+        layer_norm_kernel(out.data.dtype, affine, keeps)[grid, block, stream](
+            rows, columns, eps, x, weight if affine else out.data, bias if affine else out.data, out,
+            saved if keeps else out, scale,
         )  # fmt: skip
 
 
@@ -104,33 +102,30 @@ def layer_norm_forward(rows, columns, eps, x, weight, bias, out, saved, scale, s
 def layer_norm_back_kernel(dtype, affine):
     """`reference.layer_norm_backward_input`."""
     number, zero = dtype.type, dtype.type(0)
-    one = number(1)
+    one, a, m = number(1), vector(dtype), matrix(dtype)
 
-    @kernel(threads=THREADS)
-    def layer_norm_back_kernel(
-        rows, columns, grad, g_offset, ldg, weight, saved, saved_offset, lds, scale, scale_offset, ld_scale,
-        out, out_offset, ldo,
-    ):  # fmt: skip
+    @for_each_row
+    @device_function
+    def differentiate(i, inside, shared, columns, grad_all, weight, saved_all, scale, out):
+        lane, lanes, share = cuda.threadIdx.x, cuda.blockDim.x, one / number(columns)
+        grad, saved, total, along = row_of(grad_all, i), row_of(saved_all, i), zero, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                g = grad.data[grad.start + j] * weight[j] if affine else grad.data[grad.start + j]
+                total += g
+                along += g * saved.data[saved.start + j]
+        mean = sum_over_lanes(shared, total, lane, lanes) * share
+        slope = sum_over_lanes(shared, along, lane, lanes) * share
+        if inside:
+            factor = scale.data[at(scale, i, 0)]
+            for j in range(lane, columns, lanes):
+                g = grad.data[grad.start + j] * weight[j] if affine else grad.data[grad.start + j]
+                out.data[at(out, i, j)] = factor * (g - mean - saved.data[saved.start + j] * slope)
+
+    @kernel(INT, INT, m, a, m, m, m, threads=THREADS)
+    def layer_norm_back_kernel(rows, columns, grad, weight, saved, scale, out):
         shared = cuda.shared.array(THREADS, dtype)
-        row, row_step = first_row()
-        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-        share = one / number(columns)
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            inside = i < rows
-            at, kept, total, along = g_offset + i * ldg, saved_offset + i * lds, zero, zero
-            if inside:
-                for j in range(lane, columns, lanes):
-                    g = grad[at + j] * weight[j] if affine else grad[at + j]
-                    total += g
-                    along += g * saved[kept + j]
-            mean = sum_over_lanes(shared, total, lane, lanes) * share
-            slope = sum_over_lanes(shared, along, lane, lanes) * share
-            if inside:
-                factor = scale[scale_offset + i * ld_scale]
-                for j in range(lane, columns, lanes):
-                    g = grad[at + j] * weight[j] if affine else grad[at + j]
-                    out[out_offset + i * ldo + j] = factor * (g - mean - saved[kept + j] * slope)
+        differentiate(rows, shared, columns, grad, weight, saved, scale, out)
 
     return layer_norm_back_kernel
 
@@ -139,15 +134,15 @@ def layer_norm_backward_input(rows, columns, number, grad_out, weight, saved, sc
     if rows and columns:
         affine = weight is not None
         grid, block = of_rows(rows, columns)
-        layer_norm_back_kernel(grad_x[0].dtype, affine)[grid, block, stream](
-            rows, columns, *grad_out, weight if affine else grad_x[0], *saved, *scale, *grad_x
+        layer_norm_back_kernel(grad_x.data.dtype, affine)[grid, block, stream](
+            rows, columns, grad_out, weight if affine else grad_x.data, saved, scale, grad_x
         )
 
 
 # ------------------------------------------------------------------------------------ down columns
 @device_function
 def sum_of_lanes(shared, value):
-    """The sum of the lanes of a column, in their order, known to each of them; all threads of the block call it."""
+    """The sum of the lanes of this thread's column, in their order. All threads of the block call it."""
     shared[cuda.threadIdx.y, cuda.threadIdx.x] = value
     cuda.syncthreads()
     total = shared[0, cuda.threadIdx.x]
@@ -167,15 +162,15 @@ def norm_gradients_kernel(dtype):
     """`reference.norm_backward_params`."""
     zero = dtype.type(0)
 
-    @kernel(threads=THREADS)
-    def norm_gradients_kernel(rows, columns, beta, grad, g_offset, ldg, saved, saved_offset, lds, of_weight, of_bias):
+    @kernel(INT, INT, INT, matrix(dtype), matrix(dtype), vector(dtype), vector(dtype), threads=THREADS)
+    def norm_gradients_kernel(rows, columns, beta, grad, saved, of_weight, of_bias):
         shared = cuda.shared.array((SUM_LANES, SUM_COLUMNS), dtype)
         lane, j = cuda.threadIdx.y, np.int64(cuda.blockIdx.x) * SUM_COLUMNS + cuda.threadIdx.x
         along, total = zero, zero
         if j < columns:
             for i in range(np.int64(lane), rows, SUM_LANES):
-                g = grad[g_offset + i * ldg + j]
-                along += g * saved[saved_offset + i * lds + j]
+                g = grad.data[at(grad, i, j)]
+                along += g * saved.data[at(saved, i, j)]
                 total += g
         along = sum_of_lanes(shared, along)
         total = sum_of_lanes(shared, total)
@@ -190,7 +185,7 @@ def norm_backward_params(rows, columns, beta, grad_out, saved, grad_weight, grad
     if columns:
         grid, block = over_columns(columns)
         norm_gradients_kernel(grad_weight.dtype)[grid, block, stream](
-            rows, columns, int(beta), *grad_out, *saved, grad_weight, grad_bias
+            rows, columns, beta, grad_out, saved, grad_weight, grad_bias
         )
 
 
@@ -198,10 +193,10 @@ def norm_backward_params(rows, columns, beta, grad_out, saved, grad_weight, grad
 def moments_kernel(dtype):
     """`reference.batch_moments`."""
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
-    one, nan = number(1), number(np.nan)
+    one, nan, a = number(1), number(np.nan), vector(dtype)
 
-    @kernel(threads=THREADS)
-    def moments_kernel(rows, columns, eps, x, x_offset, ldx, row_weight, mean, scale, variance):
+    @kernel(INT, INT, FLOAT, matrix(dtype), FLOATS, a, a, a, threads=THREADS)
+    def moments_kernel(rows, columns, eps, x, row_weight, mean, scale, variance):
         shared = cuda.shared.array((SUM_LANES, SUM_COLUMNS), dtype)
         shared_weight = cuda.shared.array((SUM_LANES, SUM_COLUMNS), np.float64)
         lane, j = cuda.threadIdx.y, np.int64(cuda.blockIdx.x) * SUM_COLUMNS + cuda.threadIdx.x
@@ -211,13 +206,13 @@ def moments_kernel(dtype):
             squares += row_weight[i] * row_weight[i]
             counted += np.float64(1) if row_weight[i] > 0 else np.float64(0)
             if inside:
-                total += x[x_offset + i * ldx + j] * number(row_weight[i])
+                total += x.data[at(x, i, j)] * number(row_weight[i])
         squares = sum_of_lanes(shared_weight, squares)
         counted = sum_of_lanes(shared_weight, counted)
         centre = sum_of_lanes(shared, total)
         if inside:
             for i in range(np.int64(lane), rows, SUM_LANES):
-                centred = x[x_offset + i * ldx + j] - centre
+                centred = x.data[at(x, i, j)] - centre
                 spread += centred * centred * number(row_weight[i])
         spread = sum_of_lanes(shared, spread)
         if lane == 0 and inside:
@@ -231,16 +226,16 @@ def moments_kernel(dtype):
 def batch_moments(rows, columns, eps, x, row_weight, mean, scale, variance, stream):
     if columns:
         grid, block = over_columns(columns)
-        moments_kernel(mean.dtype)[grid, block, stream](rows, columns, eps, *x, row_weight, mean, scale, variance)
+        moments_kernel(mean.dtype)[grid, block, stream](rows, columns, eps, x, row_weight, mean, scale, variance)
 
 
 @cache
 def running_kernel(dtype):
     """`reference.running_moments`."""
     number, square_root = dtype.type, formulas(dtype)["square_root"]
-    one = number(1)
+    one, a = number(1), vector(dtype)
 
-    @kernel(threads=THREADS)
+    @kernel(INT, FLOAT, a, a, a, a, threads=THREADS)
     def running_kernel(columns, eps, running_mean, running_var, mean, scale):
         first, step = first_element()
         for j in range(first, columns, step):
@@ -259,21 +254,21 @@ def running_moments(rows, columns, eps, running_mean, running_var, mean, scale, 
 @cache
 def batch_norm_kernel(dtype, affine, keeps):
     """`reference.batch_norm_forward`."""
+    a, m = vector(dtype), matrix(dtype)
 
-    @kernel(threads=THREADS)
-    def batch_norm_kernel(
-        rows, columns, x, x_offset, ldx, mean, scale, weight, bias, out, out_offset, ldo, saved, saved_offset, lds
-    ):
-        row, row_step = first_row()
-        column, column_step = first_column()
-        for i in range(row, rows, row_step):
-            for j in range(column, columns, column_step):
-                normalised = (x[x_offset + i * ldx + j] - mean[j]) * scale[j]
-                if keeps:
-                    saved[saved_offset + i * lds + j] = normalised
-                if affine:
-                    normalised = normalised * weight[j] + bias[j]
-                out[out_offset + i * ldo + j] = normalised
+    @for_each_element
+    @device_function
+    def normalise(i, j, x, mean, scale, weight, bias, out, saved):
+        normalised = (x.data[at(x, i, j)] - mean[j]) * scale[j]
+        if keeps:
+            saved.data[at(saved, i, j)] = normalised
+        if affine:
+            normalised = normalised * weight[j] + bias[j]
+        out.data[at(out, i, j)] = normalised
+
+    @kernel(INT, INT, m, a, a, a, a, m, m, threads=THREADS)
+    def batch_norm_kernel(rows, columns, x, mean, scale, weight, bias, out, saved):
+        normalise(rows, columns, x, mean, scale, weight, bias, out, saved)
 
     return batch_norm_kernel
 
@@ -282,31 +277,29 @@ def batch_norm_forward(rows, columns, number, x, mean, scale, weight, bias, out,
     if rows and columns:
         affine, keeps = weight is not None, saved is not None
         grid, block = over_rows(rows, columns)
-        batch_norm_kernel(out[0].dtype, affine, keeps)[grid, block, stream](
-            rows, columns, *x, mean, scale, weight if affine else mean, bias if affine else mean,
-            *out, *(saved if keeps else (out[0], 0, 0)),
+        batch_norm_kernel(out.data.dtype, affine, keeps)[grid, block, stream](
+            rows, columns, x, mean, scale, weight if affine else mean, bias if affine else mean, out,
+            saved if keeps else out,
         )  # fmt: skip
 
 
 @cache
 def batch_norm_back_kernel(dtype, affine, learns):
     """`reference.batch_norm_backward_input`; without ``learns`` the moments are constants."""
-    number = dtype.type
+    number, a, m = dtype.type, vector(dtype), matrix(dtype)
 
-    @kernel(threads=THREADS)
-    def batch_norm_back_kernel(
-        rows, columns, grad, g_offset, ldg, row_weight, weight, saved, saved_offset, lds, scale, products, sums,
-        out, out_offset, ldo,
-    ):  # fmt: skip
-        row, row_step = first_row()
-        column, column_step = first_column()
-        for i in range(row, rows, row_step):
-            for j in range(column, columns, column_step):
-                g = grad[g_offset + i * ldg + j]
-                if learns:
-                    g -= number(row_weight[i]) * (sums[j] + saved[saved_offset + i * lds + j] * products[j])
-                factor = scale[j] * weight[j] if affine else scale[j]
-                out[out_offset + i * ldo + j] = g * factor
+    @for_each_element
+    @device_function
+    def differentiate(i, j, grad, row_weight, weight, saved, scale, products, sums, out):
+        g = grad.data[at(grad, i, j)]
+        if learns:
+            g -= number(row_weight[i]) * (sums[j] + saved.data[at(saved, i, j)] * products[j])
+        factor = scale[j] * weight[j] if affine else scale[j]
+        out.data[at(out, i, j)] = g * factor
+
+    @kernel(INT, INT, m, FLOATS, a, m, a, a, a, m, threads=THREADS)
+    def batch_norm_back_kernel(rows, columns, grad, row_weight, weight, saved, scale, products, sums, out):
+        differentiate(rows, columns, grad, row_weight, weight, saved, scale, products, sums, out)
 
     return batch_norm_back_kernel
 
@@ -317,20 +310,19 @@ def batch_norm_backward_input(
     if rows and columns:
         affine, learns = weight is not None, grad_weight is not None
         grid, block = over_rows(rows, columns)
-        batch_norm_back_kernel(grad_x[0].dtype, affine, learns)[grid, block, stream](
-            rows, columns, *grad_out, row_weight if learns else empty(1, np.float64),
-            weight if affine else scale, *saved, scale,
-            grad_weight if learns else scale, grad_bias if learns else scale, *grad_x,
+        batch_norm_back_kernel(grad_x.data.dtype, affine, learns)[grid, block, stream](
+            rows, columns, grad_out, row_weight if learns else empty(1, np.float64), weight if affine else scale,
+            saved, scale, grad_weight if learns else scale, grad_bias if learns else scale, grad_x,
         )  # fmt: skip
 
 
 @cache
 def statistics_kernel(dtype):
     """`reference.update_statistics`; nothing once the loss of the record's run is not finite."""
-    number = dtype.type
+    number, a = dtype.type, vector(dtype)
     one = number(1)
 
-    @kernel(threads=THREADS)
+    @kernel(INT, FLOAT, INTS, a, a, a, a, threads=THREADS)
     def statistics_kernel(columns, momentum, record, mean, variance, running_mean, running_var):
         share = number(momentum)
         rest = one - share
@@ -364,20 +356,17 @@ OPERATIONS = {
 
 # ------------------------------------------------------------------------------------------- catalogue
 def kernels(dtype):
-    """Every kernel of this file: (name, kernel, signature)."""
-    i, f, a, ints, doubles = types.int64, types.float64, vector(dtype), vector(np.int64), vector(np.float64)
-    m = a, i, i
-    yield "add", add_kernel(dtype), (i, i, *m, *m, *m)
+    """Every kernel of this file: (name, kernel)."""
+    yield "add", add_kernel(dtype)
     for affine in (False, True):
         words = " affine" * affine
-        yield f"layer_norm_back{words}", layer_norm_back_kernel(dtype, affine), (i, i, *m, a, *m, *m, *m)
+        yield f"layer_norm_back{words}", layer_norm_back_kernel(dtype, affine)
         for other in (False, True):
             title = words + " keeps" * other
-            yield f"layer_norm{title}", layer_norm_kernel(dtype, affine, other), (i, i, f, *m, a, a, *m, *m, *m)
-            yield f"batch_norm{title}", batch_norm_kernel(dtype, affine, other), (i, i, *m, a, a, a, a, *m, *m)
-            signature = (i, i, *m, doubles, a, *m, a, a, a, *m)
-            yield f"batch_norm_back{words}{' learns' * other}", batch_norm_back_kernel(dtype, affine, other), signature
-    yield "norm_gradients", norm_gradients_kernel(dtype), (i, i, i, *m, *m, a, a)
-    yield "moments", moments_kernel(dtype), (i, i, f, *m, doubles, a, a, a)
-    yield "running", running_kernel(dtype), (i, f, a, a, a, a)
-    yield "statistics", statistics_kernel(dtype), (i, f, ints, a, a, a, a)
+            yield f"layer_norm{title}", layer_norm_kernel(dtype, affine, other)
+            yield f"batch_norm{title}", batch_norm_kernel(dtype, affine, other)
+            yield f"batch_norm_back{words}{' learns' * other}", batch_norm_back_kernel(dtype, affine, other)
+    yield "norm_gradients", norm_gradients_kernel(dtype)
+    yield "moments", moments_kernel(dtype)
+    yield "running", running_kernel(dtype)
+    yield "statistics", statistics_kernel(dtype)

@@ -1,17 +1,16 @@
 """Optimizer steps over a whole parameter buffer: values, gradient and state in one pass.
 
-What they compute is `reference.optimizer_step`; the update of a parameter is a formula of `updates`. From the first
-loss that is not finite nothing is updated any more.
+What they compute is `reference.optimizer_step`; the update of a parameter is a formula of `updates`. A loss that is not
+finite ends all updates.
 """
 
 from functools import cache
 
-import numpy as np
-
 from .. import layout
-from .driver import device_function, kernel, types, vector
+from .driver import device_function, kernel, vector
 from .formulas import formulas
 from .launch import THREADS, first_element, over_elements
+from .operands import FLOATS, INT, INTS, States, type_of
 from .record import COEFFICIENTS, CURRENT, STOPPED
 
 
@@ -29,22 +28,22 @@ def update_of_element(name, dtype):
         )  # fmt: skip
 
     @device_function
-    def update_of_element(c, i, g, values, state_1, state_2, state_3):
+    def update_of_element(c, i, g, values, buffers):
         m = v = top = g
         if states > 0:
-            m = state_1[i]
+            m = buffers.first[i]
         if states > 1:
-            v = state_2[i]
+            v = buffers.second[i]
         if states > 2:
-            top = state_3[i]
+            top = buffers.third[i]
         w, m, v, top = update(c, values[i], g, m, v, top)
         values[i] = w
         if states > 0:
-            state_1[i] = m
+            buffers.first[i] = m
         if states > 1:
-            state_2[i] = v
+            buffers.second[i] = v
         if states > 2:
-            state_3[i] = top
+            buffers.third[i] = top
 
     return coefficients, update_of_element
 
@@ -54,29 +53,37 @@ def optimizer_kernel(name, dtype):
     """One update of every parameter."""
     coefficients, update = update_of_element(name, dtype)
 
-    @kernel(threads=THREADS)
-    def optimizer_kernel(count, record, scalars, values, grad, state_1, state_2, state_3):
+    @kernel(INT, INTS, FLOATS, vector(dtype), vector(dtype), states_type(dtype), threads=THREADS)
+    def optimizer_kernel(count, record, scalars, values, grad, states):
         if record[STOPPED] == 0:
             c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * layout.COEFFICIENTS)
             first, step = first_element()
             for i in range(first, count, step):
-                update(c, i, grad[i], values, state_1, state_2, state_3)
+                update(c, i, grad[i], values, states)
 
     return optimizer_kernel
+
+
+def states_type(dtype):
+    """The type of `States`."""
+    return type_of(States, vector(dtype), vector(dtype), vector(dtype))
+
+
+def states_of(state, values):
+    """The buffers of an optimizer as `States`, with the values in place of those that it does not have."""
+    return States(*(*state, values, values, values)[:3])
 
 
 def optimizer_step(name, record, values, grad, state, stream):
     """Launch it, with the coefficients of the step that the record is at."""
     if values.size:
-        states = (*state, values, values, values)[:3]
         grid, block = over_elements(values.size)
         optimizer_kernel(name, values.dtype)[grid, block, stream](
-            values.size, record.device, record.floats, values, grad, *states
+            values.size, record.device, record.floats, values, grad, states_of(state, values)
         )
 
 
 def kernels(dtype):
-    """Every kernel of this file: (name, kernel, signature)."""
-    ints, doubles, a = vector(np.int64), vector(np.float64), vector(dtype)
+    """Every kernel of this file: (name, kernel)."""
     for name in layout.OPTIMIZERS:
-        yield f"optimizer {name}", optimizer_kernel(name, dtype), (types.int64, ints, doubles, a, a, a, a, a)
+        yield f"optimizer {name}", optimizer_kernel(name, dtype)

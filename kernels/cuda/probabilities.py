@@ -1,25 +1,26 @@
-"""The softmax of rows, several threads a row, and the exponentials that the cross-entropy shares."""
+"""The softmax of rows, several threads a row, and the exponentials that it shares with the cross-entropy."""
 
 from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, kernel, types, vector
+from .driver import cuda, device_function, kernel
 from .formulas import formulas
-from .launch import THREADS, first_row, max_over_lanes, of_rows, sum_over_lanes
+from .launch import THREADS, for_each_row, max_over_lanes, of_rows, sum_over_lanes
+from .operands import INT, matrix, row_of
 
 
 @cache
 def exponentials(dtype):
-    """A device function: ``out = e^(z - shift)`` of a thread's part of a row, whose sum it returns."""
+    """A device function: ``out = e^(z - shift)`` for a thread's part of a `Row`; it returns their sum."""
     exponential, zero = formulas(dtype)["exp_of_nonpositive"], dtype.type(0)
 
     @device_function
-    def exponentials(lane, lanes, columns, z, s, shift, out, o):
+    def exponentials(lane, lanes, columns, z, shift, out):
         total = zero
         for j in range(lane, columns, lanes):
-            e = exponential(z[s + j] - shift)
-            out[o + j] = e
+            e = exponential(z.data[z.start + j] - shift)
+            out.data[out.start + j] = e
             total += e
         return total
 
@@ -32,38 +33,37 @@ def softmax_kernel(dtype):
     exponentials_of_row, number = exponentials(dtype), dtype.type
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
-    @kernel(threads=THREADS)
-    def softmax_kernel(rows, columns, z, z_offset, ldz, out, out_offset, ldo):
+    @for_each_row
+    @device_function
+    def softmax(i, inside, lane, lanes, shared, columns, z_all, out_all):
+        z, out, largest, total = row_of(z_all, i), row_of(out_all, i), lowest, zero
+        if inside:
+            for j in range(lane, columns, lanes):
+                logit = z.data[z.start + j]
+                largest = logit if logit > largest else largest
+        shift = max_over_lanes(shared, largest, lane, lanes)
+        if inside:
+            total = exponentials_of_row(lane, lanes, columns, z, shift, out)
+        share = one / sum_over_lanes(shared, total, lane, lanes)
+        if inside:
+            for j in range(lane, columns, lanes):
+                out.data[out.start + j] *= share
+
+    @kernel(INT, INT, matrix(dtype), matrix(dtype), threads=THREADS)
+    def softmax_kernel(rows, columns, z, out):
         shared = cuda.shared.array(THREADS, dtype)
-        row, row_step = first_row()
-        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-        for first in range(row - cuda.threadIdx.y, rows, row_step):
-            i = first + cuda.threadIdx.y
-            inside = i < rows
-            s, o = z_offset + i * ldz, out_offset + i * ldo
-            largest, total = lowest, zero
-            if inside:
-                for j in range(lane, columns, lanes):
-                    largest = z[s + j] if z[s + j] > largest else largest
-            shift = max_over_lanes(shared, largest, lane, lanes)
-            if inside:
-                total = exponentials_of_row(lane, lanes, columns, z, s, shift, out, o)
-            share = one / sum_over_lanes(shared, total, lane, lanes)
-            if inside:
-                for j in range(lane, columns, lanes):
-                    out[o + j] *= share
+        softmax(rows, cuda.threadIdx.x, cuda.blockDim.x, shared, columns, z, out)
 
     return softmax_kernel
 
 
-def softmax(rows, columns, z, z_offset, ldz, out, out_offset, ldo, stream):
+def softmax(rows, columns, z, out, stream):
     """Launch it; nothing where there is no element."""
     if rows and columns:
         grid, block = of_rows(rows, columns)
-        softmax_kernel(out.dtype)[grid, block, stream](rows, columns, z, z_offset, ldz, out, out_offset, ldo)
+        softmax_kernel(out.data.dtype)[grid, block, stream](rows, columns, z, out)
 
 
 def kernels(dtype):
-    """Every kernel of this file: (name, kernel, signature)."""
-    i, a = types.int64, vector(dtype)
-    yield "softmax", softmax_kernel(dtype), (i, i, a, i, i, a, i, i)
+    """Every kernel of this file: (name, kernel)."""
+    yield "softmax", softmax_kernel(dtype)

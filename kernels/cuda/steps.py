@@ -1,34 +1,37 @@
 """Many training steps of a small network in one launch: a cooperative kernel that walks the program on the device.
 
-It makes the programs whose phases are one of rows and one of weights; the whole grid waits after each. In the first
-every block takes some rows of the batch through gather, forward, loss and backward: rows do not meet, so only the
-block's own threads wait for one another. In the second every thread makes the gradients of some parameters, each a sum
-over the batch in the order of its rows, and updates them at once. The loss of the step is summed by every block in the
-same way, so all of them know whether to go on. An element's bits do not depend on the number of blocks.
+It makes programs of one phase of rows and one of weights; the whole grid waits after each. In the phase of rows a
+block takes some rows of the batch through gather, forward, loss and backward: rows do not meet, so only the threads of
+a block wait for one another. In the phase of weights a thread makes the gradients of some parameters, each a sum over
+the batch in the order of its rows, and updates them at once. Every block sums the loss of the step in the same way, so
+all of them know whether to go on. An element's bits do not depend on the number of blocks.
 
-The kernel is compiled for a dtype, a loss, an optimizer and the activations that the network has; the network itself is
-data. It is what `network.TrainingWorkspace.step` does, in another order of summation, where launches would cost more
-than their work.
+The kernel is compiled for a dtype, a loss, an optimizer and the activations of the network; the network itself is data.
+It does what `network.TrainingWorkspace.step` does, in another order of summation, where launches would cost more than
+their work.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import layout, program
 from . import driver
-from .driver import cuda, device_function, kernel, types, vector
+from .driver import cuda, device_function, kernel, vector
 from .elementwise import splitmix64
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
-from .losses import loss_of_row
-from .optimizers import update_of_element
+from .losses import loss_of_row, rows_type
+from .operands import FLOAT, FLOATS, INT, INTS, Lanes, Matrix, Row, matrix, row_of, type_of
+from .operands import at as element
+from .optimizers import states_of, states_type, update_of_element
 from .record import BATCH, COEFFICIENTS, KEYS, NEXT, NUMBERS, ROWS, STEP_HITS, STEP_LOSS, STOPPED
 
 # Where a launch costs more than its work: a product this small keeps fewer threads busy than a GPU has.
 MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS = 256, 1 << 16, 1024
 MOST_STEPS = 4096  # a launch, so that no launch takes seconds
-# The operations that are made here; a network with others is launched an instruction at a time.
+# The operations that the kernel has; a network with others is launched an instruction at a time.
 OPERATIONS = (
     "linear_forward", "activation_forward", "dropout", "add", "loss_forward_backward", "activation_backward",
     "linear_backward_input", "linear_backward_params",
@@ -38,6 +41,45 @@ LINEAR_FORWARD, ACTIVATION_FORWARD, DROPOUT, ADD, LOSS, ACTIVATION_BACKWARD, LIN
 )
 OPERAND, HEAD, INPUT = program.OPERAND, program.HEAD, program.INPUT
 TWO_32 = 4294967296.0
+
+
+class Listing(NamedTuple):
+    """The instructions, as integers and as floats, and which are the loss, the first of the weights, the end."""
+
+    instructions: object
+    numbers: object
+    loss: int
+    weights: int
+    end: int
+
+
+class Data(NamedTuple):
+    """The rows of a run, their targets and their weights; ``weighted`` is 0 where they all weigh the same."""
+
+    x: Matrix
+    target: Matrix
+    row_weight: object
+    weighted: int
+
+
+class Memory(NamedTuple):
+    """The parameters, and what a batch has: ``capacity`` rows of values and gradients, and the gathered input."""
+
+    parameters: object
+    values: object
+    gradients: object
+    capacity: int
+    input: Matrix  # in ``values``
+
+
+class Part(NamedTuple):
+    """The rows of the batch that a block takes, and what dropout needs: the numbers of rows, and a key."""
+
+    first: int
+    rows: int
+    record: object
+    numbers: int  # of the batch's first row, in the record
+    key: int
 
 
 def by_code(functions):
@@ -62,8 +104,8 @@ def by_code(functions):
 
 
 @cache
-def steps_kernel(dtype, loss, optimizer, activations):
-    """The kernel; ``activations`` are the names of those that the program has, in a tuple."""
+def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
+    """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     parts, number, zero = formulas(dtype), dtype.type, dtype.type(0)
     codes = [layout.ACTIVATIONS.index(name) for name in activations]
     value = by_code([(code, parts[name]) for code, name in zip(codes, activations, strict=True)])
@@ -82,133 +124,113 @@ def steps_kernel(dtype, loss, optimizer, activations):
         return x * number(np.float64(1) / (np.float64(1) - probability)) if kept else zero
 
     @device_function
-    def operand(instructions, at, slot, capacity, x):
-        """(where its first row begins, its leading dimension, its columns); of the input that is at ``x``."""
-        place = at + HEAD + slot * OPERAND
-        begin = instructions[place + program.OFFSET] * capacity
+    def operand(listing, memory, at, slot):
+        """An operand in rows, of the instruction at ``at``: where it begins, its leading dimension, its columns."""
+        place, instructions = at + HEAD + slot * OPERAND, listing.instructions
+        begin = instructions[place + program.OFFSET] * memory.capacity
         if instructions[place + program.BUFFER] == INPUT:
-            begin = x
+            begin = memory.input.offset
         return begin, instructions[place + program.LD], instructions[place + program.COLUMNS]
 
     @device_function
-    def parameter(instructions, at, slot):
-        """(where it begins in the parameter buffer, -1 if there is none; its leading dimension)."""
-        place = at + HEAD + slot * OPERAND
+    def parameter(listing, at, slot):
+        """An operand in the parameters: where it begins, -1 if there is none, and its leading dimension."""
+        place, instructions = at + HEAD + slot * OPERAND, listing.instructions
         if instructions[place + program.BUFFER] < 0:
             return np.int64(-1), np.int64(0)
         return instructions[place + program.OFFSET], instructions[place + program.LD]
 
     @device_function
-    def unit_kept(x, probability, record, row, unit, key, layer):
+    def unit_kept(x, probability, part, row, unit, layer):
         """What dropout makes of a unit."""
-        of_layer = splitmix64(np.uint64(key) + np.uint64(layer))
-        return dropped(x, probability, splitmix64(of_layer + np.uint64(record[row])), unit)
+        of_layer = splitmix64(np.uint64(part.key) + np.uint64(layer))
+        return dropped(x, probability, splitmix64(of_layer + np.uint64(part.record[part.numbers + row])), unit)
 
     @device_function
-    def forward(
-        instructions, numbers, end, parameters, outputs, capacity, input_offset, first, rows, record, start, key
-    ):
-        """Instructions up to ``end`` for rows ``first ...`` of the batch."""
-        for r in range(end):
+    def forward(listing, memory, part):
+        """Take the rows of a part through all instructions before the loss."""
+        instructions, parameters, values = listing.instructions, memory.parameters, memory.values
+        for r in range(listing.loss):
             at = r * program.WIDTH
             operation, code = instructions[at], instructions[at + program.ACTIVATION]
-            exact = numbers[at + program.PARAMETER]
+            exact = listing.numbers[at + program.PARAMETER]
             p = number(exact)
-            x, ldx, fan_in = operand(instructions, at, 0, capacity, input_offset)
-            weight, ldw = parameter(instructions, at, 1)
-            bias, _ = parameter(instructions, at, 2)
+            x, ldx, fan_in = operand(listing, memory, at, 0)
+            weight, ldw = parameter(listing, at, 1)
+            bias, _ = parameter(listing, at, 2)
             slot = 1
             if operation == LINEAR_FORWARD:
                 slot = 3
             elif operation != ACTIVATION_FORWARD:
                 slot = 2
-            out, ldo, columns = operand(instructions, at, slot, capacity, input_offset)
-            other, ld_other, _ = operand(
-                instructions, at, 4 if operation == LINEAR_FORWARD else 1, capacity, input_offset
-            )
-            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
-                i = first + e // columns
+            out, ldo, columns = operand(listing, memory, at, slot)
+            other, ld_other, _ = operand(listing, memory, at, 4 if operation == LINEAR_FORWARD else 1)
+            for e in range(cuda.threadIdx.x, part.rows * columns, cuda.blockDim.x):
+                i = part.first + e // columns
                 j = e % columns
                 if operation == LINEAR_FORWARD:
                     z = zero
                     if bias >= 0:
                         z = parameters[bias + j]
                     for k in range(fan_in):
-                        z = fma(outputs[x + i * ldx + k], parameters[weight + k * ldw + j], z)
+                        z = fma(values[x + i * ldx + k], parameters[weight + k * ldw + j], z)
                     if other != out:
-                        outputs[other + i * ld_other + j] = z
-                    outputs[out + i * ldo + j] = value(code, z, p)
+                        values[other + i * ld_other + j] = z
+                    values[out + i * ldo + j] = value(code, z, p)
                 elif operation == DROPOUT:
-                    outputs[out + i * ldo + j] = unit_kept(
-                        outputs[x + i * ldx + j], exact, record, start + i, j, key, instructions[at + program.NUMBER]
+                    values[out + i * ldo + j] = unit_kept(
+                        values[x + i * ldx + j], exact, part, i, j, instructions[at + program.NUMBER]
                     )
                 elif operation == ADD:
-                    outputs[out + i * ldo + j] = outputs[x + i * ldx + j] + outputs[other + i * ld_other + j]
+                    values[out + i * ldo + j] = values[x + i * ldx + j] + values[other + i * ld_other + j]
                 else:
-                    outputs[out + i * ldo + j] = value(code, outputs[x + i * ldx + j], p)
+                    values[out + i * ldo + j] = value(code, values[x + i * ldx + j], p)
             cuda.syncthreads()
 
     @device_function
-    def backward(
-        instructions, numbers, begin, end, parameters, outputs, gradients, capacity, input_offset, first, rows, record,
-        start, key,
-    ):  # fmt: skip
-        """Instructions from ``begin`` to ``end``, from the gradient of the prediction to what the parameters' need."""
-        for r in range(begin, end):
+    def backward(listing, memory, part):
+        """Take them back, from the gradient of the prediction to all that the gradients of the parameters need."""
+        instructions, parameters = listing.instructions, memory.parameters
+        values, gradients = memory.values, memory.gradients
+        for r in range(listing.loss + 1, listing.weights):
             at = r * program.WIDTH
             operation, code = instructions[at], instructions[at + program.ACTIVATION]
-            exact = numbers[at + program.PARAMETER]
+            exact = listing.numbers[at + program.PARAMETER]
             p = number(exact)
-            grad, ldg, fan_out = operand(instructions, at, 0, capacity, input_offset)
-            weight, ldw = parameter(instructions, at, 1)
+            grad, ldg, fan_out = operand(listing, memory, at, 0)
+            weight, ldw = parameter(listing, at, 1)
             last = 3 if operation == LINEAR_BACKWARD_INPUT else 2
-            other, ld_other, _ = operand(instructions, at, last - 1, capacity, input_offset)
-            out, ldo, columns = operand(instructions, at, last, capacity, input_offset)
-            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
-                i = first + e // columns
+            other, ld_other, _ = operand(listing, memory, at, last - 1)
+            out, ldo, columns = operand(listing, memory, at, last)
+            for e in range(cuda.threadIdx.x, part.rows * columns, cuda.blockDim.x):
+                i = part.first + e // columns
                 j = e % columns
                 if operation == LINEAR_BACKWARD_INPUT:
                     g = zero
                     for k in range(fan_out):
                         g = fma(gradients[grad + i * ldg + k], parameters[weight + j * ldw + k], g)
-                    g *= derivative(code, outputs[other + i * ld_other + j], p)
+                    g *= derivative(code, values[other + i * ld_other + j], p)
                 elif operation == ACTIVATION_BACKWARD:
-                    g = gradients[grad + i * ldg + j] * derivative(code, outputs[other + i * ld_other + j], p)
+                    g = gradients[grad + i * ldg + j] * derivative(code, values[other + i * ld_other + j], p)
                 elif operation == DROPOUT:
-                    g = unit_kept(
-                        gradients[grad + i * ldg + j], exact, record, start + i, j, key,
-                        instructions[at + program.NUMBER],
-                    )  # fmt: skip
+                    g = unit_kept(gradients[grad + i * ldg + j], exact, part, i, j, instructions[at + program.NUMBER])
                 else:
                     g = gradients[grad + i * ldg + j] + gradients[other + i * ld_other + j]
                 gradients[out + i * ldo + j] = g
             cuda.syncthreads()
 
     @device_function
-    def update_all(
-        instructions,
-        begin,
-        end,
-        parameters,
-        outputs,
-        gradients,
-        capacity,
-        input_offset,
-        n,
-        c,
-        state_1,
-        state_2,
-        state_3,
-    ):
-        """Gradients and updates of this thread's parameters: weights, then biases, of every layer."""
+    def update_all(listing, memory, n, c, states):
+        """Make the gradients of this thread's parameters and update these: weights, then biases, of every layer."""
+        values, gradients = memory.values, memory.gradients
         this = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         threads = np.int64(cuda.gridDim.x) * cuda.blockDim.x
-        for r in range(begin, end):
+        for r in range(listing.weights, listing.end):
             at = r * program.WIDTH
-            x, ldx, fan_in = operand(instructions, at, 0, capacity, input_offset)
-            grad, ldg, fan_out = operand(instructions, at, 1, capacity, input_offset)
-            weight, ldw = parameter(instructions, at, 2)
-            bias, _ = parameter(instructions, at, 3)
+            x, ldx, fan_in = operand(listing, memory, at, 0)
+            grad, ldg, fan_out = operand(listing, memory, at, 1)
+            weight, ldw = parameter(listing, at, 2)
+            bias, _ = parameter(listing, at, 3)
             count = fan_in * fan_out
             if bias >= 0:
                 count += fan_out
@@ -216,26 +238,45 @@ def steps_kernel(dtype, loss, optimizer, activations):
                 k, j, g = e // fan_out, e % fan_out, zero
                 if k < fan_in:
                     for i in range(n):
-                        g = fma(outputs[x + i * ldx + k], gradients[grad + i * ldg + j], g)
-                    update(c, weight + k * ldw + j, g, parameters, state_1, state_2, state_3)
+                        g = fma(values[x + i * ldx + k], gradients[grad + i * ldg + j], g)
+                    update(c, weight + k * ldw + j, g, memory.parameters, states)
                 else:
                     for i in range(n):
                         g += gradients[grad + i * ldg + j]
-                    update(c, bias + j, g, parameters, state_1, state_2, state_3)
+                    update(c, bias + j, g, memory.parameters, states)
 
-    @kernel(threads=THREADS)
+    def gathering(number):
+        @device_function
+        def gather(source, columns, record, start, first, rows, out):
+            """``out[i] = source[record[start + i]]`` for ``rows`` rows of the batch, from ``first`` on."""
+            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
+                i = first + e // columns
+                j = e % columns
+                out.data[element(out, i, j)] = number(source.data[element(source, record[start + i], j)])
+
+        return gather
+
+    target_dtype = np.dtype(np.int64) if labelled else dtype
+    gather_x, gather_target = gathering(number), gathering(target_dtype.type)
+    a, m = vector(dtype), matrix(dtype)
+    listing_type = type_of(Listing, INTS, FLOATS, INT, INT, INT)
+    data_type = type_of(Data, matrix(x_dtype), matrix(y_dtype), FLOATS, INT)
+    memory_type = type_of(Memory, a, a, a, INT, m)
+
+    @kernel(
+        INT, INT, INT, INT, FLOAT, INTS, FLOATS, listing_type, data_type, memory_type, states_type(dtype),
+        matrix(target_dtype), rows_type(dtype), threads=THREADS,
+    )  # fmt: skip
     def steps_kernel(
-        n, steps, capacity, lanes, loss_parameter, loss_at, weights_at, updated_at, record, floats, instructions,
-        numbers, fan_in, ldx, x, target, weighted, row_weight, parameters, state_1, state_2, state_3,
-        outputs, input_offset, gradients, target_batch, ldt, batch_weight, row_loss, row_hit,
-    ):  # fmt: skip
+        n, fan_in, steps, lanes, loss_parameter, record, floats, listing, data, memory, states, targets, batch
+    ):
         shared = cuda.shared.array(THREADS, dtype)
         shared_sum = cuda.shared.array(THREADS, np.float64)
         shared_count = cuda.shared.array(THREADS, np.int64)
         grid, thread, threads = cuda.cg.this_grid(), cuda.threadIdx.x, cuda.blockDim.x
-        lane = thread % lanes
-        prediction, ldo, classes = operand(instructions, loss_at * program.WIDTH, 0, capacity, input_offset)
-        grad, ldg, _ = operand(instructions, loss_at * program.WIDTH, 5, capacity, input_offset)
+        team = Lanes(thread % lanes, lanes, shared, shared_count)
+        prediction, ldo, classes = operand(listing, memory, listing.loss * program.WIDTH, 0)
+        grad, ldg, _ = operand(listing, memory, listing.loss * program.WIDTH, 5)
         of_block = (n + cuda.gridDim.x - 1) // cuda.gridDim.x
         first = min(cuda.blockIdx.x * of_block, n)
         rows = min(of_block, n - first)
@@ -245,49 +286,37 @@ def steps_kernel(dtype, loss, optimizer, activations):
         for step in range(begin, begin + steps):
             start, key = record[ROWS] + step * record[BATCH], record[record[KEYS] + step]
             scale = 1 / np.float64(n)
-            if weighted:
+            if data.weighted:
                 total = np.float64(0)
                 for i in range(thread, n, threads):
-                    total += row_weight[record[start + i]]
+                    total += data.row_weight[record[start + i]]
                 total = sum_over_lanes(shared_sum, total, thread, threads)
                 scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
-            for e in range(thread, rows * fan_in, threads):
-                i = first + e // fan_in
-                outputs[input_offset + i * ldx + e % fan_in] = number(x[record[start + i] * fan_in + e % fan_in])
-            if not labelled:
-                for e in range(thread, rows * classes, threads):
-                    i = first + e // classes
-                    target_batch[i * ldt + e % classes] = number(target[record[start + i] * classes + e % classes])
+            gather_x(data.x, fan_in, record, start, first, rows, memory.input)
+            gather_target(data.target, 1 if labelled else classes, record, start, first, rows, targets)
             for i in range(first + thread, first + rows, threads):
-                batch_weight[i] = row_weight[record[start + i]] * scale if weighted else scale
-                if labelled:
-                    target_batch[i] = target[record[start + i]]
+                batch.weight[i] = data.row_weight[record[start + i]] * scale if data.weighted else scale
             cuda.syncthreads()
-            forward(
-                instructions, numbers, loss_at, parameters, outputs, capacity, input_offset, first, rows, record,
-                start - record[ROWS] + record[NUMBERS], key,
-            )  # fmt: skip
+            part = Part(first, rows, record, start - record[ROWS] + record[NUMBERS], key)
+            forward(listing, memory, part)
             for base in range(first, first + rows, threads // lanes):
                 i = base + thread // lanes
                 inside = i < first + rows
                 loss, hit = loss_of(
-                    shared, shared_count, lane, lanes, inside, classes, number(loss_parameter),
-                    outputs, prediction + i * ldo, target_batch, i if labelled else i * ldt,
-                    batch_weight[i] if inside else np.float64(0), gradients, grad + i * ldg,
+                    team, inside, classes, number(loss_parameter), Row(memory.values, prediction + i * ldo),
+                    row_of(targets, i), batch.weight[i] if inside else np.float64(0),
+                    Row(memory.gradients, grad + i * ldg),
                 )  # fmt: skip
-                if inside and lane == 0:
-                    row_loss[i] = loss
-                    row_hit[i] = hit
+                if inside and team.lane == 0:
+                    batch.loss[i] = loss
+                    batch.hit[i] = hit
             cuda.syncthreads()
-            backward(
-                instructions, numbers, loss_at + 1, weights_at, parameters, outputs, gradients, capacity, input_offset,
-                first, rows, record, start - record[ROWS] + record[NUMBERS], key,
-            )  # fmt: skip
+            backward(listing, memory, part)
             grid.sync()
             loss_sum, hits = np.float64(0), np.int64(0)
             for i in range(thread, n, threads):
-                loss_sum += batch_weight[i] * np.float64(row_loss[i])
-                hits += row_hit[i]
+                loss_sum += batch.weight[i] * np.float64(batch.loss[i])
+                hits += batch.hit[i]
             loss_sum = sum_over_lanes(shared_sum, loss_sum, thread, threads)
             hits = sum_over_lanes(shared_count, hits, thread, threads)
             finite = loss_sum - loss_sum == 0
@@ -301,27 +330,14 @@ def steps_kernel(dtype, loss, optimizer, activations):
             if not finite:
                 break
             c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
-            update_all(
-                instructions, weights_at, updated_at, parameters, outputs, gradients, capacity, input_offset, n, c,
-                state_1, state_2, state_3,
-            )  # fmt: skip
+            update_all(listing, memory, n, c, states)
             grid.sync()
 
     return steps_kernel
 
 
-def signature(dtype, x, target, labelled):
-    """The types of its arguments, for the dtypes of the data."""
-    i, f, ints, doubles, a = types.int64, types.float64, vector(np.int64), vector(np.float64), vector(dtype)
-    x, target, batch = vector(x), vector(target), ints if labelled else a
-    return (
-        i, i, i, i, f, i, i, i, ints, doubles, ints, doubles, i, i, x, target, types.boolean, doubles, a, a, a, a,
-        a, i, a, batch, i, doubles, a, ints,
-    )  # fmt: skip
-
-
 def suits(workspace, n):
-    """Whether steps of ``n`` rows are made here."""
+    """Whether this kernel makes steps of ``n`` rows."""
     training = workspace.program.training
     has_all = workspace.program.precision == "ieee" and training.operations.issubset(OPERATIONS)
     small = workspace.widest <= MOST_WIDTH and workspace.program.real_size <= MOST_PARAMETERS
@@ -329,30 +345,31 @@ def suits(workspace, n):
 
 
 def train_steps(workspace, run, n, count, stream):
-    """So many steps of ``n`` rows each, in as few launches as they may have."""
-    listing = workspace.listing
+    """Make so many steps of ``n`` rows each, in as few launches as they may have."""
+    listing, record = workspace.listing, workspace.record
     activations = tuple(sorted({instruction.activation for instruction in listing.decoded}))
-    function = steps_kernel(workspace.dtype, workspace.loss, workspace.optimizer, activations)
-    types_ = signature(workspace.dtype, run.x.dtype, run.target.dtype, workspace.labelled)
+    function = steps_kernel(
+        workspace.dtype, workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype
+    )
     useful = max(n, -(-run.parameters.size // THREADS))
-    blocks = min(driver.cooperative_blocks(function, types_, THREADS), multiprocessors(), useful)
-    record, weighted = workspace.record, run.row_weight is not None
-    states = (*run.state, run.parameters, run.parameters, run.parameters)[:3]
+    blocks = min(driver.cooperative_blocks(function, THREADS), multiprocessors(), useful)
+    weighted = run.row_weight is not None
+    instructions = Listing(workspace.instructions, workspace.numbers, listing.loss, listing.weights, listing.updated)
+    data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
+    memory = Memory(run.parameters, workspace.outputs, workspace.gradients, workspace.capacity, workspace.input)
+    states = states_of(run.state, run.parameters)
     for done in range(0, count, MOST_STEPS):
         function[blocks, THREADS, stream](
-            n, min(MOST_STEPS, count - done), workspace.capacity, lanes_of_row(workspace.fan_out),
-            workspace.loss_parameter, listing.loss, listing.weights, listing.updated, record.device, record.floats,
-            workspace.instructions, workspace.numbers, workspace.fan_in, workspace.input[2], run.x, run.target,
-            weighted, run.row_weight if weighted else workspace.weight, run.parameters, *states,
-            workspace.outputs, workspace.input[1], workspace.gradients, workspace.target, workspace.ld_target,
-            workspace.weight, workspace.row_loss, workspace.row_hit,
+            n, workspace.fan_in, min(MOST_STEPS, count - done), lanes_of_row(workspace.fan_out),
+            workspace.loss_parameter, record.device, record.floats, instructions, data, memory, states,
+            workspace.target, workspace.rows,
         )  # fmt: skip
 
 
 def kernels(dtype):
-    """Kernels of this file: (name, kernel, signature); every loss, optimizer and activation is in one of them."""
+    """Kernels of this file: (name, kernel); every loss, optimizer and activation is in one of them."""
     for number, loss in enumerate(layout.LOSSES):
-        labelled, optimizer = loss in layout.LABEL_LOSSES, layout.OPTIMIZERS[number % len(layout.OPTIMIZERS)]
+        optimizer = layout.OPTIMIZERS[number % len(layout.OPTIMIZERS)]
         activations = ("identity", *layout.ACTIVATIONS[1 + number :: len(layout.LOSSES)])
-        types_ = signature(dtype, dtype, np.int64 if labelled else dtype, labelled)
-        yield f"steps {loss} {optimizer}", steps_kernel(dtype, loss, optimizer, activations), types_
+        target = np.dtype(np.int64) if loss in layout.LABEL_LOSSES else dtype
+        yield f"steps {loss} {optimizer}", steps_kernel(dtype, loss, optimizer, activations, dtype, target)

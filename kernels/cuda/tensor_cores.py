@@ -1,11 +1,11 @@
 """The sums of a tile of C by tensor cores, of float32 factors rounded to TF32 or BF16.
 
-Panels of A and B, of `TERMS` terms each, are copied as they are from global to shared memory by ``cp.async``,
-``stages - 1`` panels before they are needed: this hides the latency of global memory and takes no registers. A thread
-rounds the numbers that it loads from there. Terms may be taken in any order, so thread t of the four that share a row
-of A takes terms 4t to 4t + 3, which touch, or rows that touch, as the panel lies: all loads are of 16 bytes (8 in the
-smallest tile), without conflicts of banks. The terms that do not fill a panel come first; all others are copied whole.
-An element is one chain of multiply-adds, of the same terms in the same order whatever the tile.
+``cp.async`` copies panels of A and B, of `TERMS` terms each, as they are from global to shared memory, ``stages - 1``
+panels before they are needed: this hides the latency of global memory and takes no registers. A thread rounds the
+numbers that it loads from there. Terms may come in any order, so thread t of the four that share a row of A takes terms
+4t to 4t + 3, which touch, or rows that touch, as the panel lies: every load has 16 bytes (8 in the smallest tile), and
+no two meet in a bank. The terms that do not fill a panel come first; all others come in whole panels. An element is one
+chain of multiply-adds, of the same terms in the same order whatever the tile.
 """
 
 from functools import cache
@@ -15,6 +15,7 @@ import numpy as np
 
 from .blocking import WARP
 from .driver import cuda, device_function, libdevice, types, unrolled
+from .operands import Matrix, at
 from .ptx import asynchronous_copy, bf16_pair, commit_copies, matrix_multiply_add, vector_access, wait_for_copies
 
 TERMS = 16  # of a panel: two instructions for TF32, one for BF16
@@ -43,14 +44,14 @@ def panel(extent, along_k, width, threads):
         return term * extent + (row // 4 ^ term // EACH * 2) * 4 + row % 4
 
     @device_function
-    def start(thread, offset, first, ld):
+    def start(thread, source, first):
         """Where a thread's first access is in global memory, for terms from 0 on."""
         inner, outer = int64(thread % across * width), int64(thread // across)
-        return offset + (first + outer) * ld + inner if along_k else offset + outer * ld + first + inner
+        return at(source, first + outer, inner) if along_k else at(source, outer, first + inner)
 
     def copier(whole):
         @device_function
-        def one(q, shared, stage, array, position, thread, rows, ld, terms):
+        def one(q, shared, stage, source, thread, rows, terms):
             inner, line = int32(thread % across * width), int32(thread // across + q * down)
             if along_k:
                 there = line < rows
@@ -60,14 +61,18 @@ def panel(extent, along_k, width, threads):
                 there = inner < rows and (whole or line < terms)
                 count = int32(width)
                 to = place(inner, line)
-            asynchronous(shared, int32(stage + to), array, position + q * down * ld, count if there else int32(0))
+            position = source.offset + q * down * source.ld
+            asynchronous(shared, int32(stage + to), source.data, position, count if there else int32(0))
 
         all_units = unrolled(units, one)
 
         @device_function
-        def copy(shared, stage, array, position, thread, rows, ld, terms):
-            """Copy a panel of ``rows`` rows and ``terms`` terms to ``stage``, and zeros for what does not exist."""
-            all_units(0, shared, stage, array, position, thread, rows, ld, terms)
+        def copy(shared, stage, source, thread, rows, terms):
+            """Copy a panel of ``rows`` rows and ``terms`` terms to ``stage``, and zeros for what does not exist.
+
+            ``source`` begins at the thread's first access.
+            """
+            all_units(0, shared, stage, source, thread, rows, terms)
 
         return copy
 
@@ -104,14 +109,14 @@ def fragments(precision, units, extent, along_k):
         return (unit // width * EACH + term) * width + unit % width
 
     @device_function
-    def function(operands, shared, at):
+    def function(operands, shared, begin):
         values = cuda.local.array(held, types.float32)
         for u in range(0, units, width):
             if along_k:
-                load(values, u * EACH, shared, at + u * 8 * TERMS)
+                load(values, u * EACH, shared, begin + u * 8 * TERMS)
             else:
                 for term in range(EACH):
-                    load(values, u * EACH + term * width, shared, at + term * extent + u * 8)
+                    load(values, u * EACH + term * width, shared, begin + term * extent + u * 8)
         for u in range(units):
             for i in range(EACH):
                 if precision == "tf32":
@@ -145,8 +150,8 @@ def multiply(precision, tile, a_along_k, b_along_k):
         step, j = turn // pairs, turn % pairs
         column = j // apart * 2 * apart + j % apart
         for i in range(0, tm, 2):
-            upper, at = i * tn + column, (step * tm + i) * 2
-            multiply_add(acc, upper, upper + tn, a_operands, at, at + 2, b_operands, turn * 2)
+            upper, first = i * tn + column, (step * tm + i) * 2
+            multiply_add(acc, upper, upper + tn, a_operands, first, first + 2, b_operands, turn * 2)
 
     multiply_add_all = unrolled(steps * pairs, one)
 
@@ -183,28 +188,28 @@ def tensor_core_sums(trans, tile, precision, vectors):
     wait, wait_for_all = wait_for_copies(ahead - 1), wait_for_copies(0)
 
     @device_function
-    def sums(acc, shared, first_row, first_column, m, n, k, a, a_offset, lda, b, b_offset, ldb):
+    def sums(acc, shared, first_row, first_column, m, n, k, a, b):
         thread = int32(cuda.threadIdx.x)
         rows, columns = int32(m - first_row), int32(n - first_column)
-        a_step = TERMS if a_along_k else TERMS * lda
-        b_step = TERMS if b_along_k else TERMS * ldb
-        a_position = a_start(thread, a_offset, first_row, lda)
-        b_position = b_start(thread, b_offset, first_column, ldb)
+        a_step = TERMS if a_along_k else TERMS * a.ld
+        b_step = TERMS if b_along_k else TERMS * b.ld
+        a_position = a_start(thread, a, first_row)
+        b_position = b_start(thread, b, first_column)
 
         left, tail = int32(k // TERMS), int32(k % TERMS)  # panels to be copied
         panels = left
         stage = int32(0)
         if tail > 0:
             panels = int32(panels + 1)
-            at = k // TERMS
-            a_copy_part(shared, stage, a, a_position + at * a_step, thread, rows, lda, tail)
-            b_copy_part(shared, a_size, b, b_position + at * b_step, thread, columns, ldb, tail)
+            last = k // TERMS
+            a_copy_part(shared, stage, Matrix(a.data, a_position + last * a_step, a.ld), thread, rows, tail)
+            b_copy_part(shared, a_size, Matrix(b.data, b_position + last * b_step, b.ld), thread, columns, tail)
             commit_copies()
             stage = int32(stage_size)
         while stage < ahead * stage_size:
             if left > 0:
-                a_copy(shared, stage, a, a_position, thread, rows, lda, tail)
-                b_copy(shared, int32(stage + a_size), b, b_position, thread, columns, ldb, tail)
+                a_copy(shared, stage, Matrix(a.data, a_position, a.ld), thread, rows, tail)
+                b_copy(shared, int32(stage + a_size), Matrix(b.data, b_position, b.ld), thread, columns, tail)
                 a_position += a_step
                 b_position += b_step
                 left = int32(left - 1)
@@ -222,8 +227,8 @@ def tensor_core_sums(trans, tile, precision, vectors):
             wait()
             cuda.syncthreads()  # what all have copied is there, and what they multiplied last is free
             if left > 0:
-                a_copy(shared, stage, a, a_position, thread, rows, lda, tail)
-                b_copy(shared, int32(stage + a_size), b, b_position, thread, columns, ldb, tail)
+                a_copy(shared, stage, Matrix(a.data, a_position, a.ld), thread, rows, tail)
+                b_copy(shared, int32(stage + a_size), Matrix(b.data, b_position, b.ld), thread, columns, tail)
                 a_position += a_step
                 b_position += b_step
                 left = int32(left - 1)

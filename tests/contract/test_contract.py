@@ -103,3 +103,51 @@ def test_matrices_and_vectors_have_coefficients_of_their_own(backend, device, no
         expected = before if len(array.shape) == 1 else alike
         np.testing.assert_array_equal(array.view(apart), array.view(expected))
         assert not np.array_equal(array.view(alike), array.view(before))
+
+
+@pytest.mark.parametrize("frozen", [set(), {0}])
+@pytest.mark.parametrize(
+    "network", [cases.BEHAVIOUR_NETWORKS[1], cases.BEHAVIOUR_NETWORKS[4], cases.MEETING, cases.BIG]
+)
+def test_a_step_sums_the_squares_of_the_weights_that_it_updates(backend, device, network, frozen):
+    """Those before the update, whatever the number of threads; the training is the same to the bit."""
+    training, dtype, before = cases.Training("cross_entropy", "adam", 90, 80, 33), np.float32, backend.get_num_threads()
+    results = {}
+    for asked, threads in ((False, 1), (True, 1), (True, 2), (True, 3)):
+
+        def prepare(arguments, asked=asked):
+            program = arguments[0].program.with_frozen(frozen)
+            arguments[0] = backend.TrainingWorkspace(program, dtype, training.batch_size, *training.codes())
+            results["program"] = program
+            if asked:
+                arguments.append(np.full(3, np.nan))
+
+        backend.set_num_threads(threads)
+        try:
+            if asked and device == "cuda":
+                with pytest.raises(ValueError, match="the GPU sums no squares of weights: step_squares must be None"):
+                    cases.train(backend, network, training, dtype, prepare=prepare)
+                return
+            outputs, done = cases.train(backend, network, training, dtype, prepare=prepare)
+        finally:
+            backend.set_num_threads(before)
+        assert done == 3
+        results[asked, threads] = outputs
+
+    def squares_before(steps):
+        """The same of the weights that so many steps leave."""
+
+        def prepare(arguments):
+            arguments[0] = backend.TrainingWorkspace(results["program"], dtype, training.batch_size, *training.codes())
+            arguments[cases.AT["rows"]] = arguments[cases.AT["rows"]][: 33 * steps]
+
+        values = np.zeros(results["program"].size, dtype)
+        values[network.real(dtype)] = cases.train(backend, network, training, dtype, prepare=prepare)[0][0]
+        weights = (a.view(values) for a in results["program"].arrays if len(a.shape) == 2 and a.row not in frozen)
+        return sum(np.square(weight, dtype=np.float64).sum() for weight in weights)
+
+    for a, b in zip(results[False, 1][:-2], results[True, 1][:-2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(results[True, 1][-1], [squares_before(steps) for steps in range(3)], rtol=1e-13)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(results[True, threads][-1], results[True, 1][-1])

@@ -29,13 +29,13 @@ def as_if_on(capability):
         dispatchers.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
 
 
-def cubin(dispatcher, signature, capability) -> tuple[bytes, str]:
+def cubin(kernel, capability) -> tuple[bytes, str]:
     """The machine code of a kernel, and what the assembler says of its registers and spills; needs no GPU.
 
     Up to the assembler it is what a launch compiles on a GPU of this compute capability, such as ``(9, 0, "a")``.
     """
     with as_if_on(capability):
-        made = dispatchers._Kernel(dispatcher.py_func, tuple(signature), **dispatcher.targetoptions)
+        made = dispatchers._Kernel(kernel.dispatcher.py_func, kernel.signature, **kernel.dispatcher.targetoptions)
         sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
     if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
@@ -61,9 +61,9 @@ class Report(NamedTuple):
     shared: int
 
 
-def assemble(kernel, signature, capability) -> tuple[bytes, Report]:
+def assemble(kernel, capability) -> tuple[bytes, Report]:
     """A kernel's machine code for a compute capability such as ``(9, 0, "a")``, and the report on it."""
-    code, log = cubin(kernel, signature, capability)
+    code, log = cubin(kernel, capability)
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
     numbers = [int(re.search(pattern, log)[1]) for pattern in patterns]
     return code, Report(*numbers, sum(size for name, size in sections(code) if name.startswith(".nv.shared.")))

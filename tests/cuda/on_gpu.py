@@ -196,7 +196,7 @@ def warm():
         from fastbp.kernels.cuda import catalogue
 
         for kernel in list(catalogue.kernels())[share::shares]:
-            kernel.function.compile(kernel.signature)
+            kernel.function.compile()
         return
     from fastbp.kernels.cuda import driver
 
@@ -274,19 +274,18 @@ def _block_thresholds():
     """A product by each tile: microseconds and blocks; a tile should be taken from where it is the fastest."""
     from fastbp.kernels import cuda
     from fastbp.kernels.cuda import blocking, driver, gemm
+    from fastbp.kernels.cuda.operands import Matrix
 
     print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
     for precision, (m, n, k) in itertools.product(cuda.precisions(np.float32), PRODUCTS):
-        a, b, c = (cuda.zeros((rows * columns,), np.float32) for rows, columns in ((m, k), (k, n), (m, n)))
+        shapes = (m, k), (k, n), (m, n)
+        a, b, c = (Matrix(cuda.zeros((rows * ld,), np.float32), 0, ld) for rows, ld in shapes)
         found = []
         for tile in blocking.tiles_of(4, precision):
 
             def work(tile=tile, a=a, b=b, c=c, m=m, n=n, k=k, precision=precision):
                 for _ in range(LAUNCHES):
-                    gemm.gemm(
-                        "NN", m, n, k, a, 0, k, b, 0, n, 0, None, 0, 0.0, c, 0, n, None, 0, 0, "none",
-                        driver.stream(), precision, tile,
-                    )  # fmt: skip
+                    gemm.gemm("NN", m, n, k, a, b, c, driver.stream(), precision=precision, tile=tile)
 
             mark = "*" if tile == blocking.tile_of(m, n, 4, precision) else ""
             blocks = -(-m // tile.bm) * -(-n // tile.bn)

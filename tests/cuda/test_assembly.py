@@ -45,15 +45,15 @@ RESERVED_SHARED = 1024  # what the system takes of a block's beside that, from s
 MULTIPROCESSOR_SHARED = 160 * 1024  # the least of these architectures
 
 
-def assemble(kernel, signature, capability):
-    cubin, report = machine_code.assemble(kernel, signature, capability)
+def assemble(kernel, capability):
+    cubin, report = machine_code.assemble(kernel, capability)
     assert (report.stack, report.spill_stores, report.spill_loads) == (0, 0, 0), report
     return cubin, report
 
 
 def product(dtype, trans, epilogue, tile, precision, access="vectors"):
     name = f"gemm {trans} {epilogue} {precision} {tile.name} {access}"
-    return next((kernel, signature) for found, kernel, signature in gemm.kernels(dtype) if found == name)
+    return next(kernel for found, kernel in gemm.kernels(dtype) if found == name)
 
 
 # ---------------------------------------------------------------------------------------- the product
@@ -68,7 +68,7 @@ SHARE = {
 @needs_disassembler
 @pytest.mark.parametrize(("dtype", "precision", "trans", "tile", "capability"), spread(IEEE))
 def test_product(tmp_path, dtype, precision, trans, tile, capability):
-    cubin, report = assemble(*product(dtype, trans, "none", tile, precision), capability)
+    cubin, report = assemble(product(dtype, trans, "none", tile, precision), capability)
     assert report.registers * tile.threads * tile.blocks <= REGISTERS
     assert report.shared <= STATIC_SHARED
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
@@ -97,7 +97,7 @@ MATRIX_SHARE = {
 @needs_disassembler
 @pytest.mark.parametrize(("dtype", "precision", "trans", "tile", "capability"), spread(TENSOR_CORES, turn=1))
 def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capability):
-    cubin, report = assemble(*product(dtype, trans, "none", tile, precision), capability)
+    cubin, report = assemble(product(dtype, trans, "none", tile, precision), capability)
     assert report.registers * tile.threads * tile.blocks <= REGISTERS
     assert report.shared <= STATIC_SHARED + RESERVED_SHARED
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
@@ -126,7 +126,7 @@ def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capabi
     ("dtype", "precision", "trans", "tile", "capability"), spread(IEEE, turn=2) + spread(TENSOR_CORES, turn=2)[::2]
 )
 def test_product_of_any_alignment(dtype, precision, trans, tile, capability):
-    assemble(*product(dtype, trans, "none", tile, precision, "elements"), capability)
+    assemble(product(dtype, trans, "none", tile, precision, "elements"), capability)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_product_with_activation(number, dtype, precision):
     activation = layout.ACTIVATIONS[number]
     tiles = blocking.tiles_of(np.dtype(dtype).itemsize, precision)
     tile, capability = tiles[number % len(tiles)], CAPABILITIES[number // 3 % len(CAPABILITIES)]
-    assemble(*product(dtype, "NN", f"forward:{activation}", tile, precision), capability)
-    assemble(*product(dtype, "NT", f"backward:{activation}", tile, precision), capability)
+    assemble(product(dtype, "NN", f"forward:{activation}", tile, precision), capability)
+    assemble(product(dtype, "NT", f"backward:{activation}", tile, precision), capability)
 
 
 # ------------------------------------------------------------------------------------- the other kernels
@@ -167,4 +167,4 @@ OTHERS = (
     ],
 )
 def test_kernel(kernel, capability):
-    assemble(kernel.function, kernel.signature, capability)
+    assemble(kernel.function, capability)

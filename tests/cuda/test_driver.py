@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,8 @@ def compile_and_report(names=NAMES, may_compile=True):
         driver._dispatcher._Kernel.__init__ = counted
         for name in names:
             kernel = known[name]
-            made = kernel.function.compile(kernel.signature)
-            assert made is kernel.function.compile(kernel.signature)
+            made = kernel.function.compile()
+            assert made is kernel.function.compile()
             cubin = made.library.get_cubin()
             assert not made.debug
             assert made.extensions == []
@@ -166,8 +167,9 @@ def refused_by_the_driver():
             return bind(made)
 
         driver._dispatcher._Kernel.bind = refuse_once
-        assert kernel.function.compile(kernel.signature) is not refused[0]
-        assert hasattr(kernel.function.overloads[kernel.signature], "fndesc")  # which only the compiler leaves
+        function = kernel.function
+        assert function.compile() is not refused[0]
+        assert hasattr(function.dispatcher.overloads[function.signature], "fndesc")  # which only the compiler leaves
 
 
 @needs_package
@@ -182,7 +184,7 @@ def print_names():
     with on_a_gpu_of(CAPABILITY):
         found = {}
         for kernel in catalogue.kernels():
-            path = kernel.function._cache.path(kernel.signature)
+            path = kernel.function.dispatcher._cache.path(kernel.function.signature)
             found.setdefault(str(path), []).append((id(kernel.function), kernel.name))
         print(json.dumps(found))
 
@@ -202,14 +204,14 @@ def what_makes_another_file():
     """A file's name follows each of the things that its code follows."""
     import numpy as np
 
-    from fastbp.kernels.cuda import blocking, driver, formulas, gemm
+    from fastbp.kernels.cuda import blocking, driver, formulas, gemm, operands
     from fastbp.kernels.cuda.fingerprint import fingerprint
 
     from . import machine_code
 
-    def named(function, signature, capability=CAPABILITY):
+    def named(function, capability=CAPABILITY, signature=None):
         with machine_code.as_if_on(capability):
-            return function._cache.path(signature)
+            return function.dispatcher._cache.path(signature or function.signature)
 
     def product(group=blocking.GROUP, tile=blocking.TILES[4][-1]):
         gemm.GROUP = group
@@ -217,21 +219,20 @@ def what_makes_another_file():
         gemm.block_order.cache_clear()
         return gemm.gemm_kernel("NN", "float32", "none", "ieee", tile, True)
 
-    signature = next(signature for _, _, signature in gemm.kernels("float32"))
-    plain = named(product(), signature)
-    assert named(product(), signature) == plain
+    plain = named(product())
+    assert named(product()) == plain
     changed = [
-        named(product(group=4), signature),  # a constant that a device function finds by name
-        named(product(tile=blocking.TILES[4][-1]._replace(bk=32)), signature),
-        named(product(), (driver.types.int32, *signature[1:])),
-        named(product(), signature, (8, 0, "")),
-        named(product(), signature, (9, 0, "")),
+        named(product(group=4)),  # a constant that a device function finds by name
+        named(product(tile=blocking.TILES[4][-1]._replace(bk=32))),
+        named(product(), signature=(driver.types.int32, *product().signature[1:])),
+        named(product(), (8, 0, "")),
+        named(product(), (9, 0, "")),
     ]
     kernel = product()
-    kernel.targetoptions["launch_bounds"] = (64, 1)
-    changed.append(named(kernel, signature))
-    kernel.targetoptions["debug"] = True
-    assert named(kernel, signature) is None
+    kernel.dispatcher.targetoptions["launch_bounds"] = (64, 1)
+    changed.append(named(kernel))
+    kernel.dispatcher.targetoptions["debug"] = True
+    assert named(kernel) is None
 
     single, double = np.dtype(np.float32), np.dtype(np.float64)
     softplus = formulas.formulas(single)["softplus"].py_func
@@ -242,6 +243,7 @@ def what_makes_another_file():
         gemm.EPILOGUE_BYTES = size
         changed.append(fingerprint(lambda: gemm.EPILOGUE_BYTES))  # a constant of a module
     constants = 1, 1.0, True, "1", None, (1,), ((1,),), single, double, driver.types.int32, driver.types.int64, len, int
+    constants += operands.Matrix, typing.NamedTuple("Matrix", data=object, ld=int, offset=int)  # in another order
     constants += (*map(np.float32, (1, 2, 0.0, -0.0)), np.float64(1))
     changed += (fingerprint(lambda constant=constant: constant) for constant in constants)
     assert len({plain, *changed}) == 1 + len(changed)
@@ -257,15 +259,15 @@ def use_what_has_no_fingerprint():
     with on_a_gpu_of(CAPABILITY) as driver:
         unknown = object()
 
-        @driver.kernel(threads=32)
+        @driver.kernel(driver.vector("bool"), threads=32)
         def kernel(out):
             out[0] = unknown is None
 
-        signature = (driver.vector("bool"),)
+        cache, signature = kernel.dispatcher._cache, kernel.signature
         with pytest.raises(TypeError, match="has no fingerprint"):
-            kernel._cache.path(signature)
-        assert kernel._cache.load_overload(signature, None) is None
-        kernel._cache.save_overload(signature, None)
+            cache.path(signature)
+        assert cache.load_overload(signature, None) is None
+        cache.save_overload(signature, None)
 
 
 @needs_package

@@ -554,7 +554,7 @@ def test_comparison_of_ours(monkeypatch):
 
 @pytest.mark.skipif(not cuda.driver.simulated, reason="the simulator's launches can be listened to")
 def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
-    """Each has a signature of the catalogue; else warming up would compile kernels that nobody launches."""
+    """Each is of a kernel of the catalogue, and its arguments have the types that this kernel is compiled for."""
     import numba
     from numba.cuda.simulator.kernel import FakeCUDAKernel
 
@@ -562,11 +562,15 @@ def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
 
     ahead, launched, launch = {}, {}, FakeCUDAKernel.__call__
     for kernel in catalogue.kernels():
-        ahead.setdefault(kernel.function.fn, set()).add(tuple(map(str, kernel.signature)))
+        ahead[kernel.function.dispatcher.fn] = kernel.function.signature
+
+    def type_of(argument):
+        if isinstance(argument, tuple):
+            return numba.types.BaseTuple.from_types([type_of(field) for field in argument], type(argument))
+        return cuda.driver.vector(argument.dtype) if np.ndim(argument) else numba.typeof(argument)
 
     def listened(kernel, *arguments):
-        types = [cuda.driver.vector(a.dtype) if np.ndim(a) else numba.typeof(a) for a in arguments]
-        launched.setdefault(kernel.fn, set()).add(tuple(map(str, types)))
+        launched.setdefault(kernel.fn, set()).add(tuple(map(type_of, arguments)))
         return launch(kernel, *arguments)
 
     monkeypatch.setattr(FakeCUDAKernel, "__call__", listened)
@@ -578,7 +582,7 @@ def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
     model.predict_proba(data[0].astype(np.float64), loss=LOSS)
     assert len(launched) >= 15
     for function, signatures in launched.items():
-        assert signatures <= ahead[function], function.__qualname__
+        assert signatures == {ahead[function]}, function.__qualname__
 
 
 # --------------------------------------------------------------------------------------------- errors

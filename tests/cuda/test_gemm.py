@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout, reference
-from fastbp.kernels.cuda import blocking, driver, gemm, linear
+from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear
+from fastbp.kernels.cuda.operands import Matrix
 
 
 def runs():
@@ -30,7 +31,7 @@ TILES = [
 ]
 
 
-class Matrix:
+class Padded:
     """A matrix of small integers in a flat buffer of ``around``; ``shift`` elements off every boundary."""
 
     def __init__(self, rng, rows, columns, dtype, shift=0, around=np.nan):
@@ -48,7 +49,7 @@ class Matrix:
 
     def on_device(self):
         self.device = driver.to_device(self.memory)
-        return self.device, self.offset, self.ld
+        return Matrix(self.device, self.offset, self.ld)
 
     def from_device(self):
         """The matrix, after a check that nothing else was written."""
@@ -59,13 +60,18 @@ class Matrix:
         return values
 
 
+def flat(array, ld):
+    """An array of the host as a matrix on the device."""
+    return Matrix(driver.to_device(array.ravel()), 0, ld)
+
+
 def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
     """One product with everything around it."""
     rng = np.random.default_rng([m, n, k])
-    a = Matrix(rng, *((k, m) if trans == "TN" else (m, k)), dtype, shift)
-    b = Matrix(rng, *((n, k) if trans == "NT" else (k, n)), dtype, shift)
-    c, saved = (Matrix(rng, m, n, dtype, shift, around=77) for _ in range(2))  # NaN would hide what NaN makes
-    row = Matrix(rng, 1, n, dtype, shift)
+    a = Padded(rng, *((k, m) if trans == "TN" else (m, k)), dtype, shift)
+    b = Padded(rng, *((n, k) if trans == "NT" else (k, n)), dtype, shift)
+    c, saved = (Padded(rng, m, n, dtype, shift, around=77) for _ in range(2))  # NaN would hide what NaN makes
+    row = Padded(rng, 1, n, dtype, shift)
     z = (a.values.T if trans == "TN" else a.values) @ (b.values.T if trans == "NT" else b.values)
     z = z + beta * c.values + bias * row.values
     if not beta:
@@ -80,10 +86,10 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
     elif step == "backward":
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
-    row_device, row_offset, _ = row.on_device()
     gemm.gemm(
-        trans, m, n, k, *a.on_device(), *b.on_device(), beta, row_device if bias else None, row_offset, parameter,
-        *c.on_device(), *saved.on_device(), epilogue, driver.stream(), tile=tile, **options,
+        trans, m, n, k, a.on_device(), b.on_device(), c.on_device(), driver.stream(), beta=beta,
+        bias=row.on_device() if bias else None, epilogue=epilogue, parameter=parameter, saved=saved.on_device(),
+        tile=tile, **options,
     )  # fmt: skip
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
@@ -160,17 +166,14 @@ def test_tensor_cores_round_their_factors(precision, bits):
     expected = np.concatenate([np.array(list(cases.values()), np.float32), nan])
     one, out = np.ones(1, np.float32), driver.to_device(np.empty(len(x), np.float32))
     for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
-        a, b = map(driver.to_device, factors)
         m, n = len(factors[0]), len(factors[1])
-        gemm.gemm(
-            trans, m, n, 1, a, 0, m if trans == "TN" else 1, b, 0, n, 0, None, 0, 0.0,
-            out, 0, n, None, 0, 0, "none", driver.stream(), precision,
-        )  # fmt: skip
+        a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
+        gemm.gemm(trans, m, n, 1, a, b, Matrix(out, 0, n), driver.stream(), precision=precision)
         np.testing.assert_array_equal(driver.to_host(out), expected)
 
 
 def test_tensor_cores_are_for_float32():
-    with pytest.raises(ValueError, match="'tf32' is for float32, got float64"):
+    with pytest.raises(ValueError, match="'tf32' is none of the GPU's for float64"):
         gemm.gemm_kernel("NN", "float64", "none", "tf32")
 
 
@@ -191,10 +194,8 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
     outcomes = set()
     for tile in blocking.tiles_of(a.itemsize, precision):
         c = driver.to_device(np.empty(m * n, dtype))
-        gemm.gemm(
-            trans, m, n, k, driver.to_device(a), 0, lda, driver.to_device(b), 0, ldb, 0, None, 0, 0.0,
-            c, 0, n, None, 0, 0, "none", driver.stream(), precision, tile,
-        )  # fmt: skip
+        operands = flat(a, lda), flat(b, ldb), Matrix(c, 0, n)
+        gemm.gemm(trans, m, n, k, *operands, driver.stream(), precision=precision, tile=tile)
         outcomes.add(driver.to_host(c).tobytes())
     assert len(outcomes) == 1
 
@@ -202,11 +203,9 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
 @pytest.mark.skipif(driver.simulated, reason="the simulator rounds a product before it adds it, and so makes no -0.0")
 @pytest.mark.parametrize("tile", blocking.TILES[4], ids=lambda tile: tile.name)
 def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
-    a, b = (driver.to_device(np.full(1, x, np.float32)) for x in (-1e-30, 1e-30))
-    c = driver.to_device(np.empty(1, np.float32))
-    gemm.gemm(
-        "NN", 1, 1, 1, a, 0, 1, b, 0, 1, 0, None, 0, 0.0, c, 0, 1, None, 0, 0, "none", driver.stream(), tile=tile
-    )  # fmt: skip
+    a, b, c = (np.full(1, x, np.float32) for x in (-1e-30, 1e-30, 1))
+    c = driver.to_device(c)
+    gemm.gemm("NN", 1, 1, 1, flat(a, 1), flat(b, 1), Matrix(c, 0, 1), driver.stream(), tile=tile)
     assert driver.to_host(c)[0] == 0
     assert np.signbit(driver.to_host(c)[0])
 
@@ -218,9 +217,8 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
     def forward(rows):
         out = driver.to_device(np.empty(rows * fan_out, np.float32))
         linear.linear_forward(
-            "identity", rows, fan_in, fan_out, driver.to_device(x[:rows].ravel()), 0, fan_in,
-            driver.to_device(weight.ravel()), 0, fan_out, None, 0, 0.0, out, 0, fan_out, None, 0, 0, "ieee",
-            driver.stream(),
+            "identity", rows, fan_in, fan_out, flat(x[:rows], fan_in), flat(weight, fan_out), None, 0.0,
+            Matrix(out, 0, fan_out), None, "ieee", driver.stream(),
         )  # fmt: skip
         return driver.to_host(out)
 
@@ -229,3 +227,13 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
     assert blocking.tile_of(1, fan_out, 4) != blocking.tile_of(65, fan_out, 4)
     outcomes = [forward(rows) for rows in (1, 65)]
     np.testing.assert_array_equal(outcomes[0], outcomes[1][:fan_out])
+
+
+@pytest.mark.skipif(driver.simulated, reason="the simulator asks for no types")
+def test_a_launch_with_other_arguments_than_the_kernel_has():
+    launcher = elementwise.activation_forward_kernel("tanh", np.dtype(np.float32))[1, 32, driver.stream()]
+    single, double = (flat(np.ones((2, 3), dtype), 3) for dtype in DTYPES)
+    with pytest.raises(TypeError, match="compiled for arrays of float32, got float64"):
+        launcher(2, 3, single, double, 0.0)
+    with pytest.raises(ValueError, match="argument"):
+        launcher(2, 3, single, single)

@@ -265,7 +265,7 @@ _WHOLE = slice(0, None)
 def blocks(array: Array) -> Iterable[slice]:
     """Slices of about BLOCK_BYTES that together cover the rows of the array."""
     if array.nbytes <= BLOCK_BYTES:
-        return (_WHOLE,)
+        return (_WHOLE,) if array.size else ()
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 

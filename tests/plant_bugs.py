@@ -553,7 +553,7 @@ BUGS = [
     ),
     Bug(
         "dropout goes by the place in a slice where rows are converted",
-        "steps.py", "rows = np.stack([np.arange(len(rows)), rows])", "rows = np.arange(len(rows))",
+        "steps.py", "rows = np.stack([np.arange(len(rows)), rows + self.first])", "rows = np.arange(len(rows))",
         "tests/test_trust.py -k 'dropout_goes or dropout_does'",
     ),
     Bug(
@@ -605,11 +605,6 @@ BUGS = [
                     values = record[BASES + program.PARAMETERS] + at_weight
                     call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
 """,
-        f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
-    ),
-    Bug(
-        "squares of a block stay for the next step, whose blocks are others",
-        NETWORK, "        squares[block] = 0.0\n", "",
         f"{CONTRACT} -k 'cpu and squares_of_the_weights'",
     ),
     Bug(
@@ -967,8 +962,8 @@ BUGS = [
     ),
     Bug(
         "the penalty is scaled as the loss is",
-        "sklearn/steps.py", "decay = self.alpha / (total * self.objective.scale) if self.alpha",
-        "decay = self.alpha / total if self.alpha",
+        "sklearn/steps.py", "decay, squares = self.alpha / (totals * self.objective.scale),",
+        "decay, squares = self.alpha / totals,",
         "tests/test_sklearn.py -k huber_far",
     ),
     Bug(

@@ -268,7 +268,7 @@ def test_callbacks_without_state_are_named(tmp_path):
 
 def test_another_unit_is_said(tmp_path, monkeypatch):
     fit(tmp_path)
-    monkeypatch.setattr(checkpoints, "_unit", lambda model: {"device": "elsewhere"})
+    monkeypatch.setattr(checkpoints, "unit", lambda model: {"device": "elsewhere"})
     with pytest.warns(UserWarning, match="the last bits may differ"):
         fit(resume=tmp_path, epochs=3)
 

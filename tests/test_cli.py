@@ -956,14 +956,13 @@ def test_a_column_that_no_table_can_have_may_be_left_out(capsys):
     assert main(["predict", "runs/table-001", "table.parquet", "-o", "out.csv"]) == 0
 
 
-def test_the_row_of_a_bad_value_is_that_of_the_file(mixed, capsys, monkeypatch):
-    """Also where rows before it are left out, and where the table is worked on by parts."""
+def test_the_row_of_a_bad_value_is_that_of_the_file(mixed, capsys):
+    """Also where rows before it are left out."""
     train(mixed, *SMALL, "--epochs", "1")
     frame = pd.read_csv(mixed).astype({"area": object}).drop(columns=["sold"])
     frame["area"] = [f"{value}" if value == value else None for value in frame["area"]]
     frame.loc[151, "area"] = "large"
     frame.to_csv("bad.csv", index=False)
-    monkeypatch.setattr("fastbp.tabular.table.PART_VALUES", 400)
     assert main(["evaluate", "runs/mixed-001", "bad.csv"]) == 2
     assert "row 152 has 'large'" in capsys.readouterr().err
 

@@ -642,7 +642,7 @@ def test_callbacks(device):
     history = fit(make(device), *data(), optimizer=optimizer, epochs=5, callbacks=[recorder], validation_data=data(20))
     assert len(history) == 2
     run = {"epochs": 5, "batch_size": 8, "steps": 7, "rows": 50, "verbose": False, "validation_rows": 20}
-    run["optimizer"] = optimizer
+    run |= {"optimizer": optimizer, "rank": 0}
     assert recorder.calls == [("begin", run), ("epoch", 1), ("epoch", 2), ("end", 2)]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import fastbp
 from fastbp import losses, optimizers, schedules, steps
+from fastbp.data import Chunk
 from fastbp.kernels import layout
 
 LOSSES = list(losses.LOSSES.values())
@@ -853,13 +854,17 @@ def test_a_compiled_step_decays_weights_and_not_biases(make, weighted, device, r
     (compiled, stored), (one, two), loss = decaying_networks(device), (make(), make()), fastbp.HalfSquaredErrorLoss()
     for optimizer, model in ((one, compiled), (two, stored)):
         optimizer.bind(model.network)
-    step, add = steps.CompiledStep(compiled, loss, one), steps.StoredStep(stored, loss, two)
-    for decay in (0.3, 0.0, 0.7):
-        x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
-        weight = rng.uniform(0.1, 2, 7) if weighted else None
-        value = step(x, y, weight, decay)
-        assert add.add(x, y, weight)[0] == pytest.approx(value, rel=1e-12)
-        stored.network.add_decay(decay)
+    x, y, decay = rng.normal(size=(21, 3)), rng.normal(size=(21, 2)), np.array([0.3, 0.0, 0.7])
+    weight = rng.uniform(0.1, 2, 21) if weighted else None
+    chunk, step_loss, step_hits = Chunk(compiled, loss, x, y, weight), np.empty(3), np.zeros(3, np.int64)
+    run, add = steps.CompiledSteps(compiled, loss, one, chunk, 7), steps.StoredStep(stored, loss, two)
+    run.start(np.arange(21), 3)
+    assert run(np.arange(21), step_loss, step_hits, decay) == 3
+    for i in range(3):
+        rows = slice(7 * i, 7 * i + 7)
+        value, _ = add.add(x[rows], y[rows], weight if weight is None else weight[rows])
+        assert value == pytest.approx(step_loss[i], rel=1e-12)
+        stored.network.add_decay(decay[i])
         add.count = 0
         two.step()
         stored.network.discard_gradients()

@@ -32,6 +32,7 @@ NOT_RUN = {
     "asv_benchmarks/README.md": ["# takes minutes"] * 3,
     "docs/benchmarks.md": ["# takes minutes"] * 2,
     "docs/cuda.md": ["# needs a GPU"] * 2,
+    "docs/distributed.md": ["# installs packages"] + ["# with a table of your own"] * 2,
     "docs/quickstart.md": ["# installs packages"],
     "docs/results/README.md": ["# takes minutes"],
     "docs/scaling.md": ["# takes minutes"],
@@ -193,7 +194,8 @@ def has_code(page):
     return any(block.kind in ("python", "console", "bash") and not why_not(block) for block in blocks(page))
 
 
-ELSEWHERE = {ROOT / "docs" / "autograd.md"}  # test_autograd_training.py runs it, and looks at what it leaves
+# test_autograd_training.py and test_trials.py run them, and look at what they leave.
+ELSEWHERE = {ROOT / "docs" / "autograd.md", ROOT / "docs" / "trials.md"}
 RUNNABLE = [page for page in PAGES if page not in ELSEWHERE and has_code(page)]
 
 

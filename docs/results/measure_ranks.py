@@ -110,10 +110,10 @@ def main():
     networks, alone = started("ranks", 2), started("alone", 1)
     for name, network in networks.items():
         network["alone_us"] = alone["alone_us"][name]
-    git = ["git", "rev-parse", "--short", "HEAD"]
+    git = ["git", "rev-parse", "HEAD"]
     result = {
         "date": date.today().isoformat(),
-        "machine": {"name": "zen5-2core", "cores": 2},
+        "machine": {"name": "zen3-2core", "cores": 2},
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
         "how": f"float32, Adam, {BATCH} rows a rank, a thread a rank, two ranks on one machine, MPICH of the wheel; "
         "best epoch",

@@ -22,6 +22,7 @@ class Rows(NamedTuple):
     y: Array
     weight: Array | None
     labels: bool
+    first: int = 0  # the number that dropout knows the first of them by
 
 
 class Objective(NamedTuple):

@@ -86,8 +86,10 @@ def pack_strips(rows, terms, a, strips, apart):
 @inline
 def balanced(total, limit, unit):
     """The size of equal parts of ``total``, at most ``limit`` (a multiple of ``unit``), in multiples of ``unit``."""
-    parts = max((total + limit - 1) // limit, 1)
-    return max((total + parts * unit - 1) // (parts * unit), 1) * unit
+    if total <= limit:  # without a division: a product of a narrow network takes a few hundred cycles
+        return max((total + unit - 1) // unit, 1) * unit
+    parts = (total + limit - 1) // limit
+    return (total + parts * unit - 1) // (parts * unit) * unit
 
 
 @inline
@@ -119,7 +121,9 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     packs = may and pays(sizes, n // width, depth, a, item)
     copies = may and m >= sizes[COPY_TILES] * MR and depth * b.ld * item > sizes[SPAN_BYTES]
     far = k * n * item > sizes[FAR_BYTES]
-    height = balanced(m, max(sizes[STRIPS_BYTES] // (length * item), 1) * MR, MR)
+    height = max(m, 1)
+    if (m + MR - 1) * length * item > MR * sizes[STRIPS_BYTES]:
+        height = balanced(m, max(sizes[STRIPS_BYTES] // (length * item), 1) * MR, MR)
     for i in range(0, m, height):
         rows = min(height, m - i)
         for start in range(0, max(k, 1), depth):

@@ -61,6 +61,9 @@ def run(backend):
                 print(f"{case} {np.dtype(dtype).name} {'end' if at_end else 'start'}", flush=True)
                 rng = cases.GENERATOR(zlib.crc32(case.label.encode()))
                 arguments = case.arguments(rng, dtype)
+                if case.function == "network_train_steps":  # which GPUs refuse to fill, so the table leaves it out
+                    step_squares = cases.output(arguments[cases.AT["step_loss"]].value.shape, np.float64)
+                    arguments = (*arguments, step_squares)
                 declared = cases.uses(case.function, arguments)
                 left.difference_update((case.function, use.name) for use in declared if use.operand.value.size)
                 in_order = iter(declared)

@@ -211,12 +211,12 @@ BUGS = [
     # ------------------------------------------------------------------------------------ products
     Bug(
         "the tail of k is lost, as by a loop unrolled by 4",
-        GEMM, "terms = min(KC, k - start)", "terms = min(KC, k - start) // 4 * 4",
+        GEMM, "terms = min(depth, k - start)", "terms = min(depth, k - start) // 4 * 4",
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
         "padding of the rows of A is relied on: k rounded up",
-        GEMM, "terms = min(KC, k - start)", "terms = min(KC, (k - start + 3) // 4 * 4)",
+        GEMM, "terms = min(depth, k - start)", "terms = min(depth, (k - start + 3) // 4 * 4)",
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
@@ -244,6 +244,26 @@ BUGS = [
         "the transposed panel has no tail",
         GEMM, "for i in range(0, k, block):", "for i in range(0, k - block + 1, block):",
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
+    ),
+    Bug(
+        "packing: a strip of A one short",
+        GEMM, "for i in range(0, rows, MR):", "for i in range(0, rows - MR, MR):",
+        "tests/contract/test_packing.py -k 'no_bit and TN'",
+    ),
+    Bug(
+        "packing: the panel of B that lies there is the first one's",
+        GEMM, "zeros(panel, 1, NV), terms, source, b.ld", "zeros(panel, 1, NV), terms, b.data + start * b.ld, b.ld",
+        "tests/contract/test_packing.py -k 'no_bit and NN'",
+    ),
+    Bug(
+        "packing: the edge of the last strip is read beyond",
+        GEMM, "a.step, target, MR, rows - i)", "a.step, target, MR, None)",
+        "tests/contract/test_packing.py -k stays_inside",
+    ),
+    Bug(
+        "packing: strips have no room for what is written beyond their last term",
+        GEMM, "(terms * MR + vector + 15) // 16 * 16 + 16", "terms * MR",
+        "tests/contract/test_packing.py -k 'no_bit and TN'",
     ),
     Bug(
         "the activation is applied after every block of k",

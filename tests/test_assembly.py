@@ -141,7 +141,9 @@ def test_loops_of_a_text_made_by_hand():
 # ---------------------------------------------------------------------------------------- the product
 def check_product(assembly, dialect, isa):
     codes, around = loops_over_k(assembly, dialect)
-    assert not [line for line in around if dialect.stack.search(line) and dialect.vector.search(line)]
+    # A constant that was stored before all loops may be read again after a call; what is stored in a loop is a spill.
+    on_stack = [line for line in around if dialect.stack.search(line) and dialect.vector.search(line)]
+    assert not [line for line in on_stack if dialect.store.match(line)]
     counts = []
     for code in codes:
         widths = [match[1] for line in code if (match := dialect.multiply_add.match(line))]

@@ -90,7 +90,7 @@ def shuffle(rows, key):
 
 def _panel(dtype):
     """Scratch for a transposed panel."""
-    return _layout.aligned_empty(blocking.PANEL_BYTES, np.uint8).view(dtype)
+    return _layout.aligned_empty(blocking.PACKED_BYTES, np.uint8).view(dtype)
 
 
 def _transpose(dtype, wanted):
@@ -101,7 +101,7 @@ def _transpose(dtype, wanted):
 def _products(dtype, transposes=False):
     """The fields of `operands.Products`."""
     kernels = context.product(dtype).address, _transpose(dtype, transposes), context.column_sum(dtype).address
-    return *kernels, dtype.itemsize
+    return *kernels, dtype.itemsize, blocking.SIZES.ctypes.data
 
 
 def _operand(array):
@@ -146,9 +146,10 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     activate = 0
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
+    panel = _panel(x.dtype)
     context.linear_function("linear_forward")(
         *_products(x.dtype), activate, activation_parameter, len(x), *_operand(x), *_operand(weight),
-        *_operand(bias), *_operand(out), *_operand(saved), 0, _pointer(x_low), _pointer(weight_low),
+        *_operand(bias), *_operand(out), *_operand(saved), _address(panel), _pointer(x_low), _pointer(weight_low),
     )  # fmt: skip
 
 
@@ -356,9 +357,10 @@ class _Workspace:
             FEATURES=self.fan_in,
             CLASSES=self.fan_out,
             GEMM=context.product(self.dtype).address,
+            SIZES=blocking.SIZES.ctypes.data,
             COPY=context.activation_forward(self.dtype, "identity").address,
             CAPACITY=capacity,
-            PANEL_BYTES=blocking.PANEL_BYTES,
+            PANEL_BYTES=blocking.PACKED_BYTES,
             BARRIER=self.keep(np.zeros(1, np.int64)),
             YIELD=team.yield_address(),
         )
@@ -448,7 +450,7 @@ class InferenceWorkspace(_Workspace):
             item = self.dtype.itemsize
             activations = _lines(blocking.ROWS * self.plan.activations * item)
             own = activations + _lines(self.program.reductions * item)
-            stride = network.HEAD_BYTES + blocking.PANEL_BYTES + _lines(blocking.ROWS * self.fan_in * item)
+            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(blocking.ROWS * self.fan_in * item)
             outputs = self.buffer(threads * own, np.uint8)
             self.place(ACTIVATIONS=outputs, REDUCTIONS=outputs + activations)
             self.set(OUTPUTS_BYTES=own, SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
@@ -528,7 +530,7 @@ class TrainingWorkspace(_Workspace):
         """Scratch for this many threads."""
         if threads > self.members:
             elements = blocking.GRADIENT_COLUMNS + blocking.GRADIENT_SCRATCH
-            stride = network.HEAD_BYTES + blocking.PANEL_BYTES + elements * self.dtype.itemsize
+            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + elements * self.dtype.itemsize
             self.set(SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
             self.members = threads
 
@@ -710,7 +712,8 @@ def fma_limit(dtype, seconds=0.02):
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         function(
-            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, width, 0, 0, 0, c.ctypes.data, 0, 0, 0, 0, 0, 0.0
+            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, width, 0, 0, 0, c.ctypes.data, 0, 0,
+            blocking.SIZES.ctypes.data, 0, 0, 0, 0.0,
         )  # fmt: skip
         best = min(best, time.perf_counter() - start)
     return 2e-9 * rows * k * width / best

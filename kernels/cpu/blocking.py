@@ -4,9 +4,12 @@ The instruction set is the one Numba will really compile for: the host's, or wha
 NUMBA_CPU_FEATURES ask for.
 """
 
+import contextlib
+from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
+import numpy as np
 from numba.core import config
 
 
@@ -51,11 +54,10 @@ SQUARE = (ISA.vector_bytes // 4) ** 2  # elements in as many float32 registers a
 MR, MR_TAIL, NV, TALL = ISA.mr, ISA.mr_tail, ISA.nv, ISA.tall
 VECTOR_BYTES = ISA.vector_bytes
 
-# Blocks of a product. KC rows of a B panel (KC * NV * 64 bytes = 64 KiB) come from L2 for the first tile and
-# stay there for the others; MC * KC elements of A stay in L2 (1 MiB) while every panel of B passes.
-KC = 512
+# A gradient of a narrow weight is made in the scratch for packed operands where it takes no more than this.
+NARROW_BYTES = 512 * NV * VECTOR_BYTES
+# Rows of a weight whose product with a transposed batch is transposed at once.
 MC = 264
-PANEL_BYTES = KC * NV * VECTOR_BYTES  # a transposed panel
 # Rows of a batch that go through the whole network together: enough that a pass over the weights pays.
 ROWS = 2 * MC
 # A block of weights: its gradient (at most GRADIENT_MOST elements, 128 KiB) stays in L1/L2 between the product
@@ -70,9 +72,52 @@ GRADIENT_COLUMNS = 4096
 GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2))
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).
 SERIAL_WORK = 2_000_000
-# A matrix B of more than FAR registers is not in L2: its lines are asked for one panel ahead (S8's products 6.7 ->
-# 4.7 ms), or AHEAD elements ahead where it is transposed. Asking for lines that are in L2 costs up to 4 %.
-FAR = 1024 * 1024 // VECTOR_BYTES
+# How many elements ahead the lines of a transposed matrix B are asked for, where it is not in L2.
 AHEAD = 128
 # How far ahead a gather asks memory for what it will read: nothing foresees shuffled rows (S9 650 -> 570 us).
 VECTORS_AHEAD = 32
+
+
+# ------------------------------------------------------------------------------------ blocks of a product
+# Where the system does not say: what every x86-64 and 64-bit ARM processor of the last years has at least.
+GUESSED_CACHES = {1: 32 * 1024, 2: 512 * 1024}
+CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+# Bytes that the first-level TLB reaches: 64 pages of 4 KiB, the least that a processor of the last ten years has. No
+# system reports it.
+REACH_BYTES = 64 * 4096
+
+# What `gemm` is told when it runs: so kernels in the cache are those of an instruction set, not of a cache.
+TERMS, STRIPS_BYTES, FAR_BYTES, SPAN_BYTES, STRIP_PANELS, COPY_TILES = range(6)
+
+
+def cache_sizes(directory=CPU_CACHES) -> dict[int, int]:
+    """Bytes of the first- and second-level data cache of a core, as Linux reports them; elsewhere the guess."""
+    sizes = dict(GUESSED_CACHES)
+    for index in directory.glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            if (index / "type").read_text().strip() != "Instruction":
+                level, size = int((index / "level").read_text()), (index / "size").read_text().strip()
+                sizes[level] = int(size.rstrip("KM")) * {"K": 1024, "M": 1024**2}.get(size[-1], 1)
+    return {level: sizes[level] for level in GUESSED_CACHES}
+
+
+def product_sizes(caches) -> np.ndarray:
+    """How `gemm` cuts and packs a product, from the sizes of the caches; no bit of a result depends on it.
+
+    - A panel of B has 512 terms, fewer where that is more than a 16th of L2: it comes from L2 for the first tile, and C
+      is read and written once for so many terms.
+    - Strips of A take half of L2 while every panel of B passes. B is far if it is larger than L2.
+    - What is read in more pages than the TLB reaches is packed: A down its columns if it is used for 4 panels of B or
+      more, a panel of B if it is used for 8 tiles of A or more.
+    """
+    sizes, panel = np.zeros(6, np.int64), caches[2] // 16 // (NV * VECTOR_BYTES)
+    sizes[TERMS] = min(max(panel // 64 * 64, 128), 512)
+    sizes[STRIPS_BYTES] = max(caches[2] // 2, 128 * 1024)
+    sizes[FAR_BYTES], sizes[SPAN_BYTES] = caches[2], REACH_BYTES
+    sizes[STRIP_PANELS], sizes[COPY_TILES] = 4, 8
+    return sizes
+
+
+SIZES = product_sizes(cache_sizes())
+PANEL_BYTES = int(SIZES[TERMS]) * NV * VECTOR_BYTES
+PACKED_BYTES = max(PANEL_BYTES + int(SIZES[STRIPS_BYTES]), NARROW_BYTES)  # scratch for packed operands

@@ -14,14 +14,14 @@ from numba import from_dtype, types
 from .. import layout
 from ..jit import Kernel, compile_kernel
 from . import buffers, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
-from .operands import Factor, Finish, Matrix, Operand, Origin, Products, Rows, Strided
+from .operands import Factor, Finish, Matrix, Operand, Origin, Packing, Products, Rows, Strided
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
 INTS, FLOATS = Pointer(types.int64), Pointer(types.float64)
 
 # The kernels as Python calls them: pointers are integers.
-PRODUCT = (INT,) * 17 + (FLOAT,)
+PRODUCT = (INT,) * 18 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
 SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
@@ -45,7 +45,7 @@ def _fields(operand, *arguments) -> types.BaseTuple:
 # Arguments of the functions of `linear`, compiled alone, that are no integers.
 LINEAR = {
     "parameter": FLOAT,
-    "products": _fields(Products, INT, INT, INT, INT),
+    "products": _fields(Products, INT, INT, INT, INT, INT),
     **dict.fromkeys(("grad_weight", "summed"), _fields(Matrix, INT, INT)),
     **dict.fromkeys(("x", "weight", "bias", "out", "saved", "grad_z"), _fields(Operand, INT, INT, INT)),
 }
@@ -70,7 +70,7 @@ def product(dtype) -> Kernel:
     p = _real(dtype)
     a, b, origin = _fields(Strided, p, INT, INT), _fields(Factor, p, INT, INT), _fields(Origin, INT, p)
     c, finish = _fields(Matrix, p, INT), _fields(Finish, INT, p, INT, FLOAT)
-    return _compiled(gemm.gemm, INT, INT, INT, a, b, origin, c, p, finish)
+    return _compiled(gemm.gemm, INT, INT, INT, a, b, origin, c, _fields(Packing, p, INTS), finish)
 
 
 _forward_kernels = cache(elementwise.activation_forward_kernel)

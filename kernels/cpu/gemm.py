@@ -1,16 +1,45 @@
-"""Products over our own padded buffers: NN, TN and NT with one micro-kernel, nothing large packed.
+"""Products over our own padded buffers: NN, TN and NT with one micro-kernel, operands packed where that pays.
 
 ``C (m, n) = origin + A (m, k) B (k, n)``. A is read an element at a time, so its rows and its terms may have any
-stride: NN and TN differ only there. B is read along the rows of a column panel; for NT the panel is a transposed
-copy of at most KC rows, made just before its use. Blocks of k continue the chains in C, so blocking changes no
-bit of the result.
+stride: NN and TN differ only there. B is read along the rows of a column panel; for NT the panel is a transposed copy.
+
+Where `blocking.product_sizes` says so, A of TN is copied to strips of as many rows as a tile has, term after term, and
+used for all panels of B; and a panel of B is copied, and used for all strips. The next panel's lines are
+asked for meanwhile. Every element of C is one chain of multiply-adds in the order of k, and blocks of k continue it in
+C, so neither blocks nor packing change a bit.
 """
 
 from ..jit import inline
-from .blocking import AHEAD, FAR, KC, MC, MR, NV
+from .blocking import (
+    AHEAD,
+    COPY_TILES,
+    FAR_BYTES,
+    MR,
+    NV,
+    SPAN_BYTES,
+    STRIP_PANELS,
+    STRIPS_BYTES,
+    TERMS,
+    VECTOR_BYTES,
+)  # fmt: skip
 from .microkernel import FROM_OUTPUT, column_panel
 from .operands import Matrix, Origin, Strided
-from .simd import call, lanes, load_corner, prefetch_row, square, store, transpose, zeros
+from .simd import (
+    across,
+    call,
+    is_not_null,
+    lanes,
+    load,
+    load_corner,
+    pointer_like,
+    prefetch_row,
+    square,
+    store,
+    transpose,
+    zeros,
+)  # fmt: skip
+
+AT_ONCE = 16  # terms of all strips are copied before the next: the lines that two strips share are still in L1
 
 
 @inline
@@ -27,13 +56,49 @@ def transpose_panel(k, columns, b, ldb, ahead, panel, width):
 
 
 @inline
+def copy_terms(row, terms, source, step, target, width, columns):
+    """``target[t] = source[t]`` for vectors as wide as ``row``, 0 beyond ``columns``."""
+    for _ in range(terms):
+        store(load(row, source, 0, columns), target, 0, None)
+        source += step
+        target += width
+
+
+@inline
+def strip_length(terms, vector):
+    """Elements from strip to strip: the terms, what is written beyond them, and a line, to be in other cache sets."""
+    return (terms * MR + vector + 15) // 16 * 16 + 16
+
+
+@inline
+def pack_strips(rows, terms, a, strips, apart):
+    """Strips of MR rows of A, which lie side by side, ``apart`` elements from each other: term after term, 0 beyond A.
+
+    Whole registers are written; what is beyond the MR rows is the beginning of the next term, which is written next.
+    """
+    for start in range(0, terms, AT_ONCE):
+        source, target = a.data + start * a.step, strips + start * MR
+        for i in range(0, rows, MR):
+            copy_terms(across(strips, MR), min(AT_ONCE, terms - start), source + i, a.step, target, MR, rows - i)
+            target += apart
+
+
+@inline
 def balanced(total, limit, unit):
     """The size of equal parts of ``total``, at most ``limit`` (a multiple of ``unit``), in multiples of ``unit``."""
-    parts = max((total + limit - 1) // limit, 1)
-    return max((total + parts * unit - 1) // (parts * unit), 1) * unit
+    if total <= limit:  # without a division: a product of a narrow network takes a few hundred cycles
+        return max((total + unit - 1) // unit, 1) * unit
+    parts = (total + limit - 1) // limit
+    return (total + parts * unit - 1) // (parts * unit) * unit
 
 
-def gemm(m, n, k, a, b, origin, c, panel, finish):
+@inline
+def pays(sizes, panels, terms, a, item):
+    """Whether A is read down its columns in more pages than the TLB reaches, and strips of it are used often."""
+    return a.ld == 1 and panels >= sizes[STRIP_PANELS] and terms * a.step * item > sizes[SPAN_BYTES]
+
+
+def gemm(m, n, k, a, b, origin, c, packing, finish):
     """``C = origin + A B``, and ``finish`` called on every finished block of a column panel while it is in L1.
 
     Parameters
@@ -44,32 +109,50 @@ def gemm(m, n, k, a, b, origin, c, panel, finish):
         Transposed: ``b`` holds ``B^T`` (n, k).
     origin : Origin
     c : Matrix
-    panel : pointer to KC * NV registers of scratch, for a transposed factor
+    packing : Packing
+        ``PACKED_BYTES`` of scratch, which a transposed factor needs.
     finish : Finish
     """
-    width, vector = NV * lanes(c.data), lanes(c.data)
-    far = k * n > FAR * vector
-    height = balanced(m, MC, MR)
+    width, vector, item = NV * lanes(c.data), lanes(c.data), VECTOR_BYTES // lanes(c.data)
+    sizes, panel = packing.sizes, packing.scratch
+    strips, nowhere = panel + sizes[TERMS] * width, pointer_like(0, panel)
+    depth = balanced(k, sizes[TERMS], 1)
+    length, may = strip_length(depth, vector), is_not_null(panel)
+    packs = may and pays(sizes, n // width, depth, a, item)
+    copies = may and m >= sizes[COPY_TILES] * MR and depth * b.ld * item > sizes[SPAN_BYTES]
+    far = k * n * item > sizes[FAR_BYTES]
+    height = max(m, 1)
+    if (m + MR - 1) * length * item > MR * sizes[STRIPS_BYTES]:
+        height = balanced(m, max(sizes[STRIPS_BYTES] // (length * item), 1) * MR, MR)
     for i in range(0, m, height):
         rows = min(height, m - i)
-        for start in range(0, max(k, 1), KC):
-            terms = min(KC, k - start)
+        for start in range(0, max(k, 1), depth):
+            terms = min(depth, k - start)
             beginning = origin.kind if start == 0 else FROM_OUTPUT
             last = start + terms >= k
-            left = Strided(a.data + i * a.ld + start * a.step, a.ld, a.step)
+            left, apart = Strided(a.data + i * a.ld + start * a.step, a.ld, a.step), MR * a.ld
+            if packs:
+                pack_strips(rows, terms, left, strips, length)
+                left, apart = Strided(strips, 1, MR), length
             j = 0
             while j < n:
                 columns = width if n - j >= width else min(vector, n - j)
                 before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
+                right, ask = Matrix(panel, width), Matrix(nowhere, 0)
                 if b.transposed:
                     transpose_panel(terms, columns, b.data + j * b.ld + start, b.ld, far * AHEAD, panel, width)
-                    right, ahead = Matrix(panel, width), 0
                 else:
-                    right, ahead = Matrix(b.data + start * b.ld + j, b.ld), far * width  # the next panel's lines
+                    source = b.data + start * b.ld + j
+                    if far or copies:
+                        ask = Matrix(source + width, b.ld)  # the next panel's lines
+                    if copies and columns == width:
+                        copy_terms(zeros(panel, 1, NV), terms, source, b.ld, panel, width, None)
+                    else:
+                        right = Matrix(source, b.ld)
                 if columns == width:
-                    column_panel(zeros(c.data, 1, NV), rows, terms, left, right, ahead, before, target, None)
+                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, ask, before, target, None)
                 else:
-                    column_panel(zeros(c.data, 1, 1), rows, terms, left, right, ahead, before, target, columns)
+                    column_panel(zeros(c.data, 1, 1), rows, terms, left, apart, right, None, before, target, columns)
                 if last and finish.kernel:
                     other = finish.other + i * finish.ld + j
                     call(finish.kernel, (rows, columns, target, Matrix(other, finish.ld), finish.parameter))

@@ -8,30 +8,31 @@ a factor is one number.
 """
 
 from ..jit import inline
-from .blocking import GRADIENT_SCRATCH, MC, PANEL_BYTES
+from .blocking import GRADIENT_SCRATCH, MC, NARROW_BYTES
 from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO
-from .operands import Factor, Finish, Matrix, Origin, Strided
+from .operands import Factor, Finish, Matrix, Origin, Packing, Strided
 from .simd import call
 
 
 @inline
-def product(gemm, m, n, k, a, b, a_low, b_low, swapped, origin, c, panel, finish):
+def product(products, m, n, k, a, b, a_low, b_low, swapped, origin, c, panel, finish):
     """`gemm.gemm`; of factors with low parts ``a b + a b_low + a_low b``, the last two ``swapped`` where a and b are.
 
     So an element is one chain of multiply-adds in one order, whichever factor is the left one.
     """
+    gemm, packing = products.gemm, Packing(panel, products.sizes)
     if b_low:
         left, right = Strided(a_low, a.ld, a.step), Factor(b_low, b.ld, b.transposed)
         nothing, sums = Finish(0, 0, 0, 0.0), Origin(FROM_OUTPUT, 0)
-        call(gemm, (m, n, k, a, b, origin, c, panel, nothing))
+        call(gemm, (m, n, k, a, b, origin, c, packing, nothing))
         if swapped:
-            call(gemm, (m, n, k, left, b, sums, c, panel, nothing))
-            call(gemm, (m, n, k, a, right, sums, c, panel, finish))
+            call(gemm, (m, n, k, left, b, sums, c, packing, nothing))
+            call(gemm, (m, n, k, a, right, sums, c, packing, finish))
         else:
-            call(gemm, (m, n, k, a, right, sums, c, panel, nothing))
-            call(gemm, (m, n, k, left, b, sums, c, panel, finish))
+            call(gemm, (m, n, k, a, right, sums, c, packing, nothing))
+            call(gemm, (m, n, k, left, b, sums, c, packing, finish))
     else:
-        call(gemm, (m, n, k, a, b, origin, c, panel, finish))
+        call(gemm, (m, n, k, a, b, origin, c, packing, finish))
 
 
 @inline
@@ -42,7 +43,7 @@ def linear_forward(products, finish, parameter, rows, x, weight, bias, out, save
     epilogue = Finish(finish, out.data, out.ld, parameter)
     c = Matrix(saved.data, saved.ld)
     product(
-        products.gemm, rows, out.columns, x.columns, a, b, x_low, weight_low, False, origin, c, panel, epilogue
+        products, rows, out.columns, x.columns, a, b, x_low, weight_low, False, origin, c, panel, epilogue
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def linear_backward_input(
             rows = min(MC, fan_in - i)
             skipped, nothing = item * i * weight.ld, Finish(0, 0, 0, 0.0)
             a, a_low = Strided(weight.data + skipped, weight.ld, 1), weight_low + skipped
-            product(products.gemm, rows, n, fan_out, a, b, a_low, grad_low, True, zero, c, panel, nothing)
+            product(products, rows, n, fan_out, a, b, a_low, grad_low, True, zero, c, panel, nothing)
             block = out.data + item * i
             call(products.transpose, (n, rows, c, Matrix(block, out.ld)))
             if finish:
@@ -78,13 +79,13 @@ def linear_backward_input(
         a, b = Strided(grad_z.data, grad_z.ld, 1), Factor(weight.data, weight.ld, 1)
         epilogue = Finish(finish, saved.data, saved.ld, parameter)
         c = Matrix(out.data, out.ld)
-        product(products.gemm, n, fan_in, fan_out, a, b, grad_low, weight_low, False, zero, c, panel, epilogue)
+        product(products, n, fan_in, fan_out, a, b, grad_low, weight_low, False, zero, c, panel, epilogue)
 
 
 @inline
 def is_narrow(rows, fan_out, lanes, item):
     """Whether rows of a weight get their gradient through its transpose: the outputs leave most lanes empty."""
-    return 2 * fan_out <= lanes and rows >= lanes and (rows + 15) * fan_out * item <= PANEL_BYTES
+    return 2 * fan_out <= lanes and rows >= lanes and (rows + 15) * fan_out * item <= NARROW_BYTES
 
 
 @inline
@@ -98,11 +99,11 @@ def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias,
     if products.transpose:
         a, b, c = Strided(grad_z.data, 1, grad_z.ld), Factor(x.data, x.ld, 0), Matrix(panel, (fan_in + 15) // 16 * 16)
         zero = Origin(FROM_ZERO, 0)
-        product(products.gemm, fan_out, fan_in, n, a, b, grad_low, x_low, True, zero, c, 0, nothing)
+        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, True, zero, c, 0, nothing)
         call(products.transpose, (fan_in, fan_out, c, grad_weight))
     else:
         a, b = Strided(x.data, 1, x.ld), Factor(grad_z.data, grad_z.ld, 0)
         origin = Origin(beta, 0)
-        product(products.gemm, fan_in, fan_out, n, a, b, x_low, grad_low, False, origin, grad_weight, 0, nothing)
+        product(products, fan_in, fan_out, n, a, b, x_low, grad_low, False, origin, grad_weight, panel, nothing)
     if grad_bias:
         call(products.column_sum, (n, fan_out, summed.data, summed.ld, beta, grad_bias))

@@ -7,24 +7,27 @@ result has the same bits wherever the blocks and tails are.
 from ..jit import inline
 from .blocking import MR, MR_TAIL
 from .operands import Matrix, Strided
-from .simd import load, load_row, prefetch_row, rank_1, row_offsets, store, tall
+from .simd import is_not_null, load, load_row, prefetch_row, rank_1, row_offsets, store, tall
 
 # What a tile holds before the first update.
 FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
 
 
 @inline
-def update(tile, k, a, b, ahead, origin, c, columns):
-    """``C = origin + A B`` for one tile; asks for the lines of B ``ahead`` elements on, unless that is None."""
+def update(tile, k, a, b, ask, origin, c, columns):
+    """``C = origin + A B`` for one tile; asks for a row of ``ask`` with every term, unless that is None."""
     if origin.kind == FROM_OUTPUT:
         tile = load(tile, c.data, c.ld, columns)
     elif origin.kind == FROM_BIAS:
         tile = load_row(tile, origin.bias, columns)
     offsets = row_offsets(tile, a.ld)
     left, right = a.data, b.data
+    if ask is not None:
+        asked = ask.data
     for _ in range(k):
-        if ahead is not None:
-            prefetch_row(tile, right + ahead)
+        if ask is not None:
+            prefetch_row(tile, asked)
+            asked += ask.ld
         tile = rank_1(tile, left, offsets, right, columns)
         left += a.step
         right += b.ld
@@ -32,28 +35,29 @@ def update(tile, k, a, b, ahead, origin, c, columns):
 
 
 @inline
-def column_panel(strip, m, k, a, b, ahead, origin, c, columns):
-    """``C = origin + A B`` for m rows of a column panel as wide as ``strip``, a tile of one row.
+def column_panel(row, m, k, a, apart, b, ask, origin, c, columns):
+    """``C = origin + A B`` for m rows of a column panel as wide as ``row``, a tile of one row.
 
-    The first tile asks for the lines of B ``ahead`` elements on, unless that is 0.
+    From one MR rows of A to the next it is ``apart`` elements. The first tile asks for the k rows of ``ask``, unless
+    that is None or lies nowhere.
     """
-    rows = MR
-    if ahead and m >= MR:
-        update(tall(strip, MR), k, a, b, ahead, origin, c, columns)
-    else:
-        rows = 0
+    rows = 0
+    if ask is not None:  # noqa: SIM102 - compiled only where there is something to ask for
+        if is_not_null(ask.data) and m >= MR:
+            rows = MR
+            update(tall(row, MR), k, a, b, ask, origin, c, columns)
     while True:
         m -= rows
-        a = Strided(a.data + rows * a.ld, a.ld, a.step)
+        a = Strided(a.data + (apart if rows == MR else rows * a.ld), a.ld, a.step)
         c = Matrix(c.data + rows * c.ld, c.ld)
         if m >= MR:
             rows = MR
-            update(tall(strip, MR), k, a, b, None, origin, c, columns)
+            update(tall(row, MR), k, a, b, None, origin, c, columns)
         elif m >= MR_TAIL:
             rows = MR_TAIL
-            update(tall(strip, MR_TAIL), k, a, b, None, origin, c, columns)
+            update(tall(row, MR_TAIL), k, a, b, None, origin, c, columns)
         elif m > 0:
             rows = 1
-            update(tall(strip, 1), k, a, b, None, origin, c, columns)
+            update(tall(row, 1), k, a, b, None, origin, c, columns)
         else:
             break

@@ -25,9 +25,9 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
 (
     THREADS, ITEMSIZE, LANES, INSTRUCTIONS, PHASES, PHASE_COUNT, FEATURES, CLASSES, LD_INPUT,
     # addresses of kernels
-    GEMM, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
-    # itself: a frame, operands of a call, a transposed panel of PANEL_BYTES, then converted rows or a block of gradient
+    # itself: a frame, operands of a call, packed operands of PANEL_BYTES, then converted rows or a block of gradient
     CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
     # where parts of factors are stored: the kernel that does it, or 0; offset in bytes, rows, columns and leading
     # dimension of each weight; bytes from a high part of a weight to the low one, or 0
@@ -45,7 +45,7 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(57)  # fmt: skip
+) = range(58)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -137,7 +137,7 @@ def operand_of(frame, instruction, slot, row):
 @inline
 def products_of(record, transpose):
     """The kernels of linear layers; the transpose where it is wanted."""
-    return Products(record[GEMM], transpose, record[COLUMN_SUM], record[ITEMSIZE])
+    return Products(record[GEMM], transpose, record[COLUMN_SUM], record[ITEMSIZE], record[SIZES])
 
 
 @inline

@@ -37,6 +37,13 @@ class Factor(NamedTuple):
     transposed: int
 
 
+class Packing(NamedTuple):
+    """Where a product may copy its operands to, 0 where it may not, and the sizes of `blocking.SIZES`."""
+
+    scratch: object
+    sizes: object
+
+
 class Origin(NamedTuple):
     """What a product is added to: FROM_ZERO, FROM_OUTPUT or FROM_BIAS of the micro-kernel, and the bias."""
 
@@ -60,6 +67,7 @@ class Products(NamedTuple):
     transpose: int  # 0: nothing is made by its transpose
     column_sum: int
     itemsize: int
+    sizes: int  # the address of `blocking.SIZES`
 
 
 class Rows(NamedTuple):

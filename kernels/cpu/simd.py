@@ -316,6 +316,18 @@ def tall(tc, strip, rows):
     return ty(strip, rows), codegen
 
 
+@intrinsic(prefer_literal=True)
+def across(tc, p, columns):
+    """A tile of zeros of one row with as few vectors as ``columns`` fill, of the dtype that ``p`` points to."""
+    vectors = -(-columns.literal_value // Tile(p.dtype, 1, 1).lanes)
+    ty = Tile(p.dtype, 1, vectors)
+
+    def codegen(ctx, b, sig, args):
+        return _tile(b, [_constant(ty, 0.0)] * ty.registers)
+
+    return ty(p, columns), codegen
+
+
 @intrinsic
 def square(tc, p):
     """A tile of zeros with as many rows as lanes, of the dtype that ``p`` points to."""

@@ -259,13 +259,10 @@ def rows(argument: str, value: Any, count: int) -> Array:
     return converted(array, np.int64)
 
 
-_WHOLE = slice(0, None)
-
-
 def blocks(array: Array) -> Iterable[slice]:
     """Slices of about BLOCK_BYTES that together cover the rows of the array."""
     if array.nbytes <= BLOCK_BYTES:
-        return (_WHOLE,) if array.size else ()
+        return (slice(0, None),) if array.size else ()
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 

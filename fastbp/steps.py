@@ -493,9 +493,8 @@ class Interrupts:
     def restore(self) -> None:
         """Let Ctrl-C do what it did before."""
         if self.installed:
-            found = signal.signal(signal.SIGINT, signal.default_int_handler)
-            if found != self._handle:
-                signal.signal(signal.SIGINT, found)
+            if signal.getsignal(signal.SIGINT) == self._handle:  # a callback may have set its own, which stays
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self.installed = False
 
 

@@ -489,8 +489,7 @@ class Training:
         """Add the losses and hits of a chunk to the sums of the epoch."""
         progress, step_loss, step_hits = self.progress, self.step_loss, self.step_hits
         steps = len(step_loss)
-        sizes = np.empty(steps)
-        sizes.fill(batch_size)
+        sizes = np.full(steps, float(batch_size))
         sizes[-1] = len(order) - (steps - 1) * batch_size
         shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
         if chunk.labels and chunk.weight is not None:  # rows that a loss ignores have weight 0

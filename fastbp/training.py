@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from . import callbacks as watching
 from . import checkpoints as keeping
-from . import checks, data
+from . import checks, data, shards
 from . import ranks as working
 from .data import Data, Shuffle
 from .distributed import Communicator
@@ -188,13 +188,13 @@ def fit(
         source = data.source(model, loss, X, y, sample_weight, settings.epochs, ranks is not None)
         validation = None if validation_data is None else Validation(model, loss, validation_data, ranks=ranks)
     if ranks is not None:
-        source = working.Shard(source, ranks)
+        source = shards.Shard(source, ranks)
         settings.batch_size = int(ranks.total(settings.batch_size)[0])
         settings.verbose &= ranks.first
         validated, rows = ranks.total(validation is not None, 0 if validation is None else validation.rows)
     with working.agreed(ranks):
         if ranks is not None:
-            working.check_rows(source, validated, ranks)
+            shards.check_rows(source, validated, ranks)
             if validation is not None:
                 validation.rows = int(rows)
         training = Training(model, loss, optimizer, source, validation, callbacks, settings, ranks)
@@ -420,7 +420,7 @@ class Training:
             arguments = self.model, self.loss, self.optimizer, chunk, self._batch_size(chunk)
             accumulate = self.settings.accumulate
             if self.ranks is not None:
-                self._ready = chunk, working.SharedSteps(*arguments, accumulate)
+                self._ready = chunk, shards.SharedSteps(*arguments, accumulate)
             elif compiled(self.loss, self.optimizer) and accumulate == 1:
                 once = chunk is not self.source
                 self._ready = chunk, CompiledSteps(*arguments, once, self._ready[1])

@@ -53,23 +53,23 @@ LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team
 PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
-RANKS = "ranks.py"
+RANKS, SHARDS = "ranks.py", "shards.py"
 
 BUGS = [
     # -------------------------------------------------------------------------------------- ranks
     Bug(
         "ranks are averaged, however many rows each has",
-        RANKS, "tail[WEIGHT] = counts.sum() / self.shard.unit", "tail[WEIGHT] = 1.0",
+        SHARDS, "tail[WEIGHT] = counts.sum() / self.shard.unit", "tail[WEIGHT] = 1.0",
         "tests/test_distributed.py -k train_as_one_process",
     ),
     Bug(
         "dropout counts the rows of each rank from 0",
-        RANKS, "self.first, self.begin = (", "_, self.begin = (",
+        SHARDS, "self.first, self.begin = (", "_, self.begin = (",
         "tests/test_distributed.py -k train_as_one_process",
     ),
     Bug(
         "moments are those of the own rows",
-        RANKS, "communicator.allreduce_(second)", "second *= self.ranks.size",
+        SHARDS, "communicator.allreduce_(second)", "second *= self.ranks.size",
         "tests/test_distributed.py -k train_as_one_process",
     ),
     Bug(
@@ -79,7 +79,7 @@ BUGS = [
     ),
     Bug(
         "a Ctrl-C is not told to the others",
-        RANKS, "interrupts.came |= bool(tail[STOP] > 0)", "interrupts.came |= interrupts.asked",
+        SHARDS, "interrupts.came |= bool(tail[STOP] > 0)", "interrupts.came |= interrupts.asked",
         "tests/test_distributed.py -k ctrl_c",
     ),
     # -------------------------------------------------------------------------------------- tables

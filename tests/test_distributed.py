@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import distributed
+from fastbp import distributed, shards
 from fastbp import ranks as ranks_module
-from fastbp.ranks import Shard
 
 from .conftest import PATIENCE, ROOT
 
@@ -195,7 +194,7 @@ def test_other_orders_take_from_every_rank_in_proportion(shuffle, monkeypatch):
         part = slice(*CUTS[3][communicator.rank : communicator.rank + 2])
         model, optimizer = fastbp.Sequential(*map(copy.deepcopy, layers), dtype="float64", seed=1), fastbp.Adam(lr=1e-2)
         chunk = fastbp.data.Chunk(model, settings["loss"], X[part], y[part], weight[part], may_be_empty=True)
-        order = Shard(chunk, ranks_module.of(communicator)).order(copy.deepcopy(model), shuffle, 1)
+        order = shards.Shard(chunk, ranks_module.of(communicator)).order(copy.deepcopy(model), shuffle, 1)
         model.fit(
             X[part], y[part], sample_weight=weight[part], optimizer=optimizer, batch_size=10, shuffle=shuffle,
             communicator=communicator, **settings | {"epochs": 1},
@@ -582,18 +581,18 @@ def test_gradients_go_between_devices_as_they_lie_there(monkeypatch):
             self._host.allreduce_(buffer)
 
     expected = trained(None, accumulate=2)
-    before = ranks_module.SharedStep.__init__
+    before = shards.SharedStep.__init__
 
     def between_devices(self, *arguments):
         before(self, *arguments)
         self.between_devices = True
 
-    monkeypatch.setattr(ranks_module.SharedStep, "__init__", between_devices)
+    monkeypatch.setattr(shards.SharedStep, "__init__", between_devices)
     for result in all_good(on_threads(2, lambda host: trained(Device(host), accumulate=2))):
         close(outcome(*result), outcome(*expected))
     size = expected[0].network.size
     assert reduced.count(size) >= 50
-    assert reduced.count(ranks_module.TAIL) >= reduced.count(size)
+    assert reduced.count(shards.TAIL) >= reduced.count(size)
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch):

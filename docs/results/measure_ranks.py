@@ -15,7 +15,7 @@ import numpy as np
 
 import fastbp
 from fastbp import distributed
-from fastbp.ranks import TAIL
+from fastbp.shards import TAIL
 
 NETWORKS = {"T": (16, 64, 64, 1), "S4": (784, 256, 128, 10), "M": (1024, 1024, 1024, 10), "L": (2048, 2048, 2048, 2048)}
 BATCH = 128  # rows of a rank

@@ -14,7 +14,8 @@ from .losses import LossFunction
 from .model import Sequential
 from .optimizers import Optimizer
 from .steps import check_pair
-from .training import History, Settings, Training, Validation
+from .training import History, Settings, Training
+from .validation import Validation
 
 
 def fit_many(

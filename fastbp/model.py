@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import backend, chains, checks, files, schedules, training
+from . import backend, chains, checks, files, schedules, training, validation
 from .checks import Array
 from .graph import Variable
 from .kernels import layout
@@ -462,7 +462,7 @@ class Sequential:
             self._training_workspaces[key] = batch_size, loss.parameter, workspace
         return workspace
 
-    fit, evaluate = training.fit, training.evaluate
+    fit, evaluate = training.fit, validation.evaluate
 
     @property
     def last_loss(self) -> Loss | None:

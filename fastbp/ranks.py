@@ -16,7 +16,7 @@ import numpy as np
 from .checks import Array
 from .distributed import Communicator
 from .optimizers import Optimizer
-from .steps import Interrupts
+from .slices import Interrupts
 
 if TYPE_CHECKING:
     from .model import Sequential

@@ -807,7 +807,7 @@ BUGS = [
     ),
     Bug(
         "weights that were finite after an epoch are taken to be so, though a callback may have written",
-        "steps.py", " and not network.handed_out  # since", "  # since",
+        "slices.py", " and not network.handed_out  # since", "  # since",
         "tests/test_training.py -k callback_spoils",
     ),
     Bug(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import backend, steps
+from fastbp import backend, slices, steps
 from fastbp import data as training_data
 from fastbp.kernels import reference
 
@@ -142,8 +142,8 @@ def test_slices_do_not_show(device, monkeypatch):
     x, y = data()
     model, other = make(device), make(device)
     history = fit(model, x, y)
-    monkeypatch.setattr(steps, "FIRST_STEPS", 1)
-    monkeypatch.setattr(steps, "SLICE_GROWTH", 1)
+    monkeypatch.setattr(slices, "FIRST_STEPS", 1)
+    monkeypatch.setattr(slices, "SLICE_GROWTH", 1)
     assert fit(other, x, y)["loss"] == history["loss"]
     np.testing.assert_array_equal(model.flat_parameters, other.flat_parameters)
 

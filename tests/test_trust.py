@@ -282,8 +282,8 @@ def test_dropout_does_not_go_by_chunks(device, clip_norm, arrange, length):
 
 def test_dropout_does_not_go_by_slices(device, monkeypatch):
     plain = trained(np.asfortranarray(X), Y, device)
-    monkeypatch.setattr("fastbp.steps.FIRST_STEPS", 1)
-    monkeypatch.setattr("fastbp.steps.SLICE_SECONDS", 0)
+    monkeypatch.setattr("fastbp.slices.FIRST_STEPS", 1)
+    monkeypatch.setattr("fastbp.slices.SLICE_SECONDS", 0)
     assert_same(plain, trained(np.asfortranarray(X), Y, device))
     monkeypatch.setattr("fastbp.steps.STAGING_BYTES", 1)
     assert_same(plain, trained(np.asfortranarray(X), Y, device))

@@ -14,8 +14,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from .. import callbacks as watching
-from ..steps import Interrupts, Slices
-from ..training import History, Validation
+from ..slices import Interrupts, Slices
+from ..training import History
+from ..validation import Validation
 from .rate import Rate
 from .rows import dense, outputs
 from .steps import Steps

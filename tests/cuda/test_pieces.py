@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import device, steps
+from fastbp import device, slices, steps
 from fastbp import pieces as pieces_module
 from fastbp.pieces import Pieces
 
@@ -143,7 +143,7 @@ def driver(monkeypatch):
     if not cuda.driver.cuda.is_available():
         pytest.skip("needs a GPU; test_simulator.py runs it without one")
     monkeypatch.setattr(steps, "STAGING_BYTES", 2 * 4 * 40)
-    monkeypatch.setattr(steps, "SLICE_SECONDS", 1000)  # a call makes the steps of a piece, however slow they are
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 1000)  # a call makes the steps of a piece, however slow they are
     return cuda.driver
 
 

@@ -360,7 +360,7 @@ class _Workspace:
             SIZES=blocking.SIZES.ctypes.data,
             COPY=context.activation_forward(self.dtype, "identity").address,
             CAPACITY=capacity,
-            PANEL_BYTES=blocking.PACKED_BYTES,
+            PACKED_BYTES=blocking.PACKED_BYTES,
             BARRIER=self.keep(np.zeros(1, np.int64)),
             YIELD=team.yield_address(),
         )

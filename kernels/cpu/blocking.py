@@ -79,8 +79,8 @@ VECTORS_AHEAD = 32
 
 
 # ------------------------------------------------------------------------------------ blocks of a product
-# Where the system does not say: what every x86-64 and 64-bit ARM processor of the last years has at least.
-GUESSED_CACHES = {1: 32 * 1024, 2: 512 * 1024}
+# Bytes of L2 where the system does not say.
+GUESSED_L2 = 512 * 1024
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # Bytes that the first-level TLB reaches: 64 pages of 4 KiB, the least that a processor of the last ten years has. No
 # system reports it.
@@ -90,19 +90,18 @@ REACH_BYTES = 64 * 4096
 TERMS, STRIPS_BYTES, FAR_BYTES, SPAN_BYTES, STRIP_PANELS, COPY_TILES = range(6)
 
 
-def cache_sizes(directory=CPU_CACHES) -> dict[int, int]:
-    """Bytes of the first- and second-level data cache of a core, as Linux reports them; elsewhere the guess."""
-    sizes = dict(GUESSED_CACHES)
+def l2_bytes(directory=CPU_CACHES) -> int:
+    """Bytes of the second-level cache of a core, as Linux reports it; elsewhere the guess."""
     for index in directory.glob("index*"):
         with contextlib.suppress(OSError, ValueError):
-            if (index / "type").read_text().strip() != "Instruction":
-                level, size = int((index / "level").read_text()), (index / "size").read_text().strip()
-                sizes[level] = int(size.rstrip("KM")) * {"K": 1024, "M": 1024**2}.get(size[-1], 1)
-    return {level: sizes[level] for level in GUESSED_CACHES}
+            if int((index / "level").read_text()) == 2 and (index / "type").read_text().strip() != "Instruction":
+                size = (index / "size").read_text().strip()
+                return int(size.rstrip("KM")) * {"K": 1024, "M": 1024**2}.get(size[-1], 1)
+    return GUESSED_L2
 
 
-def product_sizes(caches) -> np.ndarray:
-    """How `gemm` cuts and packs a product, from the sizes of the caches; no bit of a result depends on it.
+def product_sizes(l2) -> np.ndarray:
+    """How `gemm` cuts and packs a product, from the bytes of L2; no bit of a result depends on it.
 
     - A panel of B has 512 terms, fewer where that is more than a 16th of L2: it comes from L2 for the first tile, and C
       is read and written once for so many terms.
@@ -110,14 +109,14 @@ def product_sizes(caches) -> np.ndarray:
     - What is read in more pages than the TLB reaches is packed: A down its columns if it is used for 4 panels of B or
       more, a panel of B if it is used for 8 tiles of A or more.
     """
-    sizes, panel = np.zeros(6, np.int64), caches[2] // 16 // (NV * VECTOR_BYTES)
+    sizes, panel = np.zeros(6, np.int64), l2 // 16 // (NV * VECTOR_BYTES)
     sizes[TERMS] = min(max(panel // 64 * 64, 128), 512)
-    sizes[STRIPS_BYTES] = max(caches[2] // 2, 128 * 1024)
-    sizes[FAR_BYTES], sizes[SPAN_BYTES] = caches[2], REACH_BYTES
+    sizes[STRIPS_BYTES] = max(l2 // 2, 128 * 1024)
+    sizes[FAR_BYTES], sizes[SPAN_BYTES] = l2, REACH_BYTES
     sizes[STRIP_PANELS], sizes[COPY_TILES] = 4, 8
     return sizes
 
 
-SIZES = product_sizes(cache_sizes())
-PANEL_BYTES = int(SIZES[TERMS]) * NV * VECTOR_BYTES
-PACKED_BYTES = max(PANEL_BYTES + int(SIZES[STRIPS_BYTES]), NARROW_BYTES)  # scratch for packed operands
+SIZES = product_sizes(l2_bytes())
+# Scratch for packed operands: a panel of B and strips of A, or a narrow gradient.
+PACKED_BYTES = max(int(SIZES[TERMS]) * NV * VECTOR_BYTES + int(SIZES[STRIPS_BYTES]), NARROW_BYTES)

@@ -27,8 +27,8 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     # addresses of kernels
     GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
-    # itself: a frame, operands of a call, packed operands of PANEL_BYTES, then converted rows or a block of gradient
-    CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PANEL_BYTES,
+    # itself: a frame, operands of a call, packed operands of PACKED_BYTES, then converted rows or a block of gradient
+    CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PACKED_BYTES,
     # where parts of factors are stored: the kernel that does it, or 0; offset in bytes, rows, columns and leading
     # dimension of each weight; bytes from a high part of a weight to the low one, or 0
     STORE_FACTOR, WEIGHTS, WEIGHT_COUNT, LOW_PART,
@@ -196,7 +196,7 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
             )  # fmt: skip
         elif operation == LINEAR_BACKWARD_INPUT:
             weight, saved = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
-            out, scratch = operand_of(frame, instruction, 3, first), panel + record[PANEL_BYTES]
+            out, scratch = operand_of(frame, instruction, 3, first), panel + record[PACKED_BYTES]
             products = products_of(record, record[TRANSPOSE])
             grad_low, weight_low = operand_of(frame, instruction, 4, first), operand_of(frame, instruction, 5, first)
             linear_backward_input(
@@ -223,7 +223,7 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
         elif operation == LOSS_OF:
             target, weight = operand_of(frame, instruction, 1, first), operand_of(frame, instruction, 2, first)
             loss, hit = operand_of(frame, instruction, 3, first), operand_of(frame, instruction, 4, first)
-            grad, scratch = operand_of(frame, instruction, 5, first), panel + record[PANEL_BYTES]
+            grad, scratch = operand_of(frame, instruction, 5, first), panel + record[PACKED_BYTES]
             call(
                 record[LOSS],
                 (
@@ -346,7 +346,7 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
         summed = operand_of(frame, instruction, 6, 0)
     weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
     fan_in, fan_out, ld = x.columns, grad_z.columns, weight[LD]
-    scratch = panel + record[PANEL_BYTES]
+    scratch = panel + record[PACKED_BYTES]
     block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
     fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
@@ -397,7 +397,7 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
     """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have."""
     item, task = record[ITEMSIZE], 0
     coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
-    scratch = panel + record[PANEL_BYTES]
+    scratch = panel + record[PACKED_BYTES]
     for i in range(begin, end):
         instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
         if instruction[OPERATION] == LINEAR_BACKWARD_PARAMS:
@@ -475,7 +475,7 @@ def train_steps(record, thread):
             elif phase[0] == program.COLUMNS_PHASE:
                 columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
             else:
-                finite = finite_loss(record, step, n, thread, panel + record[PANEL_BYTES])
+                finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
                 if not finite:
                     break
                 blocks = weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
@@ -508,7 +508,7 @@ def forward(record, thread):
         rows = min(record[CAPACITY], stop - first)
         x = given(record, X) + record[X_ITEMSIZE] * first * fan_in
         if record[GATHER_X]:
-            converted = panel + record[PANEL_BYTES]
+            converted = panel + record[PACKED_BYTES]
             call(record[GATHER_X], (rows, fan_in, 0, x, fan_in, converted, fan_in))
             x = converted
         frame[INPUT] = x

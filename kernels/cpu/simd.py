@@ -231,6 +231,8 @@ def _pointer_get(ctx, b, sig, args):
 
 @infer_global(operator.setitem)
 class PointerSet(AbstractTemplate):
+    """``p[n] = value``: the element there."""
+
     def generic(self, args, kws):
         if len(args) == 3 and isinstance(args[0], Pointer) and isinstance(args[1], types.Integer):
             return signature(types.none, args[0], types.intp, args[0].dtype)

@@ -145,8 +145,9 @@ def kernel(*signature, threads, blocks=None):
 class Kernel:
     """A kernel and the types of its arguments; ``kernel[grid, block, stream](*arguments)`` launches it.
 
-    The first launch compiles it. Numba's own launch asks every argument for its type, which takes 50 µs, and longer
-    where arrays lie in tuples. This one knows the types: it turns the arguments into numbers and calls the driver.
+    The first launch compiles it. Numba's own launch asks every argument for its type, which takes tens of microseconds,
+    and longer where arrays lie in tuples. This one knows the types: it turns the arguments into numbers and calls the
+    driver.
 
     Raises
     ------

@@ -106,16 +106,19 @@ def for_each_row(function):
 
 @device_function
 def add(x, y):
+    """The sum of two numbers."""
     return x + y
 
 
 @device_function
 def larger(x, y):
+    """The larger of two numbers; the second where one is NaN."""
     return x if x > y else y
 
 
 @device_function
 def smaller(x, y):
+    """The smaller of two numbers; the second where one is NaN."""
     return x if x < y else y
 
 

@@ -44,6 +44,7 @@ def add_kernel(dtype):
 
 
 def add(rows, columns, number, x, y, out, stream):
+    """Launch `reference.add`."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         add_kernel(out.data.dtype)[grid, block, stream](rows, columns, x, y, out)
@@ -89,6 +90,7 @@ def layer_norm_kernel(dtype, affine, keeps):
 
 
 def layer_norm_forward(rows, columns, eps, x, weight, bias, out, saved, scale, stream):
+    """Launch `reference.layer_norm_forward`."""
     if rows and columns:
         affine, keeps = weight is not None, saved is not None
         grid, block = of_rows(rows, columns)
@@ -131,6 +133,7 @@ def layer_norm_back_kernel(dtype, affine):
 
 
 def layer_norm_backward_input(rows, columns, number, grad_out, weight, saved, scale, grad_x, stream):
+    """Launch `reference.layer_norm_backward_input`."""
     if rows and columns:
         affine = weight is not None
         grid, block = of_rows(rows, columns)
@@ -182,6 +185,7 @@ def norm_gradients_kernel(dtype):
 
 
 def norm_backward_params(rows, columns, beta, grad_out, saved, grad_weight, grad_bias, stream):
+    """Launch `reference.norm_backward_params`."""
     if columns:
         grid, block = over_columns(columns)
         norm_gradients_kernel(grad_weight.dtype)[grid, block, stream](
@@ -224,6 +228,7 @@ def moments_kernel(dtype):
 
 
 def batch_moments(rows, columns, eps, x, row_weight, mean, scale, variance, stream):
+    """Launch `reference.batch_moments`."""
     if columns:
         grid, block = over_columns(columns)
         moments_kernel(mean.dtype)[grid, block, stream](rows, columns, eps, x, row_weight, mean, scale, variance)
@@ -246,6 +251,7 @@ def running_kernel(dtype):
 
 
 def running_moments(rows, columns, eps, running_mean, running_var, mean, scale, stream):
+    """Launch `reference.running_moments`."""
     if columns:
         grid, block = over_elements(columns)
         running_kernel(mean.dtype)[grid, block, stream](columns, eps, running_mean, running_var, mean, scale)
@@ -274,6 +280,7 @@ def batch_norm_kernel(dtype, affine, keeps):
 
 
 def batch_norm_forward(rows, columns, number, x, mean, scale, weight, bias, out, saved, stream):
+    """Launch `reference.batch_norm_forward`."""
     if rows and columns:
         affine, keeps = weight is not None, saved is not None
         grid, block = over_rows(rows, columns)
@@ -307,6 +314,7 @@ def batch_norm_back_kernel(dtype, affine, learns):
 def batch_norm_backward_input(
     rows, columns, number, grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x, stream
 ):
+    """Launch `reference.batch_norm_backward_input`."""
     if rows and columns:
         affine, learns = weight is not None, grad_weight is not None
         grid, block = over_rows(rows, columns)

@@ -141,20 +141,20 @@ def directory_of(tmp_path, *entries):
     return tmp_path
 
 
-def test_caches_are_those_that_the_system_reports(tmp_path):
+def test_l2_is_what_the_system_reports(tmp_path):
     entries = (1, "Data", "48K"), (1, "Instruction", "64K"), (2, "Unified", "2M"), (3, "Unified", "105M")
-    assert blocking.cache_sizes(directory_of(tmp_path, *entries)) == {1: 48 * 1024, 2: 2 * 1024**2}
+    assert blocking.l2_bytes(directory_of(tmp_path, *entries)) == 2 * 1024**2
 
 
-def test_caches_are_guessed_where_nothing_is_reported(tmp_path):
-    assert blocking.cache_sizes(tmp_path / "nowhere") == blocking.GUESSED_CACHES
-    assert blocking.cache_sizes(directory_of(tmp_path, (2, "Unified", "unknown"))) == blocking.GUESSED_CACHES
+def test_l2_is_guessed_where_nothing_is_reported(tmp_path):
+    assert blocking.l2_bytes(tmp_path / "nowhere") == blocking.GUESSED_L2
+    assert blocking.l2_bytes(directory_of(tmp_path, (2, "Unified", "unknown"))) == blocking.GUESSED_L2
 
 
 @pytest.mark.parametrize("kibibytes", [1, 256, 512, 1024, 2048, 1 << 20])
 def test_sizes_fit_their_scratch(kibibytes):
     """Squares of registers end with the panel, and one strip fits, whatever the cache."""
-    sizes = blocking.product_sizes({1: 32 * 1024, 2: 1024 * kibibytes})
+    sizes = blocking.product_sizes(1024 * kibibytes)
     terms = int(sizes[blocking.TERMS])
     assert terms % 64 == 0
     for dtype in (np.float32, np.float64):
@@ -166,7 +166,7 @@ def test_sizes_fit_their_scratch(kibibytes):
 def test_a_weight_gradient_is_packed_where_its_terms_lie_in_more_pages_than_the_tlb_reaches():
     """512 rows of a batch of 2048 floats each: on processors with 512 KiB of L2 as on those with 2 MiB."""
     for kibibytes in (512, 2048):
-        sizes = blocking.product_sizes({1: 32 * 1024, 2: 1024 * kibibytes})
+        sizes = blocking.product_sizes(1024 * kibibytes)
         terms = int(sizes[blocking.TERMS])
         wide, narrow = (gemm.Strided(0, 1, layout.leading_dimension(columns, 4)) for columns in (2048, 64))
         assert gemm.pays.py_func(sizes, 100, terms, wide, 4)

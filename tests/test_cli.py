@@ -979,3 +979,9 @@ def test_run_folders_count_on(folder):
     (folder / "runs" / "a-007").mkdir()
     names += [runs.create("runs", name).name for name in ("a", "a-b")]
     assert names == ["a-001", "a-002", "a-008", "a-b-001"]
+
+
+def test_what_a_command_does_not_know_points_to_its_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "runs/digits-001"])
+    assert "unrecognized arguments: runs/digits-001 (see fastbp info --help)" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastbp import tabular
+from fastbp import cli, tabular
 from fastbp.tabular import Stored, read, stored
 
 pd, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
@@ -153,3 +153,19 @@ def test_what_is_no_stored_table_is_refused(tmp_path, monkeypatch, source, told)
         pass
     with pytest.raises(ValueError, match=told):
         Stored(source)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather", ".jsonl", ".npz"])
+def test_how_to_read_text_is_refused_of_other_files(tmp_path, suffix):
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".npz":
+        np.savez(path, X=np.ones((3, 2)), y=np.arange(3))
+    elif suffix == ".jsonl":
+        path.write_text('{"a": 1, "y": 2}\n{"a": 2, "y": 3}\n')
+    else:
+        table = pyarrow.table({"a": [1.0, 2.0], "y": [2.0, 3.0]})
+        (pyarrow.parquet.write_table if suffix == ".parquet" else pyarrow.feather.write_feather)(table, str(path))
+    assert len(tabular.read(str(path))) in (2, 3)
+    with pytest.raises(ValueError, match=r"is no text with separators.*--decimal, --na, --date-format"):
+        tabular.read(str(path), tabular.Dialect(decimal=",", na=("?",), date_format="%Y"))
+    assert cli.main(["train", str(path), "--separator", ";", "--epochs", "1", "-q"]) == 2

@@ -44,8 +44,6 @@ def add_reading(parser):
 def open_table(options) -> tabular.Table | tabular.Stored:
     """The table DATA, without the columns to leave out; one that can be read by parts stays in its file."""
     dropped = names_in(getattr(options, "drop", ""))
-    if tabular.stays_in_its_file(options.data):
-        return tabular.Stored(options.data).without(dropped)
     dialect = tabular.Dialect(
         header=options.header,
         separator={"\\t": "\t", "tab": "\t"}.get(options.separator, options.separator),
@@ -57,6 +55,9 @@ def open_table(options) -> tabular.Table | tabular.Stored:
         x_key=options.x_key,
         y_key=options.y_key,
     )
+    if tabular.stays_in_its_file(options.data):
+        dialect.refuse_elsewhere(options.data)
+        return tabular.Stored(options.data).without(dropped)
     return tabular.read(options.data, dialect).without(dropped)
 
 

@@ -41,7 +41,10 @@ class CommandParser(Parser):
             command.add_options(self)
             self.set_defaults(command=command.run)
             self.has_options = True
-        return super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # here, so that the error names the command
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
 
 def parse(arguments):

@@ -14,6 +14,7 @@ IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_npz(source, path, content, dialect):
+    """Read an NPZ file: X and y, or arrays (n,) that are columns."""
     try:
         with np.load(stream(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -26,6 +26,7 @@ def imported() -> Any:
 
 
 def read_parquet(source, path, content, dialect):
+    """Read a Parquet file."""
     pa = imported()
     try:
         return from_arrow(name_of(path), pa.parquet.read_table(_arrow_file(content)))
@@ -34,6 +35,7 @@ def read_parquet(source, path, content, dialect):
 
 
 def read_ipc(source, path, content, dialect):
+    """Read a Feather or an Arrow file, or a stream of Arrow."""
     pa = imported()
     try:
         try:
@@ -47,6 +49,7 @@ def read_ipc(source, path, content, dialect):
 
 
 def read_json(source, path, content, dialect):
+    """Read JSON lines: an object a row."""
     pa = imported()
     try:
         return from_arrow(name_of(path), pa.json.read_json(stream(content)))

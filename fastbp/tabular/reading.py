@@ -35,11 +35,15 @@ def read(source: str, dialect: Dialect | None = None) -> Table:
     """
     dialect = dialect or Dialect()
     if source == "digits":
+        dialect.refuse_elsewhere(source)
         return _read_digits()
     path, content = opened(source)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
-        table = _reader(suffixes, path.name)(source, path, content, dialect)
+        reader = _reader(suffixes, path.name)
+        if reader is not read_text:
+            dialect.refuse_elsewhere(source)
+        table = reader(source, path, content, dialect)
     except ValueError as error:
         raise error if str(error).startswith(source) else ValueError(f"{source}: {error}") from None
     if not table.columns or not len(table):

@@ -46,8 +46,22 @@ class Dialect:
     x_key: str = "X"
     y_key: str = "y"
 
+    def refuse_elsewhere(self, source: str) -> None:
+        """Refuse what is said of text where a file is none: its values have types, and would not be read by it."""
+        said = [
+            "--" + field.name.replace("_", "-")
+            for field in dataclasses.fields(self)
+            if field.name not in ("x_key", "y_key") and getattr(self, field.name) != field.default
+        ]
+        if said:
+            raise ValueError(
+                f"{source} is no text with separators, whose values would be read by {', '.join(said)}; leave that "
+                f"out, and write the column in the file as what it is"
+            )
+
 
 def read_text(source, path, content, dialect):
+    """Read text with a separator between its columns, which is found out where it is not given."""
     pa = imported()
     names, separator, quote, padded = _sniffed(source, content, dialect)
     if dialect.decimal == separator:

@@ -95,9 +95,8 @@ class Steps:
             step_loss[:] = math.nan
             return len(step_loss)
         totals, done = self._totals(rows, len(step_loss)), 0
-        nothing = (
-            () if self.weight is None else np.flatnonzero(totals == 0)
-        )  # a batch without weight counts for nothing
+        # A batch without weight counts for nothing.
+        nothing = () if self.weight is None else np.flatnonzero(totals == 0)
         for end in (*nothing, len(step_loss)):
             if end > done:
                 part, size = slice(done, end), self.batch_size

@@ -33,6 +33,8 @@ from numba.core import registry
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 
+from .inlining import Inlined
+
 if numba.config.DISABLE_JIT:
     raise RuntimeError(
         "NUMBA_DISABLE_JIT is set, so Numba compiles nothing, and the kernels are compiled code; unset it, or use "
@@ -49,7 +51,9 @@ TEMPORARY = ".new-"  # how the name of a file begins that is being written
 ABANDONED = 3600.0  # seconds after which nobody is writing it any more
 
 # No wrappers: an inlined function is never called from Python, and making it callable doubles its compile time.
-inline = numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)
+inline = numba.njit(
+    forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=Inlined, **FLAGS
+)  # fmt: skip
 
 _lock = threading.RLock()
 _kernels = {}  # name of function and signature -> Kernel, kept for the life of the process

@@ -20,19 +20,22 @@ def product(products, m, n, k, a, b, a_low, b_low, swapped, origin, c, panel, fi
 
     So an element is one chain of multiply-adds in one order, whichever factor is the left one.
     """
-    gemm, packing = products.gemm, Packing(panel, products.sizes)
+    packing = Packing(panel, products.sizes)
+    last, turn = 0, 0
     if b_low:
-        left, right = Strided(a_low, a.ld, a.step), Factor(b_low, b.ld, b.transposed)
-        nothing, sums = Finish(0, 0, 0, 0.0), Origin(FROM_OUTPUT, 0)
-        call(gemm, (m, n, k, a, b, origin, c, packing, nothing))
-        if swapped:
-            call(gemm, (m, n, k, left, b, sums, c, packing, nothing))
-            call(gemm, (m, n, k, a, right, sums, c, packing, finish))
-        else:
-            call(gemm, (m, n, k, a, right, sums, c, packing, nothing))
-            call(gemm, (m, n, k, left, b, sums, c, packing, finish))
-    else:
-        call(gemm, (m, n, k, a, b, origin, c, packing, finish))
+        last, turn = 2, 1 if swapped else 2  # the last of the products, and the one of a_low
+    for part in range(last + 1):
+        left, right, start, end = a.data, b.data, origin, Finish(0, 0, 0, 0.0)
+        if part:
+            start = Origin(FROM_OUTPUT, 0)
+            if part == turn:
+                left = a_low
+            else:
+                right = b_low
+        if part == last:
+            end = finish
+        factor = Factor(right, b.ld, b.transposed)
+        call(products.gemm, (m, n, k, Strided(left, a.ld, a.step), factor, start, c, packing, end))
 
 
 @inline

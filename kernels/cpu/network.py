@@ -336,58 +336,82 @@ def store_weights(record, thread):
 
 
 @inline
-def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
-    """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
-    item = record[ITEMSIZE]
-    x, grad_z = operand_of(frame, instruction, 0, 0), operand_of(frame, instruction, 1, 0)
-    x_low, grad_low, summed = grad_z, grad_z, grad_z
-    if record[STORE_FACTOR]:
-        x_low, grad_low = operand_of(frame, instruction, 4, 0), operand_of(frame, instruction, 5, 0)
-        summed = operand_of(frame, instruction, 6, 0)
-    weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
-    fan_in, fan_out, ld = x.columns, grad_z.columns, weight[LD]
-    scratch = panel + record[PACKED_BYTES]
-    block = scratch + item * blocking.GRADIENT_COLUMNS  # the bias gradient comes before it
+def update_vector(record, coefficients, at_parameter, columns, gradient):
+    """The optimizer on a part of a vector."""
+    update(record, coefficients + record[VECTORS], at_parameter, 1, columns, 0, gradient, 0)
+
+
+@inline
+def from_column(frame, instruction, slot, skipped, columns):
+    """The operand in a slot, whole, ``skipped`` bytes further in every row; there, as often as not, is none."""
+    whole = operand_of(frame, instruction, slot, 0)
+    if whole.data == 0:
+        skipped = 0
+    return Operand(whole.data + skipped, whole.ld, columns)
+
+
+@inline
+def block_sizes(record, n, fan_in, fan_out, ld):
+    """Rows and columns of the blocks of a weight, and the leading dimension of their gradients."""
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
-    fitting = blocking.GRADIENT_SLICE_BYTES // (item * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
+    fitting = blocking.GRADIENT_SLICE_BYTES // (record[ITEMSIZE] * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
     width = min(width, max(fitting, blocking.GRADIENT_UNIT))
     ld_scratch = width
     if ld != fan_out or width != fan_out:
         ld_scratch = round_up(width, record[LANES]) + record[LANES]
     most = max(blocking.GRADIENT_MOST // ld_scratch // blocking.MR, 1) * blocking.MR
     height = max(round_up((fan_in + 15) // 16, blocking.MR), blocking.GRADIENT_LEAST // width)
-    height = min(height, most)
+    return min(height, most), width, ld_scratch
+
+
+@inline
+def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel):
+    """The gradient of a block of a weight, from row ``i`` and column ``j`` on, and of its biases where wanted."""
+    left, right = record[ITEMSIZE] * i, record[ITEMSIZE] * j
+    x, grad_z = from_column(frame, instruction, 0, left, rows), from_column(frame, instruction, 1, right, columns)
+    x_low, grad_low, summed = 0, 0, Matrix(grad_z.data, grad_z.ld)
+    if record[STORE_FACTOR]:
+        x_low = from_column(frame, instruction, 4, left, rows).data
+        grad_low = from_column(frame, instruction, 5, right, columns).data
+        high = from_column(frame, instruction, 6, right, columns)
+        summed = Matrix(high.data, high.ld)
+    linear_backward_params(
+        products_of(record, transpose), n, x, grad_z, 0, gradient, sums, panel, x_low, grad_low, summed
+    )  # fmt: skip
+
+
+@inline
+def update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task):
+    """The optimizer on a block of a weight, its squares before that and its parts after it where they are wanted."""
+    if record[STEP_SQUARES]:
+        values = record[BASES + program.PARAMETERS] + at_weight
+        call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
+    update(record, coefficients, at_weight, rows, columns, ld, gradient.data, gradient.ld)
+    if record[STORE_FACTOR]:
+        store_weight(record, at_weight, rows, columns, ld)
+
+
+@inline
+def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
+    """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
+    item, scratch = record[ITEMSIZE], panel + record[PACKED_BYTES]
+    weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
+    fan_in, fan_out, ld = instruction[OPERANDS + COLUMNS], instruction[OPERANDS + OPERAND + COLUMNS], weight[LD]
+    height, width, ld_scratch = block_sizes(record, n, fan_in, fan_out, ld)
+    gradient = Matrix(scratch + item * blocking.GRADIENT_COLUMNS, ld_scratch)  # that of the bias comes before it
     for j in range(0, fan_out, width):
-        columns = min(width, fan_out - j)
         for i in range(0, fan_in, height):
             if task % record[THREADS] == thread:
-                rows = min(height, fan_in - i)
-                sums = 0
+                rows, columns, sums, transpose = min(height, fan_in - i), min(width, fan_out - j), 0, 0
                 if i == 0 and bias[COLUMNS]:
                     sums = scratch
-                transpose = 0
                 if is_narrow(rows, fan_out, record[LANES], item):
                     transpose = record[TRANSPOSE]
-                inputs = Operand(x.data + item * i, x.ld, rows)
-                grads = Operand(grad_z.data + item * j, grad_z.ld, columns)
-                products, gradient = products_of(record, transpose), Matrix(block, ld_scratch)
-                low_inputs, low_grads = 0, 0
-                if record[LOW_PART]:
-                    low_inputs, low_grads = x_low.data + item * i, grad_low.data + item * j
-                linear_backward_params(
-                    products, n, inputs, grads, 0, gradient, sums, panel, low_inputs, low_grads,
-                    Matrix(summed.data + item * j, summed.ld),
-                )  # fmt: skip
+                block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel)
                 at_weight = weight[OFFSET] + item * (i * ld + j)
-                if record[STEP_SQUARES]:
-                    values = record[BASES + program.PARAMETERS] + at_weight
-                    call(record[BLOCK_SQUARES], (rows, columns, values, ld, record[SQUARES] + 8 * task))
-                update(record, coefficients, at_weight, rows, columns, ld, block, ld_scratch)
-                if record[STORE_FACTOR]:
-                    store_weight(record, at_weight, rows, columns, ld)
+                update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task)
                 if sums:
-                    of_vectors = coefficients + record[VECTORS]
-                    update(record, of_vectors, bias[OFFSET] + item * j, 1, columns, 0, sums, 0)
+                    update_vector(record, coefficients, bias[OFFSET] + item * j, columns, sums)
             task += 1
     return task
 
@@ -412,8 +436,7 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
                 for slot in range(program.SLOTS):
                     operand = instruction + OPERANDS + slot * OPERAND
                     if operand[BUFFER] == program.PARAMETER_GRADIENTS:
-                        of_vectors = coefficients + record[VECTORS]
-                        update(record, of_vectors, operand[OFFSET] + item * column, 1, columns, 0, gradient, 0)
+                        update_vector(record, coefficients, operand[OFFSET] + item * column, columns, gradient)
                         gradient += item * columns
             task += 1
     return task

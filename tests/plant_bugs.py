@@ -183,7 +183,8 @@ BUGS = [
     ),
     Bug(
         "a weight is not stored anew after its update",
-        NETWORK, "    if record[STORE_FACTOR]:\n        store_weight(", "    if not record[STORE_FACTOR]:\n        store_weight(",
+        NETWORK, "    if record[STORE_FACTOR]:\n        store_weight(",
+        "    if not record[STORE_FACTOR]:\n        store_weight(",
         "tests/test_precision.py -k many_calls",
     ),
     Bug(

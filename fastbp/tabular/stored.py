@@ -10,13 +10,13 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .arrow import from_arrow, imported, index_of_pandas, refuse_twice
 from .opening import ARROW, PARQUET, name_of
-from .table import PART_VALUES, Array, Column, Table, found, from_columns, from_one
+from .table import PART_VALUES, Array, Column, Table, found, from_columns
 
 NPY = ".npy"
 
@@ -53,6 +53,7 @@ class Stored:
         Parquet, Feather and Arrow need pyarrow.
     """
 
+    text: ClassVar[bool] = False
     name: str
     named: bool
     target: str | None
@@ -120,7 +121,7 @@ class Stored:
 
     def number(self, row: int) -> int:
         """The number of a row, from 1, in the file."""
-        return from_one(int(self.chosen[row]))
+        return 1 + int(self.chosen[row])
 
     def incomplete(self, columns: Iterable[str]) -> Array:
         """The rows in which a value of these columns is missing, as a mask."""

@@ -106,9 +106,16 @@ def lines(target, scores, width=0) -> list[str]:
         widths = {column: max(9, len(column) + 1) for column in columns}
     text = [" " * first + "".join(f"{column:>{width}}" for column, width in widths.items())]
     for name in scores["baseline"]:
-        cells = (f"{figure(columns[column][name]):>{width}}" for column, width in widths.items())
+        cells = (f"{_score(name, columns[column][name]):>{width}}" for column, width in widths.items())
         text.append(f" {name:{first - 1}}" + "".join(cells))
     return text + ([" " + unit] if unit else [])
+
+
+def _score(name, value):
+    """A metric: four decimals of a share or a coefficient, else four digits."""
+    if name in ("RMSE", "MAE", "log loss") or value is None or not abs(value) < 10:
+        return figure(value)
+    return f"{round(value, 4) + 0.0:.4f}"  # no -0.0000
 
 
 def figure(value):
@@ -127,13 +134,13 @@ def data_lines(options, learned, incomplete):
     if options.task == "auto" and (target.classes is None or not isinstance(target.classes[0], str)):
         kind += f"; if not: --task {other}"
     names = "" if table.named else " · no header row"
-    yield "data", f"{options.data}   {terminal.number(len(table))} rows · target {target.name!r} ({kind}){names}"
+    yield "data", f"{options.data}   {terminal.rows(len(table))} · target {target.name!r} ({kind}){names}"
     kinds = {}
     for column in preprocessing.columns:
         kinds[column.kind] = kinds.get(column.kind, 0) + 1
     plural = {"number": "numbers", "boolean": "truth values", "category": "categories", "date": "dates"}
     counts = " · ".join(f"{count} {kind if count == 1 else plural[kind]}" for kind, count in kinds.items())
-    yield "", f"columns: {counts} → {terminal.number(preprocessing.width)} inputs"
+    yield "", f"columns: {counts} → {terminal.counted(preprocessing.width, 'input')}"
     by_target = [column.name for column in preprocessing.columns if hasattr(column, "encodings")]
     if by_target:
         yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
@@ -149,7 +156,8 @@ def data_lines(options, learned, incomplete):
         ("filled with the most frequent", {n: c for n, c in preprocessing.gaps.items() if n in categories}),
     ):
         if of:
-            yield "missing", f"{how}, and marked by an input: {listed([f'{n} ({c})' for n, c in of.items()])}"
+            counts = listed([f"{name} ({count})" for name, count in of.items()])
+            yield "missing", f"{how}, and marked by an input: {counts}, counted in the training part"
     if preprocessing.left_out:
         identifiers = "identifier" in preprocessing.left_out.values()
         left = listed([f"{name} ({why})" for name, why in preprocessing.left_out.items()])

@@ -27,6 +27,7 @@ from sklearn import metrics as measures  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 ROWS = 200
+RNG = np.random.default_rng(0)
 SMALL = ("--device", "reference", "--hidden", "8")
 
 
@@ -34,6 +35,7 @@ SMALL = ("--device", "reference", "--hidden", "8")
 def folder(tmp_path, monkeypatch, request):
     """Every test runs in a folder of its own, without pictures unless it asks for them, which take half a second."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(figures, "write", lambda folder, history, result: "")
     return tmp_path
@@ -453,7 +455,7 @@ def test_a_real_table_trains_and_says_what_was_done(mixed, capsys):
         "199 rows · target 'price' (regression; if not: --task classification)",
         "columns: 1 number · 1 category · 1 boolean · 1 date → 11 inputs",
         "1 row without target left out",
-        "filled with the median, and marked by an input: area (",
+        "filled with the median, and marked by an input: area (12), counted in the training part",
         "filled with the most frequent, and marked by an input: city (",
         "left out id (identifier); to have an identifier in: --keep",
         'in Python: fastbp.load("runs/mixed-001").predict(frame)',
@@ -562,7 +564,7 @@ def test_rare_classes_are_visible(rare, capsys, pictures):
     capsys.readouterr()
     assert main(["evaluate", "runs/rare-001", rare]) == 0
     shown = capsys.readouterr().out.splitlines()
-    at = next(i for i, line in enumerate(shown) if line.startswith("confusion matrix, test part, 80 rows not trained"))
+    at = next(i for i, line in enumerate(shown) if line.startswith("confusion matrix, test part, 80 rows: "))
     cells = [[int(cell.replace("·", "0")) for cell in line.split()[1:]] for line in shown[at + 2 : at + 4]]
     assert cells == measures.confusion_matrix(true, predicted, labels=["no", "yes"]).tolist()
 
@@ -582,16 +584,16 @@ def test_evaluate_says_for_which_rows(houses, capsys):
     for told in (
         "train",
         "valid",
-        "test part, 40 rows not trained on",
+        "the network learned from train, valid chose its epoch, and only test is new to it",
+        "test part, 40 rows",
         "true less predicted",
         "largest errors",
-        "row ",
     ):
         assert told in out
     pd.read_csv("houses.csv")[:50].to_csv("new.csv", index=False)
     assert main(["evaluate", "runs/houses-001", "new.csv"]) == 0
     assert "all rows of new" in capsys.readouterr().out
-    largest = re.search(r"row (\d+): (.*) predicted, (.*) true", out)
+    largest = re.search(r"row +predicted +true\n +(\d+)   +(.*\d)   +(.*)\n", out)
     row, *numbers = (part.replace(" ", "") for part in largest.groups())
     assert float(numbers[1]) == pytest.approx(pd.read_csv("houses.csv")["price"][int(row) - 1], abs=1)
 
@@ -737,7 +739,7 @@ def test_export(mixed, capsys):
     np.testing.assert_array_equal(fastbp.load("net.npz").predict(frame), predictor.predict(frame))
     out = " ".join(capsys.readouterr().out.split())
     assert "takes 11 prepared numbers a row: area, area missing, city=Bonn" in out
-    assert f"gives price less {predictor.target.mean:.9g}" in out
+    assert f"gives (price - {predictor.target.mean:.9g}) / {predictor.target.scale:.9g}" in out
     assert main(["export", "runs/mixed-001", "net.pt"]) == 2
 
 
@@ -745,7 +747,12 @@ def test_export(mixed, capsys):
 @pytest.mark.parametrize("width", [60, 80])
 def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    for data in (mixed, rare):
+    long = {"no": "nothing unusual about it at all", "yes": "a fraud"}
+    frame = pd.read_csv(rare)
+    frame.assign(code=RNG.choice([f"c{i}" for i in range(50)], len(frame)), fraud=frame["fraud"].map(long))[
+        ["code", *frame]
+    ].to_csv("long.csv", index=False)
+    for data in (mixed, rare, "long.csv"):
         assert main(["train", data, *SMALL, "--epochs", "3"]) == 0
         assert main(["evaluate", f"runs/{data[:-4]}-001", data]) == 0
     out = capsys.readouterr().out
@@ -754,6 +761,8 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     joined = re.sub(r" \\\n +", " ", out)  # as a shell reads it
     assert f"fastbp predict runs/{mixed[:-4]}-001 {mixed} -o predictions.csv\n" in joined
     assert f"fastbp train --config runs/{mixed[:-4]}-001/config.toml\n" in joined
+    counts = {len(line.split()) for line in lines if line.startswith((" accuracy ", " balanced acc. "))}
+    assert counts == {5, 6}  # no line of a table is broken
     headers = [line for line in lines if line.strip().startswith("epoch ")]
     assert all(("samples/s" in line) == (width == 80) for line in headers)
 

@@ -64,9 +64,14 @@ def run(options):
     screen.line(f"{terminal.rows(len(y))} of {options.data}{without} · target {target.name!r}")
     if last == "test":
         screen.line(
-            "the table of training, divided as it was then: the network learned from train, valid chose its epoch, and "
-            "only test is new to it"
+            "this is the table of training, divided as it was then: the network learned from train, valid chose its "
+            "epoch, and only test is new to it"
         )
+        if preprocessing.by_target:
+            screen.line(
+                "train is measured here on the inputs that predict makes; in metrics.json, on those of training, where "
+                f"a row's own target is not in the means for its category ({scores.listed(preprocessing.by_target)})"
+            )
     elif _same_file(options.data, network.metadata["data"]):
         screen.line(
             "these rows include those of training and early stopping: see metrics.json of the run for rows that are "
@@ -78,7 +83,7 @@ def run(options):
     for line in scores.lines(target, metrics, screen.width):
         screen.line(line)
     screen.line()
-    of = f"test part, {terminal.rows(len(parts[last]))} not trained on" if last == "test" else f"all rows of {last}"
+    of = f"test part, {terminal.rows(len(parts[last]))}" if last == "test" else f"all rows of {last}"
     if target.classes is not None:
         described = results[last].confusion_lines(screen.width, of)
     else:

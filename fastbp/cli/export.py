@@ -35,6 +35,6 @@ def run(options):
     if found.target.classes is not None:
         screen.item("gives", f"logits of the classes {', '.join(map(str, found.target.classes))}")
     elif found.target.link == "log":
-        screen.item("gives", f"the logarithm of {found.target.name} over {found.target.scale:.9g}")
+        screen.item("gives", f"log({found.target.name} / {found.target.scale:.9g})")
     else:
-        screen.item("gives", f"{found.target.name} less {found.target.mean:.9g}, over {found.target.scale:.9g}")
+        screen.item("gives", f"({found.target.name} - {found.target.mean:.9g}) / {found.target.scale:.9g}")

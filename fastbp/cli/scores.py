@@ -72,14 +72,13 @@ class Result:
         """Quantiles of the errors, and the rows of the largest."""
         residual = self.true - self.predicted
         yield f"true less predicted, in units of {self.target.name!r}"
-        cells = zip(QUANTILES, np.quantile(residual, QUANTILES).tolist(), strict=True)
-        yield "  " + "   ".join(f"{share:.0%} {figure(value)}" for share, value in cells)
+        yield "  quantile" + "".join(f"{f'{share:.0%}':>10}" for share in QUANTILES)
+        yield " " * 10 + "".join(f"{figure(value):>10}" for value in np.quantile(residual, QUANTILES).tolist())
         yield "largest errors"
+        yield f"  {'row':>9}{'predicted':>14}{'true':>14}"
         for i in np.argsort(-np.abs(residual), kind="stable")[:MOST_CONFUSED]:
-            yield (
-                f"  row {self.rows[i] + 1}: {figure(float(self.predicted[i]))} predicted, "
-                f"{figure(float(self.true[i]))} true"
-            )
+            predicted, true = figure(float(self.predicted[i])), figure(float(self.true[i]))
+            yield f"  {self.rows[i] + 1:>9}{predicted:>14}{true:>14}"
 
 
 def _cut(text, most):
@@ -99,14 +98,16 @@ def lines(target, scores, width=0) -> list[str]:
         trivial, unit = f"always {_cut(str(target.classes[int(np.argmax(target.shares))]), 16)}", ""
     else:
         trivial, unit = "always the mean", f"RMSE and MAE in units of {target.name!r}"
-    columns = {trivial if part == "baseline" else part: values for part, values in scores.items()}
+    titles = [trivial if part == "baseline" else _cut(part, 24) for part in scores]
     first = max(map(len, scores["baseline"])) + 2
-    widths = {column: max(10, len(column) + 3) for column in columns}
-    if width and first + sum(widths.values()) > width:  # closer together
-        widths = {column: max(9, len(column) + 1) for column in columns}
-    text = [" " * first + "".join(f"{column:>{width}}" for column, width in widths.items())]
+    widths = [max(10, len(title) + 3) for title in titles]
+    if width and first + sum(widths) > width:  # closer together, and what is always predicted as short as needed
+        room = max(9, width - first - sum(max(9, len(title) + 1) for title in titles[:-1]))
+        titles[-1] = _cut(titles[-1], room - 1)
+        widths = [max(9, len(title) + 1) for title in titles]
+    text = [" " * first + "".join(f"{title:>{cell}}" for title, cell in zip(titles, widths, strict=True))]
     for name in scores["baseline"]:
-        cells = (f"{_score(name, columns[column][name]):>{width}}" for column, width in widths.items())
+        cells = (f"{_score(name, of[name]):>{cell}}" for of, cell in zip(scores.values(), widths, strict=True))
         text.append(f" {name:{first - 1}}" + "".join(cells))
     return text + ([" " + unit] if unit else [])
 
@@ -141,9 +142,9 @@ def data_lines(options, learned, incomplete):
     plural = {"number": "numbers", "boolean": "truth values", "category": "categories", "date": "dates"}
     counts = " · ".join(f"{count} {kind if count == 1 else plural[kind]}" for kind, count in kinds.items())
     yield "", f"columns: {counts} → {terminal.counted(preprocessing.width, 'input')}"
-    by_target = [column.name for column in preprocessing.columns if hasattr(column, "encodings")]
-    if by_target:
-        yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
+    if preprocessing.by_target:
+        names = listed(preprocessing.by_target)
+        yield "", f"by the target's mean, as they have more than {preprocessing.one_hot} categories: {names}"
     if learned.sampled < len(table):
         yield "", f"kinds and statistics of columns are those of {terminal.rows(learned.sampled)} drawn at random"
     if learned.dropped:

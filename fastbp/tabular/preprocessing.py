@@ -198,6 +198,11 @@ class Preprocessing:
         return sum(one.width for one in self.columns)
 
     @property
+    def by_target(self) -> list[str]:
+        """The columns whose categories the target's mean stands for."""
+        return [one.name for one in self.columns if isinstance(one, ByTarget)]
+
+    @property
     def labels(self) -> list[str]:
         """What the inputs are called."""
         return [label for one in self.columns for label in one.labels]

@@ -788,6 +788,15 @@ def test_a_pipe_in_ascii_gets_plain_characters_and_whole_lines(flowers):
     assert max(map(len, out.splitlines())) > 80
 
 
+def test_predictions_in_a_pipe_are_utf_8_whatever_the_locale():
+    write("words.csv", ["x", "kind"], [(i % 2 + i / 100, "süß" if i % 2 else "sauer") for i in range(60)])
+    train("words.csv", *SMALL, "--epochs", "30", "--lr", "0.05")
+    command = [sys.executable, "-m", "fastbp", "predict", "runs/words-001", "words.csv", "--device", "reference"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    out = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode()
+    assert set(out.split()) == {"kind", "süß", "sauer"}
+
+
 def test_more_threads_than_cores_are_said(flowers, capsys):
     before = fastbp.get_num_threads()
     try:

@@ -55,18 +55,18 @@ class Result:
         label = min(16, max(len(name) for name in names))
         cell = max(6, min(label, 10) + 1, len(f"{counts.max():,}") + 1)
         if len(names) <= MOST_CLASSES and 8 + label + cell * len(names) <= (width or 120):
-            shown = [_cut(name, cell - 1) for name in names]
+            shown = [shortened(name, cell - 1) for name in names]
             yield f"confusion matrix, {of}: true class down, predicted across"
             yield " " * (label + 2) + "".join(f"{name:>{cell}}" for name in shown)
             for name, row in zip(names, counts.tolist(), strict=True):
-                yield f"  {_cut(name, label):{label}}" + "".join(f"{count or '·':>{cell}}" for count in row)
+                yield f"  {shortened(name, label):{label}}" + "".join(f"{count or '·':>{cell}}" for count in row)
             return
         wrong = counts - np.diag(np.diag(counts))
         yield f"confused most, {of}: true class, predicted, rows"
         for place in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]:
             i, j = divmod(int(place), len(names))
             if wrong[i, j]:
-                yield f"  {_cut(names[i], 24):24} {_cut(names[j], 24):24} {wrong[i, j]:>6}"
+                yield f"  {shortened(names[i], 24):24} {shortened(names[j], 24):24} {wrong[i, j]:>6}"
 
     def residual_lines(self):
         """Quantiles of the errors, and the rows of the largest."""
@@ -81,7 +81,8 @@ class Result:
             yield f"  {self.rows[i] + 1:>9}{predicted:>14}{true:>14}"
 
 
-def _cut(text, most):
+def shortened(text: str, most: int) -> str:
+    """The text, or as much of it as that many letters hold."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -95,15 +96,15 @@ def baseline(target, y) -> dict[str, float]:
 def lines(target, scores, width=0) -> list[str]:
     """A table with a row for each metric and a column for each part of the data, the last of which is the baseline."""
     if target.classes is not None:
-        trivial, unit = f"always {_cut(str(target.classes[int(np.argmax(target.shares))]), 16)}", ""
+        trivial, unit = f"always {shortened(str(target.classes[int(np.argmax(target.shares))]), 24)}", ""
     else:
         trivial, unit = "always the mean", f"RMSE and MAE in units of {target.name!r}"
-    titles = [trivial if part == "baseline" else _cut(part, 24) for part in scores]
+    titles = [trivial if part == "baseline" else shortened(part, 24) for part in scores]
     first = max(map(len, scores["baseline"])) + 2
     widths = [max(10, len(title) + 3) for title in titles]
     if width and first + sum(widths) > width:  # closer together, and what is always predicted as short as needed
         room = max(9, width - first - sum(max(9, len(title) + 1) for title in titles[:-1]))
-        titles[-1] = _cut(titles[-1], room - 1)
+        titles[-1] = shortened(titles[-1], room - 1)
         widths = [max(9, len(title) + 1) for title in titles]
     text = [" " * first + "".join(f"{title:>{cell}}" for title, cell in zip(titles, widths, strict=True))]
     for name in scores["baseline"]:

@@ -840,13 +840,14 @@ def test_a_config_is_good_in_any_folder(houses, folder, monkeypatch):
     assert (folder / "runs" / "houses-002" / "model.npz").is_file()
 
 
-def test_labels_are_as_they_were_written(capsys):
-    rows = [(i % 2 + (i % 7) / 100, "00501" if i % 2 else "01002") for i in range(60)]
+@pytest.mark.parametrize("labels", [("00501", "01002"), ("true", "false")])
+def test_labels_are_as_they_were_written(capsys, labels):
+    rows = [(i % 2 + (i % 7) / 100, labels[i % 2]) for i in range(60)]
     write("codes.csv", ["x", "zip"], rows)
     train("codes.csv", *SMALL, "--epochs", "30", "--lr", "0.05")
     capsys.readouterr()
     main(["predict", "runs/codes-001", "codes.csv"])
-    assert set(capsys.readouterr().out.split()) == {"zip", "00501", "01002"}
+    assert set(capsys.readouterr().out.split()) == {"zip", *labels}
 
 
 def test_blank_labels_are_missing():

@@ -761,6 +761,7 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     joined = re.sub(r" \\\n +", " ", out)  # as a shell reads it
     assert f"fastbp predict runs/{mixed[:-4]}-001 {mixed} -o predictions.csv\n" in joined
     assert f"fastbp train --config runs/{mixed[:-4]}-001/config.toml\n" in joined
+    assert "train is measured here on the inputs that predict makes" in " ".join(out.split())  # of long.csv alone
     counts = {len(line.split()) for line in lines if line.startswith((" accuracy ", " balanced acc. "))}
     assert counts == {5, 6}  # no line of a table is broken
     headers = [line for line in lines if line.strip().startswith("epoch ")]

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -53,13 +53,13 @@ class Stored:
         Parquet, Feather and Arrow need pyarrow.
     """
 
-    text: ClassVar[bool] = False
     name: str
     named: bool
     target: str | None
     names: list[str]
     source: Any
     chosen: range | Array
+    text: bool = False
 
     def __init__(self, source: str | os.PathLike[str] | Array | Mapping[str, Array], name: str | None = None) -> None:
         path = None if isinstance(source, np.ndarray | Mapping) else pathlib.Path(source)

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import decimal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,15 +65,17 @@ class Source(Protocol):
     @property
     def text(self) -> bool:
         """Whether it was read from text with separators, in a `Dialect`."""
+        ...
 
     def number(self, row: int) -> int:
         """The number of a row, from 1, in the source."""
+        ...
 
 
 class Whole:
     """The source of values that are all there is."""
 
-    text: ClassVar[bool] = False
+    text = False
 
     def number(self, row: int) -> int:
         """The number of a row, from 1."""

@@ -249,7 +249,7 @@ class Program:
 
     @cached_property
     def gradients(self) -> list[Array]:
-        """Where the gradients of the parameters that train lie in a buffer without padding, in the order of `arrays`."""
+        """Where the gradients of the parameters that train lie in a buffer without padding, in their order."""
         arrays, offset = [], 0
         for array in (array for array in self.arrays if array.trains):
             arrays.append(array._replace(offset=offset, ld=array.shape[-1]))

@@ -938,8 +938,8 @@ def network_train_steps(
         Of each step done, the sum of the squares of the weights of linear layers that it updates, before it updates
         them; biases do not count. The order of the sum is fixed. The GPU refuses it.
     exchange : object, or None
-        Other processes have rows of the batch as well. There is one step then, of these rows, which may be none; what is
-        written is of all rows of the batch. ``exchange.weight`` is the sum of their weights. The step fills
+        Other processes have rows of the batch as well. There is one step then, of these rows, which may be none; what
+        is written is of all rows of the batch. ``exchange.weight`` is the sum of their weights. The step fills
         ``exchange.buffer``, an array of the dtype of the network, with what these rows contribute: the gradients of the
         parameters that train, laid out as `program.Program.gradients` says, then the loss, then the hits; there may be
         room for more behind them. Between gradient and update it calls ``exchange.reduce()``, which makes the buffer

@@ -423,7 +423,7 @@ class _Workspace:
         return self.pace.choose(cores)
 
     def run(self, threads, units, walk=None):
-        """Run a walk, by default its own, on the team; ``units`` is how much work that is, None where it is not timed."""
+        """Run a walk, by default its own, on the team; ``units`` is how much work that is, None: it is not timed."""
         walk = walk or self.walk
         start = time.perf_counter() if self.paced else 0.0
         alone = threads == 1

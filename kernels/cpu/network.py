@@ -44,9 +44,9 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
     STEP_SQUARES,
-    # of a shared step: what row weights are multiplied by, the phases that a call goes through, the first and the end of
-    # the instructions that update statistics, and of each parameter that trains where its gradient and its values begin,
-    # in bytes, its rows, its columns and its leading dimension, 0 of a vector
+    # of a shared step: what row weights are multiplied by, the phases that a call goes through, the instructions that
+    # update statistics, and of each parameter that trains where its gradient and its values begin, in bytes, its rows,
+    # its columns and its leading dimension, 0 of a vector
     SCALE, FIRST_PHASE, END_PHASE, FIRST_STATISTIC, END_STATISTIC, PARAMETERS_AT, PARAMETER_COUNT,
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there

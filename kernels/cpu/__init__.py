@@ -657,26 +657,27 @@ def network_train_steps(
         0 if rows.ndim == 1 else 8 * count, 0 if step_squares is None else id(step_squares) + _DATA,
     )  # fmt: skip
     if exchange is not None:
-        weight = np.ones(count) if row_weight is None else row_weight[rows if rows.ndim == 1 else rows[0]]
-        return _shared_step(workspace, threads, weight, results, exchange)
+        weight = None if row_weight is None else row_weight[rows if rows.ndim == 1 else rows[0]]
+        return _shared_step(workspace, threads, count, weight, results, exchange)
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
 
 
-def _shared_step(workspace, threads, weight, results, exchange):
+def _shared_step(workspace, threads, count, weight, results, exchange):
     """One step of which all is set but what is shared: two calls of compiled code, and one more for each sum."""
     fields, size, total = workspace.fields, workspace.program.trained_size, exchange.weight
     share = 1 / total if total >= _layout.LEAST_WEIGHT else 0.0
     workspace.weights[network.SCALE] = share
     if len(workspace.segments) > 1:  # first the moments of these rows are taken
+        weight = np.ones(count) if weight is None else weight
         own = weight.sum()
         workspace.weights[network.SCALE] = 1 / own if own >= _layout.LEAST_WEIGHT else 0.0
     workspace.point(_PARAMETER_GRADIENTS, exchange.buffer)
     for first, end, weighs, sums in workspace.segments:
         if weighs and first:
-            np.multiply(weight, share, out=workspace.row_weight[: len(weight)])
+            np.multiply(weight, share, out=workspace.row_weight[:count])
         fields[network.FIRST_PHASE], fields[network.END_PHASE] = first, end
-        workspace.run(threads, None if sums else max(len(weight), 1), context.walk("gradients"))
+        workspace.run(threads, None if sums else count or 1, context.walk("gradients"))
         for operation, values in sums:
             exchange.share(operation, values)
     buffer, (step_loss, step_hits) = exchange.buffer, results

@@ -263,7 +263,9 @@ class CompiledSteps:
                 self.pieces = kernels.pieces((self.X, self.y, self.weight), self.dtype, before and before.pieces)
         self.together = len(self.X)
         if not self.direct:
-            row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
+            row_bytes = sum(
+                (array.itemsize + self.dtype.itemsize) * math.prod(array.shape[1:]) for array in (self.X, self.y)
+            )
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
     def start(self, order: Array, steps: int, done: int = 0) -> None:

@@ -86,12 +86,12 @@ BUGS = [
         "a part of the gradient is not reduced",
         SHARDS, "self.ranks.communicator.allreduce_(self.buffer)\n",
         "self.ranks.communicator.allreduce_(self.buffer[64:])\n",
-        "tests/test_distributed.py -k 'train_as_one_process and as_it_is'",
+        "tests/test_distributed.py -k 'train_as_one_process and frozen'",
     ),
     Bug(
         "steps inside the kernels average ranks, however many rows each has",
         CPU, "    share = 1 / total if", "    share = 0.5 / max(count, 1) if",
-        "tests/test_distributed.py -k 'train_as_one_process and without_weights'",
+        "tests/test_distributed.py -k 'train_as_one_process and without'",
     ),
     Bug(
         "ranks do not clip the gradient of all of them",

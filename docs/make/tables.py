@@ -167,11 +167,11 @@ def ranks(report) -> str:
     rows = [
         (
             name, "-".join(map(str, found["widths"])), number(found["parameters"]), time(found["alone_us"]),
-            time(found["side_us"]), time(found["rank_us"]), time(found["collective_us"]),
+            time(found["rank_us"]), time(found["collective_us"]),
         )
         for name, found in report["networks"].items()
     ]  # fmt: skip
-    columns = ["id", "layers", "parameters", "one process µs", "beside another µs", "each of two ranks µs"]
+    columns = ["id", "layers", "parameters", "one process µs", "each of two ranks µs"]
     ratios = report["one_rank"]
     one = (
         f"One rank of MPI takes {ratios[len(ratios) // 2]:.3f} of the time without a communicator on S4: the median of"

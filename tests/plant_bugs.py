@@ -962,14 +962,28 @@ BUGS = [
     ),
     Bug(
         "the penalty is scaled as the loss is",
-        "sklearn/steps.py", "decay, squares = self.alpha / (totals * self.objective.scale),",
-        "decay, squares = self.alpha / totals,",
+        "sklearn/steps.py", "= totals, self.alpha / (totals * self.objective.scale)", "= totals, self.alpha / totals",
         "tests/test_sklearn.py -k huber_far",
     ),
     Bug(
         "a refused fit leaves the new network",
         "sklearn/base.py", "vars(self).update(before)", "pass",
         "tests/test_sklearn_users.py -k refused_fit",
+    ),
+    Bug(
+        "partial_fit keeps the penalty of the alpha before",
+        "sklearn/steps.py", "if alpha != self.alpha:", "if self.alpha is None:",
+        "tests/test_sklearn_users.py -k partial_fit_keeps",
+    ),
+    Bug(
+        "partial_fit keeps the loss of before",
+        "sklearn/epochs.py", "if known == made_of and ready", "if known is not None and ready",
+        "tests/test_sklearn_users.py -k partial_fit_keeps",
+    ),
+    Bug(
+        "the rows of a batch are those of another division",
+        "sklearn/steps.py", "if self.divided != (rows, self.batch_size):", "if self.divided is None:",
+        "tests/test_sklearn_users.py -k partial_fit_keeps",
     ),
     Bug(
         "what normalises is new when an argument changes",

@@ -108,7 +108,7 @@ class Epochs:
         self.watchers = watching.checked(list(estimator.callbacks)) if estimator.callbacks else []
         self.data, self.validation = (X, estimator._target(y), estimator._weight(y, weight)), validation
         self.weight_val, self.loss_of_validation = weight_val, None
-        self._steps()
+        self.steps = self._steps()
         if self.given:
             arrays = dense(validation[0]), estimator._target(validation[1])
             self.loss_of_validation = Validation(self.model, self.steps.objective.loss, arrays)
@@ -133,15 +133,17 @@ class Epochs:
     def _steps(self):
         """The optimizer and what runs its steps; of the call before, if this is a `partial_fit` after another."""
         estimator, state = self.estimator, vars(self.estimator)
-        objective, ready = estimator._objective(), state.get("_steps")
-        goes_on = self.incremental and "_optimizer" in state
-        if not goes_on:
+        made_of = state.get("loss"), estimator.out_activation_, estimator.n_outputs_  # what an objective is made of
+        if self.incremental and "_optimizer" in state:
+            known, ready = state.get("_steps", (None, None))
+            if known == made_of and ready.model is self.model and ready.optimizer is estimator._optimizer.optimizer:
+                return ready
+        objective = estimator._objective()
+        if not (self.incremental and "_optimizer" in state):
             estimator._optimizer = Rate(estimator, objective.scale)
-        optimizer = estimator._optimizer.optimizer
-        same = goes_on and ready is not None and ready.optimizer is optimizer
-        if not same or ready.model is not self.model or not ready.objective.same_as(objective):
-            ready = estimator._steps = Steps(self.model, objective, optimizer)
-        self.steps = ready
+        steps = Steps(self.model, objective, estimator._optimizer.optimizer)
+        estimator._steps = made_of, steps
+        return steps
 
     def run(self):
         """Train."""
@@ -159,10 +161,10 @@ class Epochs:
         interrupts = Interrupts() if started.group is None else started.group.interrupts()
         each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
         self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
-        self.order, self.sizes = np.arange(self.count), np.full(self.batches, self.batch_size)
-        self.sizes[-1] = self.count - (self.batches - 1) * self.batch_size
+        self.order = np.arange(self.count)
         self.best, estimator.n_iter_ = Best(model) if estimator.early_stopping else None, 0
         self.steps.give(*self.data, estimator.alpha, self.batch_size)
+        self.sizes = self.steps.sizes_of(self.count)
         # One compiled step is not interrupted, and a handler of signals takes longer than it.
         handled = interrupts if self.epochs * self.batches > 1 else nullcontext()
         try:
@@ -185,7 +187,7 @@ class Epochs:
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         finally:
-            self.steps.give(None, None, None, 0.0, 1)  # they stay with the estimator, the data do not
+            self.steps.give(None, None, None, estimator.alpha, 1)  # they stay with the estimator, the data do not
         if self.best is not None:
             self.best.restore()
 
@@ -200,7 +202,7 @@ class Epochs:
             for batch in range(first, end + failed) if self.slices.most else ():
                 record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
                 watching.call(self.watchers, "on_batch_end", self.model, record)
-        self._keep(epoch, float(step_loss @ self.sizes) / self.count)
+        self._keep(epoch, float(step_loss.dot(self.sizes)) / self.count)
         val_loss = val_accuracy = None
         if self.loss_of_validation:
             val_loss, val_accuracy = self.loss_of_validation()

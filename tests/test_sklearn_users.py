@@ -386,6 +386,25 @@ def test_partial_fit_leaves_no_rows_behind():
     assert alive() is None
 
 
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+@pytest.mark.parametrize(("first", "then"), [(2, 3), (3, 2), (1, 3), (3, 1)])
+def test_another_number_of_outputs_is_refused(first, then, solver):
+    """Of a network that goes on training; kernels read as many targets as there are outputs."""
+    fitted = MLPRegressor(random_state=0, max_iter=2, warm_start=True, solver=solver).fit(IRIS, IRIS[:, :first])
+    before = fitted.predict(IRIS)
+    for train in [fitted.fit] + ([] if solver == "lbfgs" else [fitted.partial_fit]):
+        with pytest.raises(ValueError, match=f"y must have {first} outputs? a row, .* got {then}; for another network"):
+            train(IRIS, IRIS[:, :then])
+        np.testing.assert_array_equal(fitted.predict(IRIS), before)
+
+
+def test_targets_fit_the_weights_that_were_put_in():
+    fitted = MLPClassifier(random_state=0, max_iter=1).fit(IRIS, KIND > 0)
+    fitted.coefs_, fitted.intercepts_ = [np.eye(4)[:, :3]], [np.zeros(3)]
+    with pytest.raises(ValueError, match=r"y must have 3 outputs a row, .* got 1"):
+        fitted.partial_fit(IRIS, KIND > 0)
+
+
 def test_probabilities_in_the_tails():
     fitted = MLPClassifier(hidden_layer_sizes=(), dtype="float32", max_iter=1).fit(IRIS[:100], KIND[:100])
     fitted.coefs_[0][...], fitted.intercepts_[0][...] = 0, 18

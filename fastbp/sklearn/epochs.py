@@ -106,11 +106,11 @@ class Epochs:
                 f'{self.batch_size} have one; use another batch_size, or normalization="layer"'
             )
         self.watchers = watching.checked(list(estimator.callbacks)) if estimator.callbacks else []
-        self.data, self.validation = (X, estimator._target(y), estimator._weight(y, weight)), validation
+        self.data, self.validation = (X, estimator._checked_target(y), estimator._weight(y, weight)), validation
         self.weight_val, self.loss_of_validation = weight_val, None
         self.steps = self._steps()
         if self.given:
-            arrays = dense(validation[0]), estimator._target(validation[1])
+            arrays = dense(validation[0]), estimator._checked_target(validation[1])
             self.loss_of_validation = Validation(self.model, self.steps.objective.loss, arrays)
 
     def _split(self, X, y):

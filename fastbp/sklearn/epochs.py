@@ -105,6 +105,7 @@ class Epochs:
                 f'normalization="batch" cannot train on a batch of one row, and {self.count} rows in batches of '
                 f'{self.batch_size} have one; use another batch_size, or normalization="layer"'
             )
+        self.slices = None  # of a call with one step
         self.watchers = watching.checked(list(estimator.callbacks)) if estimator.callbacks else []
         self.data, self.validation = (X, estimator._checked_target(y), estimator._weight(y, weight)), validation
         self.weight_val, self.loss_of_validation = weight_val, None
@@ -156,21 +157,26 @@ class Epochs:
         rate = estimator._optimizer
         model.optimizer = rate.optimizer
         model.history = history = History()
-        run = {"epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count}
-        run |= {"verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0]}
-        interrupts = Interrupts() if started.group is None else started.group.interrupts()
-        each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
-        self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
+        run = {
+            "epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count,
+            "verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0],
+            "optimizer": rate.optimizer,
+        }  # fmt: skip
+        # One step is not interrupted, and a handler of signals takes longer than it.
+        interrupts = nullcontext()
+        if self.epochs * self.batches > 1 or watchers:
+            interrupts = Interrupts() if started.group is None else started.group.interrupts()
+            each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
+            self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
         self.order = np.arange(self.count)
         self.best, estimator.n_iter_ = Best(model) if estimator.early_stopping else None, 0
         self.steps.give(*self.data, estimator.alpha, self.batch_size)
         self.sizes = self.steps.sizes_of(self.count)
-        # One compiled step is not interrupted, and a handler of signals takes longer than it.
-        handled = interrupts if self.epochs * self.batches > 1 else nullcontext()
         try:
-            with model.exclusive(), handled:
-                interrupts.raise_deferred()
-                watching.call(watchers, "on_fit_begin", model, run | {"optimizer": rate.optimizer})
+            with model.exclusive(), interrupts:
+                if self.slices is not None:
+                    interrupts.raise_deferred()
+                watching.call(watchers, "on_fit_begin", model, run)
                 for epoch in range(1, self.epochs + 1):
                     history.append(self._epoch(epoch))
                     stop = watching.call(watchers, "on_epoch_end", model, history[-1])
@@ -197,20 +203,30 @@ class Epochs:
         if estimator.shuffle and self.count > 1:
             self.order = self.order[self.random.permutation(self.count)]
         step_loss, step_hits = np.empty(self.batches), np.zeros(self.batches, np.int64)
-        for first, end, failed in self.slices(self.steps, self.order, step_loss, step_hits):
-            self.slices.interrupts.raise_deferred()
-            for batch in range(first, end + failed) if self.slices.most else ():
-                record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
-                watching.call(self.watchers, "on_batch_end", self.model, record)
+        if self.slices is None:
+            with self.model.network.changes.under_way():
+                self.steps(self.order, step_loss, step_hits)
+        else:
+            self._in_slices(epoch, step_loss, step_hits)
         self._keep(epoch, float(step_loss.dot(self.sizes)) / self.count)
         val_loss = val_accuracy = None
         if self.loss_of_validation:
             val_loss, val_accuracy = self.loss_of_validation()
             val_loss *= self.steps.objective.share
             estimator.validation_loss_curve_.append(val_loss)
-        record = {"epoch": epoch, "loss": estimator.loss_, "val_loss": val_loss, "accuracy": None}
-        record |= {"val_accuracy": val_accuracy, "lr": estimator._optimizer.learning_rate}
-        return record | {"seconds": time.perf_counter() - begin}
+        return {
+            "epoch": epoch, "loss": estimator.loss_, "val_loss": val_loss, "accuracy": None,
+            "val_accuracy": val_accuracy, "lr": estimator._optimizer.learning_rate,
+            "seconds": time.perf_counter() - begin,
+        }  # fmt: skip
+
+    def _in_slices(self, epoch, step_loss, step_hits):
+        """Run an epoch, with answers to Ctrl-C and calls of callbacks between its slices."""
+        for first, end, failed in self.slices(self.steps, self.order, step_loss, step_hits):
+            self.slices.interrupts.raise_deferred()
+            for batch in range(first, end + failed) if self.slices.most else ():
+                record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
+                watching.call(self.watchers, "on_batch_end", self.model, record)
 
     def _keep(self, epoch, loss):
         """Keep what an epoch gave, and count those without improvement."""

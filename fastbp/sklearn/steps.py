@@ -74,6 +74,12 @@ class Steps:
         rows = Rows(X, target, weight, self.objective.loss.takes_labels(target))
         return CompiledSteps(self.model, self.objective.loss, self.optimizer, rows, self.batch_size)
 
+    def _run_of_all(self):
+        """Those on all rows, where they are dense."""
+        if self.run is None:
+            self.run = self._run_of(self.X, self.target, self.weight)
+        return self.run
+
     @property
     def most(self):
         """The most batches a call may have."""
@@ -81,9 +87,7 @@ class Steps:
             return 1
         if sparse.issparse(self.X):
             return max(1, STAGING_BYTES // (self.batch_size * self.X.shape[1] * self.X.dtype.itemsize))
-        if self.run is None:
-            self.run = self._run_of(self.X, self.target, self.weight)
-        return self.run.together
+        return self._run_of_all().together
 
     def __call__(self, rows, step_loss, step_hits):
         """Run the batches of these rows, whose losses before their updates are written to ``step_loss``.
@@ -124,10 +128,12 @@ class Steps:
 
     def _together(self, rows, totals, step_loss, step_hits):
         """Batches in one call; how many have a finite loss."""
-        run, order, squares = self.run, rows, None
+        order, squares = rows, None
         if sparse.issparse(self.X):
             run = self._run_of(*self._rows_of(rows))
             order = np.stack([np.arange(len(rows)), rows])
+        else:
+            run = self._run_of_all()
         if self.alpha:
             if totals is not self.penalised:
                 self.penalised, self.decay = totals, self.alpha / (totals * self.objective.scale)

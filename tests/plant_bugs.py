@@ -236,6 +236,11 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and linear_forward'",
     ),
     Bug(
+        "the last vector of a wide rest is not masked",
+        SIMD, "full, columns = ty.vectors - 1,", "full, columns = ty.vectors,",
+        f"{CONTRACT} -k 'cpu and linear_forward'",
+    ),
+    Bug(
         "blocks of k do not continue what is in C",
         GEMM, "origin.kind if start == 0 else FROM_OUTPUT", "origin.kind",
         f"{CONTRACT} -k 'cpu and linear_forward'",

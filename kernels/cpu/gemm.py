@@ -23,7 +23,7 @@ from .blocking import (
     VECTOR_BYTES,
 )  # fmt: skip
 from .microkernel import FROM_OUTPUT, column_panel
-from .operands import Matrix, Origin, Strided
+from .operands import InLast, Matrix, Origin, Strided
 from .simd import (
     across,
     call,
@@ -136,7 +136,9 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
                 left, apart = Strided(strips, 1, MR), length
             j = 0
             while j < n:
-                columns = width if n - j >= width else min(vector, n - j)
+                columns = min(width, n - j)
+                if columns <= width - vector:
+                    columns = min(vector, columns)
                 before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
                 right, ask = Matrix(panel, width), Matrix(nowhere, 0)
                 if b.transposed:
@@ -151,6 +153,9 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
                         right = Matrix(source, b.ld)
                 if columns == width:
                     column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, ask, before, target, None)
+                elif columns > vector:
+                    valid = InLast(columns)
+                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, None, before, target, valid)
                 else:
                     column_panel(zeros(c.data, 1, 1), rows, terms, left, apart, right, None, before, target, columns)
                 if last and finish.kernel:

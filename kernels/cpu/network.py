@@ -343,7 +343,7 @@ def update_vector(record, coefficients, at_parameter, columns, gradient):
 
 @inline
 def from_column(frame, instruction, slot, skipped, columns):
-    """The operand in a slot, whole, ``skipped`` bytes further in every row; there, as often as not, is none."""
+    """All rows of the operand in a slot, ``skipped`` bytes further in each; ``data`` stays 0 where there is none."""
     whole = operand_of(frame, instruction, slot, 0)
     if whole.data == 0:
         skipped = 0

@@ -13,6 +13,12 @@ class Matrix(NamedTuple):
     ld: int
 
 
+class InLast(NamedTuple):
+    """The valid columns of a tile, which reach into the last of its vectors: only that one is masked."""
+
+    columns: int
+
+
 class Operand(NamedTuple):
     """A matrix that knows its columns; ``data`` and ``columns`` are 0 where there is none."""
 

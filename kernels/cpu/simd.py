@@ -7,7 +7,7 @@ down), and between a tile and a number (broadcast everywhere, converted to the t
 
 Pointers count in elements: ``p + n``, ``p[i]``, ``p[i] = x``. Loads and stores ask for the natural alignment of
 an element only. ``columns`` is the number of valid columns of a tile, or None when all are: lanes beyond it are
-neither read nor written.
+neither read nor written. As `operands.InLast` it reaches into the last vector, so no other one needs a mask.
 """
 
 import operator
@@ -141,13 +141,16 @@ def _lane_masks(b, ty, columns, columns_type):
     """A mask for each vector of a row of the tile; None for an unmasked one."""
     if isinstance(columns_type, types.NoneType):
         return [None] * ty.vectors
+    full = 0
+    if isinstance(columns_type, types.BaseTuple):  # operands.InLast
+        full, columns = ty.vectors - 1, b.extract_value(columns, 0)
     index = ir.VectorType(I32, ty.lanes)
     undefined = ir.Constant(index, ir.Undefined)
     first = b.insert_element(undefined, b.trunc(columns, I32), I32(0))
     limit = b.shuffle_vector(first, undefined, ir.Constant(index, [0] * ty.lanes))
-    return [
+    return [None] * full + [
         b.icmp_signed("<", ir.Constant(index, list(range(j * ty.lanes, (j + 1) * ty.lanes))), limit)
-        for j in range(ty.vectors)
+        for j in range(full, ty.vectors)
     ]
 
 

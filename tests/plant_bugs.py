@@ -973,7 +973,7 @@ BUGS = [
     ),
     Bug(
         "graph: a call of a layer goes back by the layer's last call",
-        "layers.py", "last, layer.last_call = layer.last_call, ctx.call", "last = layer.last_call",
+        "layers/base.py", "last, layer.last_call = layer.last_call, ctx.call", "last = layer.last_call",
         "tests/test_autograd.py -k shared_weights",
     ),
     # --------------------------------------------------------------------------------- threads, processes

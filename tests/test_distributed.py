@@ -905,10 +905,10 @@ COMMAND = "--target y --dtype float64 --batch-size 25 --hidden 12 --dropout 0.1 
 
 def command(communicator, folder, *arguments):
     """A command; with ``dies``, rank 1 is killed after its fifth epoch. Of the file it reads its own rows alone."""
-    from fastbp.cli import main, train
+    from fastbp.cli import job, main
     from fastbp.tabular import Stored
 
-    train.CHECKPOINT_SECONDS = 0
+    job.CHECKPOINT_SECONDS = 0
     os.chdir(folder)
     if "dies" in arguments:
         ended = fastbp.EarlyStopping.on_epoch_end

@@ -1,6 +1,7 @@
 """``fastbp export``: the network of a run in a form that other programs compute."""
 
-from .. import model
+from .. import loading
+from ..model import Sequential
 from . import runs, terminal
 
 WRITERS = {".onnx": "to_onnx", ".h": "to_c", ".safetensors": "save", ".npz": "save"}
@@ -17,8 +18,8 @@ def add_options(parser):
 def run(options):
     """Write the network, and say what it takes and gives."""
     path = runs.model_path(options.model)
-    found = model.load(path)
-    network = found if isinstance(found, model.Sequential) else found.model
+    found = loading.load(path)
+    network = found if isinstance(found, Sequential) else found.model
     ending = next((ending for ending in WRITERS if options.output.endswith(ending)), None)
     if ending is None:
         raise ValueError(f"{options.output}: expected a name ending in {', '.join(WRITERS)}")

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -361,19 +362,20 @@ def test_full_disk(fresh, filled, tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def where_is_the_cache():
+@pytest.fixture
+def directory_with():
+    """(Cache directory, what was warned of) of a process that looks for it with this environment."""
     from fastbp.kernels import jit
 
-    print(json.dumps(jit.cache_directory() and str(jit.cache_directory())))
-
-
-@pytest.fixture
-def directory_with(fresh):
-    """(Cache directory, what was warned of) in a process with this environment."""
+    look = jit.cache_directory.__wrapped__  # as a process does once
 
     def call(**environment):
-        process = fresh(where_is_the_cache, **{"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": None} | environment)
-        return json.loads(process.stdout), process.stderr
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for name, value in ({"FASTBP_CACHE": None, "FASTBP_CACHE_DIR": None} | environment).items():
+                patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
+            directory = look()
+        return directory and str(directory), "".join(str(warning.message) for warning in caught)
 
     return call
 
@@ -412,7 +414,9 @@ def no_home():
         raise KeyError(uid)
 
     pwd.getpwuid = nobody
-    where_is_the_cache()
+    from fastbp.kernels import jit
+
+    print(json.dumps(jit.cache_directory() and str(jit.cache_directory())))
 
 
 def test_no_home(fresh):

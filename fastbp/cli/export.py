@@ -29,13 +29,13 @@ def run(options):
     if found is network or ending in (".safetensors", ".npz"):
         return
     labels = found.preprocessing.labels
-    screen.item("takes", f"{len(labels)} prepared numbers a row: {', '.join(labels)}")
+    screen.item("takes", f"{terminal.counted(len(labels), 'prepared number')} a row: {', '.join(labels)}")
     screen.item(
         "", "they are what the preprocessing in the run makes of a table: fastbp.load(…).preprocessing.transform"
     )
     if found.target.classes is not None:
         screen.item("gives", f"logits of the classes {', '.join(map(str, found.target.classes))}")
     elif found.target.link == "log":
-        screen.item("gives", f"the logarithm of {found.target.name} over {found.target.scale:g}")
+        screen.item("gives", f"log({found.target.name} / {found.target.scale:.9g})")
     else:
-        screen.item("gives", f"{found.target.name} less {found.target.mean:g}, over {found.target.scale:g}")
+        screen.item("gives", f"({found.target.name} - {found.target.mean:.9g}) / {found.target.scale:.9g}")

@@ -15,9 +15,10 @@ from .differences import gradcheck, input_gradient, jacobian
 from .estimators import from_sklearn, to_sklearn
 from .graph import Function, Variable
 from .layers import *
+from .loading import load
 from .losses import *
 from .many import fit_many
-from .model import Sequential, load
+from .model import Sequential
 from .optimizers import *
 from .plot import plot_history
 from .pytorch import from_torch

@@ -260,8 +260,8 @@ def split(
 class Chunks:
     """The chunks of an iterable, each checked before it is used."""
 
-    def __init__(self, model: Sequential, loss: LossFunction, X: Any, epochs: int) -> None:
-        self.model, self.loss, self.X = model, loss, X
+    def __init__(self, model: Sequential, loss: LossFunction, X: Any, epochs: int, may_be_empty: bool = False) -> None:
+        self.model, self.loss, self.X, self.may_be_empty = model, loss, X, may_be_empty
         self.called = callable(X) and not hasattr(X, "__iter__")
         if not self.called:
             first = _iterator("X", X)
@@ -284,7 +284,7 @@ class Chunks:
                 )
             if count > done:
                 names = [f"chunks[{count - 1}][{i}]" for i in range(3)]
-                yield Chunk(self.model, self.loss, *chunk, names=names, first=rows)
+                yield Chunk(self.model, self.loss, *chunk, names=names, first=rows, may_be_empty=self.may_be_empty)
             rows += len(chunk[0])
         if not count:
             raise ValueError("X must give at least one chunk (X, y) an epoch, got none")
@@ -314,8 +314,6 @@ def source(
     """The data as an object whose ``epoch()`` gives chunks; where they are ``shared``, this part may have no rows."""
     if y is not None:
         return Chunk(model, loss, X, y, sample_weight, may_be_empty=shared)
-    if shared:
-        raise ValueError("communicator needs arrays X and y, which may be memory maps; chunks are for one process")
     if sample_weight is not None:
         raise ValueError("sample_weight must be None when X gives chunks: pass chunks (X, y, sample_weight)")
-    return Chunks(model, loss, X, epochs)
+    return Chunks(model, loss, X, epochs, may_be_empty=shared)

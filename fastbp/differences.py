@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from . import checks
 from .checks import Array
 from .graph import Variable, grad, own_value
-from .layers import BatchNorm1d, Call, Layer, Residual, Trained, from_config
+from .layers import BatchNorm1d, Layer, Residual, Trained, from_config
+from .layers.base import Call
 from .model import Sequential
 
 

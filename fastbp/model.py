@@ -6,7 +6,6 @@ same instructions in Python and keep what lies between, for loops of the user's 
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import weakref
@@ -17,13 +16,14 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import backend, chains, checks, files, schedules, training, validation
+from . import backend, chains, checks, files, summary, training, validation
 from .checks import Array
 from .graph import Variable
 from .kernels import layout
 from .kernels import program as programs
 from .kernels.walk import Walk
-from .layers import Call, Layer, Linear, Residual, Trained, from_config
+from .layers import Layer, Residual
+from .layers.base import Call
 from .losses import LOSSES, Loss, LossFunction
 from .optimizers import OPTIMIZERS, Optimizer
 from .parameters import Parameter, Parameters
@@ -34,8 +34,6 @@ from .steps import single_step
 BLOCK_OPERATIONS = 1 << 28
 BLOCK_BYTES = 16 << 20
 DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes only microseconds for 16 MiB
-
-RUN_MODEL = "model.npz"  # in the folder of a run
 
 # What other modules use and users do not: `dir` leaves it out.
 _INTERNAL = frozenset(
@@ -554,19 +552,7 @@ class Sequential:
 
     # ------------------------------------------------------------------------------- description
     def __str__(self) -> str:
-        lines = [f"{'layer':<24}{'output':>10}{'parameters':>14}{'FLOPs a sample':>18}"]
-        operations = 0
-        for title, layer, width in _described(self.layers, self.in_features, ""):
-            shapes = layer.shapes if isinstance(layer, Trained) else {}
-            count = sum(math.prod(shapes[name]) for name in ("weight", "bias") if name in shapes)
-            flops = 2 * layer.in_features * layer.out_features if isinstance(layer, Linear) else 0
-            operations += flops
-            lines.append(f"{title:<24}{width:>10,}{count:>14,}{flops:>18,}")
-        count = self._parameters.count
-        lines.append(f"{'total':<24}{'':>10}{count:>14,}{operations:>18,}")
-        size = count * self.dtype.itemsize
-        lines.append(f"{self.dtype.name} on {self.device}, {size:,} bytes of parameters")
-        return "\n".join(lines)
+        return summary.table(self)
 
     def summary(self) -> None:
         """Print layers, output widths, parameters, and the floating-point operations of a sample's forward pass."""
@@ -688,79 +674,3 @@ class Sequential:
         from . import c99
 
         c99.write(self, path, name)
-
-
-def _described(layers, width, indent):
-    """(title, layer, width of its output) of every layer, those inside of a `Residual` set in."""
-    for i, layer in enumerate(layers):
-        if isinstance(layer, Linear):
-            width = layer.out_features
-        frozen = ", frozen" if isinstance(layer, Trained) and not layer.trainable else ""
-        yield f"{indent}{i} {type(layer).__name__}{frozen}", layer, width
-        if isinstance(layer, Residual):
-            yield from _described(layer.layers, width, indent + "  ")
-
-
-def load(path: str | os.PathLike[str], *, device: str = "cpu", precision: str = "ieee") -> Sequential | Any:
-    """Read a model that `Sequential.save` wrote, or what ``fastbp train`` kept.
-
-    Parameters
-    ----------
-    path : str or path
-        A model file, or the folder of a run.
-    device, precision : str
-        Where and how the model is to compute, as for `Sequential`; files are the same for all.
-
-    Returns
-    -------
-    Sequential or fastbp.tabular.Predictor
-        A model, with the stored optimizer, if any, as ``model.optimizer``. If the file also says what data go through
-        before, as those of ``fastbp train`` do, a predictor that takes raw columns; its ``model`` is the network.
-
-    Raises
-    ------
-    ValueError
-        The file is not a model of this library, or damaged.
-    OSError
-        It cannot be opened or read.
-    """
-    path = os.fspath(path)
-    model = _load_network(os.path.join(path, RUN_MODEL) if os.path.isdir(path) else path, device, precision)
-    if "preprocessing" not in model.metadata:
-        return model
-    from .tabular import Predictor  # a room: only who loads the file of a run needs it
-
-    return Predictor(model)
-
-
-def _load_network(path, device, precision):
-    backend.require(device)
-    config, arrays = files.read(path)
-    with files.refusing(path):
-        layers = [from_config(name, arguments) for name, arguments in config["layers"]]
-        for prefix, layer in chains.named(layers):
-            for name in layer.shapes:  # which checks the shapes before a model of that size is allocated
-                setattr(layer, name, arrays[prefix + name])
-        model = Sequential(*layers, dtype=config["dtype"], device=device)
-        if config.get("frozen"):
-            model.freeze({checks.integer("frozen", row, minimum=0) for row in config["frozen"]})
-        model.generator.bit_generator.state = config["generator"]
-        model.training, model.metadata = bool(config["training"]), dict(config["metadata"])
-        if config["loss"] is not None:
-            name, arguments = config["loss"]
-            model._loss = LOSSES[name](**arguments)
-        if config["optimizer"] is not None:
-            name, arguments, step_count = config["optimizer"]
-            rate = schedules.from_json(arguments["lr"])
-            rate = _forgotten_rate if rate is None else rate
-            model.optimizer = OPTIMIZERS[name](model.parameters(), **(arguments | {"lr": rate}))
-            prefix = "optimizer."
-            state = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
-            model.optimizer.load_state_dict({"step_count": step_count} | state)
-        if set(arrays) != set(model.state_dict()):
-            raise ValueError(f"it has arrays {sorted(arrays)}, which are not those of its layers")
-    return model.to(device, precision)
-
-
-def _forgotten_rate(step):
-    raise RuntimeError("the lr of this optimizer was a function, which a file cannot hold; set optimizer.lr again")

@@ -205,8 +205,8 @@ class Optimizer:
 
     def next_decaying(self, decay: Array) -> Array:
         """The scalars of the next updates of weights, with a decay each, and of biases: (2, steps, COEFFICIENTS)."""
-        one = self.next_coefficients(len(decay))
-        both = np.array((one, one))
+        both = np.empty((2, len(decay), layout.COEFFICIENTS))
+        both[:] = self.next_coefficients(len(decay))
         both[0, :, self.decay_column] = decay
         return both
 

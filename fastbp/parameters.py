@@ -249,24 +249,11 @@ class Parameters:
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all stored gradients, in float64; padding does not count."""
-        squared = self.backend.squared_norm(self.places, self.gradients)
-        if LEAST_SQUARED < squared < math.inf:
-            return math.sqrt(squared)
-        gradients = self.pack(self.gradients).astype(np.float64, copy=False)
-        with np.errstate(all="ignore"):
-            largest = float(np.abs(gradients).max(initial=0.0))
-            if not 0 < largest < math.inf:
-                return largest
-            return largest * math.sqrt(float(np.square(gradients / largest).sum()))
+        return norm(self.backend, self.places, self.gradients, self.pack)
 
     def clip_gradients(self, most: float) -> None:
         """Multiply the stored gradients by ``most / norm`` where their norm is larger; NaN stays NaN."""
-        norm = self.gradient_norm()
-        if norm == math.inf and self.backend.all_finite(self.places, self.gradients):
-            self.scale_gradients(1 / self.size)  # their norm is finite then
-            self.scale_gradients(most / self.gradient_norm())
-        elif not norm <= most:
-            self.scale_gradients(most / norm)
+        clip(self.backend, self.places, self.gradients, self.pack, most)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the stored gradients."""
@@ -435,6 +422,29 @@ class Parameters:
         array = checks.numeric(argument, value)
         checks.shape(argument, array, (self.count,))
         return array
+
+
+def norm(kernels: backend.Kernels, places: Any, gradients: Any, pack: Callable[[Any], Array]) -> float:
+    """Euclidean norm of gradients that lie at these places, in float64; ``pack`` gives them without what pads them."""
+    squared = kernels.squared_norm(places, gradients)
+    if LEAST_SQUARED < squared < math.inf:
+        return math.sqrt(squared)
+    packed = pack(gradients).astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):
+        largest = float(np.abs(packed).max(initial=0.0))
+        if not 0 < largest < math.inf:
+            return largest
+        return largest * math.sqrt(float(np.square(packed / largest).sum()))
+
+
+def clip(kernels: backend.Kernels, places: Any, gradients: Any, pack: Callable[[Any], Array], most: float) -> None:
+    """Multiply gradients, as of `norm`, by ``most / norm`` where their norm is larger; NaN stays NaN."""
+    before = norm(kernels, places, gradients, pack)
+    if before == math.inf and kernels.all_finite(places, gradients):
+        kernels.scale(gradients, 1 / gradients.size, gradients)  # their norm is finite then
+        kernels.scale(gradients, most / norm(kernels, places, gradients, pack), gradients)
+    elif not before <= most:
+        kernels.scale(gradients, most / before, gradients)
 
 
 def real(views: Views) -> list[Any]:

@@ -162,7 +162,6 @@ def description(training: Any, call: dict[str, Any], unit: dict[str, Any]) -> di
         "numpy": np.__version__,
         "unit": unit,
         "epochs": training.settings.epochs,
-        "kind of target": "labels" if training.source.labels else "values",
         "batches watched by callbacks": training.each_batch,
     }
 

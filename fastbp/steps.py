@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,7 +246,8 @@ class CompiledSteps:
     ) -> None:
         kernels = model._kernels
         self.kernels, self.step_keys = kernels, model.step_keys
-        self.workspace = model.training_workspace(loss, loss.kernel(chunk.y), optimizer, batch_size)
+        self.workspace_for = partial(model.training_workspace, loss, loss.kernel(chunk.y), optimizer)
+        self.workspace = self.workspace_for(batch_size)
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
         self.dtype, self.X, self.y, self.weight, self.first = model.dtype, chunk.X, chunk.y, chunk.weight, chunk.first
@@ -261,7 +263,9 @@ class CompiledSteps:
                 self.pieces = kernels.pieces((self.X, self.y, self.weight), self.dtype, before and before.pieces)
         self.together = len(self.X)
         if not self.direct:
-            row_bytes = sum((array.itemsize + self.dtype.itemsize) * array[0].size for array in (self.X, self.y))
+            row_bytes = sum(
+                (array.itemsize + self.dtype.itemsize) * math.prod(array.shape[1:]) for array in (self.X, self.y)
+            )
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
     def start(self, order: Array, steps: int, done: int = 0) -> None:
@@ -272,6 +276,7 @@ class CompiledSteps:
             self.pieces.start(order, self.together * self.batch_size)
 
     settled = True  # no gradients wait for an update between calls
+    exchange: Any = None  # with other processes, as of `network_train_steps`
 
     @property
     def most(self) -> int:
@@ -322,7 +327,7 @@ class CompiledSteps:
         try:
             done = self.kernels.network_train_steps(
                 self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, X, y, weight,
-                rows, self.batch_size, step_loss, step_hits, step_squares,
+                rows, self.batch_size, step_loss, step_hits, step_squares, self.exchange,
             )  # fmt: skip
         except BaseException:
             self.optimizer.step_count += finished_steps(step_loss, step_hits)

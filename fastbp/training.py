@@ -174,12 +174,10 @@ def fit(
             if validation_data is not None:
                 raise ValueError("validation_split must be 0 where there are validation_data; pass one of them")
             (X, y, sample_weight), validation_data = data.split(model, X, y, sample_weight, validation_split)
-        if ranks is not None and callable(settings.shuffle):
-            raise ValueError('shuffle must be True, False or "blocks" where there is a communicator, not a function')
         source = data.source(model, loss, X, y, sample_weight, settings.epochs, ranks is not None)
         validation = None if validation_data is None else Validation(model, loss, validation_data, ranks=ranks)
     if ranks is not None:
-        source = shards.Shard(source, ranks)
+        source = shards.shared(source, ranks, callable(settings.shuffle))
         settings.batch_size = int(ranks.total(settings.batch_size)[0])
         settings.verbose &= ranks.first
         validated, rows = ranks.total(validation is not None, 0 if validation is None else validation.rows)
@@ -262,7 +260,7 @@ class Training:
         model: Sequential,
         loss: LossFunction,
         optimizer: Optimizer,
-        source: data.Chunk | data.Chunks,
+        source: data.Chunk | data.Chunks | shards.Shards,
         validation: Validation | None,
         callbacks: Sequence[Any],
         settings: Settings,
@@ -373,7 +371,7 @@ class Training:
             arguments = self.model, self.loss, self.optimizer, chunk, self._batch_size(chunk)
             accumulate = self.settings.accumulate
             if self.ranks is not None:
-                self._ready = chunk, shards.SharedSteps(*arguments, accumulate)
+                self._ready = chunk, shards.shared_steps(*arguments, accumulate)
             elif compiled(self.loss, self.optimizer) and accumulate == 1:
                 once = chunk is not self.source
                 self._ready = chunk, CompiledSteps(*arguments, once, self._ready[1])

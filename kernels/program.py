@@ -247,6 +247,20 @@ class Program:
                 parts.append(slice(parts.pop().start if joined else array.offset, end))
         return parts
 
+    @cached_property
+    def gradients(self) -> list[Array]:
+        """Where the gradients of the parameters that train lie in a buffer without padding, in their order."""
+        arrays, offset = [], 0
+        for array in (array for array in self.arrays if array.trains):
+            arrays.append(array._replace(offset=offset, ld=array.shape[-1]))
+            offset += math.prod(array.shape)
+        return arrays
+
+    @cached_property
+    def trained_size(self) -> int:
+        """Numbers that an optimizer changes."""
+        return sum(math.prod(array.shape) for array in self.gradients)
+
     @property
     def frozen(self) -> set[int]:
         """The rows whose parameters do not change."""
@@ -651,6 +665,11 @@ class _Evaluation(_Training):
 
     def learn(self, layer, instruction):
         pass
+
+
+def leaves_sums(arguments: list[tuple]) -> bool:
+    """Whether a call with these arguments, as of `Instruction.call`, leaves sums over rows of the batch to others."""
+    return any(kind == WRITTEN and what[0] == REDUCTIONS for kind, what in arguments)
 
 
 def gradient(parameter: Operand | None) -> Operand | None:

@@ -903,7 +903,7 @@ def network_forward(workspace, parameters, statistics, x, out):
 )
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits, step_squares=None,
+    step_loss, step_hits, step_squares=None, exchange=None,
 ):  # fmt: skip
     """Many training steps: gather rows, forward, loss, backward, update.
 
@@ -937,6 +937,15 @@ def network_train_steps(
     step_squares : float64 array (steps,), written, or None
         Of each step done, the sum of the squares of the weights of linear layers that it updates, before it updates
         them; biases do not count. The order of the sum is fixed. The GPU refuses it.
+    exchange : object, or None
+        Other processes have rows of the batch as well. There is one step then, of these rows, which may be none; what
+        is written is of all rows of the batch. ``exchange.weight`` is the sum of their weights. The step fills
+        ``exchange.buffer``, an array of the dtype of the network, with what these rows contribute: the gradients of the
+        parameters that train, laid out as `program.Program.gradients` says, then the loss, then the hits; there may be
+        room for more behind them. Between gradient and update it calls ``exchange.reduce()``, which makes the buffer
+        that of all rows. ``exchange.share(operation, values)`` is called with the arguments of an instruction that has
+        left sums over these rows for others, and makes them those of all rows; of the arguments it may be given those
+        alone that are numbers or such sums. Not with ``step_squares``. The GPU refuses it.
 
     Returns
     -------
@@ -950,29 +959,36 @@ def network_train_steps(
     of_loss = {"loss": workspace.loss, "loss_parameter": workspace.loss_parameter}
     of_matrices, of_vectors = coefficients if coefficients.ndim == 3 else (coefficients, coefficients)
     rows, numbers = rows if rows.ndim == 2 else (rows, rows)
-    for step, start in enumerate(range(0, len(rows), batch_size)):
+    across = None if exchange is None else exchange.share
+    for step, start in enumerate(range(0, len(rows), batch_size) if exchange is None else (0,)):
         batch = rows[start : start + batch_size]
         n = len(batch)
-        weight = np.ones(n) if row_weight is None else row_weight[batch]
-        total = weight.sum()
-        weight = weight / total if total >= _layout.LEAST_WEIGHT else np.zeros(n)
+        own_weight = np.ones(n) if row_weight is None else row_weight[batch]
+        own = weight = _shares(own_weight, own_weight.sum())
+        if exchange is not None:
+            weight = _shares(own_weight, exchange.weight)
         kernels = sys.modules[__name__]
         walk = _walk.Walk(
-            kernels, program.training, whole, _in_dtype(x[batch], dtype), np.empty, key=keys[step], **of_loss
+            kernels, program.training, whole, _in_dtype(x[batch], dtype), np.empty, across, key=keys[step], **of_loss
         )
         row_loss, row_hit = np.empty(n, dtype), np.empty(n, np.int64)
         walk.give(_program.ROWS, numbers[start : start + batch_size])
         walk.give(_program.TARGET, target[batch] if labels else _in_dtype(target[batch], dtype))
-        walk.give(_program.ROW_WEIGHT, weight)
+        walk.give(_program.ROW_WEIGHT, own)  # of which moments are taken
         walk.give(_program.ROW_LOSS, row_loss)
         walk.give(_program.ROW_HIT, row_hit)
         walk.forward()
+        walk.give(_program.ROW_WEIGHT, weight)
         walk.loss()
         step_loss[step], step_hits[step] = (row_loss * weight).sum(), row_hit.sum()
-        if not np.isfinite(step_loss[step]):
+        if exchange is None and not np.isfinite(step_loss[step]):
             return step
         walk.back()
         walk.parameter_gradients(gradients, 0)
+        if exchange is not None:
+            _exchange(program, exchange, grad, step_loss, step_hits)
+            if not np.isfinite(step_loss[0]):
+                return 0
         walk.update_statistics()
         if step_squares is not None:
             step_squares[step] = squared_norm(program.trained_matrices, parameters)
@@ -981,6 +997,24 @@ def network_train_steps(
             scalars = of_vectors if len(array.shape) == 1 else of_matrices
             optimizer_step(workspace.optimizer, scalars[step], values, gradient, states)
     return len(step_loss)
+
+
+def _shares(weight, total):
+    """Weights as shares of a total; all 0 where that counts for nothing."""
+    return weight / total if total >= _layout.LEAST_WEIGHT else np.zeros(len(weight))
+
+
+def _exchange(program, exchange, grad, step_loss, step_hits):
+    """Make gradients, loss and hits those of all processes."""
+    buffer, size = exchange.buffer, program.trained_size
+    trained = [array for array in program.arrays if array.trains]
+    for array, packed in zip(trained, program.gradients, strict=True):
+        packed.view(buffer)[...] = array.view(grad)
+    buffer[size], buffer[size + 1] = step_loss[0], step_hits[0]
+    exchange.reduce()
+    step_loss[0], step_hits[0] = buffer[size], buffer[size + 1]
+    for array, packed in zip(trained, program.gradients, strict=True):
+        array.view(grad)[...] = packed.view(buffer)
 
 
 # ------------------------------------------------------------------------------- whole buffers

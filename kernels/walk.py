@@ -6,7 +6,7 @@ the function of the contract that bears its name.
 
 import numpy as np
 
-from .program import AT_RUN, BY_ROWS, CONSTANT, GRADIENTS, INPUT, INPUT_GRADIENT, REDUCTIONS, WRITTEN
+from .program import AT_RUN, BY_ROWS, CONSTANT, GRADIENTS, INPUT, INPUT_GRADIENT, WRITTEN, leaves_sums
 from .splitmix import layer_key
 
 
@@ -96,7 +96,7 @@ class Walk:
         for operation, arguments in self.listing.calls[first:end]:
             values = [self._value(kind, what) for kind, what in arguments]
             getattr(self.kernels, operation)(*values)
-            if self.across is not None and any(kind == WRITTEN and what[0] == REDUCTIONS for kind, what in arguments):
+            if self.across is not None and leaves_sums(arguments):
                 self.across(operation, values)
 
     def _value(self, kind, what):

@@ -18,8 +18,7 @@ import pytest
 
 import fastbp
 from fastbp import tabular
-from fastbp.cli import components, figures, main, options, runs, terminal
-from fastbp.cli import train as cli_train
+from fastbp.cli import components, figures, job, main, options, runs, terminal
 from fastbp.tabular import split
 
 pd, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
@@ -28,6 +27,7 @@ from sklearn import metrics as measures  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 ROWS = 200
+RNG = np.random.default_rng(0)
 SMALL = ("--device", "reference", "--hidden", "8")
 
 
@@ -35,6 +35,7 @@ SMALL = ("--device", "reference", "--hidden", "8")
 def folder(tmp_path, monkeypatch, request):
     """Every test runs in a folder of its own, without pictures unless it asks for them, which take half a second."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(figures, "write", lambda folder, history, result: "")
     return tmp_path
@@ -164,7 +165,7 @@ def interrupted(patched, number, *options):
 def test_an_interrupted_run_keeps_best_and_last_and_goes_on(houses, capsys, monkeypatch, number, seconds):
     train(*houses, *SMALL, "--epochs", "6", "--lr", "0.1")
     with monkeypatch.context() as patched:
-        patched.setattr(cli_train, "CHECKPOINT_SECONDS", seconds)
+        patched.setattr(job, "CHECKPOINT_SECONDS", seconds)
         interrupted(patched, number, *houses, *SMALL, "--epochs", "6", "--lr", "0.1")
     run, said = pathlib.Path("runs/houses-002"), "fastbp train --resume runs/houses-002"
     assert said in capsys.readouterr().err
@@ -202,7 +203,7 @@ def test_an_interrupted_run_of_a_table_goes_on(data, options, request, monkeypat
     train(*options)
     expected = sorted(pathlib.Path("runs").iterdir())[-1]
     with monkeypatch.context() as patched:
-        patched.setattr(cli_train, "CHECKPOINT_SECONDS", 0)
+        patched.setattr(job, "CHECKPOINT_SECONDS", 0)
         interrupted(patched, signal.SIGINT, *options)
     run = sorted(pathlib.Path("runs").iterdir())[-1]
     assert fastbp.load(run).model.metadata == fastbp.load(expected).model.metadata
@@ -454,7 +455,7 @@ def test_a_real_table_trains_and_says_what_was_done(mixed, capsys):
         "199 rows · target 'price' (regression; if not: --task classification)",
         "columns: 1 number · 1 category · 1 boolean · 1 date → 11 inputs",
         "1 row without target left out",
-        "filled with the median, and marked by an input: area (",
+        "filled with the median, and marked by an input: area (12), counted in the training part",
         "filled with the most frequent, and marked by an input: city (",
         "left out id (identifier); to have an identifier in: --keep",
         'in Python: fastbp.load("runs/mixed-001").predict(frame)',
@@ -563,7 +564,7 @@ def test_rare_classes_are_visible(rare, capsys, pictures):
     capsys.readouterr()
     assert main(["evaluate", "runs/rare-001", rare]) == 0
     shown = capsys.readouterr().out.splitlines()
-    at = next(i for i, line in enumerate(shown) if line.startswith("confusion matrix, test part, 80 rows not trained"))
+    at = next(i for i, line in enumerate(shown) if line.startswith("confusion matrix, test part, 80 rows: "))
     cells = [[int(cell.replace("·", "0")) for cell in line.split()[1:]] for line in shown[at + 2 : at + 4]]
     assert cells == measures.confusion_matrix(true, predicted, labels=["no", "yes"]).tolist()
 
@@ -583,16 +584,16 @@ def test_evaluate_says_for_which_rows(houses, capsys):
     for told in (
         "train",
         "valid",
-        "test part, 40 rows not trained on",
+        "the network learned from train, valid chose its epoch, and only test is new to it",
+        "test part, 40 rows",
         "true less predicted",
         "largest errors",
-        "row ",
     ):
         assert told in out
     pd.read_csv("houses.csv")[:50].to_csv("new.csv", index=False)
     assert main(["evaluate", "runs/houses-001", "new.csv"]) == 0
     assert "all rows of new" in capsys.readouterr().out
-    largest = re.search(r"row (\d+): (.*) predicted, (.*) true", out)
+    largest = re.search(r"row +predicted +true\n +(\d+)   +(.*\d)   +(.*)\n", out)
     row, *numbers = (part.replace(" ", "") for part in largest.groups())
     assert float(numbers[1]) == pytest.approx(pd.read_csv("houses.csv")["price"][int(row) - 1], abs=1)
 
@@ -666,7 +667,7 @@ def test_counts_by_the_poisson_loss(visits, capsys):
     capsys.readouterr()
     main(["export", "runs/visits-001", "net.npz"])
     main(["export", "runs/visits-001", "net.h"])
-    assert "gives     the logarithm of visits over" in capsys.readouterr().out
+    assert "gives     log(visits / " in capsys.readouterr().out
     assert main(["evaluate", "runs/visits-001", visits]) == 0
     assert main(["train", visits, "--start", "runs/visits-001", "--loss", "mse"]) == 2
     assert "predicts 'visits' by a loss of another kind" in capsys.readouterr().err
@@ -738,7 +739,7 @@ def test_export(mixed, capsys):
     np.testing.assert_array_equal(fastbp.load("net.npz").predict(frame), predictor.predict(frame))
     out = " ".join(capsys.readouterr().out.split())
     assert "takes 11 prepared numbers a row: area, area missing, city=Bonn" in out
-    assert f"gives price less {predictor.target.mean:g}" in out
+    assert f"gives (price - {predictor.target.mean:.9g}) / {predictor.target.scale:.9g}" in out
     assert main(["export", "runs/mixed-001", "net.pt"]) == 2
 
 
@@ -746,7 +747,12 @@ def test_export(mixed, capsys):
 @pytest.mark.parametrize("width", [60, 80])
 def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    for data in (mixed, rare):
+    long = {"no": "nothing unusual about it at all", "yes": "a fraud"}
+    frame = pd.read_csv(rare)
+    frame.assign(code=RNG.choice([f"c{i}" for i in range(50)], len(frame)), fraud=frame["fraud"].map(long))[
+        ["code", *frame]
+    ].to_csv("long.csv", index=False)
+    for data in (mixed, rare, "long.csv"):
         assert main(["train", data, *SMALL, "--epochs", "3"]) == 0
         assert main(["evaluate", f"runs/{data[:-4]}-001", data]) == 0
     out = capsys.readouterr().out
@@ -755,6 +761,9 @@ def test_narrow_terminals(mixed, rare, capsys, monkeypatch, width):
     joined = re.sub(r" \\\n +", " ", out)  # as a shell reads it
     assert f"fastbp predict runs/{mixed[:-4]}-001 {mixed} -o predictions.csv\n" in joined
     assert f"fastbp train --config runs/{mixed[:-4]}-001/config.toml\n" in joined
+    assert "train is measured here on the inputs that predict makes" in " ".join(out.split())  # of long.csv alone
+    counts = {len(line.split()) for line in lines if line.startswith((" accuracy ", " balanced acc. "))}
+    assert counts == {5, 6}  # no line of a table is broken
     headers = [line for line in lines if line.strip().startswith("epoch ")]
     assert all(("samples/s" in line) == (width == 80) for line in headers)
 
@@ -778,6 +787,15 @@ def test_a_pipe_in_ascii_gets_plain_characters_and_whole_lines(flowers):
     assert "Linear 2->8 - ReLU - Linear 8->2" in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) > 80
+
+
+def test_predictions_in_a_pipe_are_utf_8_whatever_the_locale():
+    write("words.csv", ["x", "kind"], [(i % 2 + i / 100, "süß" if i % 2 else "sauer") for i in range(60)])
+    train("words.csv", *SMALL, "--epochs", "30", "--lr", "0.05")
+    command = [sys.executable, "-m", "fastbp", "predict", "runs/words-001", "words.csv", "--device", "reference"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    out = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode()
+    assert set(out.split()) == {"kind", "süß", "sauer"}
 
 
 def test_more_threads_than_cores_are_said(flowers, capsys):
@@ -823,13 +841,14 @@ def test_a_config_is_good_in_any_folder(houses, folder, monkeypatch):
     assert (folder / "runs" / "houses-002" / "model.npz").is_file()
 
 
-def test_labels_are_as_they_were_written(capsys):
-    rows = [(i % 2 + (i % 7) / 100, "00501" if i % 2 else "01002") for i in range(60)]
+@pytest.mark.parametrize("labels", [("00501", "01002"), ("true", "false")])
+def test_labels_are_as_they_were_written(capsys, labels):
+    rows = [(i % 2 + (i % 7) / 100, labels[i % 2]) for i in range(60)]
     write("codes.csv", ["x", "zip"], rows)
     train("codes.csv", *SMALL, "--epochs", "30", "--lr", "0.05")
     capsys.readouterr()
     main(["predict", "runs/codes-001", "codes.csv"])
-    assert set(capsys.readouterr().out.split()) == {"zip", "00501", "01002"}
+    assert set(capsys.readouterr().out.split()) == {"zip", *labels}
 
 
 def test_blank_labels_are_missing():

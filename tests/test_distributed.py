@@ -6,7 +6,9 @@ asked of processes that ``mpiexec`` starts.
 
 import copy
 import importlib.util
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,13 +116,18 @@ def half_squared(prediction, target, weight=None):
     return 0.5 * float((weight * error**2).sum()), weight * error
 
 
-def trained(communicator, *, weighted=True, values=False, optimizer=None, seed=5, **settings):
+def trained(
+    communicator, *, weighted=True, values=False, optimizer=None, seed=5, frozen=False, dtype=np.float64, **settings
+):
     """A model, its history and its optimizer, of the rows of this rank: 52 steps of Adam or more."""
     X, y, weight = rows()
+    X = X.astype(dtype)
     y = np.eye(4)[y] if values else y
     rank, size = getattr(communicator, "rank", 0), getattr(communicator, "size", 1)
     part = slice(*CUTS[size][rank : rank + 2])
     model = network(seed + rank)  # the ranks begin with other weights, which rank 0 makes its own
+    if frozen:
+        model.layers[1].trainable = model.layers[4].trainable = False
     optimizer = optimizer or fastbp.Adam(lr=1e-2)
     settings = {"epochs": 18, "verbose": False, "loss": fastbp.CrossEntropyLoss()} | settings
     validation = (X[part], y[part], weight[part]) if weighted else (X[part], y[part])
@@ -152,8 +159,17 @@ def alone():
     return outcome(*result)
 
 
+def twice_and_never(epoch):
+    """An order of all rows, those of weight 0 too: some come twice, some never, and the last batch is short."""
+    return np.random.default_rng(epoch).integers(0, 100, 95)
+
+
 KINDS = {
     "as it is": {},
+    "an order of a function": {"shuffle": twice_and_never},
+    "clip by Adam, no weights": {"weighted": False, "optimizer": lambda: fastbp.Adam(lr=1e-2, clip_norm=0.05)},
+    "frozen": {"frozen": True},
+    "float16": {"dtype": np.float16},
     "without weights": {"weighted": False},
     "accumulate": {"accumulate": 2},
     "clip": {"optimizer": lambda: fastbp.SGD(lr=0.1, momentum=0.9, clip_norm=0.05)},
@@ -256,6 +272,158 @@ def test_weights_of_any_size_train_float32():
         np.testing.assert_allclose(train(scale), expected, rtol=0, atol=1e-5)
 
 
+def test_steps_of_a_loss_of_fastbp_are_compiled_and_others_stored(monkeypatch):
+    made = []
+    for kind in (shards.CompiledSharedSteps, shards.SharedSteps):
+        start = kind.start
+
+        def started(self, *arguments, kind=kind, start=start):
+            made.append(kind)
+            start(self, *arguments)
+
+        monkeypatch.setattr(kind, "start", started)
+    for settings, kind in (
+        ({}, shards.CompiledSharedSteps),
+        ({"optimizer": fastbp.SGD(clip_norm=1.0)}, shards.CompiledSharedSteps),
+        ({"accumulate": 2}, shards.SharedSteps),
+        ({"loss": half_squared, "values": True}, shards.SharedSteps),
+    ):
+        made.clear()
+        all_good(on_threads(2, lambda ranks, own=settings: trained(ranks, epochs=1, **copy.deepcopy(own))))
+        assert made == [kind] * 2
+
+
+def test_a_step_is_one_collective_without_padding():
+    sizes = []
+
+    class Counting(Thread):
+        def allreduce_(self, buffer):
+            if self.rank == 0:
+                sizes.append(buffer.size)
+            super().allreduce_(buffer)
+
+    def train(host):
+        model = fastbp.Sequential(fastbp.Linear(7, 33), fastbp.Tanh(), fastbp.Linear(33, 4), dtype="float64", seed=1)
+        X, y, _ = rows()
+        part, settings = slice(*CUTS[2][host.rank : host.rank + 2]), {"loss": fastbp.CrossEntropyLoss(), "epochs": 2}
+        model.fit(
+            X[part], y[part], optimizer=fastbp.SGD(), batch_size=10, communicator=Counting(host.rank, host.shared),
+            verbose=False, **settings,
+        )  # fmt: skip
+
+    all_good(on_threads(2, train))
+    count = 7 * 33 + 33 + 33 * 4 + 4
+    assert sizes.count(count + shards.TAIL) == 10
+    assert max(size for size in sizes if size != count + shards.TAIL) < 20
+
+
+# ------------------------------------------------------------------------------------ chunks, orders
+def test_an_order_is_that_of_the_function_of_rank_0():
+    def forbidden(epoch):
+        raise AssertionError
+
+    def order(epoch):
+        return twice_and_never(epoch) if epoch < 3 else np.array([100])
+
+    def train(communicator, epochs):
+        shuffle = order if getattr(communicator, "rank", 0) == 0 else forbidden
+        shuffle.__qualname__ = "order"
+        return trained(communicator, epochs=epochs, shuffle=shuffle)
+
+    expected = outcome(*train(None, 2))
+    for result in all_good(on_threads(2, lambda ranks: train(ranks, 2))):
+        close(outcome(*result), expected)
+    first, second = on_threads(2, lambda ranks: train(ranks, 3))
+    assert isinstance(first, ValueError)
+    assert isinstance(second, RuntimeError)
+    assert all("shuffle(3)" in str(error) for error in (first, second)), (first, second)
+
+
+CHUNKS = [0, 40, 41, 100]  # where chunks begin and end; of two ranks, the second has none of the second chunk
+
+
+def chunks_of(communicator):
+    """The rows of this rank of each chunk: the last third of it is the second rank's."""
+    X, y, weight = rows()
+    rank, size = getattr(communicator, "rank", 0), getattr(communicator, "size", 1)
+    for begin, end in itertools.pairwise(CHUNKS):
+        cut = begin + -(-2 * (end - begin) // 3)
+        part = slice(begin, end) if size == 1 else (slice(begin, cut), slice(cut, end))[rank]
+        yield X[part], y[part], weight[part]
+
+
+class StopsAt:
+    """Asks for a checkpoint in the middle of a chunk, and ends training after that."""
+
+    def __init__(self, stops):
+        self.stops = stops
+
+    def on_batch_end(self, model, record):
+        if self.stops and (record["epoch"], record["batch"]) == (3, 5):
+            fastbp.request_checkpoint()
+        if self.stops and (record["epoch"], record["batch"]) == (3, 7):
+            raise RuntimeError("the end")
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def trained_on_chunks(communicator, stops=False, **settings):
+    layers = fastbp.Linear(7, 8), fastbp.Tanh(), fastbp.Dropout(0.2), fastbp.Linear(8, 4)
+    model, optimizer = fastbp.Sequential(*layers, dtype="float64", seed=1), fastbp.Adam(lr=1e-2)
+    model.fit(
+        lambda: chunks_of(communicator), loss=fastbp.CrossEntropyLoss(), optimizer=optimizer, epochs=6, verbose=False,
+        batch_size=8 // getattr(communicator, "size", 1), communicator=communicator, callbacks=[StopsAt(stops)],
+        **settings,
+    )  # fmt: skip
+    return model.flat_parameters, model.history["loss"], model.history["accuracy"]
+
+
+def test_chunks_of_ranks_are_chunks_of_all_together(tmp_path):
+    expected = trained_on_chunks(None)
+
+    def good(results):
+        for result in all_good(results):
+            for ours, theirs in zip(result, expected, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+    good(on_threads(2, trained_on_chunks))
+    ends = on_threads(2, lambda ranks: trained_on_chunks(ranks, True, checkpoint=tmp_path, every=100))
+    assert all("the end" in str(error) for error in ends), ends
+    good([trained_on_chunks(None, resume=tmp_path)])
+    good(on_threads(2, lambda ranks: trained_on_chunks(ranks, resume=tmp_path)))
+
+
+WRONG_CHUNKS = {
+    "one less": (lambda rank, chunk: [chunk] * (2 - rank), "as many chunks on every rank, and 1 of 2 ranks have one"),
+    "none": (lambda rank, chunk: [], "at least one chunk"),
+    "no rows": (lambda rank, chunk: [tuple(part[:0] for part in chunk)], "at least one row on some of the 2 ranks"),
+    "a wrong one": (lambda rank, chunk: [chunk, (chunk[0][:, : 7 - rank], chunk[1])], r"chunks\[1\]\[0\] must have"),
+    "labels and values": (lambda rank, chunk: [(chunk[0], np.eye(4)[chunk[1]] if rank else chunk[1])],
+                          "labels on all 2 ranks or on none, and on 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG_CHUNKS)
+def test_chunks_that_do_not_match_are_refused_by_all(what):
+    X, y, _ = rows()
+    given, message = WRONG_CHUNKS[what]
+
+    def train(communicator):
+        model = fastbp.Sequential(fastbp.Linear(7, 4), dtype="float64", seed=1)
+        model.fit(
+            given(communicator.rank, (X, y)), loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.SGD(), batch_size=20,
+            communicator=communicator, verbose=False,
+        )  # fmt: skip
+
+    for error in on_threads(2, train):
+        assert isinstance(error, ValueError | RuntimeError)
+        assert re.search(message, str(error)), error
+
+
 # ------------------------------------------------------------------------------- one process, one rank
 def test_one_rank_is_one_process():
     model, history, _ = trained(None, epochs=2)
@@ -308,7 +476,6 @@ OTHERS = {
     "epochs": (lambda rank: {"epochs": 1 + rank}, "epochs is 2 on rank 1, and 1 on rank 0", ValueError),
     "validation": (lambda rank: {"validation_data": (np.zeros((2, 7)), np.zeros(2, int))} if rank else {},
                    "on all 2 ranks or on none, and 1 have", ValueError),
-    "chunks": (lambda rank: {"X": [(np.zeros((2, 7)), np.zeros(2, int))], "y": None}, "needs arrays", ValueError),
     "no rows": (lambda rank: {"X": np.zeros((0, 7)), "y": np.zeros(0, int)}, "none has", ValueError),
     "one row": (lambda rank: {"X": np.zeros((1 - rank, 7)), "y": np.zeros(1 - rank, int)}, "batch of one row",
                 ValueError),
@@ -738,10 +905,10 @@ COMMAND = "--target y --dtype float64 --batch-size 25 --hidden 12 --dropout 0.1 
 
 def command(communicator, folder, *arguments):
     """A command; with ``dies``, rank 1 is killed after its fifth epoch. Of the file it reads its own rows alone."""
-    from fastbp.cli import main, train
+    from fastbp.cli import job, main
     from fastbp.tabular import Stored
 
-    train.CHECKPOINT_SECONDS = 0
+    job.CHECKPOINT_SECONDS = 0
     os.chdir(folder)
     if "dies" in arguments:
         ended = fastbp.EarlyStopping.on_epoch_end

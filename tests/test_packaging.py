@@ -1,9 +1,11 @@
 """The package in every form that a person may have it: checkout, wheel, source archive, editable install."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -29,6 +31,17 @@ def sources() -> set[str]:
     """Every module of the package, as an archive names it."""
     python = (path.relative_to(ROOT) for folder in ("fastbp", "kernels") for path in (ROOT / folder).rglob("*.py"))
     return {str(path) if path.parts[0] == "fastbp" else f"fastbp/{path}" for path in python}
+
+
+@pytest.mark.parametrize("extra", ["cli", "data", "plot", "onnx", "safetensors", "sklearn"])
+def test_what_an_extra_brings_is_imported(extra):
+    """Nobody installs what nothing uses."""
+    modules = {"scikit-learn": "sklearn"}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastbp").rglob("*.py"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for package in extras[extra]:
+        module = modules.get(name := re.match(r"[\w-]+", package)[0], name)
+        assert re.search(rf"^\s*(import|from) {module}\b", text, re.MULTILINE), package
 
 
 @pytest.fixture(scope="module")

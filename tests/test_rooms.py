@@ -14,7 +14,7 @@ from fastbp.cli import main
 
 PACKAGE = Path(fastbp.__file__).parent
 ROOMS = "bench", "cli", "sklearn", "tabular"
-DOORS = {(Path("model.py"), "fastbp.tabular.Predictor")}  # `load` opens it for the file of a run
+DOORS = {(Path("loading.py"), "fastbp.tabular.Predictor")}  # `load` opens it for the file of a run
 BEYOND_THE_CORE = {PACKAGE / "__main__.py", *(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))}
 
 

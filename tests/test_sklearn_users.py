@@ -1,7 +1,11 @@
 """What people's scripts do with scikit-learn's networks works with ours: each a report from using them."""
 
+import copy
+import gc
 import json
+import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import fastbp
 from fastbp import sklearn as ours
 from fastbp.sklearn import MLPClassifier, MLPRegressor
 
@@ -312,6 +317,94 @@ def test_partial_fit_of_single_rows():
     assert fits[0].t_ == fits[1].t_ == 15
 
 
+class Forgetful:
+    """An estimator that makes everything anew in each call of `partial_fit`, as if it were the first of a process."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+
+    def partial_fit(self, *arguments):
+        self.estimator = pickle.loads(pickle.dumps(self.estimator)).partial_fit(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Got `batch_size` less than 1")
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_what_partial_fit_keeps_is_renewed_with_what_it_is_made_of(name, solver):
+    """Rows of many shapes and changed arguments, weights and threads: the bits of an estimator that keeps nothing."""
+    kept = getattr(ours, name)(random_state=0, solver=solver, hidden_layer_sizes=(6,))
+    kept.partial_fit(IRIS, KIND, *([None, [0, 1, 2]] if name == "MLPClassifier" else []))
+    other = Forgetful(copy.deepcopy(kept))
+    threads = fastbp.get_num_threads()
+
+    def follow(rows, *, weight=None, form=np.asarray, dtype=np.float64, **arguments):
+        for fitted in (kept, other.estimator):
+            fitted.set_params(**arguments)
+        for fitted in (kept, other):
+            fitted.partial_fit(form(IRIS[rows].astype(dtype)), KIND[rows], weight)
+        assert kept.loss_ == other.estimator.loss_
+        for one, two in zip(kept.coefs_, other.estimator.coefs_, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    one, few = slice(60, 61), slice(40, 47)
+    try:
+        for rows in (one, few, one, slice(0, 150), one):
+            follow(rows)
+        follow(few, weight=np.arange(7.0))
+        follow(one, weight=[3.0])
+        follow(one)
+        for alpha in (0.0, 2.0, 1e-4):
+            follow(one, alpha=alpha)
+        follow(few, batch_size=3)
+        follow(few, form=sparse.csr_array)
+        follow(few, form=np.asfortranarray, dtype=np.float32)
+        fastbp.set_num_threads(1)
+        follow(few)
+        for fitted in (kept, other.estimator):
+            fitted.coefs_[0] = np.full((4, 6), 0.1)
+            fitted.intercepts_ = [np.ones(6), np.ones(len(fitted.intercepts_[1]))]
+        follow(one)
+        follow(one, activation="tanh")  # another network
+        follow(few, shuffle=False)
+        if name == "MLPRegressor":
+            follow(few, loss="huber")
+            follow(few, loss=fastbp.HuberLoss(0.01))
+    finally:
+        fastbp.set_num_threads(threads)
+
+
+def test_partial_fit_leaves_no_rows_behind():
+    fitted = MLPClassifier(random_state=0, hidden_layer_sizes=(4,)).partial_fit(IRIS, KIND, classes=[0, 1, 2])
+    small = len(pickle.dumps(fitted))
+    many = np.tile(IRIS, (100, 1))
+    for _ in range(2):
+        fitted.partial_fit(many, np.tile(KIND, 100))
+    assert len(pickle.dumps(fitted)) < small + 100
+    alive = weakref.ref(many)
+    del many
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+@pytest.mark.parametrize(("first", "then"), [(2, 3), (3, 2), (1, 3), (3, 1)])
+def test_another_number_of_outputs_is_refused(first, then, solver):
+    """Of a network that goes on training; kernels read as many targets as there are outputs."""
+    fitted = MLPRegressor(random_state=0, max_iter=2, warm_start=True, solver=solver).fit(IRIS, IRIS[:, :first])
+    before = fitted.predict(IRIS)
+    for train in [fitted.fit] + ([] if solver == "lbfgs" else [fitted.partial_fit]):
+        with pytest.raises(ValueError, match=f"y must have {first} outputs? a row, .* got {then}; for another network"):
+            train(IRIS, IRIS[:, :then])
+        np.testing.assert_array_equal(fitted.predict(IRIS), before)
+
+
+def test_targets_fit_the_weights_that_were_put_in():
+    fitted = MLPClassifier(random_state=0, max_iter=1).fit(IRIS, KIND > 0)
+    fitted.coefs_, fitted.intercepts_ = [np.eye(4)[:, :3]], [np.zeros(3)]
+    with pytest.raises(ValueError, match=r"y must have 3 outputs a row, .* got 1"):
+        fitted.partial_fit(IRIS, KIND > 0)
+
+
 def test_probabilities_in_the_tails():
     fitted = MLPClassifier(hidden_layer_sizes=(), dtype="float32", max_iter=1).fit(IRIS[:100], KIND[:100])
     fitted.coefs_[0][...], fitted.intercepts_[0][...] = 0, 18
@@ -395,4 +488,20 @@ def test_labels_of_partial_fit_are_checked_on_both_ways(y, monkeypatch):
 
     quick = outcome()
     monkeypatch.setattr("fastbp.sklearn.classifier.passes", lambda estimator, X: False)
+    assert outcome() == quick
+
+
+@pytest.mark.parametrize(
+    "y", [[0.5], [3], [True], [np.nan], [np.inf], [1e308], ["1"], ["a"], [[1.0]], [[1.0, 2.0]], [0.0, 1.0], [1 + 1j]]
+)
+def test_numbers_of_partial_fit_are_checked_on_both_ways(y, monkeypatch):
+    def outcome():
+        fitted = MLPRegressor(random_state=0).partial_fit(IRIS, KIND)
+        try:
+            return fitted.partial_fit(IRIS[:1], np.array(y)).coefs_[0].tolist()
+        except Exception as error:
+            return repr(error)
+
+    quick = outcome()
+    monkeypatch.setattr("fastbp.sklearn.regressor.passes", lambda estimator, X: False)
     assert outcome() == quick

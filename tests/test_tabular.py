@@ -1,11 +1,13 @@
 """Tables: what reading, splitting and preprocessing make of files and frames."""
 
 import bz2
+import dataclasses
 import datetime
 import gzip
 import io
 import json
 import lzma
+import re
 import warnings
 import zipfile
 
@@ -86,6 +88,8 @@ def test_header_can_be_said(tmp_path):
         ("a,t\n1,NA\nnan,v\n", {}, {"a": [1, None], "t": [None, "v"]}),
         ("zip,t\n00501,true\n10001,false\n", {}, {"zip": ["00501", "10001"], "t": ["true", "false"]}),
         ('a,b\n"x\ny",2\n', {}, {"a": ["x\ny"], "b": [2]}),
+        ("a,t\n1,u\n  , \n3,v\n", {}, {"a": [1, None, 3], "t": ["u", None, "v"]}),  # blanks alone
+        ("a,   b\n1,   ?\n2,  5\n", {"na": ("?",)}, {"a": [1, 2], "b": [None, 5]}),  # blanks around
         ("d\n2024-02-29\n", {}, {"d": [datetime.datetime(2024, 2, 29)]}),
         ("d,e\n29/02/2024,1\n", {"date_format": "%d/%m/%Y"}, {"d": [datetime.datetime(2024, 2, 29)], "e": [1]}),
     ],
@@ -152,6 +156,7 @@ def test_standard_input(monkeypatch, kind):
 # ------------------------------------------------------------------------------- columns and frames
 MIXED = {
     "text": pd.Categorical(["u", None, "v"]),
+    "blank": ["u", "", "v"],
     "whole": pd.array([1, None, 3], dtype="Int64"),
     "real": [0.5, None, np.inf],
     "truth": [True, None, False],
@@ -159,6 +164,7 @@ MIXED = {
 }
 EXPECTED = {
     "text": ["u", None, "v"],
+    "blank": ["u", None, "v"],
     "whole": [1, None, 3],
     "real": [0.5, None, None],
     "truth": [True, None, False],
@@ -398,22 +404,62 @@ def test_kinds_of_columns():
     assert isinstance(kept.columns[0], ByTarget)
 
 
-@pytest.mark.parametrize(
-    ("column", "told"),
-    [
-        (["1", "2", "3", "?"] * 8, r"row 4 has '\?'.*--na \?; for categories: --category c"),
-        (["251,945", "1,000"] * 16, "row 1 has '251,945'.*--thousands ,"),
-        (["1", "1,5", "2,25", "3"] * 8, "row 2 has '1,5'.*--decimal ,"),
-        (["29/02/2024", "1/3/2024"] * 16, "'29/02/2024'.*--date-format"),
-        ([f"a fine house, number {i}" for i in range(32)], r"free text.*--drop c.*TfidfVectorizer"),
-    ],
-)
-def test_text_that_is_no_category_is_refused_with_advice(column, told):
-    columns = {"c": column, "x": RNG.normal(size=32)}
-    with pytest.raises(ValueError, match=told):
-        Preprocessing().fit(columns, RNG.normal(size=32))
-    if "free" not in told:
-        assert "c" in Preprocessing(categories=["c"]).fit(columns, RNG.normal(size=32)).features
+FREE_TEXT = [f"a fine house, number {i}" for i in range(32)], r"free text.*--drop c.*TfidfVectorizer"
+MISTAKEN = {  # what a column has, the advice where options of reading can help, and where the values have to change
+    "?": (["1", "2", "3", "?"] * 8, r"row 4 has '\?'.*--na \?; for categories: --category c", "errors='coerce'"),
+    "grouped": (["251,945", "1,000"] * 16, "row 1 has '251,945'.*--thousands ,", r"'251,945'.*to_numeric\(frame\['c"),
+    "decimal comma": (["1", "1,5", "2,25", "3"] * 8, "row 2 has '1,5'.*--decimal ,", r"replace\(',', '\.'\)"),
+    "dates": (["29/02/2024", "1/3/2024"] * 16, "'29/02/2024'.*--date-format", "'29/02/2024'.*pandas.to_datetime"),
+    "free text": (*FREE_TEXT, FREE_TEXT[1]),
+}
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["text", "other sources"])
+@pytest.mark.parametrize(("column", "in_text", "elsewhere"), MISTAKEN.values(), ids=MISTAKEN)
+def test_text_that_is_no_category_is_refused_with_advice(column, in_text, elsewhere, text):
+    table = dataclasses.replace(make(c=column, x=RNG.normal(size=32)), text=text)
+    with pytest.raises(ValueError, match=in_text if text else elsewhere) as error:
+        Preprocessing().fit(table, RNG.normal(size=32))
+    assert text or not re.search("--(na|thousands|decimal|date-format)", str(error.value))
+    if "free" not in in_text:
+        assert "c" in Preprocessing(categories=["c"]).fit(table, RNG.normal(size=32)).features
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "feather", "jsonl"])
+def test_advice_is_for_the_kind_of_file(tmp_path, suffix):
+    """Options of reading are advised where they are taken."""
+    frame, path = pd.DataFrame({"c": ["1", "2", "3", "?"] * 8, "y": RNG.normal(size=32)}), str(tmp_path / f"t.{suffix}")
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        getattr(frame, f"to_{suffix}")(path)
+    tables = [read(path)] + ([tabular.Stored(path)] if tabular.stays_in_its_file(path) else [])
+    for table in tables:
+        told = r"--na \?" if suffix == "csv" else r"pandas\.to_numeric\(frame\['c'\], errors='coerce'\)"
+        with pytest.raises(ValueError, match=told):
+            learn(table, "y")
+        with pytest.raises(ValueError, match=told):
+            learn(table, "c")
+
+
+@pytest.mark.parametrize("scaling", ["standard", "robust"])
+def test_numbers_beyond_the_range_of_a_mean_are_refused(scaling):
+    y = RNG.normal(size=40)
+    huge = np.where(np.arange(40) % 2, 1.7e308, -1.7e308 * RNG.random(40))
+    with pytest.raises(ValueError, match=r"column 'a' has numbers up to 1\.7e\+308.*another unit"):
+        Preprocessing(scaling=scaling).fit({"a": huge, "b": y})
+    with pytest.raises(ValueError, match="column 'y' has numbers up to"):
+        learn(make(x=y, y=huge), "y")
+
+
+def test_a_value_that_the_network_cannot_hold_is_refused_with_its_row():
+    fitted = Preprocessing().fit({"a": RNG.normal(size=40)})
+    with pytest.raises(ValueError, match=r"column 'a' has 1e\+300 in row 2, which is beyond float32"):
+        fitted.transform({"a": [1.0, 1e300]}, "float32")
+    clipped = Preprocessing(scaling="robust").fit({"a": RNG.normal(size=40)})
+    np.testing.assert_allclose(clipped.transform({"a": [1e300]}), 3)  # its square is no number
 
 
 def test_what_was_not_seen_is_handled_and_said():
@@ -488,8 +534,8 @@ def test_task_follows_the_target(values, task):
         ([3.0] * 20, "regression", "one value 3: nothing to predict"),
         (["a"] * 20, "auto", "one value 'a': nothing to tell apart"),
         (np.arange(20.0), "classification", "20 distinct values.*as '0'.*--task regression"),
-        (["251,945", "1,000"] * 9, "auto", "row 1 has '251,945'.*--thousands ,"),
-        (["1", "2", "4", "?"] * 9, "regression", r"row 4 has '\?'.*--na \?"),
+        (["251,945", "1,000"] * 9, "auto", r"row 1 has '251,945'.*to_numeric\(frame\['y'\]"),
+        (["1", "2", "4", "?"] * 9, "regression", r"row 4 has '\?'.*errors='coerce'"),
         (["a", "b"] * 9, "regression", "row 1 has 'a'.*--task classification"),
         (np.array(["2024-01-01"] * 9, "M8[D]"), "auto", "dates"),
     ],

@@ -259,7 +259,8 @@ def core() -> str:
     """The modules of the core, and what they import when they are loaded."""
 
     def place(name):
-        return name.removeprefix("fastbp.") if room(name) == "core" else None
+        """The module, or the folder that it is in."""
+        return name.split(".")[1] if room(name) == "core" else None
 
     arrows, within = edges(place, later=False), edges(place, later=True)
     everywhere = {"checks"}  # which nearly every module imports

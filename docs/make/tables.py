@@ -9,6 +9,8 @@ import functools
 import json
 import math
 
+BETWEEN = "\u00a0±\u00a0"  # a mean and its error, which stay on a line
+
 
 def made(folder) -> dict:
     """What is made of the files in a folder, by name: functions that give Markdown."""
@@ -86,11 +88,11 @@ def real_tables(report) -> str:
             spread = sum((score - means[model]) ** 2 for score in scores) / (len(scores) - 1)
             text = f"{means[model]:.3f}"
             text = f"**{text}**" if means[model] == max(means.values()) else text
-            cells.append(f"{text} ± {(spread / len(scores)) ** 0.5:.3f}")
-        seeds = len(next(iter(found["scores"].values())))
-        rows.append([name, found["rows"], found["measure"], seeds, *cells])
+            cells.append(f"{text}{BETWEEN}{(spread / len(scores)) ** 0.5:.3f}")
+        rows.append([name, found["rows"], found["measure"], *cells])
     models = next(iter(report["tables"].values()))["scores"]
-    return f"{table(['table', 'rows', 'measure', 'seeds', *models], rows)}\n\n{source(report)}"
+    (seeds,) = {len(scores) for found in report["tables"].values() for scores in found["scores"].values()}
+    return f"{table(['table', 'rows', 'measure', *models], rows)}\n\n{seeds} seeds each. {source(report)}"
 
 
 def precisions(report) -> str:
@@ -102,7 +104,7 @@ def precisions(report) -> str:
             scores = found["scores"][model]
             mean = sum(scores) / len(scores)
             error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5
-            cells.append(f"{mean:.5f} ± {error:.5f}")
+            cells.append(f"{mean:.5f}{BETWEEN}{error:.5f}")
         rows.append([title, found["measure"], *cells])
         losses = [found["losses"].get(model) for model in models]
         rows.append(["", "last loss", *("" if loss is None else f"{sum(loss) / len(loss):.2e}" for loss in losses)])

@@ -12,7 +12,7 @@ import numpy as np
 from .. import backend, checks, losses
 from ..graph import Function, Variable, scalar, value_of
 from ..kernels import layout
-from ..layers import IDENTITY
+from ..layers.linear import IDENTITY
 
 
 # ------------------------------------------------------------------------------------- products

@@ -13,7 +13,6 @@ import numpy as np
 from .. import tabular
 from ..checks import Array
 from ..ranks import Ranks
-from ..tabular.columns import ByTarget
 from ..tabular.learning import restored
 from .options import open_table
 
@@ -48,7 +47,7 @@ def told(learned: tabular.Learned | None, metadata: Any, ranks: Ranks) -> tuple[
 
 def check_learned(learned: tabular.Learned) -> None:
     """Refuse preprocessing that needs all rows where a rank has some."""
-    wide = [one.name for one in learned.preprocessing.columns if isinstance(one, ByTarget)]
+    wide = learned.preprocessing.by_target
     if wide:
         raise ValueError(
             f"--distributed cannot take means of the target for the categories of {', '.join(wide)}: they "

@@ -33,7 +33,7 @@ def run(options):
     values = whole.column(whole.find(name))
     there = np.flatnonzero(~values.missing)
     table = whole.take(there)
-    y = target.encoded(values.take(there), table.number)
+    y = target.encoded(values.take(there), table)
     known = preprocessing.given if _same_rows(options, network.metadata, whole) else preprocessing.features
     if not options.drop_missing:
         known = []
@@ -63,10 +63,19 @@ def run(options):
     without = f", {len(whole) - len(y)} left out: no target, or a gap" * (len(y) < len(whole))
     screen.line(f"{terminal.rows(len(y))} of {options.data}{without} · target {target.name!r}")
     if last == "test":
-        screen.line("the model was trained on these rows but for those of the test part; the split is that of training")
+        screen.line(
+            "this is the table of training, divided as it was then: the network learned from train, valid chose its "
+            "epoch, and only test is new to it"
+        )
+        if preprocessing.by_target:
+            screen.line(
+                "train is measured here on the inputs that predict makes; in metrics.json, on those of training, where "
+                f"a row's own target is not in the means for its category ({scores.listed(preprocessing.by_target)})"
+            )
     elif _same_file(options.data, network.metadata["data"]):
         screen.line(
-            "these rows include those that the model was trained on: see metrics.json of the run for unseen ones"
+            "these rows include those of training and early stopping: see metrics.json of the run for rows that are "
+            "new to the network"
         )
     for remark in lacks.remarks(whole.name):
         screen.line(remark)
@@ -74,7 +83,7 @@ def run(options):
     for line in scores.lines(target, metrics, screen.width):
         screen.line(line)
     screen.line()
-    of = f"test part, {terminal.rows(len(parts[last]))} not trained on" if last == "test" else f"all rows of {last}"
+    of = f"test part, {terminal.rows(len(parts[last]))}" if last == "test" else f"all rows of {last}"
     if target.classes is not None:
         described = results[last].confusion_lines(screen.width, of)
     else:

@@ -1,6 +1,7 @@
 """``fastbp export``: the network of a run in a form that other programs compute."""
 
-from .. import model
+from .. import loading
+from ..model import Sequential
 from . import runs, terminal
 
 WRITERS = {".onnx": "to_onnx", ".h": "to_c", ".safetensors": "save", ".npz": "save"}
@@ -17,8 +18,8 @@ def add_options(parser):
 def run(options):
     """Write the network, and say what it takes and gives."""
     path = runs.model_path(options.model)
-    found = model.load(path)
-    network = found if isinstance(found, model.Sequential) else found.model
+    found = loading.load(path)
+    network = found if isinstance(found, Sequential) else found.model
     ending = next((ending for ending in WRITERS if options.output.endswith(ending)), None)
     if ending is None:
         raise ValueError(f"{options.output}: expected a name ending in {', '.join(WRITERS)}")
@@ -28,13 +29,13 @@ def run(options):
     if found is network or ending in (".safetensors", ".npz"):
         return
     labels = found.preprocessing.labels
-    screen.item("takes", f"{len(labels)} prepared numbers a row: {', '.join(labels)}")
+    screen.item("takes", f"{terminal.counted(len(labels), 'prepared number')} a row: {', '.join(labels)}")
     screen.item(
         "", "they are what the preprocessing in the run makes of a table: fastbp.load(…).preprocessing.transform"
     )
     if found.target.classes is not None:
         screen.item("gives", f"logits of the classes {', '.join(map(str, found.target.classes))}")
     elif found.target.link == "log":
-        screen.item("gives", f"the logarithm of {found.target.name} over {found.target.scale:g}")
+        screen.item("gives", f"log({found.target.name} / {found.target.scale:.9g})")
     else:
-        screen.item("gives", f"{found.target.name} less {found.target.mean:g}, over {found.target.scale:g}")
+        screen.item("gives", f"({found.target.name} - {found.target.mean:.9g}) / {found.target.scale:.9g}")

@@ -1,5 +1,6 @@
 """``fastbp predict``: what a trained model says of a table."""
 
+import io
 import os
 import sys
 
@@ -37,6 +38,8 @@ def run(options):
         _check_output(options)
     table, work = open_table(options), _Work(options, predictor)
     if not options.output:
+        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8")  # as in a file; a locale without a letter would lose it
         work.through(table, outputs.csv_rows(sys.stdout))
         return
     with files.replacing(options.output) as file, outputs.writing(file, options.output) as write:

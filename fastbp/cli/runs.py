@@ -8,9 +8,9 @@ import pathlib
 import tomllib
 from collections.abc import Iterator
 
-from .. import model, tabular
+from .. import loading, tabular
 
-MODEL = model.RUN_MODEL
+MODEL = loading.RUN_MODEL
 LAST = "last.npz"
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"  # a folder, while the run is not complete
@@ -61,7 +61,7 @@ def model_path(run_or_model: str) -> pathlib.Path:
 
 def load(run_or_model: str, device: str, precision: str) -> tabular.Predictor:
     """The predictor of a run or a model file."""
-    found = model.load(model_path(run_or_model), device=device, precision=precision)
+    found = loading.load(model_path(run_or_model), device=device, precision=precision)
     if not isinstance(found, tabular.Predictor):
         raise ValueError(
             f"{run_or_model} does not say how to prepare data: it is not of `fastbp train`; use fastbp.load"

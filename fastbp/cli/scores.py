@@ -55,34 +55,34 @@ class Result:
         label = min(16, max(len(name) for name in names))
         cell = max(6, min(label, 10) + 1, len(f"{counts.max():,}") + 1)
         if len(names) <= MOST_CLASSES and 8 + label + cell * len(names) <= (width or 120):
-            shown = [_cut(name, cell - 1) for name in names]
+            shown = [shortened(name, cell - 1) for name in names]
             yield f"confusion matrix, {of}: true class down, predicted across"
             yield " " * (label + 2) + "".join(f"{name:>{cell}}" for name in shown)
             for name, row in zip(names, counts.tolist(), strict=True):
-                yield f"  {_cut(name, label):{label}}" + "".join(f"{count or '·':>{cell}}" for count in row)
+                yield f"  {shortened(name, label):{label}}" + "".join(f"{count or '·':>{cell}}" for count in row)
             return
         wrong = counts - np.diag(np.diag(counts))
         yield f"confused most, {of}: true class, predicted, rows"
         for place in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]:
             i, j = divmod(int(place), len(names))
             if wrong[i, j]:
-                yield f"  {_cut(names[i], 24):24} {_cut(names[j], 24):24} {wrong[i, j]:>6}"
+                yield f"  {shortened(names[i], 24):24} {shortened(names[j], 24):24} {wrong[i, j]:>6}"
 
     def residual_lines(self):
         """Quantiles of the errors, and the rows of the largest."""
         residual = self.true - self.predicted
         yield f"true less predicted, in units of {self.target.name!r}"
-        cells = zip(QUANTILES, np.quantile(residual, QUANTILES).tolist(), strict=True)
-        yield "  " + "   ".join(f"{share:.0%} {figure(value)}" for share, value in cells)
+        yield "  quantile" + "".join(f"{f'{share:.0%}':>10}" for share in QUANTILES)
+        yield " " * 10 + "".join(f"{figure(value):>10}" for value in np.quantile(residual, QUANTILES).tolist())
         yield "largest errors"
+        yield f"  {'row':>9}{'predicted':>14}{'true':>14}"
         for i in np.argsort(-np.abs(residual), kind="stable")[:MOST_CONFUSED]:
-            yield (
-                f"  row {self.rows[i] + 1}: {figure(float(self.predicted[i]))} predicted, "
-                f"{figure(float(self.true[i]))} true"
-            )
+            predicted, true = figure(float(self.predicted[i])), figure(float(self.true[i]))
+            yield f"  {self.rows[i] + 1:>9}{predicted:>14}{true:>14}"
 
 
-def _cut(text, most):
+def shortened(text: str, most: int) -> str:
+    """The text, or as much of it as that many letters hold."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -96,19 +96,28 @@ def baseline(target, y) -> dict[str, float]:
 def lines(target, scores, width=0) -> list[str]:
     """A table with a row for each metric and a column for each part of the data, the last of which is the baseline."""
     if target.classes is not None:
-        trivial, unit = f"always {_cut(str(target.classes[int(np.argmax(target.shares))]), 16)}", ""
+        trivial, unit = f"always {shortened(str(target.classes[int(np.argmax(target.shares))]), 24)}", ""
     else:
         trivial, unit = "always the mean", f"RMSE and MAE in units of {target.name!r}"
-    columns = {trivial if part == "baseline" else part: values for part, values in scores.items()}
+    titles = [trivial if part == "baseline" else shortened(part, 24) for part in scores]
     first = max(map(len, scores["baseline"])) + 2
-    widths = {column: max(10, len(column) + 3) for column in columns}
-    if width and first + sum(widths.values()) > width:  # closer together
-        widths = {column: max(9, len(column) + 1) for column in columns}
-    text = [" " * first + "".join(f"{column:>{width}}" for column, width in widths.items())]
+    widths = [max(10, len(title) + 3) for title in titles]
+    if width and first + sum(widths) > width:  # closer together, and what is always predicted as short as needed
+        room = max(9, width - first - sum(max(9, len(title) + 1) for title in titles[:-1]))
+        titles[-1] = shortened(titles[-1], room - 1)
+        widths = [max(9, len(title) + 1) for title in titles]
+    text = [" " * first + "".join(f"{title:>{cell}}" for title, cell in zip(titles, widths, strict=True))]
     for name in scores["baseline"]:
-        cells = (f"{figure(columns[column][name]):>{width}}" for column, width in widths.items())
+        cells = (f"{_score(name, of[name]):>{cell}}" for of, cell in zip(scores.values(), widths, strict=True))
         text.append(f" {name:{first - 1}}" + "".join(cells))
     return text + ([" " + unit] if unit else [])
+
+
+def _score(name, value):
+    """A metric: four decimals of a share or a coefficient, else four digits."""
+    if name in ("RMSE", "MAE", "log loss") or value is None or not abs(value) < 10:
+        return figure(value)
+    return f"{round(value, 4) + 0.0:.4f}"  # no -0.0000
 
 
 def figure(value):
@@ -127,16 +136,16 @@ def data_lines(options, learned, incomplete):
     if options.task == "auto" and (target.classes is None or not isinstance(target.classes[0], str)):
         kind += f"; if not: --task {other}"
     names = "" if table.named else " · no header row"
-    yield "data", f"{options.data}   {terminal.number(len(table))} rows · target {target.name!r} ({kind}){names}"
+    yield "data", f"{options.data}   {terminal.rows(len(table))} · target {target.name!r} ({kind}){names}"
     kinds = {}
     for column in preprocessing.columns:
         kinds[column.kind] = kinds.get(column.kind, 0) + 1
     plural = {"number": "numbers", "boolean": "truth values", "category": "categories", "date": "dates"}
     counts = " · ".join(f"{count} {kind if count == 1 else plural[kind]}" for kind, count in kinds.items())
-    yield "", f"columns: {counts} → {terminal.number(preprocessing.width)} inputs"
-    by_target = [column.name for column in preprocessing.columns if hasattr(column, "encodings")]
-    if by_target:
-        yield "", f"by the target's mean, as it has more than {preprocessing.one_hot} categories: {listed(by_target)}"
+    yield "", f"columns: {counts} → {terminal.counted(preprocessing.width, 'input')}"
+    if preprocessing.by_target:
+        names = listed(preprocessing.by_target)
+        yield "", f"by the target's mean, as they have more than {preprocessing.one_hot} categories: {names}"
     if learned.sampled < len(table):
         yield "", f"kinds and statistics of columns are those of {terminal.rows(learned.sampled)} drawn at random"
     if learned.dropped:
@@ -149,7 +158,8 @@ def data_lines(options, learned, incomplete):
         ("filled with the most frequent", {n: c for n, c in preprocessing.gaps.items() if n in categories}),
     ):
         if of:
-            yield "missing", f"{how}, and marked by an input: {listed([f'{n} ({c})' for n, c in of.items()])}"
+            counts = listed([f"{name} ({count})" for name, count in of.items()])
+            yield "missing", f"{how}, and marked by an input: {counts}, counted in the training part"
     if preprocessing.left_out:
         identifiers = "identifier" in preprocessing.left_out.values()
         left = listed([f"{name} ({why})" for name, why in preprocessing.left_out.items()])

@@ -160,9 +160,19 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
 def rows(count: int) -> str:
     """So many rows."""
-    return f"{number(count)} row{'' if count == 1 else 's'}"
+    return counted(count, "row")
+
+
+def size(count: int) -> str:
+    """So many bytes."""
+    return f"{number(count // 1000)} kB" if count >= 1000 else counted(count, "byte")
 
 
 class EpochRows:

@@ -99,7 +99,7 @@ REGRESSOR_CHECKS = CHECKS | {
 def check(estimator, rules):
     """Refuse arguments that are not as the rules say; those that were looked at before are known by identity."""
     state = vars(estimator)
-    values = [state[name] for name in rules]
+    values = list(map(state.__getitem__, rules))
     known = state.get("_checked_arguments", ())
     if len(known) == len(values) and all(map(operator.is_, values, known)):
         return

@@ -120,7 +120,7 @@ class Perceptron(BaseEstimator):
         check_held(X, dtype)
         checks.finite("y", y, dtype)
         if self.solver == "lbfgs":
-            return partial(fit_lbfgs, self, X, self._target(y), self._weight(y, weight))
+            return partial(fit_lbfgs, self, X, self._checked_target(y), self._weight(y, weight))
         return Epochs(self, X, y, weight, validation, random, incremental).run
 
     def _begin(self, X, y, random):
@@ -261,6 +261,16 @@ class Perceptron(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+    def _checked_target(self, y):
+        """What the loss reads: labels, or a matrix of as many columns as the network has outputs."""
+        target, outputs = self._target(y), self.model_.out_features
+        if target.ndim == 2 and target.shape[1] != outputs:
+            raise ValueError(
+                f"y must have {outputs} output{'s' * (outputs != 1)} a row, as the network has that trains on, got "
+                f"{target.shape[1]}; for another network call fit with warm_start=False"
+            )
+        return target
 
     def _weight(self, y, weight):
         """Sample weights with the weights of classes."""

@@ -256,7 +256,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             return False
         if y.dtype.kind not in "iub" or self._label_binarizer.y_type_.startswith("multilabel"):
             return False
-        return bool((classes[np.minimum(np.searchsorted(classes, y), len(classes) - 1)] == y).all())
+        return bool(np.logical_and.reduce(classes.take(classes.searchsorted(y), mode="clip") == y))
 
     def _set_classes(self, y):
         self._label_binarizer = LabelBinarizer().fit(y)
@@ -275,7 +275,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     def _target(self, y):
         if y.ndim == 1:
-            labels = np.searchsorted(self.classes_, y)
+            labels = self.classes_.searchsorted(y)
             return labels if self.out_activation_ == "softmax" else labels[:, None].astype(self.model_.dtype)
         return self._label_binarizer.transform(y).astype(self.model_.dtype)
 

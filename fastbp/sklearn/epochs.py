@@ -105,12 +105,13 @@ class Epochs:
                 f'normalization="batch" cannot train on a batch of one row, and {self.count} rows in batches of '
                 f'{self.batch_size} have one; use another batch_size, or normalization="layer"'
             )
+        self.slices = None  # of a call with one step
         self.watchers = watching.checked(list(estimator.callbacks)) if estimator.callbacks else []
-        self.data, self.validation = (X, estimator._target(y), estimator._weight(y, weight)), validation
+        self.data, self.validation = (X, estimator._checked_target(y), estimator._weight(y, weight)), validation
         self.weight_val, self.loss_of_validation = weight_val, None
-        self._steps()
+        self.steps = self._steps()
         if self.given:
-            arrays = dense(validation[0]), estimator._target(validation[1])
+            arrays = dense(validation[0]), estimator._checked_target(validation[1])
             self.loss_of_validation = Validation(self.model, self.steps.objective.loss, arrays)
 
     def _split(self, X, y):
@@ -133,15 +134,17 @@ class Epochs:
     def _steps(self):
         """The optimizer and what runs its steps; of the call before, if this is a `partial_fit` after another."""
         estimator, state = self.estimator, vars(self.estimator)
-        objective, ready = estimator._objective(), state.get("_steps")
-        goes_on = self.incremental and "_optimizer" in state
-        if not goes_on:
+        made_of = state.get("loss"), estimator.out_activation_, estimator.n_outputs_  # what an objective is made of
+        if self.incremental and "_optimizer" in state:
+            known, ready = state.get("_steps", (None, None))
+            if known == made_of and ready.model is self.model and ready.optimizer is estimator._optimizer.optimizer:
+                return ready
+        objective = estimator._objective()
+        if not (self.incremental and "_optimizer" in state):
             estimator._optimizer = Rate(estimator, objective.scale)
-        optimizer = estimator._optimizer.optimizer
-        same = goes_on and ready is not None and ready.optimizer is optimizer
-        if not same or ready.model is not self.model or not ready.objective.same_as(objective):
-            ready = estimator._steps = Steps(self.model, objective, optimizer)
-        self.steps = ready
+        steps = Steps(self.model, objective, estimator._optimizer.optimizer)
+        estimator._steps = made_of, steps
+        return steps
 
     def run(self):
         """Train."""
@@ -154,21 +157,26 @@ class Epochs:
         rate = estimator._optimizer
         model.optimizer = rate.optimizer
         model.history = history = History()
-        run = {"epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count}
-        run |= {"verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0]}
-        interrupts = Interrupts() if started.group is None else started.group.interrupts()
-        each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
-        self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
-        self.order, self.sizes = np.arange(self.count), np.full(self.batches, self.batch_size)
-        self.sizes[-1] = self.count - (self.batches - 1) * self.batch_size
+        run = {
+            "epochs": self.epochs, "batch_size": self.batch_size, "steps": self.batches, "rows": self.count,
+            "verbose": bool(estimator.verbose), "validation_rows": 0 if X_val is None else X_val.shape[0],
+            "optimizer": rate.optimizer,
+        }  # fmt: skip
+        # One step is not interrupted, and a handler of signals takes longer than it.
+        interrupts = nullcontext()
+        if self.epochs * self.batches > 1 or watchers:
+            interrupts = Interrupts() if started.group is None else started.group.interrupts()
+            each_batch = any(hasattr(watcher, "on_batch_end") for watcher in watchers)
+            self.slices = Slices(model.network, interrupts, 1 if each_batch else None)
+        self.order = np.arange(self.count)
         self.best, estimator.n_iter_ = Best(model) if estimator.early_stopping else None, 0
         self.steps.give(*self.data, estimator.alpha, self.batch_size)
-        # One compiled step is not interrupted, and a handler of signals takes longer than it.
-        handled = interrupts if self.epochs * self.batches > 1 else nullcontext()
+        self.sizes = self.steps.sizes_of(self.count)
         try:
-            with model.exclusive(), handled:
-                interrupts.raise_deferred()
-                watching.call(watchers, "on_fit_begin", model, run | {"optimizer": rate.optimizer})
+            with model.exclusive(), interrupts:
+                if self.slices is not None:
+                    interrupts.raise_deferred()
+                watching.call(watchers, "on_fit_begin", model, run)
                 for epoch in range(1, self.epochs + 1):
                     history.append(self._epoch(epoch))
                     stop = watching.call(watchers, "on_epoch_end", model, history[-1])
@@ -185,7 +193,7 @@ class Epochs:
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         finally:
-            self.steps.give(None, None, None, 0.0, 1)  # they stay with the estimator, the data do not
+            self.steps.give(None, None, None, estimator.alpha, 1)  # they stay with the estimator, the data do not
         if self.best is not None:
             self.best.restore()
 
@@ -195,20 +203,30 @@ class Epochs:
         if estimator.shuffle and self.count > 1:
             self.order = self.order[self.random.permutation(self.count)]
         step_loss, step_hits = np.empty(self.batches), np.zeros(self.batches, np.int64)
-        for first, end, failed in self.slices(self.steps, self.order, step_loss, step_hits):
-            self.slices.interrupts.raise_deferred()
-            for batch in range(first, end + failed) if self.slices.most else ():
-                record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
-                watching.call(self.watchers, "on_batch_end", self.model, record)
-        self._keep(epoch, float(step_loss @ self.sizes) / self.count)
+        if self.slices is None:
+            with self.model.network.changes.under_way():
+                self.steps(self.order, step_loss, step_hits)
+        else:
+            self._in_slices(epoch, step_loss, step_hits)
+        self._keep(epoch, float(step_loss.dot(self.sizes)) / self.count)
         val_loss = val_accuracy = None
         if self.loss_of_validation:
             val_loss, val_accuracy = self.loss_of_validation()
             val_loss *= self.steps.objective.share
             estimator.validation_loss_curve_.append(val_loss)
-        record = {"epoch": epoch, "loss": estimator.loss_, "val_loss": val_loss, "accuracy": None}
-        record |= {"val_accuracy": val_accuracy, "lr": estimator._optimizer.learning_rate}
-        return record | {"seconds": time.perf_counter() - begin}
+        return {
+            "epoch": epoch, "loss": estimator.loss_, "val_loss": val_loss, "accuracy": None,
+            "val_accuracy": val_accuracy, "lr": estimator._optimizer.learning_rate,
+            "seconds": time.perf_counter() - begin,
+        }  # fmt: skip
+
+    def _in_slices(self, epoch, step_loss, step_hits):
+        """Run an epoch, with answers to Ctrl-C and calls of callbacks between its slices."""
+        for first, end, failed in self.slices(self.steps, self.order, step_loss, step_hits):
+            self.slices.interrupts.raise_deferred()
+            for batch in range(first, end + failed) if self.slices.most else ():
+                record = {"epoch": epoch, "batch": batch + 1, "loss": float(step_loss[batch])}
+                watching.call(self.watchers, "on_batch_end", self.model, record)
 
     def _keep(self, epoch, loss):
         """Keep what an epoch gave, and count those without improvement."""

@@ -17,6 +17,7 @@ from .. import losses
 from ..checks import Array
 from .arguments import LOSSES, REGRESSOR_CHECKS, store, trains_by_batches
 from .base import Perceptron
+from .rows import are_numbers, passes
 from .steps import Objective
 
 
@@ -114,11 +115,12 @@ class MLPRegressor(RegressorMixin, Perceptron):
                 f'output_activation must be None for loss="poisson", which predicts exp of the outputs; '
                 f"got {self.output_activation!r}"
             )
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", multi_output=True, y_numeric=True, dtype=(np.float64, np.float32),
-            reset=reset,
-        )  # fmt: skip
-        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        if not (incremental and not reset and passes(self, X) and are_numbers(y, len(X))):
+            X, y = validate_data(
+                self, X, y, accept_sparse="csr", multi_output=True, y_numeric=True, dtype=(np.float64, np.float32),
+                reset=reset,
+            )  # fmt: skip
+            y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
         if poisson and y.min() < 0:
             raise ValueError(f'y must not be negative for loss="poisson", got {y.min()}')
         return X, y

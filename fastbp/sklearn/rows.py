@@ -25,8 +25,19 @@ def passes(estimator, X):
         return False
     if "_coefs" not in state or "feature_names_in_" in state or X.shape[1] != state.get("n_features_in_"):
         return False
+    return has_finite_sum(X)
+
+
+def are_numbers(y, rows):
+    """Whether y is a plain array of finite numbers, one a row, that `validate_data` would return unchanged."""
+    numbers = type(y) is np.ndarray and (y.dtype in FLOATS or y.dtype.kind in "iu")
+    return numbers and y.shape == (rows,) and has_finite_sum(y)
+
+
+def has_finite_sum(array):
+    """Whether the sum of all is finite, so that everything is."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.add.reduce(X, axis=None))
+        return math.isfinite(np.add.reduce(array, axis=None))
 
 
 def check_held(X, dtype):

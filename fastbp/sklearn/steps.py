@@ -36,11 +36,6 @@ class Objective(NamedTuple):
     share: float
     scale: float
 
-    def same_as(self, other):
-        """Whether steps that were made ready for the one do for the other."""
-        one, two = self.loss, other.loss
-        return type(one) is type(two) and one.parameter == two.parameter and self[1:] == other[1:]
-
 
 class Steps:
     """Runs batches of rows, many in one compiled call where that can be; `Slices` cuts an epoch into calls.
@@ -60,12 +55,16 @@ class Steps:
         optimizer.bind(self.network)
         model.remember_loss(objective.loss)
         self.stored = StoredStep(model, objective.loss, optimizer)
+        self.alpha = self.penalised = self.decay = None  # the decay is that of batches of these sums of weights
+        self.divided, self.sizes = None, np.empty(0)
         self.give(None, None, None, 0.0, 1)
 
     def give(self, X, target, weight, alpha, batch_size):
         """What the next batches are of, with which penalty."""
         self.X, self.target, self.weight = X, target, weight
-        self.alpha, self.batch_size, self.lost = alpha, batch_size, False
+        if alpha != self.alpha:
+            self.alpha, self.penalised, self.decay = alpha, None, None
+        self.batch_size, self.lost = batch_size, False
         # Elsewhere than on the host updates know no decay.
         self.compiled = compiled(self.objective.loss, self.optimizer) and (self.network.on_host or not alpha)
         self.run = None
@@ -75,6 +74,12 @@ class Steps:
         rows = Rows(X, target, weight, self.objective.loss.takes_labels(target))
         return CompiledSteps(self.model, self.objective.loss, self.optimizer, rows, self.batch_size)
 
+    def _run_of_all(self):
+        """Those on all rows, where they are dense."""
+        if self.run is None:
+            self.run = self._run_of(self.X, self.target, self.weight)
+        return self.run
+
     @property
     def most(self):
         """The most batches a call may have."""
@@ -82,9 +87,7 @@ class Steps:
             return 1
         if sparse.issparse(self.X):
             return max(1, STAGING_BYTES // (self.batch_size * self.X.shape[1] * self.X.dtype.itemsize))
-        if self.run is None:
-            self.run = self._run_of(self.X, self.target, self.weight)
-        return self.run.together
+        return self._run_of_all().together
 
     def __call__(self, rows, step_loss, step_hits):
         """Run the batches of these rows, whose losses before their updates are written to ``step_loss``.
@@ -94,45 +97,58 @@ class Steps:
         if self.lost:
             step_loss[:] = math.nan
             return len(step_loss)
-        totals, done = self._totals(rows, len(step_loss)), 0
-        # A batch without weight counts for nothing.
-        nothing = () if self.weight is None else np.flatnonzero(totals == 0)
-        for end in (*nothing, len(step_loss)):
+        if self.weight is None:
+            return self._counted(rows, self.sizes_of(len(rows)), step_loss, step_hits)
+        totals, done = np.add.reduceat(self.weight[rows], np.arange(0, len(rows), self.batch_size)), 0
+        for end in (*np.flatnonzero(totals == 0), len(step_loss)):  # a batch without weight counts for nothing
             if end > done:
                 part, size = slice(done, end), self.batch_size
-                finished = (self._together if self.compiled else self._stored)(
-                    rows[done * size : end * size], totals[part], step_loss[part], step_hits[part]
-                )
+                finished = self._counted(rows[done * size : end * size], totals[part], step_loss[part], step_hits[part])
                 if finished < end - done:
-                    self.lost = True
-                    self.model.flat_parameters = np.full(self.network.count, math.nan, self.model.dtype)
                     return done + finished
             step_loss[end : end + 1] = 0.0
             done = end + 1
         return len(step_loss)
 
-    def _totals(self, rows, steps):
-        """The sums of the weights of batches."""
-        if self.weight is not None:
-            return np.add.reduceat(self.weight[rows], np.arange(0, len(rows), self.batch_size))
-        totals = np.full(steps, float(self.batch_size))
-        totals[-1] = len(rows) - (steps - 1) * self.batch_size
-        return totals
+    def sizes_of(self, rows):
+        """The rows of every batch, float64 (batches,): the same array where the last ones were divided so."""
+        if self.divided != (rows, self.batch_size):
+            batches = -(-rows // self.batch_size)
+            self.divided, self.sizes = (rows, self.batch_size), np.full(batches, float(self.batch_size))
+            self.sizes[-1] = rows - (batches - 1) * self.batch_size
+        return self.sizes
+
+    def _counted(self, rows, totals, step_loss, step_hits):
+        """Batches that count; how many have a finite loss."""
+        finished = (self._together if self.compiled else self._stored)(rows, totals, step_loss, step_hits)
+        if finished < len(totals):
+            self.lost = True
+            self.model.flat_parameters = np.full(self.network.count, math.nan, self.model.dtype)
+        return finished
 
     def _together(self, rows, totals, step_loss, step_hits):
         """Batches in one call; how many have a finite loss."""
-        run, order, decay, squares = self.run, rows, None, None
+        order, squares = rows, None
         if sparse.issparse(self.X):
             run = self._run_of(*self._rows_of(rows))
             order = np.stack([np.arange(len(rows)), rows])
+        else:
+            run = self._run_of_all()
         if self.alpha:
-            decay, squares = self.alpha / (totals * self.objective.scale), np.zeros(len(totals))
+            if totals is not self.penalised:
+                self.penalised, self.decay = totals, self.alpha / (totals * self.objective.scale)
+            squares = np.zeros(len(totals))
         run.start(rows, len(totals))
         self.network.discard_gradients()
-        done = run(order, step_loss, step_hits, decay, squares)
-        step_loss *= self.objective.share
+        done = run(order, step_loss, step_hits, self.decay, squares)
+        if self.objective.share != 1:
+            step_loss *= self.objective.share
         if squares is not None:
-            step_loss += 0.5 * self.alpha * squares / totals
+            squares *= 0.5 * self.alpha
+            squares /= totals
+            step_loss += squares
+        if done == len(totals) and math.isfinite(np.maximum.reduce(step_loss)):
+            return done
         finite = np.isfinite(step_loss[:done])
         return done if finite.all() else int(finite.argmin())
 

@@ -82,14 +82,14 @@ def from_frame(frame: Any, name: str = "the frame") -> Table:
         raise TypeError(f"{name} has a column of several kinds: {error}") from None
 
 
-def from_arrow(name, table, named=True):
-    """Columns of Arrow as NumPy's, without pandas' index."""
+def from_arrow(name, table, named=True, text=False):
+    """Columns of Arrow as NumPy's, without pandas' index; ``text`` as of `Table`."""
     index = index_of_pandas(table.schema)
     names = table.column_names if named else [str(i) for i in range(table.num_columns)]
     refuse_twice(names)
     columns = zip(names, table.columns, strict=True)
     columns = {name: _column_of_arrow(name, values) for name, values in columns if name not in index}
-    return Table(name, columns, named)
+    return Table(name, columns, named, text=text)
 
 
 def index_of_pandas(schema: Any) -> list[str]:
@@ -116,12 +116,15 @@ def _column_of_arrow(name, values):
     if types.is_dictionary(values.type):
         chunks = [_plain_text(pa, chunk.dictionary).take(chunk.indices) for chunk in values.chunks]
         values = pa.chunked_array(chunks, pa.string() if not chunks else chunks[0].type)
+    values = _plain_text(pa, values)
     missing = values.is_null().to_numpy().astype(bool)
     kind = values.type
     if types.is_null(kind):
         return Column(np.full(len(values), np.nan), missing)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return Column(values.fill_null("").to_numpy(zero_copy_only=False).astype(object), missing)
+    if types.is_string(kind) or types.is_large_string(kind):
+        values = values.fill_null("")
+        blank = pa.compute.equal(pa.compute.utf8_trim_whitespace(values), "")
+        return Column(values.to_numpy(zero_copy_only=False).astype(object), blank.to_numpy().astype(bool))
     if types.is_boolean(kind):
         return Column(values.fill_null(False).to_numpy().astype(bool), missing)
     if types.is_temporal(kind) and not types.is_duration(kind) and not types.is_time(kind):

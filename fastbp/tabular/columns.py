@@ -59,7 +59,7 @@ class Numeric:
             numbers = PART[part](values)
             numbers[values.missing] = self.fill[j]
             scaled = (numbers - self.center[j]) / self.scale[j]
-            out[:, j] = scaled / np.sqrt(1 + (scaled / 3) ** 2) if self.clip else scaled
+            out[:, j] = scaled / np.hypot(1, scaled / 3) if self.clip else scaled
         if self.indicator:
             out[:, -1] = values.missing
         return 0

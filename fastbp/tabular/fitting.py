@@ -34,7 +34,7 @@ def fit_numbers(columns: Sequence[tuple[str, str, Column]], rows: Array, scaling
 
 def _fit_together(columns, scaling):
     """Columns in one matrix."""
-    preprocessing, impute = imported()
+    _, impute = imported()
     chosen = []
     for name, kind, values in columns:
         parts = DATE_PARTS if kind == "date" else ["value"]
@@ -47,8 +47,10 @@ def _fit_together(columns, scaling):
     learned = {}
     if chosen:
         matrix = np.column_stack([numbers for _, _, numbers in chosen])
-        imputer = impute.SimpleImputer(strategy="median", keep_empty_features=True).fit(matrix)
-        center, scale = _scaling(preprocessing, imputer.transform(matrix), scaling)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by `scaling_of`
+            imputer = impute.SimpleImputer(strategy="median", keep_empty_features=True).fit(matrix)
+            complete = imputer.transform(matrix)
+        center, scale = scaling_of([name for name, _, _ in chosen], complete, scaling)
         for j, (name, part, _) in enumerate(chosen):
             learned.setdefault(name, []).append((part, imputer.statistics_[j], center[j], scale[j]))
     for name, kind, values in columns:
@@ -59,14 +61,32 @@ def _fit_together(columns, scaling):
         yield Numeric(name, kind, parts, *numbers, indicator, scaling == "robust" and kind != "boolean")
 
 
-def _scaling(preprocessing, filled, scaling):
-    if scaling == "standard":
-        scaler = preprocessing.StandardScaler().fit(filled)
-        return scaler.mean_, scaler.scale_
-    scaler = preprocessing.RobustScaler().fit(filled)
-    quartiles = np.subtract(*np.percentile(filled, [75, 25], axis=0))
-    # where the quartiles are equal, half of the range
-    return scaler.center_, np.where(quartiles > 0, scaler.scale_, np.ptp(filled, axis=0) / 2)
+def scaling_of(names: Sequence[str], numbers: Array, scaling: str) -> tuple[Array, Array]:
+    """Center and scale, arrays (columns,), of ``numbers`` (n, columns), as `Preprocessing` has ``scaling``.
+
+    Raises
+    ------
+    ValueError
+        The squares of a column's numbers, or their range, are beyond float64.
+    """
+    preprocessing, _ = imported()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        if scaling == "standard":
+            scaler = preprocessing.StandardScaler().fit(numbers)
+            center, scale = scaler.mean_, scaler.scale_
+        else:
+            scaler = preprocessing.RobustScaler().fit(numbers)
+            quartiles = np.subtract(*np.percentile(numbers, [75, 25], axis=0))
+            # where the quartiles are equal, half of the range
+            center, scale = scaler.center_, np.where(quartiles > 0, scaler.scale_, np.ptp(numbers, axis=0) / 2)
+    overflown = np.flatnonzero(~(np.isfinite(center) & np.isfinite(scale)))
+    if len(overflown):
+        column = overflown[0]
+        raise ValueError(
+            f"column {names[column]!r} has numbers up to {np.abs(numbers[:, column]).max():g}, too large for a mean "
+            "and a deviation in float64: use another unit"
+        )
+    return center, scale
 
 
 def fit_category(name: str, values: Column, y: Array | None, one_hot: int) -> OneHot | ByTarget:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from .table import Array, Column, from_one
+from .table import WHOLE, Array, Column, Source
 
 FREE_WORDS = 3  # text with at least this many words a value, mostly different, is no category
 FEW_ROWS = 20  # with fewer rows, distinct values say nothing about identifiers
@@ -20,7 +20,7 @@ DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 
 def kind_of(
-    name: str, whole: Column, rows: Array, categories: Sequence[str], keep: Sequence[str], number: Callable[[int], int]
+    name: str, whole: Column, rows: Array, categories: Sequence[str], keep: Sequence[str], source: Source
 ) -> tuple[str | None, str | None]:
     """What a column is, and why it is left out, if it is.
 
@@ -32,8 +32,8 @@ def kind_of(
         Those of training; of the others it counts only what kind of values they are.
     categories, keep : sequence of str
         As of `Preprocessing`.
-    number : callable
-        As `Table.number`.
+    source : Source
+        The table.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def kind_of(
     if are_booleans(values):
         return "boolean", None
     if values.kind == "text":
-        refuse_mistaken(name, whole, number)
+        refuse_mistaken(name, whole, source)
     if values.kind in ("text", "number") and name not in keep and _identifies(name, whole):
         return None, "identifier"
     if values.kind != "text":
@@ -65,29 +65,40 @@ def kind_of(
     return "category", None
 
 
-def refuse_mistaken(name: str, values: Column, number: Callable[[int], int] = from_one) -> None:
+def refuse_mistaken(name: str, values: Column, source: Source = WHOLE) -> None:
     """Refuse text that is numbers but for a few values, or numbers in another way of writing; says how to read it."""
     counts = Counter(values.present.tolist())
     others = [text for text in counts if not NUMBER_LIKE.fullmatch(text)]
     if not others:
         return
     row = int(np.flatnonzero(~values.missing & (values.values == others[0]))[0])
-    where = f"column {name!r} is text: row {number(row)} has {others[0]!r}"
+    where = f"column {name!r} is text: row {source.number(row)} has {others[0]!r}"
     as_categories = f"for categories: --category {quoted(name)}"
+    column = f"frame[{name!r}]"  # where the values are not read from text, it is the table that has to change
     if all(GROUPED.fullmatch(text) for text in others):
-        raise ValueError(
-            f"{where}; for numbers with grouped digits: --thousands , and for a decimal comma: --decimal ,"
+        options = "for numbers with grouped digits: --thousands , and for a decimal comma: --decimal ,"
+        change = f"make numbers of it, as by pandas.to_numeric({column}.str.replace(',', ''))"
+    elif all(DECIMAL_COMMA.fullmatch(text) for text in others):
+        options = "for a decimal comma: --decimal ,"
+        change = f"make numbers of it, as by pandas.to_numeric({column}.str.replace(',', '.'))"
+    elif all(DATE_LIKE.fullmatch(text) for text in others):
+        options = f"for dates: --date-format and how they are written, as %d/%m/%Y; {as_categories}"
+        change = f"make dates of it, as by pandas.to_datetime({column}, format='%d/%m/%Y'); {as_categories}"
+    elif _mostly_numbers(counts, others):
+        where += ", and most rows have numbers"
+        options = f"if that is a missing value: --na {quoted(others[0])}; {as_categories}"
+        change = (
+            f"if that is a missing value, make numbers of the others, as by pandas.to_numeric({column}, "
+            f"errors='coerce'); {as_categories}"
         )
-    if all(DECIMAL_COMMA.fullmatch(text) for text in others):
-        raise ValueError(f"{where}; for a decimal comma: --decimal ,")
-    if all(DATE_LIKE.fullmatch(text) for text in others):
-        raise ValueError(f"{where}; for dates: --date-format and how they are written, as %d/%m/%Y; {as_categories}")
+    else:
+        return
+    raise ValueError(f"{where}; {options if source.text else change}")
+
+
+def _mostly_numbers(counts, others):
     numbers = counts.total() - sum(counts[text] for text in others)
-    if len(others) <= 2 and 2 * numbers >= counts.total() and len(counts) - len(others) > 2:
-        raise ValueError(
-            f"{where}, and most rows have numbers; if that is a missing value: --na {quoted(others[0])}; "
-            f"{as_categories}"
-        )
+    return len(others) <= 2 and 2 * numbers >= counts.total() and len(counts) - len(others) > 2
 
 
 def quoted(text: str) -> str:

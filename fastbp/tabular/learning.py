@@ -167,8 +167,8 @@ def learn(
         raise ValueError(f"{table.name} has no column besides the target {name!r}")
     table, dropped = with_target(table, name)
     values = table.column(name)
-    raw = raw_target(name, values, task, link, table.number)
-    y = raw.encoded(values, table.number)
+    raw = raw_target(name, values, task, link, table)
+    y = raw.encoded(values, table)
     parts = split(strata(raw, y), fractions, seed)
     learned = with_statistics(raw, y[parts["train"]])
     y = y if learned.classes is not None else (y - learned.mean) / learned.scale
@@ -184,7 +184,7 @@ def again(table: Table | Stored, metadata: dict[str, Any]) -> Learned:
     """A table made ready as a model's file says, with the split that it was trained by."""
     preprocessing, target = restored(metadata)
     table, dropped = with_target(table, target.name)
-    y = target.encoded(table.column(target.name), table.number)
+    y = target.encoded(table.column(target.name), table)
     parts = split(strata(target, y), metadata["split"], metadata["seed"])
     rows = drawn(len(table), len(preprocessing.given), metadata["seed"])
     return Learned(table, preprocessing, target, y, parts, rows[among(rows, parts["train"])], len(rows), dropped)

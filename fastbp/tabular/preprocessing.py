@@ -125,7 +125,7 @@ class Preprocessing:
         self.named, self.columns, self.left_out, self.gaps = table.named, [], {}, {}
         numeric: list[tuple[str, str, Column]] = []
         for name, values in table.columns.items():
-            kind, why = kind_of(name, values, rows, self.categories, self.keep, table.number)
+            kind, why = kind_of(name, values, rows, self.categories, self.keep, table)
             if kind is None or why:
                 self.left_out[name] = why or ""
                 continue
@@ -198,6 +198,11 @@ class Preprocessing:
         return sum(one.width for one in self.columns)
 
     @property
+    def by_target(self) -> list[str]:
+        """The columns whose categories the target's mean stands for."""
+        return [one.name for one in self.columns if isinstance(one, ByTarget)]
+
+    @property
     def labels(self) -> list[str]:
         """What the inputs are called."""
         return [label for one in self.columns for label in one.labels]
@@ -212,7 +217,15 @@ class Preprocessing:
         for one in self.columns:
             values = table.columns.get(one.name)
             values = self._converted(one, _gap(one, len(table)) if values is None else values, table)
-            unknown = one.inputs(values, out[:, first : first + one.width])
+            inputs = out[:, first : first + one.width]
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+                unknown = one.inputs(values, inputs)
+            beyond = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+            if len(beyond):
+                raise ValueError(
+                    f"column {one.name!r} has {values.values[beyond[0]]:g} in row {table.number(beyond[0])}, "
+                    f"which is beyond {out.dtype} when standardised as in training"
+                )
             if unknown:
                 codes = codes_of(values, one.categories, one.fill)
                 lacks.see(one.name, unknown, values.texts()[np.flatnonzero(codes < 0)[0]])
@@ -232,7 +245,7 @@ class Preprocessing:
         if values.kind == one.kind or (one.kind == "number" and values.kind == "boolean"):
             return values
         if values.kind == "text":
-            refuse_mistaken(one.name, values, table.number)
+            refuse_mistaken(one.name, values, table)
         first = int(np.flatnonzero(~values.missing)[0])
         raise ValueError(
             f"column {one.name!r} must have values of kind {one.kind}, as in training; row {table.number(first)} has "

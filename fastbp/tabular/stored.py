@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrow import from_arrow, imported, index_of_pandas, refuse_twice
 from .opening import ARROW, PARQUET, name_of
-from .table import PART_VALUES, Array, Column, Table, found, from_columns, from_one
+from .table import PART_VALUES, Array, Column, Table, found, from_columns
 
 NPY = ".npy"
 
@@ -59,6 +59,7 @@ class Stored:
     names: list[str]
     source: Any
     chosen: range | Array
+    text: bool = False
 
     def __init__(self, source: str | os.PathLike[str] | Array | Mapping[str, Array], name: str | None = None) -> None:
         path = None if isinstance(source, np.ndarray | Mapping) else pathlib.Path(source)
@@ -120,7 +121,7 @@ class Stored:
 
     def number(self, row: int) -> int:
         """The number of a row, from 1, in the file."""
-        return from_one(int(self.chosen[row]))
+        return 1 + int(self.chosen[row])
 
     def incomplete(self, columns: Iterable[str]) -> Array:
         """The rows in which a value of these columns is missing, as a mask."""

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import decimal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Column:
     values : array (n,)
         Numbers, truth values, ``datetime64[us]``, or text in an array of objects. Where a value is missing, anything.
     missing : bool array (n,)
-        Where there is no value; a number that is not finite is none.
+        Where there is no value; a number that is not finite is none, and neither is text of blanks alone.
     """
 
     values: Array
@@ -59,9 +59,30 @@ class Column:
         return np.array([text_of(value) for value in self.values.tolist()], object)
 
 
-def from_one(row: int) -> int:
-    """The number of a row, from 1, of a table that has all rows of its source."""
-    return row + 1
+class Source(Protocol):
+    """What errors tell of a table: its rows by number, and how to have its values read otherwise."""
+
+    @property
+    def text(self) -> bool:
+        """Whether it was read from text with separators, in a `Dialect`."""
+        ...
+
+    def number(self, row: int) -> int:
+        """The number of a row, from 1, in the source."""
+        ...
+
+
+class Whole:
+    """The source of values that are all there is."""
+
+    text = False
+
+    def number(self, row: int) -> int:
+        """The number of a row, from 1."""
+        return row + 1
+
+
+WHOLE: Source = Whole()
 
 
 def positions(texts: Array, of: Mapping[str, int]) -> Array:
@@ -90,7 +111,7 @@ def column(name: str, values: Any) -> Column:
     if array.dtype.kind == "O":
         return _from_objects(name, array)
     if array.dtype.kind in "US":
-        return Column(array.astype(str).astype(object), np.zeros(len(array), bool))
+        return Column(array.astype(str).astype(object), np.char.strip(array.astype(str)) == "")
     if array.dtype.kind == "M":
         return Column(array.astype("datetime64[us]"), np.isnat(array))
     if array.dtype.kind not in "fiub":
@@ -105,9 +126,15 @@ def _array(values):
     return array
 
 
+def _is_gap(item):
+    if isinstance(item, str):
+        return not item.strip()
+    return item is None or item != item or str(item) in ("NaT", "<NA>")
+
+
 def _from_objects(name, array):
     items = array.tolist()
-    missing = np.array([item is None or item != item or str(item) in ("NaT", "<NA>") for item in items], bool)
+    missing = np.array([_is_gap(item) for item in items], bool)
     there = [item for item, gone in zip(items, missing, strict=True) if not gone]
     for types, dtype, fill in (
         ((bool, np.bool_), bool, False),
@@ -141,6 +168,8 @@ class Table:
         The column to predict when none is asked for, by name or by index.
     numbers : int array (n,), optional
         Which rows of its source these are, where they are not all.
+    text : bool
+        Whether it was read from text with separators, in a `Dialect`.
     """
 
     name: str
@@ -148,6 +177,7 @@ class Table:
     named: bool
     target: str | None = "-1"
     numbers: Array | None = None
+    text: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -159,7 +189,7 @@ class Table:
 
     def number(self, row: int) -> int:
         """The number of a row, from 1, in its source."""
-        return from_one(row if self.numbers is None else int(self.numbers[row]))
+        return 1 + (row if self.numbers is None else int(self.numbers[row]))
 
     def find(self, column: str) -> str:
         """The name of a column given by name or by index (negative: from the end)."""

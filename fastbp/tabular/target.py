@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import fitting
 from .kinds import are_booleans, refuse_mistaken
-from .table import Array, Column, from_one, listed, positions, text_of
+from .table import WHOLE, Array, Column, Source, listed, positions, text_of
 
 FEW_CLASSES = 10  # whole numbers with at most this many distinct values are taken for class labels
 
@@ -44,10 +43,10 @@ class Target:
         """Outputs of the network."""
         return len(self.classes) if self.classes else 1
 
-    def encoded(self, values: Column, number: Callable[[int], int] = from_one) -> Array:
+    def encoded(self, values: Column, source: Source = WHOLE) -> Array:
         """Class indices (int64), or the standardised values (float64), array (n,), of a column without gaps."""
         if self.classes is None:
-            return (_values(self.name, values, number) - self.mean) / self.scale
+            return (_values(self.name, values, source) - self.mean) / self.scale
         index = {text_of(label): i for i, label in enumerate(self.classes)}
         texts = values.texts()
         if {text.lower() for text in index} == {"true", "false"}:  # True, TRUE and true are one
@@ -87,13 +86,13 @@ class Target:
         return cls(**learned)
 
 
-def _values(name, values, number):
+def _values(name, values, source):
     if values.kind not in ("number", "boolean"):
         if values.kind == "text":
-            refuse_mistaken(name, values, number)
+            refuse_mistaken(name, values, source)
         first = int(np.flatnonzero(~values.missing)[0])
         raise ValueError(
-            f"column {name!r} must have numbers for regression; row {number(first)} has "
+            f"column {name!r} must have numbers for regression; row {source.number(first)} has "
             f"{text_of(values.values[first])!r} (for classes: --task classification)"
         )
     return values.numbers()
@@ -104,7 +103,7 @@ def raw_target(
     values: Column,
     task: str = "auto",
     link: str = "identity",
-    number: Callable[[int], int] = from_one,
+    source: Source = WHOLE,
 ) -> Target:
     """The target as its values show it, before shares, mean and scale are known.
 
@@ -117,26 +116,26 @@ def raw_target(
         ``"auto"``: text, truth values and whole numbers with at most ``FEW_CLASSES`` distinct values are classes.
     link : {"identity", "log"}
         ``"log"`` is for counts, which are not negative.
-    number : callable
-        As `Table.number`.
+    source : Source
+        The table.
     """
     if not len(values):
         raise ValueError(f"column {name!r} has no value in any row")
     if values.kind == "date":
         raise ValueError(f"column {name!r} has dates, which cannot be predicted: choose another with --target")
     if values.kind == "text" and task == "auto" and not are_booleans(values):
-        refuse_mistaken(name, values, number)
+        refuse_mistaken(name, values, source)
     if task == "auto":
         task = _task_of(values)
     if task == "regression":
-        numbers = _values(name, values, number)
-        if not np.ptp(numbers):
+        numbers = _values(name, values, source)
+        if (numbers == numbers[0]).all():
             raise ValueError(f"column {name!r} has the one value {numbers[0]:g}: nothing to predict")
         if link == "log" and numbers.min() < 0:
             row = int(np.argmin(numbers))
             raise ValueError(
                 f"column {name!r} must have no negative value where its mean is predicted by its logarithm, as by "
-                f"--loss poisson; row {number(row)} has {numbers[row]:g}"
+                f"--loss poisson; row {source.number(row)} has {numbers[row]:g}"
             )
         return Target(name, task, link=link)
     labels = values.values
@@ -169,6 +168,5 @@ def with_statistics(target: Target, encoded: Array) -> Target:
         return dataclasses.replace(target, shares=shares.tolist())
     if target.link == "log":
         return dataclasses.replace(target, scale=float(encoded.mean()) or 1.0)
-    preprocessing, _ = fitting.imported()
-    scaler = preprocessing.StandardScaler().fit(encoded[:, None])
-    return dataclasses.replace(target, mean=float(scaler.mean_[0]), scale=float(scaler.scale_[0]))
+    mean, scale = fitting.scaling_of([target.name], encoded[:, None], "standard")
+    return dataclasses.replace(target, mean=float(mean[0]), scale=float(scale[0]))

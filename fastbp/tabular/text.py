@@ -69,10 +69,11 @@ def read_text(source, path, content, dialect):
     parse = pa.csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=True)
     defaults = pa.csv.ConvertOptions()
     formats = [dialect.date_format] if dialect.date_format else []
+    gaps = [*defaults.null_values, "None", *dialect.na]
 
     def read_csv(**more):
         convert = pa.csv.ConvertOptions(
-            null_values=[*defaults.null_values, "None", *dialect.na],
+            null_values=gaps,
             strings_can_be_null=True,
             true_values=[],  # truth values stay as they are written; `Preprocessing` knows them
             false_values=[],
@@ -85,6 +86,10 @@ def read_text(source, path, content, dialect):
 
     try:
         table = read_csv()
+        blanks = _gaps_with_blanks(table, gaps)
+        if blanks:
+            gaps += blanks
+            table = read_csv()
         whole = [field.name for field in table.schema if pa.types.is_integer(field.type)]
         if whole and len(set(table.column_names)) == table.num_columns:  # numbers that begin with 0 are codes
             written = read_csv(include_columns=whole, column_types=dict.fromkeys(whole, pa.string()))
@@ -104,7 +109,19 @@ def read_text(source, path, content, dialect):
     for i, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
             table = table.set_column(i, field.name, _text_column(table.column(i), dialect, padded))
-    return from_arrow(name_of(path), table, names is not None)
+    return from_arrow(name_of(path), table, names is not None, text=True)
+
+
+def _gaps_with_blanks(table, gaps):
+    """Texts of the table that stand for a missing value but for the blanks around them, and blanks alone."""
+    pa, found = imported(), set()
+    known = pa.array(["", *gaps], pa.string())
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts = table.column(i).unique().drop_null()
+            blank = pa.compute.is_in(pa.compute.utf8_trim_whitespace(texts), value_set=known)
+            found.update(texts.filter(blank).to_pylist())
+    return sorted(found - set(gaps))
 
 
 def _text_column(values, dialect, padded):
@@ -112,9 +129,6 @@ def _text_column(values, dialect, padded):
     pa = imported()
     if padded:
         values = pa.compute.utf8_trim_whitespace(values)
-        if dialect.na:
-            gone = pa.compute.is_in(values, value_set=pa.array(dialect.na, pa.string()))
-            values = pa.compute.if_else(gone, pa.scalar(None, pa.string()), values)
     if not dialect.thousands:
         return values
     group, decimal = re.escape(dialect.thousands), re.escape(dialect.decimal)

@@ -24,6 +24,7 @@ _calling = threading.local()  # serial: this thread works alone
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=14q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
+_PARAMETER_GRADIENTS = network.BASES + _program.PARAMETER_GRADIENTS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 _threads = None  # None: as many as there are cores, fewer for little work
 
@@ -421,18 +422,19 @@ class _Workspace:
         self.paced = True
         return self.pace.choose(cores)
 
-    def run(self, threads, units):
-        """Run the walk on the team; ``units`` is how much work that is."""
+    def run(self, threads, units, walk=None):
+        """Run a walk, by default its own, on the team; ``units`` is how much work that is, None: it is not timed."""
+        walk = walk or self.walk
         start = time.perf_counter() if self.paced else 0.0
         alone = threads == 1
         if not alone:
             self.barrier[0] = 0
             self.fields[network.THREADS] = threads
-            alone = not team.run(functools.partial(self.walk, self.address), threads)
+            alone = not team.run(functools.partial(walk, self.address), threads)
         if alone:
             self.fields[network.THREADS] = 1
-            self.walk(self.address, 0)
-        if self.paced:
+            walk(self.address, 0)
+        if self.paced and units is not None:
             self.pace.record(threads, (time.perf_counter() - start) / units)
 
 
@@ -470,11 +472,10 @@ class TrainingWorkspace(_Workspace):
         item = np.dtype(dtype).itemsize
         self.labels = loss_name in _layout.LABEL_LOSSES
         ldt = 0 if self.labels else _layout.leading_dimension(program.out_features, item)
-        target = ldt, 8 if self.labels else item * ldt
-        super().__init__(program, program.training, dtype, batch_size, target)
+        self.target = ldt, 8 if self.labels else item * ldt
+        super().__init__(program, program.training, dtype, batch_size, self.target)
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
-        self.walk = context.walk("train_steps")
         ld = _layout.leading_dimension(program.in_features, item)
         self.set(
             TRANSPOSE=_transpose(self.dtype, self.transposes(batch_size)),
@@ -498,6 +499,17 @@ class TrainingWorkspace(_Workspace):
             ROW_LOSS=self.buffer(batch_size),
             ROW_HIT=self.buffer(batch_size, np.int64),
         )
+
+    @functools.cached_property
+    def walk(self):
+        """The walk through many steps."""
+        return context.walk("train_steps")
+
+    @functools.cached_property
+    def shared(self):
+        """A workspace for steps that other processes share."""
+        codes = self.loss, self.loss_parameter, self.optimizer
+        return _SharedWorkspace(self.program, self.dtype, self.batch_size, *codes)
 
     def transposes(self, batch_size):
         """Whether some product is made by its transpose."""
@@ -535,6 +547,71 @@ class TrainingWorkspace(_Workspace):
             self.members = threads
 
 
+class _SharedWorkspace(TrainingWorkspace):
+    """The same for steps that stop between gradient and update, and wherever sums over the rows of the batch are left.
+
+    Attributes
+    ----------
+    segments : list of (first, end, weighs, sums)
+        The phases of each call of the walk, whether the loss is among them, and the calls that have left sums then.
+    row_weight, results : arrays
+        What the rows of the batch weigh; their loss and hits.
+    """
+
+    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
+        super().__init__(program, dtype, batch_size, loss, loss_parameter, optimizer)
+        self.weights, self.results = self.record.view(np.float64), (np.zeros(1), np.zeros(1, np.int64))
+        self.row_weight, self.reductions = np.empty(batch_size), _layout.aligned_empty(program.reductions, self.dtype)
+        self.place(ROW_WEIGHT=self.keep(self.row_weight), REDUCTIONS=self.keep(self.reductions))
+        trained = [array for array in program.arrays if array.trains]
+        packed = {array.offset: place for array, place in zip(trained, program.gradients, strict=True)}
+        instructions, item = [_in_packed(one, packed) for one in self.plan.instructions], self.dtype.itemsize
+        places = []
+        for array in trained:
+            shape = (1, *array.shape, 0) if len(array.shape) == 1 else (*array.shape, array.ld)
+            places.append((item * packed[array.offset].offset, item * array.offset, *shape))
+        operations = [instruction.operation for instruction in instructions]
+        end = self.plan.phases[-1][2]
+        self.set(
+            INSTRUCTIONS=self.keep(_linked(instructions, self.dtype, batch_size, self.target)),
+            FIRST_STATISTIC=operations.index("update_statistics") if "update_statistics" in operations else end,
+            END_STATISTIC=end,
+            PARAMETERS_AT=self.keep(np.array(places, np.int64)),
+            PARAMETER_COUNT=len(places),
+        )
+        self.segments, begin, loss_at = [], 0, operations.index("loss_forward_backward")
+        for number, (_, first, end) in enumerate(self.plan.phases, 1):
+            sums = [self.values(i) for i in instructions[first:end] if _program.leaves_sums(i.call()[1])]
+            if sums or number == len(self.plan.phases):
+                weighs = self.plan.phases[begin][1] <= loss_at < end
+                self.segments.append((begin, number, weighs, sums))
+                begin = number
+
+    def values(self, instruction):
+        """The operation of an instruction, and its arguments that are numbers or sums."""
+        operation, arguments = instruction.call()
+        return operation, [
+            what if kind == _program.CONSTANT else self.sums(what) if kind != _program.AT_RUN else None
+            for kind, what in arguments
+        ]
+
+    def sums(self, place):
+        """The view of what instructions have left; None of other arrays."""
+        buffer, offset, columns = place
+        return self.reductions[offset : offset + columns] if buffer == _program.REDUCTIONS else None
+
+
+def _in_packed(instruction, packed):
+    """The instruction with gradients of parameters in a buffer without padding; ``packed`` says where."""
+    operands = [
+        operand._replace(offset=packed[operand.offset].offset, ld=packed[operand.offset].ld)
+        if operand is not None and operand.buffer == _program.PARAMETER_GRADIENTS
+        else operand
+        for operand in instruction.operands
+    ]
+    return instruction._replace(operands=tuple(operands))
+
+
 def network_forward(workspace, parameters, statistics, x, out):
     """On the team, in blocks of rows."""
     count = len(x)
@@ -550,10 +627,13 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits, step_squares=None,
+    step_loss, step_hits, step_squares=None, exchange=None,
 ):  # fmt: skip
     """On the team; the walk calls the same kernels as the single layers."""
     count = rows.shape[-1]
+    if exchange is not None:
+        workspace, results = workspace.shared, (step_loss, step_hits)
+        step_loss, step_hits = workspace.results
     threads = workspace.threads_for(3 * min(batch_size, count) * workspace.work)
     if threads > workspace.members:
         workspace.prepare(threads)
@@ -576,8 +656,38 @@ def network_train_steps(
         id(step_loss) + _DATA, id(step_hits) + _DATA, 0, 0 if coefficients.ndim == 2 else coefficients.nbytes // 2,
         0 if rows.ndim == 1 else 8 * count, 0 if step_squares is None else id(step_squares) + _DATA,
     )  # fmt: skip
+    if exchange is not None:
+        weight = None if row_weight is None else row_weight[rows if rows.ndim == 1 else rows[0]]
+        return _shared_step(workspace, threads, count, weight, results, exchange)
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
+
+
+def _shared_step(workspace, threads, count, weight, results, exchange):
+    """One step of which all is set but what is shared: two calls of compiled code, and one more for each sum."""
+    fields, size, total = workspace.fields, workspace.program.trained_size, exchange.weight
+    share = 1 / total if total >= _layout.LEAST_WEIGHT else 0.0
+    workspace.weights[network.SCALE] = share
+    if len(workspace.segments) > 1:  # first the moments of these rows are taken
+        weight = np.ones(count) if weight is None else weight
+        own = weight.sum()
+        workspace.weights[network.SCALE] = 1 / own if own >= _layout.LEAST_WEIGHT else 0.0
+    workspace.point(_PARAMETER_GRADIENTS, exchange.buffer)
+    for first, end, weighs, sums in workspace.segments:
+        if weighs and first:
+            np.multiply(weight, share, out=workspace.row_weight[:count])
+        fields[network.FIRST_PHASE], fields[network.END_PHASE] = first, end
+        workspace.run(threads, None if sums else count or 1, context.walk("gradients"))
+        for operation, values in sums:
+            exchange.share(operation, values)
+    buffer, (step_loss, step_hits) = exchange.buffer, results
+    buffer[size], buffer[size + 1] = workspace.results[0][0], workspace.results[1][0]
+    exchange.reduce()
+    finite = math.isfinite(buffer[size])
+    if finite:
+        workspace.run(threads, None, context.walk("apply_gradients"))
+    step_loss[0], step_hits[0] = buffer[size], buffer[size + 1]
+    return int(finite)
 
 
 # ---------------------------------------------------------------------------------------------- buffers

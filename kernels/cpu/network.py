@@ -1,13 +1,15 @@
 """The walk: compiled code that goes through the instructions of a program, forward and back.
 
-`forward` and `train_steps` take one argument, the address of a record (an ``int64`` array whose fields are named
-below), and the number of the calling thread. They are the same machine code for every architecture, dtype, loss
-and optimizer: the record and the instructions hold the addresses of the kernels to call.
+`forward`, `train_steps` and the two halves of a shared step, `gradients` and `apply_gradients`, take one argument, the
+address of a record (an ``int64`` array whose fields are named below), and the number of the calling thread. They are
+the same machine code for every architecture, dtype, loss and optimizer: the record and the instructions hold the
+addresses of the kernels to call.
 
 A phase is a parallel region with a barrier after it. In one of rows a thread takes rows of the batch, a block at a
 time, through all its instructions; in one of columns it takes blocks of columns; in that of weights it takes blocks of
-weights through gradient and update, the gradient in a small scratch block that never leaves the cache. Every sum runs
-in an order given by the shapes, so the number of threads changes no bit.
+weights through gradient and update, the gradient in a small scratch block that never leaves the cache. Of a shared step
+the gradients are stored, packed, and the blocks are updated in a call of its own. Every sum runs in an order given by
+the shapes, so the number of threads changes no bit.
 """
 
 import numpy as np
@@ -42,10 +44,14 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     VECTORS,  # bytes from the coefficients of matrices to those of vectors
     NUMBERS,  # bytes from the rows to the numbers that dropout knows them by
     STEP_SQUARES,
+    # of a shared step: what row weights are multiplied by, the phases that a call goes through, the instructions that
+    # update statistics, and of each parameter that trains where its gradient and its values begin, in bytes, its rows,
+    # its columns and its leading dimension, 0 of a vector
+    SCALE, FIRST_PHASE, END_PHASE, FIRST_STATISTIC, END_STATISTIC, PARAMETERS_AT, PARAMETER_COUNT,
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(58)  # fmt: skip
+) = range(65)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -67,6 +73,7 @@ PHASE = 3  # columns of a phase
 INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.ACTIVATIONS, program.REDUCTIONS
 WEIGHT_FACTORS = factors.WEIGHT_FACTORS
 WEIGHT = 4  # columns of WEIGHTS
+PARAMETER_AT = 5  # columns of PARAMETERS_AT
 STORED_ROWS = 64  # of a weight that a thread takes at once
 
 FRAME_BYTES, OPERAND_BYTES = 8 * BUFFERS, 16 * program.SLOTS
@@ -393,7 +400,10 @@ def update_block(record, coefficients, at_weight, rows, columns, ld, gradient, t
 
 @inline
 def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
-    """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block."""
+    """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block.
+
+    Without ``coefficients`` nothing is updated: gradients go where the instruction says.
+    """
     item, scratch = record[ITEMSIZE], panel + record[PACKED_BYTES]
     weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
     fan_in, fan_out, ld = instruction[OPERANDS + COLUMNS], instruction[OPERANDS + OPERAND + COLUMNS], weight[LD]
@@ -403,24 +413,31 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
         for i in range(0, fan_in, height):
             if task % record[THREADS] == thread:
                 rows, columns, sums, transpose = min(height, fan_in - i), min(width, fan_out - j), 0, 0
+                at_weight = weight[OFFSET] + item * (i * ld + j)
                 if i == 0 and bias[COLUMNS]:
                     sums = scratch
+                if coefficients is None:
+                    gradient = Matrix(frame[program.PARAMETER_GRADIENTS] + at_weight, ld)
+                    if sums:
+                        sums = at(frame, bias, 0) + item * j
                 if is_narrow(rows, fan_out, record[LANES], item):
                     transpose = record[TRANSPOSE]
                 block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel)
-                at_weight = weight[OFFSET] + item * (i * ld + j)
-                update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task)
-                if sums:
-                    update_vector(record, coefficients, bias[OFFSET] + item * j, columns, sums)
+                if coefficients is not None:
+                    update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task)
+                    if sums:
+                        update_vector(record, coefficients, bias[OFFSET] + item * j, columns, sums)
             task += 1
     return task
 
 
 @inline
-def weights_phase(record, frame, begin, end, step, n, thread, panel):
-    """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have."""
+def weights_phase(record, frame, begin, end, n, thread, panel, coefficients):
+    """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have.
+
+    Without ``coefficients`` nothing is updated: gradients go where the instructions say.
+    """
     item, task = record[ITEMSIZE], 0
-    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
     scratch = panel + record[PACKED_BYTES]
     for i in range(begin, end):
         instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
@@ -431,13 +448,16 @@ def weights_phase(record, frame, begin, end, step, n, thread, panel):
         for column in range(0, features, COLUMN_BLOCK):
             if task % record[THREADS] == thread:
                 columns = min(COLUMN_BLOCK, features - column)
-                operate(record, frame, instruction, 0, n, column, columns, scratch)
-                gradient = scratch
-                for slot in range(program.SLOTS):
-                    operand = instruction + OPERANDS + slot * OPERAND
-                    if operand[BUFFER] == program.PARAMETER_GRADIENTS:
-                        update_vector(record, coefficients, operand[OFFSET] + item * column, columns, gradient)
-                        gradient += item * columns
+                if coefficients is None:
+                    operate(record, frame, instruction, 0, n, column, columns, 0)
+                else:
+                    operate(record, frame, instruction, 0, n, column, columns, scratch)
+                    gradient = scratch
+                    for slot in range(program.SLOTS):
+                        operand = instruction + OPERANDS + slot * OPERAND
+                        if operand[BUFFER] == program.PARAMETER_GRADIENTS:
+                            update_vector(record, coefficients, operand[OFFSET] + item * column, columns, gradient)
+                            gradient += item * columns
             task += 1
     return task
 
@@ -501,13 +521,68 @@ def train_steps(record, thread):
                 finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
                 if not finite:
                     break
-                blocks = weights_phase(record, frame, phase[1], phase[2], step, n, thread, panel)
+                coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
+                blocks = weights_phase(record, frame, phase[1], phase[2], n, thread, panel, coefficients)
             passed += 1
             barrier(record, passed)
         if not finite:
             break
         if thread == 0 and record[STEP_SQUARES]:
             sum_squares(record, step, blocks)
+    exchange_control(control)
+
+
+def gradients(record, thread):
+    """The phases of a shared step that the record names, for one thread; the last stores the gradients, packed."""
+    control = exchange_control(DEFAULT_CONTROL)
+    frame, panel = frame_of(record, thread), panel_of(record, thread)
+    phases, n = pointer(record[PHASES], np.int64), record[COUNT]
+    begin, stop = share(n, thread, record[THREADS])
+    key, scale = pointer(given(record, KEYS), np.int64)[0], as_floats(record)[SCALE]
+    passed = 0
+    if record[STORE_FACTOR] and record[FIRST_PHASE] == 0:
+        store_weights(record, thread)
+        passed += 1
+        barrier(record, passed)
+    for p in range(record[FIRST_PHASE], record[END_PHASE]):
+        phase = phases + p * PHASE
+        if phase[0] == program.ROWS_PHASE:
+            for first in range(begin, stop, blocking.ROWS):
+                rows = min(blocking.ROWS, stop - first)
+                if p == 0:
+                    gather(record, 0, first, rows, scale)
+                index = given(record, ROWS) + record[NUMBERS] + 8 * first
+                rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
+        elif phase[0] == program.COLUMNS_PHASE:
+            columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
+        elif finite_loss(record, 0, n, thread, panel + record[PACKED_BYTES]):
+            weights_phase(record, frame, phase[1], record[FIRST_STATISTIC], n, thread, panel, None)
+        passed += 1
+        barrier(record, passed)
+    exchange_control(control)
+
+
+def apply_gradients(record, thread):
+    """What is left of a shared step, for one thread: statistics learn, and parameters are updated in blocks."""
+    control = exchange_control(DEFAULT_CONTROL)
+    frame, item, task = frame_of(record, thread), record[ITEMSIZE], 0
+    columns_phase(
+        record, frame, record[FIRST_STATISTIC], record[END_STATISTIC], record[COUNT], thread, record[THREADS]
+    )  # fmt: skip
+    for i in range(record[PARAMETER_COUNT]):
+        place = pointer(record[PARAMETERS_AT], np.int64) + i * PARAMETER_AT
+        gradient, values, rows, columns, ld = place[0], place[1], place[2], place[3], place[4]
+        coefficients = given(record, COEFFICIENTS)
+        if ld == 0:
+            coefficients += record[VECTORS]
+        height = max(blocking.GRADIENT_LEAST // columns, 1)
+        for row in range(0, rows, height):
+            if task % record[THREADS] == thread:
+                update(
+                    record, coefficients, values + item * row * ld, min(height, rows - row), columns, ld,
+                    frame[program.PARAMETER_GRADIENTS] + gradient + item * row * columns, columns,
+                )  # fmt: skip
+            task += 1
     exchange_control(control)
 
 

@@ -260,7 +260,7 @@ class Run(Buffers):
 
 def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
-    step_loss, step_hits, step_squares=None,
+    step_loss, step_hits, step_squares=None, exchange=None,
 ):  # fmt: skip
     """On one stream, without waiting for the device before the last step.
 
@@ -269,6 +269,8 @@ def network_train_steps(
     """
     if step_squares is not None:
         raise ValueError("the GPU sums no squares of weights: step_squares must be None")
+    if exchange is not None:
+        raise ValueError("the GPU exchanges no gradients within a step: exchange must be None")
     arguments = parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size
     return launch_train_steps(workspace, *arguments)(step_loss, step_hits)
 

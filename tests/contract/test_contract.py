@@ -151,3 +151,113 @@ def test_a_step_sums_the_squares_of_the_weights_that_it_updates(backend, device,
     np.testing.assert_allclose(results[True, 1][-1], [squares_before(steps) for steps in range(3)], rtol=1e-13)
     for threads in (2, 3):
         np.testing.assert_array_equal(results[True, threads][-1], results[True, 1][-1])
+
+
+class Exchange:
+    """With others that have no rows; ``change`` is called with the buffer and the size of the gradient."""
+
+    def __init__(self, program, dtype, change):
+        self.size, self.weight, self.change, self.shared = program.trained_size, 32.0, change, []
+        self.buffer = np.full(self.size + 3, np.nan, dtype)
+        self.buffer[-1] = 7
+
+    def share(self, operation, values):
+        self.shared.append(operation)
+
+    def reduce(self):
+        self.given = self.buffer.copy()
+        self.change(self.buffer, self.size)
+
+
+def one_step(backend, network, dtype, frozen=(), optimizer="adam", rows=32, change=None, exchanges=True):
+    """What a step of 32 rows makes: parameters, statistics and state; loss, hits, steps done, its exchange."""
+    training, kept = cases.Training("cross_entropy", optimizer, 90, 32, 32), []
+
+    def prepare(arguments):
+        program = arguments[0].program.with_frozen(frozen)
+        arguments[0] = backend.TrainingWorkspace(program, dtype, training.batch_size, *training.codes())
+        arguments[cases.AT["rows"]] = arguments[cases.AT["rows"]][:rows]
+        exchange = Exchange(program, dtype, change or (lambda buffer, size: None)) if exchanges else None
+        kept.extend([arguments[cases.AT["step_loss"]], arguments[cases.AT["step_hits"]], exchange])
+        arguments += [None, exchange]
+
+    outputs, done = cases.train(backend, network, training, dtype, prepare=prepare)
+    step_loss, step_hits, exchange = kept
+    return outputs[:-2], step_loss[0], step_hits[0], done, exchange
+
+
+EXCHANGING = [cases.BEHAVIOUR_NETWORKS[1], cases.BEHAVIOUR_NETWORKS[4], cases.MEETING, cases.BIG]
+OF_GPU = "the GPU refuses it"
+
+
+@pytest.mark.parametrize("network", EXCHANGING)
+def test_a_step_that_exchanges_nothing_is_the_step(backend, device, network):
+    """To the bit, but for the loss, which is rounded to the dtype on its way."""
+    if device == "cuda":
+        with pytest.raises(ValueError, match="the GPU exchanges no gradients within a step: exchange must be None"):
+            one_step(backend, network, np.float32)
+        return
+    before = backend.get_num_threads()
+    for dtype, frozen in ((np.float32, set()), (np.float64, {0})):
+        expected, loss, hits, _, _ = one_step(backend, network, dtype, frozen, exchanges=False)
+        for threads in (1, 2, 3):
+            backend.set_num_threads(threads)
+            try:
+                outputs, step_loss, step_hits, done, exchange = one_step(backend, network, dtype, frozen)
+            finally:
+                backend.set_num_threads(before)
+            for a, b in zip(outputs, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(step_loss, loss, rtol=np.finfo(dtype).eps)
+            assert (step_hits, done) == (hits, 1)
+            assert exchange.buffer[-1] == 7  # what is behind the hits is not the step's
+            assert bool(exchange.shared) == (network is cases.MEETING)
+
+
+@pytest.mark.parametrize("network", EXCHANGING)
+@pytest.mark.parametrize("frozen", [set(), {0}])
+def test_parameters_are_updated_by_what_the_exchange_leaves(backend, device, network, frozen):
+    """A gradient whose numbers are all different."""
+    if device == "cuda":
+        pytest.skip(OF_GPU)
+
+    def change(buffer, size):
+        buffer[:size] = np.arange(1, size + 1)
+        buffer[size:-1] = 3, 5
+
+    (after, *_), *results, exchange = one_step(backend, network, np.float64, frozen, "sgd", change=change)
+    assert results == [3, 5, 1]
+    program, before = network.parameters(cases.GENERATOR(31), np.float64)
+    program, values = program.with_frozen(frozen), before.copy()
+    values[network.real(np.float64)] = after
+    packed, lr = iter(program.gradients), cases.TRAINING_HYPERPARAMETERS["sgd"]["lr"]
+    for array in program.arrays:
+        moved = array.view(before) - array.view(values)
+        if array.trains:
+            moved -= lr * next(packed).view(np.arange(1.0, exchange.size + 1))
+        np.testing.assert_allclose(moved, 0, atol=1e-10)
+    assert next(packed, None) is None
+
+
+@pytest.mark.parametrize("network", EXCHANGING)
+def test_a_loss_that_is_not_finite_elsewhere_changes_nothing(backend, device, network):
+    if device == "cuda":
+        pytest.skip(OF_GPU)
+
+    def change(buffer, size):
+        buffer[size] = np.inf
+
+    nothing, *_ = one_step(backend, network, np.float32, {0}, exchanges=False, rows=0)
+    outputs, loss, _, done, _ = one_step(backend, network, np.float32, {0}, change=change)
+    assert (loss, done) == (np.inf, 0)
+    for a, b in zip(outputs, nothing, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("network", EXCHANGING)
+def test_a_process_without_rows_adds_nothing(backend, device, network):
+    if device == "cuda":
+        pytest.skip(OF_GPU)
+    *_, done, exchange = one_step(backend, network, np.float64, rows=0)
+    assert done == 1
+    assert not exchange.given[:-1].any()

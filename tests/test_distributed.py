@@ -803,7 +803,7 @@ def train_and_keep(communicator, folder):
     if communicator.rank == 0:
         np.savez(Path(folder) / f"ranks-{communicator.size}.npz", **outcome(model, history, optimizer))
     trained(communicator, epochs=5, checkpoint=str(Path(folder) / f"kept-{communicator.size}"))
-    print("trained", communicator.rank)
+    print(f"trained {communicator.rank}\n", end="", flush=True)  # in one piece, between those of others
 
 
 @needs_mpi

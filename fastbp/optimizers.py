@@ -236,8 +236,8 @@ class Optimizer:
     # ----------------------------------------------------------------------------------- files
     def state_dict(self) -> dict[str, Any]:
         """``step_count`` and packed copies of the state by name."""
-        packed = (self.network.pack(buffer) for buffer in self.state)
-        return {"step_count": self.step_count} | dict(zip(self.state_names, packed, strict=False))
+        named = zip(self.state_names, self.state, strict=False)
+        return {"step_count": self.step_count} | {name: self.network.pack(buffer) for name, buffer in named}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, after the optimizer was given its model's parameters."""

@@ -8,7 +8,13 @@ from numba import _dynfunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import LoweringPass, register_pass
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import InlineOverloads, NativeLowering, NopythonRewrites
+from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables, LiteralUnroll, MakeFunctionToJitFunction
+
+# Passes for what no kernel has: closures, array expressions, functions that Numba inlines itself.
+UNUSED = {
+    InlineClosureLikes, InlineInlinables, InlineOverloads, LiteralUnroll, MakeFunctionToJitFunction, NopythonRewrites,
+}  # fmt: skip
 
 
 class _Part(JITCodeLibrary):
@@ -50,6 +56,7 @@ class Inlined(Compiler):
         self.state.flags.no_compile = True
         self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
         (pipeline,) = super().define_pipelines()
+        pipeline.passes = [entry for entry in pipeline.passes if entry[0] not in UNUSED]
         pipeline.add_pass_after(_MakeKnown, NativeLowering)
         pipeline.finalize()
         return [pipeline]

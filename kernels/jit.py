@@ -13,6 +13,7 @@ The kernels of one such hash but the function, a stamp, have a directory. Those 
 checkout or machine may use them, until they take more than OLD_STAMPS bytes: the least recently used go first.
 """
 
+import gc
 import hashlib
 import os
 import pkgutil
@@ -23,7 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -91,12 +92,25 @@ def compile_kernel(function, signature) -> Kernel:
             if kernel is None:
                 start = time.perf_counter()
                 compiler = CFunc(function, (signature.args, signature.return_type), {}, dict(FLAGS))
-                compiler.compile()
+                with _collector_paused():
+                    compiler.compile()
                 kernel = Kernel(compiler._library, compiler.native_name)
                 compiled.append((function.__qualname__, time.perf_counter() - start))
                 _save(path, kernel)
             _kernels[name] = kernel
         return _kernels[name]
+
+
+@contextmanager
+def _collector_paused():
+    """Numba makes hundreds of thousands of objects that stay: looking for cycles among them is a tenth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def stamp_of(folder, *parts) -> str:

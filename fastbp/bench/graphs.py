@@ -20,7 +20,7 @@ def scalar_graph(x, y, tanh):
 
 
 def graph_case(names, protocol) -> Case:
-    """Forward and backward through `scalar_graph`, where all there is to be fast at is the graph itself; float64."""
+    """Forward and backward through `scalar_graph`, in which nothing but the graph itself takes time; float64."""
     leaves = [autograd.Variable(number, requires_grad=True) for number in GRAPH_NUMBERS]
 
     def ours():

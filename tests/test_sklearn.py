@@ -28,7 +28,7 @@ unconverged = pytest.mark.filterwarnings("ignore::sklearn.exceptions.Convergence
 
 
 def expected_to_fail(estimator):
-    """What a network that computes in float32, whatever X is, cannot pass, and what logarithms that are exact cannot."""
+    """What networks that compute in float32, whatever X is, cannot pass, and exact logarithms cannot."""
     if estimator.solver == "lbfgs" and isinstance(estimator, MLPClassifier):
         tails = (
             "logarithms are finite where probabilities are rounded to 0, and theirs are those of the rounded numbers"

@@ -1038,7 +1038,7 @@ BUGS = [
     ),
     Bug(
         "partial_fit keeps the penalty of the alpha before",
-        "sklearn/steps.py", "if alpha != self.alpha:", "if self.alpha is None:",
+        "sklearn/steps.py", "self.alpha, self.penalised, self.decay = alpha, None, None", "self.alpha = alpha",
         "tests/test_sklearn_users.py -k partial_fit_keeps",
     ),
     Bug(

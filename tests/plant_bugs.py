@@ -1163,6 +1163,8 @@ def verdict(bug):
     failed = re.search(r"^(?:FAILED|ERROR) (.*)", output, re.MULTILINE)
     if code == 0:
         return ("missed, by chance" if bug.chance else "SURVIVED"), bug.chance
+    if code > 128:  # as a shell says it
+        return f"caught: signal {code - 128} ended the process of the tests", True
     if code != 1 or failed is None or "numba.core.errors" in output:
         return f"NO TEST RAN\n{output[-3000:]}", False
     return f"caught by {failed[1].partition(' - ')[0]}", True

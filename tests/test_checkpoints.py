@@ -38,12 +38,13 @@ class Killed(Exception):
 
 
 class Ask:
-    """Asks for a checkpoint after a step, and ends training after the next one."""
+    """Asks for a checkpoint after a step, and ends training after the next one; draws by the model's generator."""
 
     def __init__(self, at=None):
         self.at, self.asked = at, False
 
     def on_batch_end(self, model, record):
+        model.generator.random()
         if self.asked:
             raise Killed
         if (record["epoch"], record["batch"]) == self.at:

@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import backend, chains, checks, files, summary, training, validation
 from .checks import Array
-from .graph import Variable
 from .kernels import layout
 from .kernels import program as programs
 from .kernels.walk import Walk
 from .layers import Layer, Residual
-from .layers.base import Call
+from .layers.base import Called
 from .losses import LOSSES, Loss, LossFunction
 from .optimizers import OPTIMIZERS, Optimizer
 from .parameters import Parameter, Parameters
@@ -45,7 +44,7 @@ _INTERNAL = frozenset(
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
 
 
-class Sequential:
+class Sequential(Called):
     """A chain of layers that trains and predicts.
 
     Parameters
@@ -256,32 +255,7 @@ class Sequential:
         return self
 
     # ----------------------------------------------------------------------------- own loops
-    @overload
-    def __call__(self, x: Variable) -> Variable: ...
-    @overload
-    def __call__(self, x: ArrayLike) -> Array: ...
-    def __call__(self, x: ArrayLike | Variable) -> Any:
-        return self.forward(x)
-
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """The output for a batch; keeps what `backward` needs.
-
-        Parameters
-        ----------
-        x : array (n, in), or Variable
-            Kept when it needed no conversion: do not change it before `backward`.
-
-        Returns
-        -------
-        array (n, out), or Variable
-            For a `fastbp.Variable`, a Variable whose ``grad_fn`` is the whole network.
-        """
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
         return self.forward_in_mode(x, self.training)
 
     def forward_in_mode(self, x: Any, training: bool) -> Array:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backend, checks
 from ..checks import Array
-from ..graph import Variable
 from ..kernels import layout, program
-from .base import Call, Layer
+from .base import Layer
 
 __all__ = [
     "ELU",
@@ -30,6 +29,8 @@ __all__ = [
 
 class Activation(Layer):
     """Base class of activations: ``out = g(z)`` for every element.
+
+    Used alone, float64 is kept, and other dtypes give float32.
 
     Parameters
     ----------
@@ -58,14 +59,8 @@ class Activation(Layer):
     def lowered(self, features: int) -> program.Layer:
         return program.Layer("activation", features, features, False, self.name, self.parameter)
 
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """``g(x)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
+        """``g(x)``."""
         x = checks.batch("x", x)
         out = np.empty_like(x)
         backend.load(self.device).activation_forward(x, self.code, self.parameter, out)

@@ -64,12 +64,10 @@ class Call(Function):
         return type(self.layer).__name__
 
 
-class Layer:
-    """Base class of all layers."""
+class Called:
+    """What is called with a batch: a layer, or a network."""
 
-    network: Any = None  # the `Parameters` of a layer that has some
-    device: str
-    _saved: Any
+    network: Any = None  # the `Parameters` of what has some
 
     @overload
     def __call__(self, x: Variable) -> Variable: ...
@@ -83,8 +81,32 @@ class Layer:
     @overload
     def forward(self, x: ArrayLike) -> Array: ...
     def forward(self, x: ArrayLike | Variable) -> Any:
-        """The output for a batch ``x`` (n, in); keeps what `backward` needs. A Variable gives a Variable."""
+        """The output for a batch; keeps what `backward` needs.
+
+        Parameters
+        ----------
+        x : array (n, in), or Variable
+            Kept when it needed no conversion: do not change it before `backward`.
+
+        Returns
+        -------
+        array (n, out), or Variable
+            For a `fastbp.Variable`, a Variable whose ``grad_fn`` is the whole layer or network.
+        """
+        if type(x) is Variable:
+            return Call.apply(self, self._output, x)
+        return self._output(x)
+
+    def _output(self, x: ArrayLike) -> Array:
+        """`forward` of a batch that is no Variable."""
         raise NotImplementedError
+
+
+class Layer(Called):
+    """Base class of all layers."""
+
+    device: str
+    _saved: Any
 
     @property
     def last_call(self) -> Any:

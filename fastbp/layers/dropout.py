@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backend, checks
 from ..checks import Array
-from ..graph import Variable
 from ..kernels import program
-from .base import Call, Layer
+from .base import Layer
 
 
 class Dropout(Layer):
@@ -20,6 +19,7 @@ class Dropout(Layer):
     Srivastava et al., "Dropout", 2014. In a model, the units dropped depend on the seed, the training step, the row of
     the data and the unit, not on threads, the layout of the data or the place in a batch; in loops of your own, where a
     batch is all there is, on its row in the batch. `Sequential.eval`, ``predict`` and validation drop nothing.
+    Used alone, float64 is kept, and other dtypes give float32.
 
     Parameters
     ----------
@@ -56,14 +56,8 @@ class Dropout(Layer):
             backend.load(self.device).dropout(x, np.arange(len(x)), key, self.p, out)
         return out
 
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """``x m / (1 - p)`` for a batch ``x`` (n, features); float64 is kept, other dtypes give float32."""
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
+        """``x m / (1 - p)``."""
         x = checks.batch("x", x)
         key = int(self.generator.integers(-(2**63), 2**63)) if self.training else None
         self._saved = x.shape, x.dtype, key

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import checks, initializers
 from ..checks import Array
-from ..graph import Variable
 from ..initializers import Initializer
 from ..kernels import layout, program
-from .base import Call, Trained
+from .base import Trained
 
 IDENTITY = layout.ACTIVATIONS.index("identity"), 0.0  # code and parameter
 
@@ -80,24 +79,8 @@ class Linear(Trained):
         return dict(zip(self.shapes, drawn, strict=False))
 
     # ----------------------------------------------------------------------------------- steps
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """``X W + b``.
-
-        Parameters
-        ----------
-        x : array (n, in)
-            Kept for `backward` when it needed no conversion: do not change it in between.
-
-        Returns
-        -------
-        array (n, out)
-        """
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
+        """``X W + b``."""
         network = self.network
         x = checks.batch("x", x, self.in_features, network.dtype)
         weight, bias = network.views[self._row]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import checks
 from ..checks import Array
-from ..graph import Variable
 from ..kernels import program
-from .base import Call, Trained
+from .base import Trained
 
 
 class Normalization(Trained):
@@ -107,14 +106,8 @@ class LayerNorm(Normalization):
 
     kind = "layer_norm"
 
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """``w x̂ + b`` for a batch ``x`` (n, features)."""
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
+        """``w x̂ + b``."""
         network = self.network
         x = checks.batch("x", x, self.features, network.dtype)
         out, normalised, scale = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
@@ -193,14 +186,8 @@ class BatchNorm1d(Normalization):
     def running_var(self, value: ArrayLike) -> None:
         self._set("running_var", value)
 
-    @overload
-    def forward(self, x: Variable) -> Variable: ...
-    @overload
-    def forward(self, x: ArrayLike) -> Array: ...
-    def forward(self, x: ArrayLike | Variable) -> Any:
-        """``w x̂ + b`` for a batch ``x`` (n, features)."""
-        if type(x) is Variable:
-            return Call.apply(self, self.forward, x)
+    def _output(self, x: ArrayLike) -> Array:
+        """``w x̂ + b``."""
         network = self.network
         x, kernels = checks.batch("x", x, self.features, network.dtype), network.backend
         running = self._view("running_mean"), self._view("running_var")

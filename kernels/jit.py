@@ -103,7 +103,7 @@ def compile_kernel(function, signature) -> Kernel:
 
 @contextmanager
 def _collector_paused():
-    """Numba makes hundreds of thousands of objects that stay: looking for cycles among them is a tenth of its time."""
+    """Numba makes hundreds of thousands of objects that stay; to look for cycles among them takes time for nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -42,7 +42,7 @@ class Bug(NamedTuple):
 
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
-BUFFERS = "kernels/cpu/buffers.py"
+BUFFERS, WORKSPACES = "kernels/cpu/buffers.py", "kernels/cpu/workspaces.py"
 GRAPH, CPU, PROGRAM, NORMS = (
     "backpropagation.py", "kernels/cpu/__init__.py", "kernels/program.py", "kernels/cpu/norms.py"
 )  # fmt: skip
@@ -90,7 +90,7 @@ BUGS = [
     ),
     Bug(
         "steps inside the kernels average ranks, however many rows each has",
-        CPU, "    share = 1 / total if", "    share = 0.5 / max(count, 1) if",
+        CPU, "    share = scale = 1 / total if", "    share = scale = 0.5 / max(count, 1) if",
         "tests/test_distributed.py -k 'train_as_one_process and without'",
     ),
     Bug(
@@ -404,7 +404,7 @@ BUGS = [
     ),
     Bug(
         "the gradient of a narrow weight ignores beta",
-        CPU, "not beta and _narrow(", "_narrow(",
+        CPU, "not beta and is_narrow(", "is_narrow(",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(
@@ -597,7 +597,7 @@ BUGS = [
     ),
     Bug(
         "an array is recorded before its address is",
-        CPU, "self.pointed[field] = self  # no array", "self.pointed[field] = array  # no array",
+        WORKSPACES, "self.pointed[field] = self  # no array", "self.pointed[field] = array  # no array",
         "tests/test_interruptions.py -k 'train_step and compiled or test_fit'", chance=True,
     ),
     Bug(
@@ -790,12 +790,12 @@ BUGS = [
     ),
     Bug(
         "a workspace keeps the parameters of its first call",
-        CPU, "if self.pointed.get(field) is not array:", "if field not in self.pointed:",
+        WORKSPACES, "if self.pointed.get(field) is not array:", "if field not in self.pointed:",
         f"{CONTRACT} -k 'cpu and Workspace'",
     ),
     Bug(
         "a workspace reads every dtype as that of its first call",
-        CPU, "if source is not self.gathered[0] or not self.gathered[1]:", "if not self.gathered[1]:",
+        WORKSPACES, "if source is not self.gathered[0] or not self.gathered[1]:", "if not self.gathered[1]:",
         f"{CONTRACT} -k 'cpu and Workspace'",
     ),
     Bug(

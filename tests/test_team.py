@@ -51,7 +51,7 @@ def test_quota_of_control_groups(monkeypatch, tmp_path, membership, quotas, core
 def test_threads_are_no_more_than_cores_of_affinity_and_quota(monkeypatch):
     """Unless `fastbp.set_num_threads` says how many."""
     monkeypatch.setattr(team, "_quota", lambda: 5)
-    monkeypatch.setattr(backend.load("cpu"), "_threads", None)
+    monkeypatch.setattr(team, "wanted", None)
     for affinity, cores in ((3, 3), (5, 5), (64, 5)):
         monkeypatch.setattr(team.os, "sched_getaffinity", lambda process, n=affinity: set(range(n)), raising=False)
         assert team.available_cores() == cores

@@ -141,14 +141,9 @@ class Steps:
         run.start(rows, len(totals))
         self.network.discard_gradients()
         done = run(order, step_loss, step_hits, self.decay, squares)
-        if self.objective.share != 1:
-            step_loss *= self.objective.share
+        step_loss *= self.objective.share
         if squares is not None:
-            squares *= 0.5 * self.alpha
-            squares /= totals
-            step_loss += squares
-        if done == len(totals) and math.isfinite(np.maximum.reduce(step_loss)):
-            return done
+            step_loss += 0.5 * self.alpha * squares / totals
         finite = np.isfinite(step_loss[:done])
         return done if finite.all() else int(finite.argmin())
 

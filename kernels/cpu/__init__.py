@@ -3,12 +3,10 @@
 The single layers run on the calling thread; `network_forward` and `network_train_steps` run on the team.
 """
 
-import contextlib
 import ctypes
 import functools
 import math
 import struct
-import threading
 import time
 
 import numpy as np
@@ -17,16 +15,20 @@ from .. import jit, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
 from . import blocking, context, factors, linear, network, norms, team
+from .team import get_num_threads
+from .team import serial as serial
+from .team import set_num_threads as set_num_threads
+from .workspaces import InferenceWorkspace as InferenceWorkspace
+from .workspaces import TrainingWorkspace as TrainingWorkspace
+from .workspaces import is_narrow, transpose_address
 
 name = "cpu"
-_calling = threading.local()  # serial: this thread works alone
 # Fields that change from call to call, in one call of C.
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=14q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
 _PARAMETER_GRADIENTS = network.BASES + _program.PARAMETER_GRADIENTS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
-_threads = None  # None: as many as there are cores, fewer for little work
 
 
 def _address(array) -> int:
@@ -94,24 +96,15 @@ def _panel(dtype):
     return _layout.aligned_empty(blocking.PACKED_BYTES, np.uint8).view(dtype)
 
 
-def _transpose(dtype, wanted):
-    """The address of the kernel that transposes, where it is wanted."""
-    return context.transpose(dtype).address if wanted else 0
-
-
 def _products(dtype, transposes=False):
     """The fields of `operands.Products`."""
-    kernels = context.product(dtype).address, _transpose(dtype, transposes), context.column_sum(dtype).address
+    kernels = context.product(dtype).address, transpose_address(dtype, transposes), context.column_sum(dtype).address
     return *kernels, dtype.itemsize, blocking.SIZES.ctypes.data
 
 
 def _operand(array):
     """The fields of `operands.Operand`."""
     return (0, 0, 0) if array is None else (_address(array), _ld(array), array.shape[-1])
-
-
-def _narrow(dtype, rows, fan_out):
-    return linear.is_narrow.py_func(rows, fan_out, blocking.VECTOR_BYTES // dtype.itemsize, dtype.itemsize)
 
 
 def precisions(dtype) -> tuple[str, ...]:
@@ -171,7 +164,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
-    panel, narrow = _panel(x.dtype), not beta and _narrow(x.dtype, *grad_weight.shape)
+    panel, narrow = _panel(x.dtype), not beta and is_narrow(x.dtype, *grad_weight.shape)
     summed, (x, x_low), (grad_z, grad_low) = grad_z, _parts(x, precision), _parts(grad_z, precision)
     context.linear_function("linear_backward_params")(
         *_products(x.dtype, narrow), len(x), *_operand(x), *_operand(grad_z), beta,
@@ -287,331 +280,6 @@ def all_finite(places, buffer):
 
 
 # --------------------------------------------------------------------------------------------- networks
-def _linked(instructions, dtype, capacity, target):
-    """The instructions as the walk reads them: addresses of kernels, and operands in bytes.
-
-    ``target`` is the leading dimension of the targets, and the bytes from one to the next.
-    """
-    linked = np.zeros((len(instructions), network.WIDTH), np.int64)
-    for row, instruction in zip(linked, instructions, strict=True):
-        row[: network.OPERANDS] = (
-            factors.OPERATIONS.index(instruction.operation), _kernel(instruction, dtype),
-            np.float64(instruction.parameter).view(np.int64), instruction.number,
-        )  # fmt: skip
-        places = row[network.OPERANDS :].reshape(_program.SLOTS, network.OPERAND)
-        places[:, network.BUFFER] = network.BUFFERS - 1
-        for place, operand in zip(places, instruction.operands, strict=True):
-            if operand is not None:
-                place[:] = _linked_operand(operand, dtype.itemsize, capacity, target)
-    return linked
-
-
-def _linked_operand(operand, itemsize, capacity, target):
-    """(buffer, offset in bytes, leading dimension, columns, bytes from row to row)."""
-    buffer, offset, ld, columns = operand
-    stride = itemsize * ld
-    if buffer in (_program.ACTIVATIONS, _program.GRADIENTS):
-        offset *= capacity
-    elif buffer == _program.TARGET:
-        ld, stride = target
-    elif buffer in (_program.ROW_WEIGHT, _program.ROW_HIT):
-        stride = 8
-    elif buffer >= _program.BY_ROWS:
-        stride = 0
-    return buffer, itemsize * offset, ld, columns, stride
-
-
-def _kernel(instruction, dtype):
-    """The address of the kernel that an instruction calls; 0 where the walk knows it, or there is nothing to do."""
-    operation, activation = instruction.operation, instruction.activation
-    if operation in ("linear_forward", "activation_forward", "linear_backward_input", "activation_backward"):
-        if activation == "identity":
-            return 0
-        find = context.activation_forward if operation.endswith("forward") else context.activation_backward
-        return find(dtype, activation).address
-    if operation in ("linear_backward_params", "dropout", "loss_forward_backward"):
-        return 0
-    if operation == factors.STORE:
-        return context.store_factor(dtype).address
-    return context.operation(dtype, operation).address
-
-
-class _Workspace:
-    """A record for the walk, and the arrays its addresses point to."""
-
-    def __init__(self, program, listing, dtype, capacity, target=(0, 0)):
-        self.program, self.dtype, self.plan = program, np.dtype(dtype), factors.planned(program, listing)
-        self.record = np.zeros(network.FIELDS, np.int64)
-        self.address = self.record.ctypes.data
-        self.bytes, self.fields = memoryview(self.record).cast("B"), memoryview(self.record)
-        self.arrays = []
-        self.pointed = {}  # field -> array
-        self.pace, self.paced = team.Pace(), False
-        self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
-        self.fan_in, self.fan_out, self.work = program.in_features, program.out_features, program.multiply_adds
-        self.set(
-            ITEMSIZE=self.dtype.itemsize,
-            LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
-            INSTRUCTIONS=self.keep(_linked(self.plan.instructions, self.dtype, capacity, target)),
-            PHASES=self.keep(np.array(self.plan.phases, np.int64)),
-            PHASE_COUNT=len(self.plan.phases),
-            FEATURES=self.fan_in,
-            CLASSES=self.fan_out,
-            GEMM=context.product(self.dtype).address,
-            SIZES=blocking.SIZES.ctypes.data,
-            COPY=context.activation_forward(self.dtype, "identity").address,
-            CAPACITY=capacity,
-            PACKED_BYTES=blocking.PACKED_BYTES,
-            BARRIER=self.keep(np.zeros(1, np.int64)),
-            YIELD=team.yield_address(),
-        )
-        self.barrier = self.arrays[-1]
-        parts = factors.PARTS[program.precision]
-        if parts:
-            item = self.dtype.itemsize
-            weights = [(item * a.offset, *a.shape, a.ld) for a in program.arrays if len(a.shape) == 2]
-            self.set(
-                STORE_FACTOR=context.store_factor(self.dtype).address,
-                WEIGHTS=self.keep(np.array(weights, np.int64)),
-                WEIGHT_COUNT=len(weights),
-                LOW_PART=item * program.size * (parts - 1),
-            )
-            self.record[network.BASES + factors.WEIGHT_FACTORS] = self.buffer(parts * program.size)
-
-    def keep(self, array) -> int:
-        """The address of an array that lives as long as the workspace."""
-        self.arrays.append(array)
-        return array.ctypes.data
-
-    def buffer(self, shape, dtype=None) -> int:
-        """The address of a new uninitialised array."""
-        return self.keep(_layout.aligned_empty(shape, self.dtype if dtype is None else dtype))
-
-    def gather(self, source) -> int:
-        """The address of the kernel that reads rows of this dtype."""
-        if source is not self.gathered[0] or not self.gathered[1]:
-            self.gathered = source, context.gather(source, self.dtype).address
-        return self.gathered[1]
-
-    def set(self, **fields):
-        for field, value in fields.items():
-            self.record[getattr(network, field)] = value
-
-    def place(self, **buffers):
-        """Set where buffers of the program lie."""
-        for buffer, address in buffers.items():
-            self.record[network.BASES + getattr(_program, buffer)] = address
-
-    def point(self, field, array):
-        """Set a field to the address of an array that callers pass again and again."""
-        if self.pointed.get(field) is not array:
-            self.pointed[field] = self  # no array: if the next line is not reached, the next call sets the address
-            self.fields[field] = 0 if array is None else array.ctypes.data
-            self.pointed[field] = array
-
-    def threads_for(self, multiply_adds):
-        """Workers for regions of so much work each."""
-        if _threads == 1 or (_threads is None and multiply_adds <= blocking.SERIAL_WORK):
-            return 1
-        if getattr(_calling, "serial", False):
-            return 1
-        if _threads is not None:
-            return _threads
-        if (cores := team.available_cores()) == 1:
-            return 1
-        self.paced = True
-        return self.pace.choose(cores)
-
-    def run(self, threads, units, walk=None):
-        """Run a walk, by default its own, on the team; ``units`` is how much work that is, None: it is not timed."""
-        walk = walk or self.walk
-        start = time.perf_counter() if self.paced else 0.0
-        alone = threads == 1
-        if not alone:
-            self.barrier[0] = 0
-            self.fields[network.THREADS] = threads
-            alone = not team.run(functools.partial(walk, self.address), threads)
-        if alone:
-            self.fields[network.THREADS] = 1
-            walk(self.address, 0)
-        if self.paced and units is not None:
-            self.pace.record(threads, (time.perf_counter() - start) / units)
-
-
-class InferenceWorkspace(_Workspace):
-    """Activations of ``blocking.ROWS`` rows for every thread."""
-
-    def __init__(self, program, dtype):
-        super().__init__(program, program.inference, dtype, blocking.ROWS)
-        self.members = 0
-        self.walk = context.walk("forward")
-
-    def prepare(self, threads):
-        """Activations and scratch for this many threads."""
-        if threads > self.members:
-            item = self.dtype.itemsize
-            activations = _lines(blocking.ROWS * self.plan.activations * item)
-            own = activations + _lines(self.program.reductions * item)
-            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(blocking.ROWS * self.fan_in * item)
-            outputs = self.buffer(threads * own, np.uint8)
-            self.place(ACTIVATIONS=outputs, REDUCTIONS=outputs + activations)
-            self.set(OUTPUTS_BYTES=own, SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
-            self.members = threads
-
-
-def _lines(size):
-    """So many bytes, rounded up to whole cache lines."""
-    return -(-size // _layout.ALIGNMENT) * _layout.ALIGNMENT
-
-
-class TrainingWorkspace(_Workspace):
-    """Activations and gradients of a batch, scratch for every thread."""
-
-    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
-        loss_name, optimizer_name = _layout.LOSSES[loss], _layout.OPTIMIZERS[optimizer]
-        item = np.dtype(dtype).itemsize
-        self.labels = loss_name in _layout.LABEL_LOSSES
-        ldt = 0 if self.labels else _layout.leading_dimension(program.out_features, item)
-        self.target = ldt, 8 if self.labels else item * ldt
-        super().__init__(program, program.training, dtype, batch_size, self.target)
-        self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
-        self.members = 0
-        ld = _layout.leading_dimension(program.in_features, item)
-        self.set(
-            TRANSPOSE=_transpose(self.dtype, self.transposes(batch_size)),
-            DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
-            COLUMN_SUM=context.column_sum(self.dtype).address,
-            LOSS=context.loss(self.dtype, loss_name).address,
-            LOSS_PARAMETER=np.float64(loss_parameter).view(np.int64),
-            LOSS_SUM=context.loss_sum(self.dtype).address,
-            OPTIMIZER=context.optimizer(self.dtype, optimizer_name).address,
-            LD_INPUT=ld,
-            TARGET_IS_LABEL=self.labels,
-            LD_TARGET_BATCH=ldt,
-        )
-        self.place(
-            INPUT=self.buffer(batch_size * ld),
-            ACTIVATIONS=self.buffer(batch_size * self.plan.activations),
-            GRADIENTS=self.buffer(batch_size * self.plan.gradients),
-            REDUCTIONS=self.buffer(program.reductions),
-            TARGET=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
-            ROW_WEIGHT=self.buffer(batch_size, np.float64),
-            ROW_LOSS=self.buffer(batch_size),
-            ROW_HIT=self.buffer(batch_size, np.int64),
-        )
-
-    @functools.cached_property
-    def walk(self):
-        """The walk through many steps."""
-        return context.walk("train_steps")
-
-    @functools.cached_property
-    def shared(self):
-        """A workspace for steps that other processes share."""
-        codes = self.loss, self.loss_parameter, self.optimizer
-        return _SharedWorkspace(self.program, self.dtype, self.batch_size, *codes)
-
-    def transposes(self, batch_size):
-        """Whether some product is made by its transpose."""
-        lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
-        training = self.program.training
-        for instruction in training.decoded[: training.updated]:
-            if instruction.operation == "linear_backward_input":
-                grad_z, *_, grad_x = filter(None, instruction.operands)
-                if linear.swaps.py_func(batch_size, grad_x.columns, grad_z.columns):
-                    return True
-            elif instruction.operation == "linear_backward_params":
-                x, grad_z, *_ = instruction.operands
-                if _narrow(self.dtype, min(x.columns, lanes), grad_z.columns):
-                    return True
-        return False
-
-    def sums_squares(self):
-        """Make ready for the sums of squares, unless it is: a number for every block of weights there may be."""
-        if not self.fields[network.SQUARES]:
-            listing, blocks = self.program.training, 0
-            for instruction in listing.decoded[listing.weights : listing.updated]:
-                first, second, *_ = instruction.operands
-                linear_one = instruction.operation == "linear_backward_params"
-                rows, columns = (first.columns, second.columns) if linear_one else (1, first.columns)
-                blocks += -(-rows // blocking.MR) * -(-columns // blocking.GRADIENT_UNIT)
-            squares = self.keep(np.zeros(blocks))
-            self.set(BLOCK_SQUARES=context.block_squares(self.dtype).address, SQUARES=squares)
-
-    def prepare(self, threads):
-        """Scratch for this many threads."""
-        if threads > self.members:
-            elements = blocking.GRADIENT_COLUMNS + blocking.GRADIENT_SCRATCH
-            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + elements * self.dtype.itemsize
-            self.set(SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
-            self.members = threads
-
-
-class _SharedWorkspace(TrainingWorkspace):
-    """The same for steps that stop between gradient and update, and wherever sums over the rows of the batch are left.
-
-    Attributes
-    ----------
-    segments : list of (first, end, weighs, sums)
-        The phases of each call of the walk, whether the loss is among them, and the calls that have left sums then.
-    row_weight, results : arrays
-        What the rows of the batch weigh; their loss and hits.
-    """
-
-    def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
-        super().__init__(program, dtype, batch_size, loss, loss_parameter, optimizer)
-        self.weights, self.results = self.record.view(np.float64), (np.zeros(1), np.zeros(1, np.int64))
-        self.row_weight, self.reductions = np.empty(batch_size), _layout.aligned_empty(program.reductions, self.dtype)
-        self.place(ROW_WEIGHT=self.keep(self.row_weight), REDUCTIONS=self.keep(self.reductions))
-        trained = [array for array in program.arrays if array.trains]
-        packed = {array.offset: place for array, place in zip(trained, program.gradients, strict=True)}
-        instructions, item = [_in_packed(one, packed) for one in self.plan.instructions], self.dtype.itemsize
-        places = []
-        for array in trained:
-            shape = (1, *array.shape, 0) if len(array.shape) == 1 else (*array.shape, array.ld)
-            places.append((item * packed[array.offset].offset, item * array.offset, *shape))
-        operations = [instruction.operation for instruction in instructions]
-        end = self.plan.phases[-1][2]
-        self.set(
-            INSTRUCTIONS=self.keep(_linked(instructions, self.dtype, batch_size, self.target)),
-            FIRST_STATISTIC=operations.index("update_statistics") if "update_statistics" in operations else end,
-            END_STATISTIC=end,
-            PARAMETERS_AT=self.keep(np.array(places, np.int64)),
-            PARAMETER_COUNT=len(places),
-        )
-        self.segments, begin, loss_at = [], 0, operations.index("loss_forward_backward")
-        for number, (_, first, end) in enumerate(self.plan.phases, 1):
-            sums = [self.values(i) for i in instructions[first:end] if _program.leaves_sums(i.call()[1])]
-            if sums or number == len(self.plan.phases):
-                weighs = self.plan.phases[begin][1] <= loss_at < end
-                self.segments.append((begin, number, weighs, sums))
-                begin = number
-
-    def values(self, instruction):
-        """The operation of an instruction, and its arguments that are numbers or sums."""
-        operation, arguments = instruction.call()
-        return operation, [
-            what if kind == _program.CONSTANT else self.sums(what) if kind != _program.AT_RUN else None
-            for kind, what in arguments
-        ]
-
-    def sums(self, place):
-        """The view of what instructions have left; None of other arrays."""
-        buffer, offset, columns = place
-        return self.reductions[offset : offset + columns] if buffer == _program.REDUCTIONS else None
-
-
-def _in_packed(instruction, packed):
-    """The instruction with gradients of parameters in a buffer without padding; ``packed`` says where."""
-    operands = [
-        operand._replace(offset=packed[operand.offset].offset, ld=packed[operand.offset].ld)
-        if operand is not None and operand.buffer == _program.PARAMETER_GRADIENTS
-        else operand
-        for operand in instruction.operands
-    ]
-    return instruction._replace(operands=tuple(operands))
-
-
 def network_forward(workspace, parameters, statistics, x, out):
     """On the team, in blocks of rows."""
     count = len(x)
@@ -657,21 +325,20 @@ def network_train_steps(
         0 if rows.ndim == 1 else 8 * count, 0 if step_squares is None else id(step_squares) + _DATA,
     )  # fmt: skip
     if exchange is not None:
-        weight = None if row_weight is None else row_weight[rows if rows.ndim == 1 else rows[0]]
-        return _shared_step(workspace, threads, count, weight, results, exchange)
+        return _shared_step(workspace, threads, row_weight, rows, results, exchange)
     workspace.run(threads, count or 1)
     return workspace.fields[network.STEPS_DONE]
 
 
-def _shared_step(workspace, threads, count, weight, results, exchange):
+def _shared_step(workspace, threads, row_weight, rows, results, exchange):
     """One step of which all is set but what is shared: two calls of compiled code, and one more for each sum."""
-    fields, size, total = workspace.fields, workspace.program.trained_size, exchange.weight
-    share = 1 / total if total >= _layout.LEAST_WEIGHT else 0.0
-    workspace.weights[network.SCALE] = share
+    fields, size, total, count = workspace.fields, workspace.program.trained_size, exchange.weight, rows.shape[-1]
+    share = scale = 1 / total if total >= _layout.LEAST_WEIGHT else 0.0
     if len(workspace.segments) > 1:  # first the moments of these rows are taken
-        weight = np.ones(count) if weight is None else weight
+        weight = np.ones(count) if row_weight is None else row_weight[rows if rows.ndim == 1 else rows[0]]
         own = weight.sum()
-        workspace.weights[network.SCALE] = 1 / own if own >= _layout.LEAST_WEIGHT else 0.0
+        scale = 1 / own if own >= _layout.LEAST_WEIGHT else 0.0
+    workspace.weights[network.SCALE] = scale
     workspace.point(_PARAMETER_GRADIENTS, exchange.buffer)
     for first, end, weighs, sums in workspace.segments:
         if weighs and first:
@@ -736,28 +403,6 @@ def synchronize():
 
 
 # ---------------------------------------------------------------------------------------------- process
-def set_num_threads(threads):
-    """None: as many as there are cores, fewer where timing says so."""
-    global _threads
-    _threads = threads
-
-
-def get_num_threads():
-    """Those set, or the cores there are."""
-    return team.available_cores() if _threads is None else _threads
-
-
-@contextlib.contextmanager
-def serial():
-    """For the calling thread alone."""
-    before = getattr(_calling, "serial", False)
-    _calling.serial = True
-    try:
-        yield
-    finally:
-        _calling.serial = before
-
-
 def warmup(dtype, activations, losses, optimizers):
     """Every kernel that training and predicting with these parts calls."""
     dtype = np.dtype(dtype)

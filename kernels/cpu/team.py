@@ -12,10 +12,12 @@ import os
 import queue
 import sys
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
+wanted = None  # threads; None: as many as there are cores, fewer for little work
+calling = threading.local()  # serial: this thread works alone
 CONTROL_GROUPS, MEMBERSHIP = "/sys/fs/cgroup", "/proc/self/cgroup"
 
 
@@ -23,6 +25,28 @@ def available_cores() -> int:
     """Cores this process may use: CPU affinity, bounded by the control group's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _quota())
+
+
+def set_num_threads(threads):
+    """None: as many as there are cores, fewer where timing says so."""
+    global wanted
+    wanted = threads
+
+
+def get_num_threads():
+    """Those set, or the cores there are."""
+    return available_cores() if wanted is None else wanted
+
+
+@contextmanager
+def serial():
+    """For the calling thread alone."""
+    before = getattr(calling, "serial", False)
+    calling.serial = True
+    try:
+        yield
+    finally:
+        calling.serial = before
 
 
 @cache

@@ -13,6 +13,7 @@ from . import callbacks as watching
 from .losses import LossFunction
 from .model import Sequential
 from .optimizers import Optimizer
+from .slices import Interrupts
 from .steps import check_pair
 from .training import History, Settings, Training
 from .validation import Validation
@@ -138,9 +139,10 @@ def _side_by_side(trainings):
     threads = min(len(trainings), backend.get_num_threads())
     if not all(training.model.network.on_host for training in trainings):
         threads = 1  # a GPU has one stream, which runs launches in the order of the calls
-    with concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
+    with Interrupts() as interrupts, concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
         futures = [pool.submit(run, i, training) for i, training in enumerate(trainings)]
         try:
+            interrupts.raise_deferred()
             concurrent.futures.wait(futures)
         except BaseException:
             for training in trainings:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,6 +100,23 @@ def test_interrupt_stops_all(device, threads):
         fastbp.fit_many(models, x, y, optimizer=optimizers, **(ARGUMENTS | {"epochs": 10**6}))
     assert all(np.isfinite(model.flat_parameters).all() for model in models)
     models[0].fit(x, y, optimizer=optimizers[0], verbose=False, **ARGUMENTS)  # free again
+
+
+def test_interrupt_while_threads_start_stops_all(device, threads, monkeypatch):
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool, run, i, training):
+        future = submit(pool, run, i, training)
+        if i == 1:
+            signal.raise_signal(signal.SIGINT)
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    models = networks(device)
+    with pytest.raises(KeyboardInterrupt):
+        fastbp.fit_many(models, *data(), optimizer=fastbp.Adam, **(ARGUMENTS | {"epochs": 10**6}))
+    assert all(np.isfinite(model.flat_parameters).all() for model in models)
+    models[0].fit(*data(), optimizer=fastbp.Adam(), verbose=False, **ARGUMENTS)  # free again
 
 
 def test_verbose_prints_a_line_a_model(device, capsys):

@@ -380,8 +380,8 @@ def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose
     if record[STORE_FACTOR]:
         x_low = from_column(frame, instruction, 4, left, rows).data
         grad_low = from_column(frame, instruction, 5, right, columns).data
-        high = from_column(frame, instruction, 6, right, columns)
-        summed = Matrix(high.data, high.ld)
+        exact = from_column(frame, instruction, 6, right, columns)  # not rounded
+        summed = Matrix(exact.data, exact.ld)
     linear_backward_params(
         products_of(record, transpose), n, x, grad_z, 0, gradient, sums, panel, x_low, grad_low, summed
     )  # fmt: skip

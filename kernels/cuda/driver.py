@@ -86,6 +86,8 @@ else:
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
+    from numba.cuda.cudadrv.driver import binding
+    from numba.cuda.cudadrv.driver import driver as numba_driver
     from numba.cuda.extending import intrinsic as intrinsic
 
 _process = None  # which process opened the driver
@@ -120,10 +122,12 @@ def _twice(turns, half):
     return both
 
 
-def kernel(*signature, threads, blocks=None):
+def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     """Make a `Kernel` of a function, for arguments of these types.
 
-    ``threads`` is the most that a block will have, ``blocks`` the fewest blocks that must fit a multiprocessor.
+    ``threads`` is the most that a block will have, ``blocks`` the fewest blocks that must fit a multiprocessor,
+    ``shared`` the bytes of dynamic shared memory of a block. ``whole``: for the assembler it is the whole program, which
+    lets it give a warp more registers than a launch does.
 
     Fast-math is off: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
     The compiler may contract ``x * y + z``, here as everywhere on a GPU.
@@ -131,13 +135,13 @@ def kernel(*signature, threads, blocks=None):
 
     def make(function):
         if simulated:
-            return Kernel(cuda.jit(function), signature)
+            return Kernel(cuda.jit(function), signature, shared)
         bounds = threads if blocks is None else (threads, blocks)
-        # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; and
-        # without it the PTX that the tests read is what becomes machine code.
-        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=False)
+        # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; but
+        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
+        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=whole)
         dispatcher._cache = _Files(dispatcher)
-        return Kernel(dispatcher, signature)
+        return Kernel(dispatcher, signature, shared)
 
     return make
 
@@ -157,8 +161,8 @@ class Kernel:
         A launch has more arguments than the kernel, or fewer.
     """
 
-    def __init__(self, dispatcher, signature):
-        self.dispatcher, self.signature = dispatcher, signature
+    def __init__(self, dispatcher, signature, shared):
+        self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
         self.adders = [_adder(kind) for kind in signature]
         self.code = None
 
@@ -172,13 +176,22 @@ class Kernel:
     def _launch(self, grid, block, stream, *arguments):
         if self.code is None:
             made = self.compile()
-            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+            function = made.library.get_cufunc()
+            if self.shared:
+                _allow_shared(function, self.shared)
+            self.cooperative, self.code = made.cooperative, function.kernel
         if not hasattr(_of_thread, "context"):
             _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
         words = []
         for add, argument in zip(self.adders, arguments, strict=True):
             add(words, argument)
-        launch(_core_stream(stream), _launch_configuration(grid, block, self.cooperative), self.code, *words)
+        launch(_core_stream(stream), _launch_configuration(grid, block, self.cooperative, self.shared), self.code, *words)
+
+
+def _allow_shared(function, size):
+    """Let blocks of a kernel have more dynamic shared memory than they do without asking."""
+    limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    numba_driver.cuKernelSetAttribute(limit, size, function.handle, function.device.id)
 
 
 _of_thread = threading.local()  # context: that of the GPU, once a thread has launched
@@ -219,8 +232,8 @@ def _array_adder(dtype):
 
 
 @lru_cache(maxsize=1024)
-def _launch_configuration(grid, block, cooperative):
-    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative)
+def _launch_configuration(grid, block, cooperative, shared):
+    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative, shmem_size=shared)
 
 
 def _core_stream(stream):
@@ -422,6 +435,12 @@ def elapsed(work) -> float:
 def multiprocessors() -> int:
     """Multiprocessors of the GPU; the simulator counts as one of two."""
     return 2 if simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+@cache
+def compute_capability() -> tuple[int, int]:
+    """Of the GPU; of the simulator none, (0, 0)."""
+    return (0, 0) if simulated else tuple(cuda.get_current_device().compute_capability)
 
 
 def describe() -> dict[str, str]:

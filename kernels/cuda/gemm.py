@@ -442,13 +442,19 @@ def kernels(dtype):
             yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
 
 
-def _is_aligned(operand, width):
+def is_aligned(operand, width):
     """Whether rows start on 16-byte boundaries."""
     data, offset, ld = operand
     return offset % width == 0 and ld % width == 0 and driver.address(data) % VECTOR_BYTES == 0
 
 
 # --------------------------------------------------------------------------------------------- launcher
+def finish_of(c, beta, bias, parameter, saved):
+    """What a product does with its sums; see `gemm`."""
+    has_bias, row = (0, c) if bias is None else (1, bias)
+    return Finish(beta, Matrix(row.data, row.offset, 0), has_bias, parameter, c if saved is None else saved)
+
+
 def gemm(
     trans, m, n, k, a, b, c, stream,
     *, beta=0, bias=None, epilogue="none", parameter=0.0, saved=None, precision="ieee", tile=None,
@@ -481,9 +487,8 @@ def gemm(
     dtype = c.data.dtype
     tile = tile or tile_of(m, n, dtype.itemsize, precision)
     width = VECTOR_BYTES // dtype.itemsize
-    has_bias, row = (0, c) if bias is None else (1, bias)
-    after = Finish(beta, Matrix(row.data, row.offset, 0), has_bias, parameter, c if saved is None else saved)
-    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
+    after = finish_of(c, beta, bias, parameter, saved)
+    vectors = all(is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
     function = gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
     function[blocks, tile.threads, stream](m, n, k, a, b, c, after)

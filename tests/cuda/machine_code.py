@@ -36,11 +36,16 @@ def cubin(kernel, capability) -> tuple[bytes, str]:
     """
     with as_if_on(capability):
         made = dispatchers._Kernel(kernel.dispatcher.py_func, kernel.signature, **kernel.dispatcher.targetoptions)
-        sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
+        whole = kernel.dispatcher.targetoptions["lto"]
+        if whole:
+            sources = [ObjectCode.from_ltoir(made.library.get_ltoir())]
+        else:
+            sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
     if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
     architecture = "sm_" + "".join(map(str, capability))
-    linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    options = LinkerOptions(arch=architecture, link_time_optimization=whole, ptxas_options=["-v"])
+    linker = Linker(*sources, options=options)
     code, log = linker.link("cubin").code, linker.get_info_log()
     return code, log.decode() if isinstance(log, bytes) else log
 

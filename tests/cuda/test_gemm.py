@@ -65,7 +65,10 @@ def flat(array, ld):
     return Matrix(driver.to_device(array.ravel()), 0, ld)
 
 
-def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
+def check(
+    trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, product=gemm.gemm,
+    **options,
+):  # fmt: skip
     """One product with everything around it."""
     rng = np.random.default_rng([m, n, k])
     a = Padded(rng, *((k, m) if trans == "TN" else (m, k)), dtype, shift)
@@ -86,10 +89,12 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
     elif step == "backward":
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
-    gemm.gemm(
+    if tile is not None:
+        options["tile"] = tile
+    product(
         trans, m, n, k, a.on_device(), b.on_device(), c.on_device(), driver.stream(), beta=beta,
         bias=row.on_device() if bias else None, epilogue=epilogue, parameter=parameter, saved=saved.on_device(),
-        tile=tile, **options,
+        **options,
     )  # fmt: skip
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)

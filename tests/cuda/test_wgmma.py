@@ -1,0 +1,50 @@
+"""The product by warpgroups against NumPy: small integers, so that every order of summing gives the same bits.
+
+On the emulated GPU, where a copy comes as late as it may and a product reads shared memory when it is waited for
+(`emulator/execute.cpp`), or on a GPU of compute capability 9.0.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
+
+from fastbp.kernels import layout
+from fastbp.kernels.cuda import driver, gemm, linear, wgmma
+
+from .test_gemm import check, runs
+
+pytestmark = pytest.mark.skipif(
+    not runs() or driver.compute_capability() != wgmma.CAPABILITY, reason="needs a GPU of compute capability 9.0"
+)
+
+
+def check_wgmma(trans, m, n, k, **options):
+    check(trans, m, n, k, "float32", product=wgmma.gemm, **options)
+
+
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
+def test_full_tiles_and_tails(trans):
+    k = (wgmma.STAGES + 1) * wgmma.TERMS + 3  # every place of the pipeline is used again
+    check_wgmma(trans, wgmma.BM + 3, wgmma.BN + 5, k, beta=1, bias=True)
+
+
+def test_blocks_go_from_tile_to_tile():
+    """More tiles than the emulated GPU has multiprocessors, so that copies run ahead into the next tile."""
+    check_wgmma("NN", (driver.multiprocessors() + 1) * wgmma.BM if driver.multiprocessors() < 9 else 900, 7, 70)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (1, 33, 17), (33, 1, 64), (0, 3, 2), (3, 0, 2)])
+def test_narrow(shape):
+    check_wgmma("NT", *shape, bias=True)
+
+
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
+def test_any_alignment(trans):
+    check_wgmma(trans, 9, 70, 65, shift=1, bias=True)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_epilogues(activation):
+    check_wgmma("NN", 9, 7, 5, bias=True, epilogue=f"forward:{activation}")
+    check_wgmma("NT", 9, 7, 5, epilogue=f"backward:{activation}")

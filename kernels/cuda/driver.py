@@ -126,8 +126,8 @@ def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     """Make a `Kernel` of a function, for arguments of these types.
 
     ``threads`` is the most that a block will have, ``blocks`` the fewest blocks that must fit a multiprocessor,
-    ``shared`` the bytes of dynamic shared memory of a block. ``whole``: for the assembler it is the whole program, which
-    lets it give a warp more registers than a launch does.
+    ``shared`` the bytes of dynamic shared memory of a block. ``whole`` tells the assembler that it has the whole
+    program, and so may let warps give registers to others.
 
     Fast-math is off: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
     The compiler may contract ``x * y + z``, here as everywhere on a GPU.
@@ -185,7 +185,8 @@ class Kernel:
         words = []
         for add, argument in zip(self.adders, arguments, strict=True):
             add(words, argument)
-        launch(_core_stream(stream), _launch_configuration(grid, block, self.cooperative, self.shared), self.code, *words)
+        configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
+        launch(_core_stream(stream), configuration, self.code, *words)
 
 
 def _allow_shared(function, size):

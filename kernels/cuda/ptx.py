@@ -1,6 +1,7 @@
 """What plain CUDA Python cannot say: 16-byte accesses, copies that go on by themselves, tensor cores; each with a twin.
 
-The only file that emits LLVM IR for a GPU. The simulator runs the twins.
+This file and warpgroup.py, for what only compute capability 9.0 has, are all that emits LLVM IR for a GPU. The
+simulator runs the twins.
 """
 
 from collections import defaultdict

@@ -83,19 +83,20 @@ def _of_warp(text):
 
 
 # -------------------------------------------------------------------------------------------- barriers
-# A barrier (`mbarrier`) is in a phase until as many threads have arrived as it was made for, and as many bytes have come
-# as they announced; then the next phase begins. Who waits names the parity of the phase that is to be over, 0 for the
-# first: of a new barrier, the phase of parity 1 counts as over.
+# A barrier (`mbarrier`) is in a phase until as many threads have arrived as it was made for, and as many bytes have
+# come as they announced; then the next phase begins. Who waits names the parity of the phase that is to be over, 0 for
+# the first: of a new barrier, the phase of parity 1 counts as over.
 if not simulated:
     make_barrier = _of_barrier("mbarrier.init.shared::cta.b64 [$0], $1;")
     make_barrier.__doc__ = "``(shared, barrier, arrivals)``: a barrier in its first phase, by one thread."
     show_barriers = _of_warp("fence.proxy.async.shared::cta;")
-    show_barriers.__doc__ = "New barriers are seen by copies; by other threads after the next barrier of the block."
+    show_barriers.__doc__ = "Copies see new barriers; other threads do after the next barrier of the block."
     arrive = _of_barrier("mbarrier.arrive.shared::cta.b64 _, [$0];")
     announce = _of_barrier("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;")
     announce.__doc__ = "``(shared, barrier, bytes)``: arrive, and let the phase last until so many bytes have come."
     is_over = _of_barrier(
-        "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [$1], $2; selp.u32 $0, 1, 0, over; }", True
+        "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [$1], $2; selp.u32 $0, 1, 0, over; }",
+        answers=True,
     )
     is_over.__doc__ = (
         "``(shared, barrier, parity)``: whether the phase is over; 0 also after a while. What came is seen after 1."
@@ -153,7 +154,9 @@ def multiply_panel(rows_a, columns, terms):
     registers = ", ".join(f"${e}" for e in range(sums))
     shape = f"wgmma.mma_async.sync.aligned.m{ROWS}n{columns}k{TERMS}.f32.bf16.bf16"
     # After the descriptors: that sums are added to, signs, and that terms of both operands touch.
-    products = [f"{shape} {{{registers}}}, ${sums + step}, ${sums + steps + step}, 1, 1, 1, 0, 0;" for step in range(steps)]
+    products = [
+        f"{shape} {{{registers}}}, ${sums + step}, ${sums + steps + step}, 1, 1, 1, 0, 0;" for step in range(steps)
+    ]
     text = "\n".join(
         ["wgmma.fence.sync.aligned;", *products, "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
     )

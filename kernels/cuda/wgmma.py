@@ -1,4 +1,4 @@
-"""``C = beta C + A B`` of factors in bfloat16 by the warpgroups of compute capability 9.0, where FASTBP_CUDA asks for it.
+"""``C = beta C + A B`` of factors in bfloat16 by warpgroups (compute capability 9.0), where FASTBP_CUDA asks for it.
 
 First each factor is rounded and stored in panels of `TERMS` terms, in the format of the instruction (a kernel of its
 own, `pack_kernel`); both along k, so NN, NT and TN are the same product. A block makes tiles of 128 x 256 elements, one
@@ -13,7 +13,6 @@ from functools import cache
 
 import numpy as np
 
-from ..layout import ACTIVATIONS
 from . import driver, warpgroup
 from .asked import asked
 from .blocking import GROUP, VECTOR_BYTES, WARP
@@ -301,14 +300,3 @@ def gemm(
         pack(BN, trans == "NT", n, k, b, b_packed, stream)
         grid = min(tiles, driver.multiprocessors())
         product_kernel(epilogue, vectors)[grid, THREADS, stream](m, n, panels_of(k), a_packed, b_packed, c, after)
-
-
-def kernels():
-    """Every kernel of this file: (name, kernel)."""
-    for extent in (BM, BN):
-        for along_k in (True, False):
-            yield f"wgmma pack {extent} {'along k' if along_k else 'across k'}", pack_kernel(extent, along_k)
-    uses = ["none"] + [f"{step}:{name}" for step in ("forward", "backward") for name in ACTIVATIONS[1:]]
-    for epilogue in uses:
-        for vectors in (True, False):
-            yield f"wgmma {epilogue} {'vectors' if vectors else 'elements'}", product_kernel(epilogue, vectors)

@@ -112,7 +112,12 @@ def loops(text) -> list[Counter]:
     return [Counter(line.split()[0] for line in code[start:end]) for start, end in ends.items()]
 
 
-MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA")
+def most_registers(text) -> int:
+    """As many as reach to the last that is named."""
+    return 1 + max(int(number) for number in re.findall(r"\bR(\d+)\b", text))
+
+
+MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA", "HGMMA")
 
 
 def multiply_adds(loop) -> int:

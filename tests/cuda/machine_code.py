@@ -64,6 +64,7 @@ class Report(NamedTuple):
     spill_stores: int
     spill_loads: int
     shared: int
+    losses: tuple  # what it says that it had to give up, such as registers or products that run on
 
 
 def assemble(kernel, capability) -> tuple[bytes, Report]:
@@ -71,7 +72,8 @@ def assemble(kernel, capability) -> tuple[bytes, Report]:
     code, log = cubin(kernel, capability)
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
     numbers = [int(re.search(pattern, log)[1]) for pattern in patterns]
-    return code, Report(*numbers, sum(size for name, size in sections(code) if name.startswith(".nv.shared.")))
+    shared = sum(size for name, size in sections(code) if name.startswith(".nv.shared."))
+    return code, Report(*numbers, shared, tuple(re.findall(r"Potential Performance Loss: (.*)", log)))
 
 
 def sections(elf):

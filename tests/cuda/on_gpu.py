@@ -342,9 +342,8 @@ def wgmma():
 
     size = 4096
     a, b, c = (Matrix(cuda.zeros((size * size,), np.float32), 0, size) for _ in range(3))
-    a_packed, b_packed = (
-        cuda.zeros((wgmma.packed_size(extent, size, size),), np.int32) for extent in (wgmma.BM, wgmma.BN)
-    )
+    sizes = (wgmma.packed_size(extent, size, size) for extent in (wgmma.BM, wgmma.BN))
+    a_packed, b_packed = (cuda.zeros((elements,), np.int32) for elements in sizes)
     stream, panels = driver.stream(), wgmma.panels_of(size)
     blocks, after = driver.multiprocessors(), wgmma.finish_of(c, 0, None, 0.0, None)
     kernel = wgmma.product_kernel("none")
@@ -500,17 +499,8 @@ def _contract():
     return _pytest(*workers, "tests/contract/test_contract.py")
 
 
-HERE = (
-    "machine",
-    "smoke",
-    "again",
-    "thresholds",
-    "warm",
-    "product",
-    "wgmma",
-    "equal",
-    "large",
-)  # functions of this file
+# Functions of this file.
+HERE = ("machine", "smoke", "again", "thresholds", "warm", "product", "wgmma", "equal", "large")
 COMPARISONS = ("steps", "gemm", "gemm by wgmma")
 
 

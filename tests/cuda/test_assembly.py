@@ -49,7 +49,7 @@ MULTIPROCESSOR_SHARED = 160 * 1024  # the least of these architectures
 
 def assemble(kernel, capability):
     cubin, report = machine_code.assemble(kernel, capability)
-    assert (report.stack, report.spill_stores, report.spill_loads) == (0, 0, 0), report
+    assert (report.stack, report.spill_stores, report.spill_loads, report.losses) == (0, 0, 0, ()), report
     return cubin, report
 
 
@@ -178,7 +178,6 @@ def test_product_by_warpgroups(tmp_path, epilogue, vectors):
     assert machine_code.most_registers(text) <= many
     copying = re.search(r"USETMAXREG\.DEALLOC.*?UBLKCP.*?\*/ +EXIT", text, re.DOTALL)[0]
     assert machine_code.most_registers(copying) <= few
-    assert not re.search(r"\bCALL\b", text)  # beside which products would not run on
 
     # The sums stay where they are, and nothing moves them. A panel is a wait for its copies, four products, a wait.
     products = re.findall(r"HGMMA\.64x256x16\.F32\.BF16 (R\d+), gdesc\[UR\d+\], (R\d+)", text)

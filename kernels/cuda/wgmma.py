@@ -44,9 +44,10 @@ PACK_THREADS = 256
 int32, int64, uint32 = types.int32, types.int64, types.uint32
 
 
-def chosen(precision) -> bool:
+def chosen(precision, dtype) -> bool:
     """Whether products of this precision are made here: asked for, and the GPU has the instructions."""
-    return precision == "bf16" and not driver.simulated and asked(NAME) and driver.compute_capability() == CAPABILITY
+    here = precision == "bf16" and dtype == np.float32 and asked(NAME)
+    return here and driver.compute_capability() == CAPABILITY
 
 
 # --------------------------------------------------------------------------------------------- panels
@@ -226,6 +227,7 @@ def product_kernel(epilogue, vectors=True):
                 acc[e] = types.float32(0)
             for _ in range(panels):
                 wait_until_over(shared, FULL_AT + stage * BARRIER, parity)
+                cuda.syncwarp()  # who waits in a loop may come out of it alone
                 begin = stage * STAGE_SIZE
                 multiply(acc, shared, begin + own_rows, begin + A_SIZE)
                 if lane == 0:

@@ -119,7 +119,7 @@ def most_registers(text) -> int:
     return 1 + max(int(number) for number in re.findall(r"\bR(\d+)\b", text))
 
 
-MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA", "HGMMA")
+MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA")
 
 
 def multiply_adds(loop) -> int:

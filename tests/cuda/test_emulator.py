@@ -48,7 +48,7 @@ def test_products(emulated):
 
 
 def test_products_by_warpgroups(emulated):
-    emulated("tests/cuda/test_wgmma.py")
+    emulated("-x", "tests/cuda/test_wgmma.py")
 
 
 def test_networks_and_the_contract_by_warpgroups(emulated):

@@ -4,6 +4,7 @@ On the emulated GPU, where a copy comes as late as it may and a product reads sh
 (`emulator/execute.cpp`), or on a GPU of compute capability 9.0.
 """
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
@@ -51,4 +52,5 @@ def test_epilogues():
 def test_chosen_where_it_is_asked_for(monkeypatch):
     for listed, expected in (("", False), ("wgmma", True)):
         monkeypatch.setenv("FASTBP_CUDA", listed)
-        assert [wgmma.chosen(precision) for precision in ("ieee", "tf32", "bf16")] == [False, False, expected]
+        assert [wgmma.chosen(name, np.float32) for name in ("ieee", "tf32", "bf16")] == [False, False, expected]
+        assert not wgmma.chosen("bf16", np.float64)

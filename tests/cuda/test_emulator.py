@@ -47,8 +47,9 @@ def test_products(emulated):
     emulated("tests/cuda/test_gemm.py")
 
 
-def test_products_by_warpgroups(emulated):
-    emulated("-x", "tests/cuda/test_wgmma.py")
+@pytest.mark.parametrize("chosen", ["full_tiles", "not full_tiles"], ids=["pipeline", "others"])
+def test_products_by_warpgroups(emulated, chosen):
+    emulated("-x", "tests/cuda/test_wgmma.py", "-k", chosen)
 
 
 def test_networks_and_the_contract_by_warpgroups(emulated):

@@ -2,6 +2,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <sstream>
 
 #include "ptx.hpp"
@@ -61,6 +62,7 @@ struct Parser {
   const std::map<std::string, uint64_t>& symbols;  // of shared memory, in its window
   std::map<std::string, int> scratch;              // parameters of calls
   std::vector<std::pair<int, std::string>> jumps;
+  std::function<void(const std::string&)> declare;  // an array in shared memory
 
   [[noreturn]] void fail(const std::string& what, const std::string& statement) {
     throw std::runtime_error("PTX: " + what + " in: " + statement);
@@ -196,6 +198,8 @@ struct Parser {
       size_t bracket = name.find('[');
       name = name.substr(0, bracket);
       if (!scratch.count(name)) scratch[name] = 16 * (int)scratch.size();
+    } else if (s.rfind(".shared", 0) == 0) {
+      declare(s);
     } else if (s.rfind(".pragma", 0) == 0 || s.rfind(".loc", 0) == 0) {
     } else {
       fail("unknown directive", s);
@@ -440,7 +444,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
   std::map<std::string, uint64_t> symbols;
   int shared = 0;
   size_t i = 0;
-  // Declarations outside of functions.
+  // Declarations, outside of functions or in one.
   auto declare = [&](const std::string& s) {
     bool is_shared = s.find(".shared") != std::string::npos;
     if (!is_shared) return;
@@ -503,7 +507,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
       if (text[end] == '{') depth++;
       if (text[end] == '}' && --depth == 0) break;
     }
-    Parser parser{*kernel, {}, {}, symbols, {}, {}};
+    Parser parser{*kernel, {}, {}, symbols, {}, {}, declare};
     std::string part;
     for (size_t q = body + 1; q < end; q++) {
       if (text[q] == ';') {

@@ -44,7 +44,7 @@ def _emit(builder, text, values, result=None):
     return builder.call(asm, values, attrs=("convergent",))
 
 
-def _of_barrier(text, answers=False):
+def _of_barrier(text, number=False, answers=False):
     """A device function ``(shared, barrier[, number])`` that is one line of PTX on a barrier in shared memory."""
 
     def make(context, builder, signature, arguments):
@@ -54,18 +54,16 @@ def _of_barrier(text, answers=False):
         return found if answers else context.get_dummy_value()
 
     returned = types.int32 if answers else types.void
-    if "$1" not in text or (answers and "$2" not in text):
 
-        @intrinsic
-        def function(typing_context, shared, barrier):
-            return returned(shared, barrier), make
-    else:
+    @intrinsic
+    def on_barrier(typing_context, shared, barrier):
+        return returned(shared, barrier), make
 
-        @intrinsic
-        def function(typing_context, shared, barrier, number):
-            return returned(shared, barrier, types.int32), make
+    @intrinsic
+    def on_barrier_with_number(typing_context, shared, barrier, number):
+        return returned(shared, barrier, types.int32), make
 
-    return function
+    return on_barrier_with_number if number else on_barrier
 
 
 def _of_warp(text):
@@ -82,29 +80,24 @@ def _of_warp(text):
     return function
 
 
-# -------------------------------------------------------------------------------------------- barriers
+# -------------------------------------------------------------------------------- barriers and copies
 # A barrier (`mbarrier`) is in a phase until as many threads have arrived as it was made for, and as many bytes have
 # come as they announced; then the next phase begins. Who waits names the parity of the phase that is to be over, 0 for
 # the first: of a new barrier, the phase of parity 1 counts as over.
 if not simulated:
-    make_barrier = _of_barrier("mbarrier.init.shared::cta.b64 [$0], $1;")
-    make_barrier.__doc__ = "``(shared, barrier, arrivals)``: a barrier in its first phase, by one thread."
+    # (shared, barrier, arrivals): a barrier in its first phase, by one thread.
+    make_barrier = _of_barrier("mbarrier.init.shared::cta.b64 [$0], $1;", number=True)
+    # (): copies see new barriers; other threads do after the next barrier of the block.
     show_barriers = _of_warp("fence.proxy.async.shared::cta;")
-    show_barriers.__doc__ = "Copies see new barriers; other threads do after the next barrier of the block."
+    # (shared, barrier): a thread arrives.
     arrive = _of_barrier("mbarrier.arrive.shared::cta.b64 _, [$0];")
-    announce = _of_barrier("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;")
-    announce.__doc__ = "``(shared, barrier, bytes)``: arrive, and let the phase last until so many bytes have come."
+    # (shared, barrier, bytes): a thread arrives, and the phase lasts until so many bytes have come.
+    announce = _of_barrier("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", number=True)
+    # (shared, barrier, parity): 1 if the phase is over, and what came in it is seen; 0 otherwise, after some time.
     is_over = _of_barrier(
         "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [$1], $2; selp.u32 $0, 1, 0, over; }",
-        answers=True,
-    )
-    is_over.__doc__ = (
-        "``(shared, barrier, parity)``: whether the phase is over; 0 also after a while. What came is seen after 1."
-    )
-
-
-# ---------------------------------------------------------------------------------- copies, registers
-if not simulated:
+        number=True, answers=True,
+    )  # fmt: skip
 
     @intrinsic
     def copy_panel(typing_context, shared, to, array, index, size, barrier):
@@ -124,6 +117,7 @@ if not simulated:
         return types.void(shared, to, array, index, types.int32, barrier), make
 
 
+# ------------------------------------------------------------------------------------------- registers
 @cache
 def limit_registers(how, count):
     """A device function: all warps of a warpgroup give registers back (``"dec"``) or wait for more (``"inc"``)."""

@@ -306,6 +306,7 @@ def product():
 # ---------------------------------------------------------------------------------------- warpgroups
 # Of products by warpgroups: less than a tile, a tile and a panel, tails of all, every place used again and many tiles.
 WARPGROUP_SHAPES = ((16, 8, 16), (128, 256, 64), (131, 261, 323), (1500, 2100, 1111))
+WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
 
 
 def wgmma():
@@ -340,8 +341,9 @@ def wgmma():
     if wrong:
         sys.exit(f"{wrong} products are wrong")
 
-    size = 4096
-    a, b, c = (Matrix(cuda.zeros((size * size,), np.float32), 0, size) for _ in range(3))
+    size = WARPGROUP_SIZE
+    a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
+    c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
     sizes = (wgmma.packed_size(extent, size, size) for extent in (wgmma.BM, wgmma.BN))
     a_packed, b_packed = (cuda.zeros((elements,), np.int32) for elements in sizes)
     stream, panels = driver.stream(), wgmma.panels_of(size)

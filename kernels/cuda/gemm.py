@@ -24,6 +24,9 @@ from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
 TRANSPOSITIONS = ("NN", "NT", "TN")
+# Elements between the rows of a panel that is turned, beyond their length: whether a thread stores one term of a row or
+# 16 bytes of them, one after another, those of a warp go to a bank each.
+TURNED_SPREAD = 4
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
@@ -141,12 +144,13 @@ def multiply_add_sums(trans, tile, element, vectors):
     """
     width = VECTOR_BYTES * 8 // element.bitwidth
     bm, bn, bk, threads = tile.bm, tile.bn, tile.bk, tile.threads
-    place = thread_place(tile, width, width)
+    lanes = paired_lanes(tile)
+    place = thread_place(tile, width, width, lanes)
     held = tile.tm * tile.tn
 
-    # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
+    # A panel that is turned on its way is spread, so that the threads' stores meet in no bank.
     a_along_k, b_along_k = trans != "TN", trans == "NT"
-    pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
+    pitch_a, pitch_b = bm + TURNED_SPREAD * a_along_k, bn + TURNED_SPREAD * b_along_k
     access = width if vectors else 1
     # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
     a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, -0.0)
@@ -213,22 +217,42 @@ def multiply_add_sums(trans, tile, element, vectors):
                 cuda.syncthreads()
                 left, tail = int32(1), int32(0)
 
-    return SimpleNamespace(sums=sums, shared=2 * stage_size, grain_m=width, grain_n=width)
+    return SimpleNamespace(
+        sums=sums, shared=2 * stage_size, grain_m=width, grain_n=width, lanes=lanes, spread=2 * width
+    )
+
+
+@cache
+def paired_lanes(tile):
+    """A device function: which of a warp's threads along m and along n a lane is.
+
+    Lanes that differ in their lowest bit are neighbours along m and read the same of B; those that differ in the next
+    bit are neighbours along n and read the same of A. So 16 threads get their 16 bytes at once, where others would be
+    served by eight: in a cycle comes back a register a thread, and two that ask for the same address share it.
+    """
+    half_m = tile.lanes_m // 2
+
+    @device_function
+    def lanes(lane):
+        return lane % 2 + lane // 4 % half_m * 2, lane // 2 % 2 + lane // (4 * half_m) * 2
+
+    return lanes
 
 
 # -------------------------------------------------------------------------------------------- epilogues
 @cache
-def thread_place(tile, grain_m, grain_n):
+def thread_place(tile, grain_m, grain_n, lanes):
     """A device function: a thread's first row and column in the tile, and the number of its row among all threads'.
 
-    A thread's rows come in groups of ``grain_m`` that touch, and its columns in groups of ``grain_n``.
+    A thread's rows come in groups of ``grain_m`` that touch, and its columns in groups of ``grain_n``; ``lanes`` tells
+    which of a warp's threads along m and along n a lane is.
     """
-    warps_n, lanes_m, lanes_n, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.lanes_n, tile.warp_m, tile.warp_n
+    warps_n, lanes_m, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.warp_m, tile.warp_n
 
     @device_function
     def place(thread):
         lane, warp = thread % WARP, thread // WARP
-        lane_m, lane_n = lane // lanes_n, lane % lanes_n
+        lane_m, lane_n = lanes(lane)
         warp_row = warp // warps_n
         row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
         return row, column, warp_row * lanes_m + lane_m
@@ -376,13 +400,13 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     bm, bn, tm, tn, threads = tile.bm, tile.bn, tile.tm, tile.tn, tile.threads
     lanes_m, lanes_n, warp_m = tile.lanes_m, tile.lanes_n, tile.warp_m
     group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
-    place = thread_place(tile, grain_m, grain_n)
-    load_one, _ = vector_access(1)
+    place = thread_place(tile, grain_m, grain_n, maker.lanes)
+    load, _ = vector_access(width)
 
     # The tile goes to C through shared memory, `part_rows` rows of every thread at a time. So a block writes whole
     # lines, and the code of the epilogue exists once. Rows are spread so that no two stores of a warp meet in a bank.
     across = tile.warps_m * lanes_m
-    pitch_c = bn + (grain_n * lanes_n % 32 or width)
+    pitch_c = bn + maker.spread
     part_rows = tm
     while part_rows * across * pitch_c > max(maker.shared, EPILOGUE_BYTES * 8 // element.bitwidth):
         part_rows //= 2
@@ -415,8 +439,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
                 line, s = chunk // chunks, chunk % chunks * width
                 i, q = part * part_rows + line // across, line % across
                 r = q // lanes_m * warp_m + i // grain_m * group_m + q % lanes_m * grain_m + i % grain_m
-                for e in range(width):
-                    load_one(z, e, shared, line * pitch_c + s + e)
+                load(z, 0, shared, line * pitch_c + s)
                 if first_row + r < m and first_column + s < n:
                     finish(z, first_row + r, first_column + s, n, c, after)
 

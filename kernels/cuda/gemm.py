@@ -4,22 +4,26 @@ A block of threads makes a tile of C, of which each thread holds a part in regis
 a panel of B, ``bk`` terms of each, from global to shared memory, where both lie term by term; it fetches the next two
 into registers while it multiplies these. Rows, columns and terms that do not exist cost the main loop nothing: for a
 row or column beyond the last it reads the last again and never stores the result, and the last terms, filled up with
-zeros, come after the loop. An element is one chain of multiply-adds in the order of its terms, whatever the tile. (The
-blocking of CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
+zeros, come after the loop. An element is one chain of multiply-adds in the order of its terms, whatever the tile; or
+as many as the parts that the terms are cut into, added up in their order. (The blocking of CUTLASS and of S. Boehm,
+"How to optimize a CUDA matmul kernel", 2022.)
 """
 
 from functools import cache
 from itertools import product
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
 from . import driver
-from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
+from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, Plan, padded_columns, plan_of, tiles_of
 from .driver import cuda, device_function, types, unrolled
 from .formulas import formulas
-from .operands import FLOAT, INT, Finish, Matrix, at, matrix, type_of
+from .launch import THREADS as ELEMENT_THREADS
+from .launch import for_each_element, multiprocessors, over_rows
+from .operands import FLOAT, INT, Finish, Matrix, Shape, at, matrix, type_of
 from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
@@ -391,7 +395,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     width = VECTOR_BYTES * 8 // element.bitwidth
     if precision not in precisions(dtype):
         raise ValueError(f"precision {precision!r} is none of the GPU's for {element.name}: {precisions(dtype)}")
-    tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
+    tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
     else:
@@ -419,8 +423,17 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     put_part = part_of_registers(part_rows, tm, tn, grain_n, min(grain_n, width), across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
+    cut = trans == "TN"  # into parts of k, whose sums lie one after another in C
 
-    def gemm_kernel(m, n, k, a, b, c, after):
+    def gemm_kernel(shape, a, b, c, after):
+        m, n, k = shape.m, shape.n, shape.k
+        if cut:
+            part = cuda.blockIdx.y
+            first = part * shape.terms
+            k = min(shape.terms, k - first)
+            a = Matrix(a.data, at(a, first, 0), a.ld)
+            b = Matrix(b.data, at(b, first, 0), b.ld)
+            c = Matrix(c.data, at(c, part * m, 0), c.ld)
         shared = cuda.shared.array(shared_size, element, ALIGNMENT)
         acc = cuda.local.array(held, element)
         z = cuda.local.array(width, element)
@@ -449,12 +462,34 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
-    return driver.kernel(INT, INT, INT, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+    shape = type_of(Shape, INT, INT, INT, INT)
+    return driver.kernel(shape, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+
+
+@cache
+def sum_of_parts_kernel(dtype):
+    """``out = beta out`` + the parts of a product, in their order."""
+
+    @for_each_element
+    @device_function
+    def add_up(i, j, rows, count, beta, parts, out):
+        total = parts.data[at(parts, i, j)]
+        for part in range(1, count):
+            total += parts.data[at(parts, part * rows + i, j)]
+        to = at(out, i, j)
+        out.data[to] = total + out.data[to] if beta else total
+
+    @driver.kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=ELEMENT_THREADS)
+    def sum_of_parts_kernel(rows, columns, count, beta, parts, out):
+        add_up(rows, columns, rows, count, beta, parts, out)
+
+    return sum_of_parts_kernel
 
 
 def kernels(dtype):
     """Every product of a network, in every precision: (name, kernel)."""
     dtype = np.dtype(dtype)
+    yield "sum_of_parts", sum_of_parts_kernel(dtype)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in ACTIVATIONS if name != "identity"]
@@ -472,41 +507,78 @@ def _is_aligned(operand, width):
 
 
 # --------------------------------------------------------------------------------------------- launcher
-def gemm(
-    trans, m, n, k, a, b, c, stream,
-    *, beta=0, bias=None, epilogue="none", parameter=0.0, saved=None, precision="ieee", tile=None,
-):  # fmt: skip
-    """``z = beta C + A B + bias``; ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``.
+class Epilogue(NamedTuple):
+    """What a product does with its sums ``z = beta C + A B + bias``.
+
+    Parameters
+    ----------
+    name : "none", "forward:<activation>" or "backward:<activation>"
+        ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``. Forward writes z to ``saved`` where the activation's
+        derivative needs z.
+    beta : 0 or 1
+        0: C is not read.
+    bias : Matrix of one row, optional
+    parameter : float
+        Of the activation.
+    saved : Matrix, optional
+        Without it forward writes z to C, before the output.
+    """
+
+    name: str = "none"
+    beta: int = 0
+    bias: Matrix | None = None
+    parameter: float = 0.0
+    saved: Matrix | None = None
+
+
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", tile=None, parts=None):  # noqa: B008
+    """``C = beta C + A B`` and what the epilogue says.
 
     Parameters
     ----------
     trans : "NN", "NT" or "TN"
         A is (m, k), for "TN" stored as (k, m); B is (k, n), for "NT" stored as (n, k).
+    shape : (m, n, k)
     a, b, c : Matrix
-        Of one dtype, as are ``bias`` and ``saved``.
+        Of one dtype, as are those of the epilogue.
     stream : stream or graph builder
-    beta : 0 or 1
-        0: C is not read.
-    bias : Matrix of one row, optional
-    epilogue : "none", "forward:<activation>" or "backward:<activation>"
-        Forward writes z to ``saved`` where the activation's derivative needs z; backward reads ``saved``.
-    parameter : float
-        Of the activation.
-    saved : Matrix, optional
-        Without it forward writes z to C, before the output.
+    epilogue : Epilogue
     precision : "ieee", "tf32" or "bf16"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
     tile : Tile, optional
-        Instead of the one that the shape asks for.
+        Instead of the one that the shape asks for; then the terms are not cut.
+    parts : array, optional
+        Of `blocking.parts_size` elements, for "TN", the gradient of a weight, with no more than ``beta`` in its
+        epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
+        launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
+        other products are never cut.
     """
+    m, n, k = shape
     if m == 0 or n == 0:
         return
     dtype = c.data.dtype
-    tile = tile or tile_of(m, n, dtype.itemsize, precision)
+    if tile is not None:
+        plan = Plan(tile, 1, k)
+    else:
+        cut = trans == "TN" and parts is not None
+        plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
+    if plan.parts > 1:
+        sums = Matrix(parts, 0, padded_columns(n))
+        _launch(trans, shape, a, b, sums, stream, Epilogue(), precision, plan)
+        grid, block = over_rows(m, n)
+        sum_of_parts_kernel(dtype)[grid, block, stream](m, n, plan.parts, epilogue.beta, sums, c)
+    else:
+        _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
+
+
+def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
+    """Launch the kernel of a product."""
+    (m, n, k), tile, bias, saved, dtype = shape, plan.tile, epilogue.bias, epilogue.saved, c.data.dtype
     width = VECTOR_BYTES // dtype.itemsize
     has_bias, row = (0, c) if bias is None else (1, bias)
-    after = Finish(beta, Matrix(row.data, row.offset, 0), has_bias, parameter, c if saved is None else saved)
-    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
-    function = gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
+    row, saved = Matrix(row.data, row.offset, 0), c if saved is None else saved
+    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, saved, row))
+    function = gemm_kernel(trans, dtype.name, epilogue.name, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    function[blocks, tile.threads, stream](m, n, k, a, b, c, after)
+    after = Finish(epilogue.beta, row, has_bias, epilogue.parameter, saved)
+    function[(blocks, plan.parts), tile.threads, stream](Shape(m, n, k, plan.terms), a, b, c, after)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastbp.kernels.cuda import driver, gemm, ptx, tensor_cores
 from fastbp.kernels.cuda.blocking import WARP
-from fastbp.kernels.cuda.operands import Finish, Matrix
+from fastbp.kernels.cuda.operands import Finish, Matrix, Shape
 
 BANKS, BANK_BYTES = 32, 4
 PANELS = 2  # of a product that is traced, and one more: the difference is what a panel takes
@@ -88,7 +88,7 @@ def plain(thing, swaps, done):
         cells = [python.CellType() for _ in function.__closure__ or ()]
         used = inspect.getclosurevars(function).globals
         scope = {"__builtins__": __builtins__} | {name: plain(value, swaps, done) for name, value in used.items()}
-        done[id(function)] = made = python.FunctionType(
+        done[id(function)] = python.FunctionType(
             function.__code__, scope, function.__name__, function.__defaults__, tuple(cells)
         )
         for cell, of in zip(cells, function.__closure__ or (), strict=True):
@@ -110,9 +110,8 @@ def machine(log, thread, itemsize):
         swaps[id(load)] = lambda registers, start, array, index, n=count: array.note("load", index, n)
         swaps[id(store)] = lambda array, index, registers, start, n=count: array.note("store", index, n)
     for count in (1, 4):
-        swaps[id(ptx.asynchronous_copy(count))] = lambda shared, to, array, index, left, n=count: (
-            shared.note("copy", to, n)
-        )
+        copy = ptx.asynchronous_copy(count)
+        swaps[id(copy)] = lambda shared, to, array, index, left, n=count: shared.note("copy", to, n)
     for ahead in range(8):
         swaps[id(ptx.wait_for_copies(ahead))] = lambda: None
     for precision in ptx.MMA:
@@ -126,14 +125,14 @@ def trace(trans, dtype, tile, precision="ieee", vectors=True, panels=PANELS, ld=
     """The accesses of the threads of `WARPS`, for the first block of a product of so many whole panels of terms."""
     itemsize = np.dtype(dtype).itemsize
     dispatcher = gemm.gemm_kernel(trans, dtype, "none", precision, tile, vectors).dispatcher
-    m, n, k = tile.bm, tile.bn, panels * tile.bk
+    shape = Shape(tile.bm, tile.bn, panels * tile.bk, panels * tile.bk)
     first_of_warps = range(0, tile.threads, WARP)
     traces = []
     for thread in (first_of_warps[warp] + lane for warp in WARPS for lane in range(WARP)):
         log = []
         a, b, c = (Matrix(Memory("global", itemsize, log, i * FAR), 0, ld) for i in range(3))
         function = plain(dispatcher.fn if driver.simulated else dispatcher.py_func, machine(log, thread, itemsize), {})
-        function(m, n, k, a, b, c, Finish(0, c, 0, 0.0, c))
+        function(shape, a, b, c, Finish(0, c, 0, 0.0, c))
         traces.append(log)
     return traces
 

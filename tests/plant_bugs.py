@@ -947,6 +947,16 @@ BUGS = [
         "return lane // (WARP // (2 * half_m)), lane % (WARP // (2 * half_m))",
         "tests/cuda/test_banks.py -k 'two_passes and float32-ieee-small'",
     ),
+    Bug(
+        "CUDA: the last part of a gradient's terms is as long as the others",
+        CUDA_GEMM, "k = min(shape.terms, k - first)", "k = shape.terms",
+        f"{CUDA_TESTS} -k 'terms_in_parts and ieee'",
+    ),
+    Bug(
+        "CUDA: the terms of forward are cut, and a row's bits depend on its batch",
+        CUDA_GEMM, 'cut = trans == "TN" and parts is not None', 'cut = trans != "NT"',
+        f"{CUDA_TESTS} -k only_the_gradient",
+    ),
     # ---------------------------------------------------------------------------------------------- graph
     Bug(
         "graph: of a value that is used twice the last gradient counts",

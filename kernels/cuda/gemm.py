@@ -18,7 +18,7 @@ import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
 from . import driver
-from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, Plan, padded_columns, plan_of, tiles_of
+from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, padded_columns, plan_of, tiles_of
 from .driver import cuda, device_function, types, unrolled
 from .formulas import formulas
 from .launch import THREADS as ELEMENT_THREADS
@@ -531,7 +531,7 @@ class Epilogue(NamedTuple):
     saved: Matrix | None = None
 
 
-def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", tile=None, parts=None):  # noqa: B008
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None):  # noqa: B008
     """``C = beta C + A B`` and what the epilogue says.
 
     Parameters
@@ -545,21 +545,19 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", t
     epilogue : Epilogue
     precision : "ieee", "tf32" or "bf16"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
-    tile : Tile, optional
-        Instead of the one that the shape asks for; then the terms are not cut.
+    plan : Plan, optional
+        Instead of the one that the shape asks for.
     parts : array, optional
         Of `blocking.parts_size` elements, for "TN", the gradient of a weight, with no more than ``beta`` in its
         epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
         launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
         other products are never cut.
     """
-    m, n, k = shape
+    m, n, _ = shape
     if m == 0 or n == 0:
         return
     dtype = c.data.dtype
-    if tile is not None:
-        plan = Plan(tile, 1, k)
-    else:
+    if plan is None:
         cut = trans == "TN" and parts is not None
         plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
     if plan.parts > 1:

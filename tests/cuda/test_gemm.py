@@ -87,8 +87,8 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
     after = gemm.Epilogue(epilogue, beta, row.on_device() if bias else None, parameter, saved.on_device())
-    operands = a.on_device(), b.on_device(), c.on_device()
-    gemm.gemm(trans, (m, n, k), *operands, driver.stream(), after, tile=tile, **options)
+    operands, plan = (a.on_device(), b.on_device(), c.on_device()), tile and blocking.Plan(tile, 1, k)
+    gemm.gemm(trans, (m, n, k), *operands, driver.stream(), after, plan=plan, **options)
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(saved.from_device(), expected_saved)
@@ -189,7 +189,8 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
     for tile in blocking.tiles_of(a.itemsize, precision):
         c = driver.to_device(np.empty(m * n, dtype))
         operands = flat(a, lda), flat(b, ldb), Matrix(c, 0, n)
-        gemm.gemm(trans, (m, n, k), *operands, driver.stream(), precision=precision, tile=tile)
+        plan = blocking.Plan(tile, 1, k)
+        gemm.gemm(trans, (m, n, k), *operands, driver.stream(), precision=precision, plan=plan)
         outcomes.add(driver.to_host(c).tobytes())
     assert len(outcomes) == 1
 
@@ -199,7 +200,8 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
 def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
     a, b, c = (np.full(1, x, np.float32) for x in (-1e-30, 1e-30, 1))
     c = driver.to_device(c)
-    gemm.gemm("NN", (1, 1, 1), flat(a, 1), flat(b, 1), Matrix(c, 0, 1), driver.stream(), tile=tile)
+    plan = blocking.Plan(tile, 1, 1)
+    gemm.gemm("NN", (1, 1, 1), flat(a, 1), flat(b, 1), Matrix(c, 0, 1), driver.stream(), plan=plan)
     assert driver.to_host(c)[0] == 0
     assert np.signbit(driver.to_host(c)[0])
 
@@ -224,43 +226,40 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------- parts of k
-def weight_gradient(x, grad, plan, monkeypatch, beta=0, before=0, precision="ieee", ld=None):
+def weight_gradient(x, grad, plan, beta=0, before=0, precision="ieee", ld=None):
     """``x.T @ grad`` in the parts that a plan has."""
     (k, m), n, dtype = x.shape, grad.shape[1], x.dtype
     ld = ld or n
     out = driver.to_device(np.full(m * ld, before, dtype))
     parts = driver.to_device(np.full(plan.parts * m * blocking.padded_columns(n), np.nan, dtype))
-    monkeypatch.setattr(gemm, "plan_of", lambda shape, cut, *others: plan if cut else None)
-    operands = flat(x, m), flat(grad, n), Matrix(out, 0, ld)
-    after = gemm.Epilogue(beta=beta)
-    gemm.gemm("TN", (m, n, k), *operands, driver.stream(), after, precision, parts=parts)
-    monkeypatch.undo()
+    operands, after = (flat(x, m), flat(grad, n), Matrix(out, 0, ld)), gemm.Epilogue(beta=beta)
+    gemm.gemm("TN", (m, n, k), *operands, driver.stream(), after, precision, plan, parts)
     return driver.to_host(out).reshape(m, ld)[:, :n]
 
 
 @pytest.mark.parametrize(("m", "n", "k", "terms"), [(5, 6, 100, 48), (36, 8, 64, 32), (3, 1, 33, 16)])
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("float64", "ieee"), ("float32", "tf32")])
-def test_terms_in_parts(dtype, precision, m, n, k, terms, monkeypatch):
+def test_terms_in_parts(dtype, precision, m, n, k, terms):
     rng = np.random.default_rng([m, n, k])
     x, grad = (rng.integers(-4, 5, (k, width)).astype(dtype) for width in (m, n))
     tile = blocking.tiles_of(x.itemsize, precision)[-1]
     plan = blocking.Plan(tile, -(-k // terms), terms)
     for beta in (0, 1):
-        found = weight_gradient(x, grad, plan, monkeypatch, beta, 7, precision, ld=n + 3)
+        found = weight_gradient(x, grad, plan, beta, 7, precision, ld=n + 3)
         np.testing.assert_array_equal(found, x.T @ grad + 7 * beta)
 
 
-def test_parts_are_added_up_in_their_order(monkeypatch):
-    """So is each of its terms: the sum has the bits that this order gives, whatever the tile."""
+def test_parts_are_added_up_in_their_order():
+    """So are the terms of each: the sum has the bits that this order gives, whatever the tile."""
     rng = np.random.default_rng(5)
     x, grad = (rng.standard_normal((80, width), dtype=np.float32) for width in (5, 6))
     tiles, expected = blocking.TILES[4], 0
     for first in range(0, 80, 32):
         part = slice(first, first + 32)
         whole = blocking.Plan(tiles[-1], 1, len(x[part]))
-        expected = expected + weight_gradient(x[part], grad[part], whole, monkeypatch)
+        expected = expected + weight_gradient(x[part], grad[part], whole)
     for tile in tiles:
-        found = weight_gradient(x, grad, blocking.Plan(tile, 3, 32), monkeypatch)
+        found = weight_gradient(x, grad, blocking.Plan(tile, 3, 32))
         np.testing.assert_array_equal(found, expected)
 
 

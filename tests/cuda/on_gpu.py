@@ -155,6 +155,7 @@ def smoke():
     for code, precision in enumerate(cuda.precisions(np.float32)):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
+        cases[f"layer {precision}, terms in parts"] = _layer((300, 20, 24), code)
     cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
     wrong = []
     for name, case in cases.items():
@@ -310,7 +311,7 @@ def _plans():
 
 
 def product():
-    """Products for a profiler, 4096 x 4096 x 4096: NN in each precision, NT and TN in float32, after a first of each."""
+    """Products for a profiler, 4096 x 4096 x 4096: NN in each precision, NT and TN in float32; twice, to warm up."""
     from fastbp.kernels import cuda
 
     a, b, c = (cuda.zeros((4096, 4096), np.float32) for _ in range(3))

@@ -17,7 +17,7 @@ from . import driver, warpgroup
 from .asked import asked
 from .blocking import GROUP, VECTOR_BYTES, WARP
 from .driver import cuda, device_function, types
-from .gemm import finish_of, finisher, is_aligned
+from .gemm import Epilogue, finish_of, finisher, is_aligned
 from .operands import FLOAT, INT, Finish, at, matrix, type_of
 from .ptx import bf16_pair, vector_access
 from .warpgroup import BARRIER, PAIR_BYTES, ROWS, UNIT, WARPGROUP
@@ -176,7 +176,7 @@ def part_of_sums():
 
 @cache
 def product_kernel(epilogue, vectors=True):
-    """The kernel of a product of packed factors; ``epilogue`` as `gemm.gemm` has it.
+    """The kernel of a product of packed factors; ``epilogue`` as the name of a `gemm.Epilogue`.
 
     ``vectors`` tells whether C and what the epilogue reads allow 16-byte accesses.
     """
@@ -283,22 +283,20 @@ def _room(factor, size):
     return _rooms[key]
 
 
-def gemm(
-    trans, m, n, k, a, b, c, stream, *, beta=0, bias=None, epilogue="none", parameter=0.0, saved=None,
-    precision="bf16",
-):  # fmt: skip
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue()):  # noqa: B008
     """`gemm.gemm` of precision "bf16": two launches store the factors, one multiplies them.
 
     All products have one place for their panels: launches go to one stream, in which a product follows its factors.
     """
+    m, n, k = shape
     if m == 0 or n == 0:
         return
-    after = finish_of(c, beta, bias, parameter, saved)
+    after = finish_of(c, epilogue)
     vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
     tiles = -(-m // BM) * -(-n // BN)
     with _launching:
         a_packed, b_packed = _room("a", packed_size(BM, m, k)), _room("b", packed_size(BN, n, k))
         pack(BM, trans != "TN", m, k, a, a_packed, stream)
         pack(BN, trans == "NT", n, k, b, b_packed, stream)
-        grid = min(tiles, driver.multiprocessors())
-        product_kernel(epilogue, vectors)[grid, THREADS, stream](m, n, panels_of(k), a_packed, b_packed, c, after)
+        grid, kernel = min(tiles, driver.multiprocessors()), product_kernel(epilogue.name, vectors)
+        kernel[grid, THREADS, stream](m, n, panels_of(k), a_packed, b_packed, c, after)

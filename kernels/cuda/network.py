@@ -15,7 +15,7 @@ from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .losses import loss_forward_backward, step_loss
-from .operands import Matrix, Rows
+from .operands import Linear, Matrix, Rows
 from .optimizers import optimizer_step
 from .record import CURRENT, NEXT, Record
 
@@ -71,22 +71,16 @@ class _Workspace:
             operands = instruction.operands
             if operation == "linear_forward":
                 x, weight, bias, out, saved = (self.matrix(places, operand) for operand in operands[:5])
-                linear_forward(
-                    activation, n, operands[0].columns, operands[3].columns, x, weight, bias, parameter, out,
-                    saved if saved != out else None, instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[0].columns, operands[3].columns, instruction.precision)
+                linear_forward(layer, n, x, weight, bias, out, saved if saved != out else None, stream)
             elif operation == "linear_backward_input":
                 grad, weight, saved, out = (self.matrix(places, operand) for operand in operands[:4])
-                linear_backward_input(
-                    activation, n, operands[3].columns, operands[0].columns, grad, weight, saved, parameter, out,
-                    instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[3].columns, operands[0].columns, instruction.precision)
+                linear_backward_input(layer, n, grad, weight, saved, out, stream)
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
-                linear_backward_params(
-                    n, operands[0].columns, operands[1].columns, x, grad, 0, weight, bias, self.scratch,
-                    instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
+                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -98,11 +92,11 @@ class _Workspace:
                 layer = instruction.number
                 dropout(n, operands[0].columns, record.device, which, layer, 0, parameter, x, out, stream)
             elif operation == "update_statistics":
-                vectors = [self.vector(places, operand) for operand in operands[:4]]
-                norms.update_statistics(operands[0].columns, parameter, record, *vectors, stream)
+                arrays = norms.UpdateStatistics(*(self.vector(places, operand) for operand in operands[:4]))
+                norms.update_statistics(operands[0].columns, parameter, record, arrays, stream)
             else:
-                placed = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
-                norms.OPERATIONS[operation](n, operands[0].columns, parameter, *placed, stream)
+                arrays = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
+                norms.launch(operation, n, operands[0].columns, parameter, arrays, stream)
 
     def placed(self, places, operand):
         """A matrix or a vector, as `norms` takes it."""

@@ -29,6 +29,16 @@ class Row(NamedTuple):
     start: int
 
 
+class Linear(NamedTuple):
+    """A linear layer for the host: an activation and its parameter, its sizes, and the precision of its products."""
+
+    activation: str
+    parameter: float
+    fan_in: int
+    fan_out: int
+    precision: str
+
+
 class Finish(NamedTuple):
     """What a product does with its sums; `gemm.gemm` says what each field means."""
 

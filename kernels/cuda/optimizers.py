@@ -23,9 +23,15 @@ def update_of_element(name, dtype):
     @device_function
     def coefficients(scalars, at):
         return (
-            number(scalars[at]), number(scalars[at + 1]), number(scalars[at + 2]), number(scalars[at + 3]),
-            number(scalars[at + 4]), number(scalars[at + 5]), number(scalars[at + 6]), number(scalars[at + 7]),
-        )  # fmt: skip
+            number(scalars[at]),
+            number(scalars[at + 1]),
+            number(scalars[at + 2]),
+            number(scalars[at + 3]),
+            number(scalars[at + 4]),
+            number(scalars[at + 5]),
+            number(scalars[at + 6]),
+            number(scalars[at + 7]),
+        )
 
     @device_function
     def update_of_element(c, i, g, values, buffers):

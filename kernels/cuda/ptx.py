@@ -105,8 +105,8 @@ def _wide_access(count):
 
 # ------------------------------------------------------------------------------------- copies
 if simulated:
-    # The copies of a thread since it last waited, in groups, the oldest first. Each is made when it is waited for; until
-    # then there is NaN in its place.
+    # The copies of a thread since it last waited, in groups, the oldest first. Each is made when it is waited for, and
+    # until then there is NaN in its place.
     _groups = defaultdict(lambda: [[]])
 
     def _own_groups():
@@ -157,7 +157,7 @@ def asynchronous_copy(width):
     """A device function that copies float32 from global to shared memory while the thread goes on.
 
     ``copy(shared, to, array, index, count)`` is ``shared[to : to + count] = array[index : index + count]`` and zeros up
-    to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4; the indices and the first elements of the arrays lie
+    to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4; the indices and first elements of the arrays lie
     on multiples of it. If ``count`` is 0, ``index`` may be anywhere. A copy may reach beyond the end of the array.
     """
 

@@ -13,10 +13,11 @@ from functools import cache
 
 import numpy as np
 
-from . import driver, warpgroup
+from . import compiling, driver, memory, warpgroup
 from .asked import asked
 from .blocking import GROUP, VECTOR_BYTES, WARP
-from .driver import cuda, device_function, types
+from .compiling import device_function
+from .driver import cuda, types
 from .gemm import Epilogue, finish_of, finisher, is_aligned
 from .operands import FLOAT, INT, Finish, at, matrix, type_of
 from .ptx import bf16_pair, vector_access
@@ -82,8 +83,8 @@ def pack_kernel(extent, along_k):
                 store(packed, (panel * units + unit) * pairs, words, 0)
 
     pack_kernel.__qualname__ = f"wgmma_pack_{extent}_{'along_k' if along_k else 'across_k'}"
-    signature = INT, INT, matrix(np.float32), INT, driver.vector(np.int32)
-    return driver.kernel(*signature, threads=PACK_THREADS)(pack_kernel)
+    signature = INT, INT, matrix(np.float32), INT, compiling.vector(np.int32)
+    return compiling.kernel(*signature, threads=PACK_THREADS)(pack_kernel)
 
 
 def panels_of(terms):
@@ -265,10 +266,10 @@ def product_kernel(epilogue, vectors=True):
             multiply_all(shared, m, n, panels, c, after)
 
     product_kernel.__qualname__ = f"wgmma_{epilogue.replace(':', '_')}"
-    operand, packed = matrix(np.float32), driver.vector(np.int32)
+    operand, packed = matrix(np.float32), compiling.vector(np.int32)
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     signature = INT, INT, INT, packed, packed, operand, after
-    return driver.kernel(*signature, threads=THREADS, blocks=1, shared=SHARED_BYTES, whole=True)(product_kernel)
+    return compiling.kernel(*signature, threads=THREADS, blocks=1, shared=SHARED_BYTES, whole=True)(product_kernel)
 
 
 # --------------------------------------------------------------------------------------------- launcher
@@ -279,7 +280,7 @@ def _room(factor, size):
     """Memory of at least so many elements, the same for all products of a size; kept, for captured graphs have it."""
     key = factor, 1 << max(size - 1, 0).bit_length()
     if key not in _rooms:
-        _rooms[key] = driver.empty(key[1], np.int32)
+        _rooms[key] = memory.empty(key[1], np.int32)
     return _rooms[key]
 
 

@@ -377,6 +377,13 @@ def precisions(dtype) -> tuple[str, ...]:
     return tuple(name for name in PRECISIONS if name != "bf16x3") if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
 
 
+def check_precision(precision, dtype):
+    """Raise ValueError for a precision that the GPU has no product of."""
+    if precision not in precisions(dtype):
+        name = np.dtype(dtype).name
+        raise ValueError(f"precision {precision!r} is none of the GPU's for {name}: {precisions(dtype)}")
+
+
 @cache
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
     """The kernel of a product.
@@ -394,8 +401,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    if precision not in precisions(dtype):
-        raise ValueError(f"precision {precision!r} is none of the GPU's for {element.name}: {precisions(dtype)}")
+    check_precision(precision, dtype)
     tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
@@ -565,6 +571,7 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
     if m == 0 or n == 0:
         return
     dtype = c.data.dtype
+    check_precision(precision, dtype)
     if plan is None:
         cut = trans == "TN" and parts is not None
         plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())

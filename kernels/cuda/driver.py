@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,7 @@ if simulated:
         hiloint2double=lambda high, low: (np.int64(high) << 32 | np.int64(low) & 0xFFFFFFFF).view(np.float64),
     )
 else:
+    from cuda.bindings import driver as bindings
     from cuda.core import LaunchConfig, Stream, launch
     from numba.cuda import dispatcher as _dispatcher
     from numba.cuda import libdevice as libdevice
@@ -87,6 +89,8 @@ else:
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
     from numba.cuda.extending import intrinsic as intrinsic
+
+    MAX_DYNAMIC_SHARED = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _process = None  # which process opened the driver
 
@@ -169,10 +173,19 @@ class Kernel:
         """The kernel for the GPU in use, as Numba has it."""
         return self.dispatcher.compile(self.signature)
 
-    def _launch(self, grid, block, stream, *arguments):
+    def load(self):
+        """Compile it, and give the machine code to the driver."""
         if self.code is None:
             made = self.compile()
             self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+
+    def allow_shared(self, size):
+        """Let its launches have up to so many bytes of dynamic shared memory."""
+        self.load()
+        _checked(bindings.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, size, self.code.handle, cuda.get_current_device().id))
+
+    def _launch(self, grid, block, stream, *arguments):
+        self.load()
         if not hasattr(_of_thread, "context"):
             _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
         words = []
@@ -218,8 +231,19 @@ def _array_adder(dtype):
     return add_array
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """A grid of ``count`` clusters of ``size`` blocks, each with ``shared`` bytes of dynamic shared memory."""
+
+    count: int
+    size: int
+    shared: int
+
+
 @lru_cache(maxsize=1024)
 def _launch_configuration(grid, block, cooperative):
+    if isinstance(grid, Clusters):
+        return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
     return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative)
 
 
@@ -416,6 +440,25 @@ def elapsed(work) -> float:
     end.record(stream())
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def _checked(outcome):
+    """Raise unless a call of the driver has succeeded."""
+    status, *_ = outcome
+    if status != bindings.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"the CUDA driver refuses a call: {status.name}")
+
+
+@cache
+def compute_capability() -> tuple[int, int]:
+    """Of the GPU; the simulator has none of those that are asked for."""
+    return (0, 0) if simulated else tuple(cuda.get_current_device().compute_capability)
+
+
+@cache
+def most_shared() -> int:
+    """Bytes of shared memory that a block may have if its kernel asks for them."""
+    return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
 
 @cache

@@ -3,14 +3,14 @@
 The host decides nothing within a step. Kernels read from the record on the device (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence. The first time the host launches it as it is,
 and captures it as a CUDA graph after that; to replay the graph costs one launch a step. Small networks make all steps
-of a run in one launch (steps.py).
+of a run in one launch (steps.py, cluster.py).
 """
 
 import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import driver, norms, steps
+from . import cluster, driver, norms, steps
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
@@ -188,6 +188,7 @@ class TrainingWorkspace(_Workspace):
         self.record = Record()
         self.instructions = driver.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
+        self.plan = None  # of cluster.py
         self.graphs = {}  # sizes and addresses -> the captured step, None after the first
 
     def places(self, run):
@@ -222,8 +223,9 @@ class TrainingWorkspace(_Workspace):
 
     def steps(self, run, n, count):
         """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph, or all at once."""
-        if steps.suits(self, n):
-            steps.train_steps(self, run, n, count, driver.stream())
+        one_launch = cluster if cluster.suits(self) else steps if steps.suits(self, n) else None
+        if one_launch is not None:
+            one_launch.train_steps(self, run, n, count, driver.stream())
             self.weight_rows = 0
             return
         if run.row_weight is None and self.weight_rows != n:

@@ -221,7 +221,8 @@ struct Parser {
       else if (x == "rpi") in.rounding = RPI;
       else if (x == "rna") in.rounding = RNA;
       if (x == "global") in.space = GLOBAL;
-      else if (x == "shared") in.space = SHARED;
+      else if (x == "shared" || x == "shared::cta") in.space = SHARED;
+      else if (x == "shared::cluster") in.space = CLUSTER;
       else if (x == "param") in.space = PARAM;
       else if (x == "local") in.space = LOCAL;
       if (x == "v2") in.vector = 2;
@@ -311,6 +312,16 @@ struct Parser {
       in.op = RET;
       return;
     }
+    if (op == "mapa") {
+      if (!has("shared::cluster") || !has("u32")) fail("mapa", whole);
+      return simple(MAPA, U32);
+    }
+    if (op == "barrier" && has("cluster")) {
+      if (has("relaxed")) fail("a barrier that orders no memory", whole);
+      if (!has("arrive") && !has("wait")) fail("barrier", whole);
+      in.op = has("arrive") ? CLUSTER_ARRIVE : CLUSTER_WAIT;
+      return;
+    }
     if (op == "bar" || op == "barrier") {
       if (has("warp")) {
         in.op = WARP_SYNC;
@@ -385,6 +396,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
   std::string text = without_comments(raw);
   std::map<std::string, uint64_t> symbols;
   int shared = 0;
+  std::vector<std::string> dynamic;  // arrays whose size the launch says: they all begin after the others
   size_t i = 0;
   // Declarations outside of functions.
   auto declare = [&](const std::string& s) {
@@ -396,6 +408,10 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     size_t bracket = s.rfind('[');
     size_t name = s.find_last_of(" \t", bracket) + 1;
     bytes = atoi(s.c_str() + bracket + 1);
+    if (s.find(".extern") != std::string::npos) {
+      dynamic.push_back(s.substr(name, bracket - name));
+      return;
+    }
     shared = (shared + align - 1) / align * align;
     symbols[s.substr(name, bracket - name)] = shared;
     shared += bytes;
@@ -449,6 +465,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
       if (text[end] == '{') depth++;
       if (text[end] == '}' && --depth == 0) break;
     }
+    for (auto& name : dynamic) symbols[name] = (shared + 15) / 16 * 16;
     Parser parser{*kernel, {}, {}, symbols, {}, {}};
     std::string part;
     for (size_t q = body + 1; q < end; q++) {
@@ -470,10 +487,11 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     for (auto& [name, index] : parser.registers) {
       static const char* SPECIAL[] = {"%tid.x",    "%tid.y",    "%tid.z",   "%ntid.x",  "%ntid.y",
                                       "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
-                                      "%nctaid.y", "%nctaid.z", "%laneid"};
-      for (int s = 0; s < 13; s++)
+                                      "%nctaid.y", "%nctaid.z", "%laneid",  "%cluster_ctarank",
+                                      "%cluster_nctarank", "%clusterid.x", "%dynamic_smem_size"};
+      for (int s = 0; s < (int)(sizeof SPECIAL / sizeof *SPECIAL); s++)
         if (name == SPECIAL[s]) kernel->special.push_back({s, index});
-      if (name[0] == '%' && name.find('.') != std::string::npos) {
+      if (name[0] == '%' && name.find_first_of("._") != std::string::npos) {
         bool known = false;
         for (auto x : SPECIAL) known |= name == x;
         if (!known) throw std::runtime_error("PTX: special register " + name);

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout, program
-from . import driver, ptx
+from . import driver, ptx, steps
 from .asked import asked
 from .driver import cuda, device_function, kernel, types, vector
 from .elementwise import splitmix64
@@ -34,18 +34,7 @@ from .operands import at as element
 from .optimizers import states_of, states_type, update_of_element
 from .ptx import asynchronous_copy, commit_copies, vector_access, wait_for_copies
 from .record import BATCH, COEFFICIENTS, KEYS, NEXT, NUMBERS, ROWS, STEP_HITS, STEP_LOSS, STOPPED
-from .steps import (
-    ACTIVATION_FORWARD,
-    ADD,
-    DROPOUT,
-    LINEAR_BACKWARD_INPUT,
-    LINEAR_FORWARD,
-    MOST_STEPS,
-    OPERATIONS,
-    Data,
-    by_code,
-    unit_dropped,
-)
+from .steps import ACTIVATION_FORWARD, ADD, DROPOUT, LINEAR_BACKWARD_INPUT, LINEAR_FORWARD, Data, by_code, unit_dropped
 
 BLOCKS = 8  # of a cluster: as many as every GPU that has clusters allows
 LEAST_CAPABILITY = (9, 0)
@@ -224,7 +213,7 @@ class Plan:
         put(X, operands[0])
         words[TERMS] = operands[0].columns
         if operation == "linear_forward":
-            x, weight, bias, out, saved = operands[:5]
+            _, weight, bias, out, saved = operands[:5]
             put_parameters(begin, weight, bias)
             put(OTHER, saved)
         elif operation == "linear_backward_input":
@@ -490,33 +479,10 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
                 by_elements(shared, word, at, rows, columns, x, other, p, exact, key, record, first_number)
             cuda.syncthreads()
 
-    data_type = type_of(Data, matrix(x_dtype), matrix(y_dtype), FLOATS, INT)
-    room_type = type_of(Room, *(INT for _ in Room._fields))
-
-    @kernel(
-        INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
-        states_type(DTYPE), threads=THREADS, blocks=1,
-    )  # fmt: skip
-    def cluster_kernel(
-        n, steps, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data, parameters,
-        states,
-    ):  # fmt: skip
-        shared = cuda.shared.array(0, DTYPE, 16)
-        word = cuda.shared.array(0, int32, 16)
-        wide = cuda.shared.array(0, np.float64, 16)
-        long = cuda.shared.array(0, np.int64, 16)
-        of_lanes = cuda.shared.array(THREADS, DTYPE)
-        sum_of_lanes = cuda.shared.array(THREADS, np.float64)
-        count_of_lanes = cuda.shared.array(THREADS, np.int64)
-        thread, me = int32(cuda.threadIdx.x), ptx.block_in_cluster()
-        team = Lanes(thread % lanes, lanes, of_lanes, count_of_lanes)
-        of_block = (n + BLOCKS - 1) // BLOCKS
-        first = min(me * of_block, n)
-        rows = int32(min(of_block, n - first))
-        share_begin = me * room.share
-        mine = max(min(room.trained - share_begin, room.share), 0)
-
-        # What a launch begins with.
+    @device_function
+    def fill(shared, word, room, share_begin, mine, table, slots, parameters, states):
+        """Fill the block's shared memory with what a launch begins with."""
+        thread = cuda.threadIdx.x
         for e in range(thread, room.size - room.cleared, THREADS):
             shared[room.cleared + e] = zero
         for e in range(thread, room.end * WIDTH, THREADS):
@@ -534,66 +500,149 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
                 if states_count > 2:
                     shared[room.states + 2 * room.share + e] = states.third[slot]
         cuda.syncthreads()
+
+    @device_function
+    def give_back(shared, word, room, share_begin, mine, parameters, states):
+        """Write the block's share of the parameters, and its states, to where they came from."""
+        for e in range(cuda.threadIdx.x, mine, THREADS):
+            slot = word[room.slots + e]
+            if slot >= 0:
+                parameters[slot] = shared[room.parameters + share_begin + e]
+                if states_count > 0:
+                    states.first[slot] = shared[room.states + e]
+                if states_count > 1:
+                    states.second[slot] = shared[room.states + room.share + e]
+                if states_count > 2:
+                    states.third[slot] = shared[room.states + 2 * room.share + e]
+
+    @device_function
+    def weigh(wide, room, rows, n, data, record, start, first, sums):
+        """The weights of the block's rows in the loss of ``n``."""
+        thread = cuda.threadIdx.x
+        scale = 1 / np.float64(n)
+        if data.weighted:
+            total = np.float64(0)
+            for i in range(thread, n, THREADS):
+                total += data.row_weight[record[start + i]]
+            total = sum_over_lanes(sums, total, thread, THREADS)
+            scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
+        for i in range(thread, rows, THREADS):
+            weight = data.row_weight[record[start + first + i]] * scale if data.weighted else scale
+            wide[room.weights + i] = weight
+
+    @device_function
+    def losses(shared, wide, long, room, rows, odd, parameter, team):
+        """The losses and hits of the block's rows, and the gradient of the prediction."""
+        height = THREADS // team.count
+        for base in range(0, rows, height):
+            i = base + cuda.threadIdx.x // team.count
+            inside = i < rows
+            at = i if inside else np.int64(0)
+            loss, hit = loss_of(
+                team, inside, room.classes, parameter, Row(shared, room.prediction + at * room.prediction_ld),
+                target_of(shared, long, room, odd, at), wide[room.weights + at],
+                Row(shared, room.gradient + at * room.gradient_ld),
+            )  # fmt: skip
+            if inside and team.lane == 0:
+                shared[room.losses + i] = loss
+                long[room.hits + i] = hit
+        cuda.syncthreads()
+
+    @device_function
+    def make_gradients(shared, word, room, rows, x_now):
+        """The gradients of all parameters that train, of the block's rows."""
+        for r in range(room.back, room.end):
+            at = room.table + r * WIDTH
+            x = word[at + X]
+            weights_product(
+                shared, rows, word[at + TERMS], word[at + COLUMNS], x_now if x == INPUT else x, word[at + LD_X],
+                word[at + OTHER], word[at + LD_OTHER], word[at + WEIGHT], word[at + LD_WEIGHT], word[at + BIAS],
+            )  # fmt: skip
+
+    @device_function
+    def sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts):
+        """The sum of the losses of the block's rows, and of their hits, where other blocks find them."""
+        lane, loss_sum, hits = cuda.threadIdx.x % row_lanes, np.float64(0), np.int64(0)
+        for i in range(lane, rows, row_lanes):
+            loss_sum += wide[room.weights + i] * np.float64(shared[room.losses + i])
+            hits += long[room.hits + i]
+        loss_sum = sum_over_lanes(sums, loss_sum, lane, row_lanes)
+        hits = sum_over_lanes(counts, hits, lane, row_lanes)
+        if cuda.threadIdx.x == 0:
+            wide[room.sums] = loss_sum
+            long[room.sums + 1] = hits
+
+    @device_function
+    def update_share(shared, word, room, share_begin, mine, c):
+        """Add up the gradients of the block's share, update it, and write it into the parameters of every block."""
+        for e in range(cuda.threadIdx.x, mine, THREADS):
+            if word[room.slots + e] >= 0:
+                at, state = int32(share_begin + e), room.states + e
+                g = zero
+                for block in range(BLOCKS):
+                    g += from_block(shared, int32(room.gradients + at), int32(block))
+                m = v = top = g
+                if states_count > 0:
+                    m = shared[state]
+                if states_count > 1:
+                    v = shared[state + room.share]
+                if states_count > 2:
+                    top = shared[state + 2 * room.share]
+                w, m, v, top = update(c, shared[room.parameters + at], g, m, v, top)
+                if states_count > 0:
+                    shared[state] = m
+                if states_count > 1:
+                    shared[state + room.share] = v
+                if states_count > 2:
+                    shared[state + 2 * room.share] = top
+                for block in range(BLOCKS):
+                    to_block(shared, int32(room.parameters + at), int32(block), w)
+
+    data_type = type_of(Data, matrix(x_dtype), matrix(y_dtype), FLOATS, INT)
+    room_type = type_of(Room, *(INT for _ in Room._fields))
+
+    @kernel(
+        INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
+        states_type(DTYPE), threads=THREADS, blocks=1,
+    )  # fmt: skip
+    def cluster_kernel(
+        n, count, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data, parameters,
+        states,
+    ):  # fmt: skip
+        shared, word = cuda.shared.array(0, DTYPE, 16), cuda.shared.array(0, int32, 16)
+        wide, long = cuda.shared.array(0, np.float64, 16), cuda.shared.array(0, np.int64, 16)
+        of_lanes, sums = cuda.shared.array(THREADS, DTYPE), cuda.shared.array(THREADS, np.float64)
+        counts = cuda.shared.array(THREADS, np.int64)
+        thread, me = cuda.threadIdx.x, ptx.block_in_cluster()
+        team = Lanes(thread % lanes, lanes, of_lanes, counts)
+        of_block = (n + BLOCKS - 1) // BLOCKS
+        first = min(me * of_block, n)
+        rows = int32(min(of_block, n - first))
+        share_begin = me * room.share
+        mine = max(min(room.trained - share_begin, room.share), 0)
+        fill(shared, word, room, share_begin, mine, table, slots, parameters, states)
         begin = record[NEXT]
-        if record[STOPPED] != 0:
-            steps = 0
-        end = begin + steps
+        end = begin if record[STOPPED] != 0 else begin + count
         for step in range(begin - 1, end):
-            # The next batch comes while this one is used; before the first step there is only a next one.
-            after, odd = step + 1, (step + 1) % 2
+            # The next batch comes while this one is used; before the first there is only a next one.
+            after, odd = step + 1, step % 2
             if after < end:
                 start = record[ROWS] + after * record[BATCH] + first
-                to = room.input + odd * room.input_step
+                to = room.input + (1 - odd) * room.input_step
                 gather_x(data.x, room.fan_in, record, start, rows, shared, to, room.input_ld)
-                gather_targets(data.target, record, start, rows, shared, long, room, odd)
+                gather_targets(data.target, record, start, rows, shared, long, room, 1 - odd)
                 commit_copies()
             finite = True
             if step >= begin:
                 start, key = record[ROWS] + step * record[BATCH], record[record[KEYS] + step]
-                x_now = int32(room.input + (1 - odd) * room.input_step)
-                scale = 1 / np.float64(n)
-                if data.weighted:
-                    total = np.float64(0)
-                    for i in range(thread, n, THREADS):
-                        total += data.row_weight[record[start + i]]
-                    total = sum_over_lanes(sum_of_lanes, total, thread, THREADS)
-                    scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
-                for i in range(thread, rows, THREADS):
-                    weight = data.row_weight[record[start + first + i]] * scale if data.weighted else scale
-                    wide[room.weights + i] = weight
-                first_number = start - record[ROWS] + record[NUMBERS] + first
-                walk(shared, word, room, 0, room.loss, rows, x_now, numbers, key, record, first_number)
-                for base in range(0, rows, THREADS // lanes):
-                    i = base + thread // lanes
-                    inside = i < rows
-                    at = i if inside else np.int64(0)
-                    loss, hit = loss_of(
-                        team, inside, room.classes, number(loss_parameter),
-                        Row(shared, room.prediction + at * room.prediction_ld), target_of(shared, long, room, 1 - odd, at), wide[room.weights + at],
-                        Row(shared, room.gradient + at * room.gradient_ld),
-                    )  # fmt: skip
-                    if inside and team.lane == 0:
-                        shared[room.losses + i] = loss
-                        long[room.hits + i] = hit
-                cuda.syncthreads()
-                walk(shared, word, room, room.loss + 1, room.back, rows, x_now, numbers, key, record, first_number)
-                for r in range(room.back, room.end):
-                    at = room.table + r * WIDTH
-                    x = word[at + X]
-                    weights_product(
-                        shared, rows, word[at + TERMS], word[at + COLUMNS], x_now if x == INPUT else x,
-                        word[at + LD_X], word[at + OTHER], word[at + LD_OTHER], word[at + WEIGHT],
-                        word[at + LD_WEIGHT], word[at + BIAS],
-                    )  # fmt: skip
-                loss_sum, hits = np.float64(0), np.int64(0)
-                for i in range(thread % row_lanes, rows, row_lanes):
-                    loss_sum += wide[room.weights + i] * np.float64(shared[room.losses + i])
-                    hits += long[room.hits + i]
-                loss_sum = sum_over_lanes(sum_of_lanes, loss_sum, thread % row_lanes, row_lanes)
-                hits = sum_over_lanes(count_of_lanes, hits, thread % row_lanes, row_lanes)
-                if thread == 0:
-                    wide[room.sums] = loss_sum
-                    long[room.sums + 1] = hits
+                number_of_first = start - record[ROWS] + record[NUMBERS] + first
+                x_now = int32(room.input + odd * room.input_step)
+                weigh(wide, room, rows, n, data, record, start, first, sums)
+                walk(shared, word, room, 0, room.loss, rows, x_now, numbers, key, record, number_of_first)
+                losses(shared, wide, long, room, rows, odd, number(loss_parameter), team)
+                walk(shared, word, room, room.loss + 1, room.back, rows, x_now, numbers, key, record, number_of_first)
+                make_gradients(shared, word, room, rows, x_now)
+                sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts)
                 arrive()
                 c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
                 wait()
@@ -606,49 +655,17 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
                     floats[record[STEP_LOSS] + step] = loss_sum
                     record[record[STEP_HITS] + step] = hits
                     if finite:
-                        record[NEXT] = step + 1
+                        record[NEXT] = after
                     else:
                         record[STOPPED] = 1
                 if finite:
-                    for e in range(thread, mine, THREADS):
-                        if word[room.slots + e] >= 0:
-                            at = int32(share_begin + e)
-                            g = zero
-                            for block in range(BLOCKS):
-                                g += from_block(shared, int32(room.gradients + at), int32(block))
-                            state = room.states + e
-                            m = v = top = g
-                            if states_count > 0:
-                                m = shared[state]
-                            if states_count > 1:
-                                v = shared[state + room.share]
-                            if states_count > 2:
-                                top = shared[state + 2 * room.share]
-                            w, m, v, top = update(c, shared[room.parameters + at], g, m, v, top)
-                            if states_count > 0:
-                                shared[state] = m
-                            if states_count > 1:
-                                shared[state + room.share] = v
-                            if states_count > 2:
-                                shared[state + 2 * room.share] = top
-                            for block in range(BLOCKS):
-                                to_block(shared, int32(room.parameters + at), int32(block), w)
+                    update_share(shared, word, room, share_begin, mine, c)
             wait_for_all_copies()
             arrive()
             wait()
             if not finite:
                 break
-
-        for e in range(thread, mine, THREADS):
-            slot = word[room.slots + e]
-            if slot >= 0:
-                parameters[slot] = shared[room.parameters + share_begin + e]
-                if states_count > 0:
-                    states.first[slot] = shared[room.states + e]
-                if states_count > 1:
-                    states.second[slot] = shared[room.states + room.share + e]
-                if states_count > 2:
-                    states.third[slot] = shared[room.states + 2 * room.share + e]
+        give_back(shared, word, room, share_begin, mine, parameters, states)
 
     return cluster_kernel
 
@@ -659,7 +676,7 @@ def suits(workspace):
     if not asked("cluster") or driver.compute_capability() < LEAST_CAPABILITY:
         return False
     operations = workspace.program.training.operations
-    if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(OPERATIONS):
+    if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(steps.OPERATIONS):
         return False
     return plan_of(workspace).bytes + STATIC_BYTES <= driver.most_shared()
 
@@ -675,15 +692,13 @@ def train_steps(workspace, run, n, count, stream):
     """Make so many steps of ``n`` rows each, in as few launches as they may have."""
     plan, record = plan_of(workspace), workspace.record
     activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
-    function = cluster_kernel(
-        workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype
-    )
+    function = cluster_kernel(workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype)
     function.allow_shared(plan.bytes)
     weighted = run.row_weight is not None
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
-    for done in range(0, count, MOST_STEPS):
+    for done in range(0, count, steps.MOST_STEPS):
         function[driver.Clusters(1, BLOCKS, plan.bytes), THREADS, stream](
-            n, min(MOST_STEPS, count - done), lanes_of_row(workspace.fan_out), plan.row_lanes,
+            n, min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out), plan.row_lanes,
             workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots, plan.numbers, plan.room,
             data, run.parameters, states_of(run.state, run.parameters),
         )  # fmt: skip

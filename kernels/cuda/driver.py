@@ -182,7 +182,9 @@ class Kernel:
     def allow_shared(self, size):
         """Let its launches have up to so many bytes of dynamic shared memory."""
         self.load()
-        _checked(bindings.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, size, self.code.handle, cuda.get_current_device().id))
+        _checked(
+            bindings.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, size, self.code.handle, cuda.get_current_device().id)
+        )
 
     def _launch(self, grid, block, stream, *arguments):
         self.load()

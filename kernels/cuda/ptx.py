@@ -177,6 +177,7 @@ def asynchronous_copy(width):
 
     if simulated:
         return plain
+
     @intrinsic
     def copy(typing_context, shared, to, array, index, count):
         itemsize = array.dtype.bitwidth // 8

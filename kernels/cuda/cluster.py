@@ -34,7 +34,17 @@ from .operands import at as element
 from .optimizers import states_of, states_type, update_of_element
 from .ptx import asynchronous_copy, commit_copies, vector_access, wait_for_copies
 from .record import BATCH, COEFFICIENTS, KEYS, NEXT, NUMBERS, ROWS, STEP_HITS, STEP_LOSS, STOPPED
-from .steps import ACTIVATION_FORWARD, ADD, DROPOUT, LINEAR_BACKWARD_INPUT, LINEAR_FORWARD, Data, by_code, unit_dropped
+from .steps import (
+    ACTIVATION_FORWARD,
+    ADD,
+    DROPOUT,
+    LINEAR_BACKWARD_INPUT,
+    LINEAR_FORWARD,
+    LOSS,
+    Data,
+    by_code,
+    unit_dropped,
+)
 
 BLOCKS = 8  # of a cluster: as many as every GPU that has clusters allows
 LEAST_CAPABILITY = (9, 0)
@@ -89,8 +99,7 @@ class Room(NamedTuple):
     size: int  # the end, in units of 4
     trained: int  # parameters that train
     held: int  # and all
-    loss: int  # instructions before the loss, before the weights, and all
-    back: int
+    back: int  # instructions before those of the weights, and all
     end: int
     fan_in: int
     classes: int
@@ -171,7 +180,7 @@ class Plan:
         self.room = Room(
             weights, hits, sums, labels, rows, parameters, gradients, share, state, own, table, losses, inputs,
             rows * ld_in, ld_in, targets, rows * ld_target, ld_target, *prediction, *gradient, cleared, wide.size,
-            trained, len(slots), listing.loss, listing.weights, len(instructions), workspace.fan_in, workspace.fan_out,
+            trained, len(slots), listing.weights, len(instructions), workspace.fan_in, workspace.fan_out,
         )  # fmt: skip
         self.table = np.array(
             [word for row, instruction in enumerate(instructions) for word in self._words(row, instruction)], np.int32
@@ -316,15 +325,15 @@ def products(value, derivative, fma):
                 acc[VECTOR + j] = fma(second[k], b[j], acc[VECTOR + j])
 
     @device_function
-    def finish(acc, part, code, p, saves, shared, out, saved, left):
-        """Activate four columns of a row, of which ``left`` exist, and store them."""
+    def finish(acc, part, code, p, saves, shared, out, saved):
+        """Activate four columns of a row and store them; beyond the last they meet zeros of the next weight."""
         z = cuda.local.array(VECTOR, types.float32)
         for j in range(VECTOR):
             z[j] = acc[part + j]
         if saves:
             store(shared, int32(saved), z, 0)
         for j in range(VECTOR):
-            z[j] = value(code, z[j], p) if j < left else zero
+            z[j] = value(code, z[j], p)
         store(shared, int32(out), z, 0)
 
     @device_function
@@ -346,11 +355,11 @@ def products(value, derivative, fma):
                 load(first, 0, shared, int32(x + i * ld_x + k))
                 load(second, 0, shared, int32(x + other * ld_x + k))
                 multiply(acc, first, second, ld_w, shared, w + k * ld_w + j)
-            saves, left = saved != out, columns - j
-            finish(acc, 0, code, p, saves, shared, out + i * ld_out + j, saved + i * ld_saved + j, left)
+            saves = saved != out
+            finish(acc, 0, code, p, saves, shared, out + i * ld_out + j, saved + i * ld_saved + j)
             if i + half < rows:
                 at, saved_at = out + other * ld_out + j, saved + other * ld_saved + j
-                finish(acc, VECTOR, code, p, saves, shared, at, saved_at, left)
+                finish(acc, VECTOR, code, p, saves, shared, at, saved_at)
 
     @device_function
     def backward(shared, rows, terms, columns, grad, ld_grad, w, ld_w, out, ld_out, saved, ld_saved, code, p):
@@ -456,9 +465,28 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
             shared[word[at + OUT] + i * word[at + LD_OUT] + j] = x
 
     @device_function
-    def walk(shared, word, room, begin, end, rows, x_now, numbers, key, record, first_number):
-        """Take the rows of the block through instructions that are not of the weights."""
-        for r in range(begin, end):
+    def losses(shared, wide, long, room, rows, odd, parameter, team):
+        """The losses and hits of the block's rows, and the gradient of the prediction."""
+        height = THREADS // team.count
+        for base in range(0, rows, height):
+            i = base + cuda.threadIdx.x // team.count
+            inside = i < rows
+            at = i if inside else np.int64(0)
+            loss, hit = loss_of(
+                team, inside, room.classes, parameter, Row(shared, room.prediction + at * room.prediction_ld),
+                target_of(shared, long, room, odd, at), wide[room.weights + at],
+                Row(shared, room.gradient + at * room.gradient_ld),
+            )  # fmt: skip
+            if inside and team.lane == 0:
+                shared[room.losses + i] = loss
+                long[room.hits + i] = hit
+
+    @device_function
+    def walk(
+        shared, word, wide, long, room, rows, odd, x_now, numbers, key, record, first_number, loss_parameter, team
+    ):
+        """Take the rows of the block forward and back."""
+        for r in range(room.back):
             at = room.table + r * WIDTH
             operation, code = word[at + OPERATION], word[at + ACTIVATION]
             exact = numbers[word[at + INSTRUCTION]]
@@ -475,6 +503,8 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
                 backward_product(
                     shared, rows, terms, columns, x, ld_x, weight, ld_weight, out, ld_out, other, ld_other, code, p
                 )
+            elif operation == LOSS:
+                losses(shared, wide, long, room, rows, odd, loss_parameter, team)
             else:
                 by_elements(shared, word, at, rows, columns, x, other, p, exact, key, record, first_number)
             cuda.syncthreads()
@@ -529,24 +559,6 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
         for i in range(thread, rows, THREADS):
             weight = data.row_weight[record[start + first + i]] * scale if data.weighted else scale
             wide[room.weights + i] = weight
-
-    @device_function
-    def losses(shared, wide, long, room, rows, odd, parameter, team):
-        """The losses and hits of the block's rows, and the gradient of the prediction."""
-        height = THREADS // team.count
-        for base in range(0, rows, height):
-            i = base + cuda.threadIdx.x // team.count
-            inside = i < rows
-            at = i if inside else np.int64(0)
-            loss, hit = loss_of(
-                team, inside, room.classes, parameter, Row(shared, room.prediction + at * room.prediction_ld),
-                target_of(shared, long, room, odd, at), wide[room.weights + at],
-                Row(shared, room.gradient + at * room.gradient_ld),
-            )  # fmt: skip
-            if inside and team.lane == 0:
-                shared[room.losses + i] = loss
-                long[room.hits + i] = hit
-        cuda.syncthreads()
 
     @device_function
     def make_gradients(shared, word, room, rows, x_now):
@@ -638,9 +650,10 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
                 number_of_first = start - record[ROWS] + record[NUMBERS] + first
                 x_now = int32(room.input + odd * room.input_step)
                 weigh(wide, room, rows, n, data, record, start, first, sums)
-                walk(shared, word, room, 0, room.loss, rows, x_now, numbers, key, record, number_of_first)
-                losses(shared, wide, long, room, rows, odd, number(loss_parameter), team)
-                walk(shared, word, room, room.loss + 1, room.back, rows, x_now, numbers, key, record, number_of_first)
+                walk(
+                    shared, word, wide, long, room, rows, odd, x_now, numbers, key, record, number_of_first,
+                    number(loss_parameter), team,
+                )  # fmt: skip
                 make_gradients(shared, word, room, rows, x_now)
                 sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts)
                 arrive()

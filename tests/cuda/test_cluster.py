@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
 import fastbp
-from fastbp.kernels import cuda
+from fastbp.kernels import cuda, layout
 from fastbp.kernels.cuda import cluster
 
 pytestmark = pytest.mark.skipif(
@@ -72,16 +72,24 @@ def test_two_runs_are_equal_to_the_bit():
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_does_not_suit_takes_the_ordinary_ways(made, monkeypatch):
-    """float64, normalisation, less precision, more than shared memory holds, and who does not ask."""
-    wide = network("cuda", width=200)
+def workspace_of(model, batch_size=4):
+    codes = layout.LOSSES.index("mean_squared_error"), 0.0, layout.OPTIMIZERS.index("adam")
+    return cuda.TrainingWorkspace(model.program, model.dtype, batch_size, *codes)
+
+
+def test_what_does_not_suit_takes_the_ordinary_ways(monkeypatch):
+    """float64, normalisation, less precision, more than shared memory holds, older GPUs, and who does not ask."""
+    small = workspace_of(network("cuda"))
     low = fastbp.Sequential(fastbp.Linear(FEATURES, OUTPUTS), device="cuda", precision="tf32", seed=0)
-    for model in (network("cuda", dtype="float64"), network("cuda", norm=True), wide, low):
-        losses, _ = trained(model, rows=9, X_dtype=model.dtype, batch_size=4)
-        assert np.isfinite(losses).all()
+    others = network("cuda", dtype="float64"), network("cuda", norm=True), network("cuda", width=200), low
+    assert cluster.suits(small)
+    assert not any(cluster.suits(workspace_of(model)) for model in others)
+    assert not cluster.suits(workspace_of(network("cuda"), batch_size=8000))
+    with monkeypatch.context() as older:
+        older.setattr(cuda.driver, "compute_capability", lambda: (8, 9))
+        assert not cluster.suits(small)
     monkeypatch.delenv("FASTBP_CUDA")
-    trained(network("cuda"))
-    assert made == []
+    assert not cluster.suits(small)
 
 
 def test_rows_of_shared_memory_meet_in_no_bank():

@@ -37,7 +37,11 @@ def test_faults_are_found(emulated):
 
 
 def test_steps(emulated):
-    emulated("tests/cuda/test_steps.py", "tests/cuda/test_cluster.py")
+    emulated("tests/cuda/test_steps.py")
+
+
+def test_clusters(emulated):
+    emulated("tests/cuda/test_cluster.py")
 
 
 def test_models(emulated):

@@ -11,7 +11,20 @@ from functools import partial
 import numpy as np
 
 from .. import layout as _layout
-from . import buffers, catalogue, driver, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
+from . import (
+    buffers,
+    catalogue,
+    cluster,
+    driver,
+    elementwise,
+    gemm,
+    linear,
+    losses,
+    network,
+    norms,
+    optimizers,
+    probabilities,
+)
 from . import record as records
 from .operands import Matrix, Rows
 
@@ -278,14 +291,13 @@ def set_num_threads(threads):
 
 
 def get_num_threads():
-    """1: one thread of the host launches."""
-    return 1
+    """1: one thread of the host launches; where small networks train in clusters, one for each that finds room."""
+    return cluster.side_by_side()
 
 
-@contextlib.contextmanager
 def serial():
-    """Nothing to do: launches are in the order of the calls."""
-    yield
+    """Launches are in the order of the calls, beside those of other threads where `get_num_threads` is more than 1."""
+    return contextlib.nullcontext() if get_num_threads() == 1 else driver.own_stream()
 
 
 def warmup(dtype, activations, losses, optimizers):

@@ -684,14 +684,24 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
 
 
 # ------------------------------------------------------------------------------------------------ host
+def available():
+    """Whether clusters are asked for, and the GPU has them."""
+    return asked("cluster") and driver.compute_capability() >= LEAST_CAPABILITY
+
+
 def suits(workspace):
-    """Whether a cluster makes the steps of a workspace: it is asked for, the GPU has clusters, and all of it fits."""
-    if not asked("cluster") or driver.compute_capability() < LEAST_CAPABILITY:
+    """Whether a cluster makes the steps of a workspace: clusters are `available`, and all of it fits into one."""
+    if not available():
         return False
     operations = workspace.program.training.operations
     if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(steps.OPERATIONS):
         return False
     return plan_of(workspace).bytes + STATIC_BYTES <= driver.most_shared()
+
+
+def side_by_side():
+    """How many networks train at once: where clusters are `available`, as many as have multiprocessors of their own."""
+    return max(driver.multiprocessors() // BLOCKS, 1) if available() else 1
 
 
 def plan_of(workspace):

@@ -5,6 +5,7 @@ NUMBA_ENABLE_CUDASIM=1 every kernel runs in Numba's simulator, a thread of Pytho
 tells the few places where a twin stands in for what the simulator lacks (libdevice, graphs, intrinsics).
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -373,7 +374,33 @@ def require():
 
 def stream():
     """The stream of all launches; it waits for the default stream of other libraries, and they for it."""
-    return 0 if simulated else _stream("launches")
+    return 0 if simulated else getattr(_of_thread, "stream", None) or _stream("launches")
+
+
+@contextlib.contextmanager
+def own_stream():
+    """Within it the calling thread's `stream` is one of its own, which goes on beside those of other threads.
+
+    It begins after all that was launched before, and has ended when this ends.
+    """
+    if simulated:
+        yield
+        return
+    launched = mark(stream())
+    with _making_streams:
+        purpose = _free_streams.pop() if _free_streams else f"beside {len(_streams)}"
+    own = _stream(purpose)
+    follow(launched, own)
+    _of_thread.stream = own
+    try:
+        yield
+    finally:
+        _of_thread.stream = None
+        own.synchronize()
+        _free_streams.append(purpose)
+
+
+_free_streams = []  # names of those that no thread has
 
 
 def copy_stream():
@@ -412,8 +439,7 @@ def capture(launches):
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    replay_stream = _core_stream(stream())
-    return lambda: graph.launch(replay_stream)
+    return lambda: graph.launch(_core_stream(stream()))
 
 
 def cooperative_blocks(kernel, threads) -> int:

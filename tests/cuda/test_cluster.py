@@ -3,6 +3,8 @@
 `test_steps` has the promises of a step for this way too. Runs on a GPU that has clusters, and on the emulated one.
 """
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def made(monkeypatch):
     return calls
 
 
-def network(device, dtype="float32", norm=False, width=21):
+def network(device, dtype="float32", norm=False, width=21, seed=1):
     """Layers of every kind that the kernel has, one of them frozen, with an odd number of columns here and there."""
     layers = [
         fastbp.Dropout(0.2),
@@ -45,7 +47,7 @@ def network(device, dtype="float32", norm=False, width=21):
         fastbp.Linear(3, OUTPUTS),
         fastbp.Tanh(),
     ]
-    model = fastbp.Sequential(*layers, dtype=dtype, device=device, seed=1)
+    model = fastbp.Sequential(*layers, dtype=dtype, device=device, seed=seed)
     model.layers[-3].trainable = False
     return model
 
@@ -70,6 +72,33 @@ def test_a_model_trains_as_the_reference_does(made):
 def test_two_runs_are_equal_to_the_bit():
     for a, b in zip(trained(network("cuda")), trained(network("cuda")), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch):
+    """Three threads, each with a stream, all of them in their first step before any goes on."""
+    monkeypatch.setattr(cuda.driver, "multiprocessors", lambda: 3 * cluster.BLOCKS + 1)
+    started, streams, counted = threading.Barrier(3, timeout=120), {}, cluster.train_steps
+
+    def together(workspace, run, n, count, stream):
+        if workspace not in streams:
+            streams[workspace] = stream
+            started.wait()
+        counted(workspace, run, n, count, stream)
+
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, FEATURES)), rng.standard_normal((20, OUTPUTS))
+    options = {"loss": fastbp.MSELoss(), "epochs": 2, "batch_size": 9}
+    alone, many = ([network("cuda", seed=seed) for seed in range(3)] for _ in range(2))
+    for model in alone:
+        model.fit(X, y, optimizer=fastbp.Adam(lr=0.02, amsgrad=True), verbose=False, **options)
+    monkeypatch.setattr(cluster, "train_steps", together)
+    fastbp.fit_many(many, X, y, optimizer=lambda: fastbp.Adam(lr=0.02, amsgrad=True), **options)
+    assert len(streams) == len(set(streams.values())) == 3
+    assert cuda.driver.stream() not in streams.values()
+    for one, other in zip(alone, many, strict=True):
+        assert one.history[-1]["loss"] == other.history[-1]["loss"]
+        np.testing.assert_array_equal(one.flat_parameters, other.flat_parameters)
+    np.testing.assert_array_equal(many[0].predict(X), alone[0].predict(X))
 
 
 def workspace_of(model, batch_size=4):

@@ -1,4 +1,4 @@
-"""Every kernel: what `warmup` compiles ahead, and what the tests compile and assemble without a GPU."""
+"""Every kernel that runs on all GPUs: what `warmup` compiles ahead, and the tests compile and assemble without one."""
 
 from typing import NamedTuple
 

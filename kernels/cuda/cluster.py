@@ -319,7 +319,7 @@ def products(value, derivative, fma):
         """Four terms of two rows with four columns, whose factors are at ``at``, row by row of ``w`` elements."""
         b = cuda.local.array(VECTOR, types.float32)
         for k in range(VECTOR):
-            load(b, 0, shared, int32(at + k * w))
+            load(b, 0, shared, at + k * w)
             for j in range(VECTOR):
                 acc[j] = fma(first[k], b[j], acc[j])
                 acc[VECTOR + j] = fma(second[k], b[j], acc[VECTOR + j])
@@ -331,10 +331,10 @@ def products(value, derivative, fma):
         for j in range(VECTOR):
             z[j] = acc[part + j]
         if saves:
-            store(shared, int32(saved), z, 0)
+            store(shared, saved, z, 0)
         for j in range(VECTOR):
             z[j] = value(code, z[j], p)
-        store(shared, int32(out), z, 0)
+        store(shared, out, z, 0)
 
     @device_function
     def forward(shared, rows, terms, columns, x, ld_x, w, ld_w, bias, out, ld_out, saved, ld_saved, code, p):
@@ -349,11 +349,11 @@ def products(value, derivative, fma):
             for c in range(pair):
                 acc[c] = zero
             if bias >= 0:
-                load(acc, 0, shared, int32(bias + j))
-                load(acc, VECTOR, shared, int32(bias + j))
+                load(acc, 0, shared, bias + j)
+                load(acc, VECTOR, shared, bias + j)
             for k in range(0, terms, VECTOR):
-                load(first, 0, shared, int32(x + i * ld_x + k))
-                load(second, 0, shared, int32(x + other * ld_x + k))
+                load(first, 0, shared, x + i * ld_x + k)
+                load(second, 0, shared, x + other * ld_x + k)
                 multiply(acc, first, second, ld_w, shared, w + k * ld_w + j)
             saves = saved != out
             finish(acc, 0, code, p, saves, shared, out + i * ld_out + j, saved + i * ld_saved + j)
@@ -375,10 +375,10 @@ def products(value, derivative, fma):
             for c in range(pair):
                 acc[c] = zero
             for k in range(0, terms, VECTOR):
-                load(first, 0, shared, int32(grad + i * ld_grad + k))
-                load(second, 0, shared, int32(grad + other * ld_grad + k))
+                load(first, 0, shared, grad + i * ld_grad + k)
+                load(second, 0, shared, grad + other * ld_grad + k)
                 for c in range(VECTOR):
-                    load(b, 0, shared, int32(w + (group + c * groups) * ld_w + k))
+                    load(b, 0, shared, w + (group + c * groups) * ld_w + k)
                     for q in range(VECTOR):
                         acc[c] = fma(first[q], b[q], acc[c])
                         acc[VECTOR + c] = fma(second[q], b[q], acc[VECTOR + c])
@@ -405,20 +405,23 @@ def products(value, derivative, fma):
             for c in range(square):
                 acc[c] = zero
             if e < tiles:
-                for i in range(rows):
-                    load(a, 0, shared, int32(x + i * ld_x + k))
-                    load(b, 0, shared, int32(grad + i * ld_grad + j))
+                at, at_grad = x + k, grad + j
+                for _ in range(rows):
+                    load(a, 0, shared, at)
+                    load(b, 0, shared, at_grad)
+                    at += ld_x
+                    at_grad += ld_grad
                     for r in range(VECTOR):
                         for c in range(VECTOR):
                             acc[r * VECTOR + c] = fma(a[r], b[c], acc[r * VECTOR + c])
                 for r in range(VECTOR):
-                    store(shared, int32(w + (k + r) * ld_w + j), acc, r * VECTOR)
+                    store(shared, w + (k + r) * ld_w + j, acc, r * VECTOR)
             elif bias >= 0:
                 for i in range(rows):
-                    load(b, 0, shared, int32(grad + i * ld_grad + j))
+                    load(b, 0, shared, grad + i * ld_grad + j)
                     for c in range(VECTOR):
                         acc[c] += b[c]
-                store(shared, int32(bias + j), acc, 0)
+                store(shared, bias + j, acc, 0)
 
     return forward, backward, weights
 

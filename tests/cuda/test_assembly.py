@@ -150,6 +150,7 @@ def test_product_with_activation(number, dtype, precision):
 
 
 # ------------------------------------------------------------------------------------- the other kernels
+# Those of a cluster are below.
 OTHERS = (
     [kernel for kernel in catalogue.kernels() if not kernel.name.startswith("gemm")] if not driver.simulated else []
 )
@@ -197,7 +198,7 @@ def test_cluster(tmp_path, number, capability):
     assert found["LD.E"] == found["ST.E"]  # the compiler may make the loop of the update more than once
     assert found["LD.E"] % cluster.BLOCKS == 0 < found["LD.E"]
     # Forward, back, and the gradient of a weight: all from shared memory, 16 bytes at a time.
-    loops = [loop for loop in machine_code.loops(text) if loop["FFMA"] >= max(16, 0.3 * loop.total())]
+    loops = [loop for loop in machine_code.loops(text) if loop["FFMA"] >= max(16, 0.45 * loop.total())]
     assert len(loops) == 3, loops
     for loop in loops:
         assert loop["LDS.128"] <= 6 * loop["FFMA"] // 32, loop

@@ -41,7 +41,8 @@ def fit_many(
     """Train independent networks side by side: seeds, folds, grid points, ensembles.
 
     Every model trains as its own ``fit`` would, to the bit. Each model runs on one thread, at most `get_num_threads` of
-    them at once; X and y are shared and never copied.
+    them at once; X and y are shared and never copied. On a GPU models train one after another, unless FASTBP_CUDA asks
+    for clusters (docs/cuda.md).
 
     Parameters
     ----------

@@ -89,7 +89,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """A product with the transposed input, and column sums."""
-    scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
+    scratch = _scratch(linear.params_scratch(len(x), *grad_weight.shape), grad_z.dtype)
     linear.linear_backward_params(
         len(x), *grad_weight.shape, _matrix(x), _matrix(grad_z), beta, _matrix(grad_weight), _row(grad_bias), scratch,
         _layout.PRECISIONS[precision], driver.stream(),

@@ -1,4 +1,5 @@
-"""Every size of the CUDA products: the shape of a product and the GPU -> tiles of blocks, warps, threads, parts of k.
+"""Every size that the products on a GPU use: the shape of a product and the GPU -> tiles of blocks, parts of its terms.
+
 
 Which tile, and into how many parts the terms of a weight's gradient are cut, is what a model of a product's time says
 is fastest. Its constants are arithmetic, or follow from the products that were timed (docs/cuda.md).
@@ -9,15 +10,15 @@ from functools import cache
 from typing import NamedTuple
 
 WARP = 32
-VECTOR_BYTES = 16  # the widest access of a thread
-SECTOR_BYTES = 32  # the least that a row of global memory is read by
+VECTOR_BYTES = 16  # the widest access to memory of a thread
+SECTOR_BYTES = 32  # the least that is read of global memory at once
 
 
 class Tile(NamedTuple):
     """A block of threads makes ``bm x bn`` elements of C, ``bk`` terms at a time.
 
-    A block has ``warps_m x warps_n`` warps. A thread holds ``tm x tn`` elements in registers, and makes each from all
-    its terms in their order: so every tile gives the same bits.
+    A block has ``warps_m x warps_n`` warps. A thread holds ``tm x tn`` elements in registers and adds up all the terms
+    of each in their order, so every tile gives the same bits.
     """
 
     name: str
@@ -28,8 +29,8 @@ class Tile(NamedTuple):
     tn: int
     warps_m: int
     warps_n: int
-    blocks: int  # that fit a multiprocessor: the compiler may use 65536 / (threads * blocks) registers a thread
-    stages: int = 2  # places for a panel of A and of B in shared memory
+    blocks: int  # fit a multiprocessor at once, so a thread may use 65536 / (threads * blocks) registers
+    stages: int = 2  # how many panels of A and of B there is room for in shared memory
 
     @property
     def threads(self) -> int:
@@ -46,7 +47,7 @@ class Tile(NamedTuple):
 
     @property
     def lanes_m(self) -> int:
-        """Threads of a warp along m; the others lie along n."""
+        """How many threads of a warp lie along m."""
         return self.warp_m // self.tm
 
     @property
@@ -58,13 +59,13 @@ class Tile(NamedTuple):
         return self.warps_m * self.warps_n
 
 
-# By bytes of an element, the largest first. What a tile must load falls with its sides, and with the sides of a
-# thread's part what it reads of shared memory: 8 x 8 elements are 64 multiply-adds for four 16-byte loads, and leave
-# registers for two blocks of 256 threads, whose waits fill each other's. `bk` is as many terms as make the main loop
-# 5 to 10 KB of code, less than the 12 KB of the innermost instruction cache. "medium" is for products that "large"
-# cannot spread over the GPU; "small" for those of small batches. No tile shares the terms of a sum among warps: its
-# bits would depend on the tile.
-# float64 takes two registers an element: no 8 x 8, and half as many blocks.
+# By bytes of an element, the largest tile first. The larger a tile, the less it loads from global memory for each
+# multiply-add; the larger the part of a thread, the less that reads from shared memory: 8 x 8 elements are 64
+# multiply-adds for four loads of 16 bytes, and leave registers for two blocks of 256 threads, one of which computes
+# while the other waits. `bk` is as many terms as make the main loop 5 to 10 KB of code, which fits the 12 KB of the
+# innermost instruction cache. "medium" is for products that are too small to give every multiprocessor a large tile,
+# "small" for those of small batches. No tile divides the terms of a sum among warps: its bits would depend on the tile.
+# A float64 takes two registers, so there is no part of 8 x 8, and half as many blocks fit.
 TILES = {
     4: (
         Tile("large", 128, 128, 8, 8, 8, 2, 4, 2),
@@ -76,20 +77,20 @@ TILES = {
         Tile("small", 32, 32, 16, 4, 4, 1, 2, 4),
     ),
 }
-# For the tensor cores.
+# Those of the tensor cores.
 MATRIX_TILES = (
     Tile("large", 128, 128, 16, 8, 16, 2, 2, 2, 3),
     Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4, 4),
     Tile("small", 32, 32, 16, 2, 4, 2, 2, 4, 8),
 )
-# Shared memory that a tile goes to C through; as much as the panels take, so that it costs no block its place.
+# Shared memory through which a tile is written to C: no more than the panels take, so that as many blocks fit.
 EPILOGUE_BYTES = 24 * 1024
-# Rows of tiles that are worked through together, column by column, so that their A and the columns' B stay in L2.
+# So many rows of tiles are made together, column by column, so that their panels of A and B stay in the L2 cache.
 GROUP = 8
 
 
 def tiles_of(itemsize: int, precision: str) -> tuple[Tile, ...]:
-    """The tiles of a product, the largest first."""
+    """The tiles that a product may take, the largest first."""
     return TILES[itemsize] if precision == "ieee" else MATRIX_TILES
 
 

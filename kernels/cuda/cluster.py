@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout, program
-from . import driver, ptx, steps
+from . import driver, memory, ptx, steps
 from .asked import asked
-from .driver import cuda, device_function, kernel, types, vector
+from .compiling import Clusters, device_function, kernel, vector
+from .driver import cuda, types
 from .elementwise import splitmix64
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, sum_over_lanes
@@ -188,7 +189,7 @@ class Plan:
         self.numbers = np.array([instruction.parameter for instruction in instructions])
         self.bytes = 4 * wide.size
         self.row_lanes = min(1 << (rows - 1).bit_length(), THREADS)
-        self.table, self.slots, self.numbers = map(driver.to_device, (self.table, self.slots, self.numbers))
+        self.table, self.slots, self.numbers = map(memory.to_device, (self.table, self.slots, self.numbers))
 
     def _slots(self, array):
         """For each place of a weight or a bias the element of the parameter buffer."""
@@ -723,7 +724,7 @@ def train_steps(workspace, run, n, count, stream):
     weighted = run.row_weight is not None
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
     for done in range(0, count, steps.MOST_STEPS):
-        function[driver.Clusters(1, BLOCKS, plan.bytes), THREADS, stream](
+        function[Clusters(1, BLOCKS, plan.bytes), THREADS, stream](
             n, min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out), plan.row_lanes,
             workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots, plan.numbers, plan.room,
             data, run.parameters, states_of(run.state, run.parameters),

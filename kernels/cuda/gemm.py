@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
-from . import driver
+from . import borrowing, driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, padded_columns, plan_of, tiles_of
-from .driver import cuda, device_function, types, unrolled
+from .compiling import device_function, kernel, unrolled
+from .driver import cuda, types
 from .formulas import formulas
 from .launch import THREADS as ELEMENT_THREADS
 from .launch import for_each_element, multiprocessors, over_rows
@@ -463,7 +464,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
     shape = type_of(Shape, INT, INT, INT, INT)
-    return driver.kernel(shape, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+    return kernel(shape, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
 
 
 @cache
@@ -479,7 +480,7 @@ def sum_of_parts_kernel(dtype):
         to = at(out, i, j)
         out.data[to] = total + out.data[to] if beta else total
 
-    @driver.kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=ELEMENT_THREADS)
+    @kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=ELEMENT_THREADS)
     def sum_of_parts_kernel(rows, columns, count, beta, parts, out):
         add_up(rows, columns, rows, count, beta, parts, out)
 
@@ -503,7 +504,7 @@ def kernels(dtype):
 def _is_aligned(operand, width):
     """Whether rows start on 16-byte boundaries."""
     data, offset, ld = operand
-    return offset % width == 0 and ld % width == 0 and driver.address(data) % VECTOR_BYTES == 0
+    return offset % width == 0 and ld % width == 0 and borrowing.address(data) % VECTOR_BYTES == 0
 
 
 # --------------------------------------------------------------------------------------------- launcher

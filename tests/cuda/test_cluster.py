@@ -94,7 +94,7 @@ def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch):
     monkeypatch.setattr(cluster, "train_steps", together)
     fastbp.fit_many(many, X, y, optimizer=lambda: fastbp.Adam(lr=0.02, amsgrad=True), **options)
     assert len(streams) == len(set(streams.values())) == 3
-    assert cuda.driver.stream() not in streams.values()
+    assert cuda.streams.stream() not in streams.values()
     for one, other in zip(alone, many, strict=True):
         assert one.history[-1]["loss"] == other.history[-1]["loss"]
         np.testing.assert_array_equal(one.flat_parameters, other.flat_parameters)

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout, reference
-from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear
-from fastbp.kernels.cuda.operands import Matrix
+from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear, memory, streams
+from fastbp.kernels.cuda.operands import Linear, Matrix
 
 
 def runs():
@@ -48,21 +48,21 @@ class Padded:
         return memory[self.offset :].reshape(-1, self.ld)[:, : self.shape[1]]
 
     def on_device(self):
-        self.device = driver.to_device(self.memory)
+        self.device = memory.to_device(self.memory)
         return Matrix(self.device, self.offset, self.ld)
 
     def from_device(self):
         """The matrix, after a check that nothing else was written."""
-        memory = driver.to_host(self.device)
-        values = self.view(memory).copy()
-        self.view(memory)[...] = self.around
-        assert (memory == self.around).all()
+        found = memory.to_host(self.device)
+        values = self.view(found).copy()
+        self.view(found)[...] = self.around
+        assert (found == self.around).all()
         return values
 
 
 def flat(array, ld):
     """An array of the host as a matrix on the device."""
-    return Matrix(driver.to_device(array.ravel()), 0, ld)
+    return Matrix(memory.to_device(array.ravel()), 0, ld)
 
 
 def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
@@ -88,7 +88,7 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
 
     after = gemm.Epilogue(epilogue, beta, row.on_device() if bias else None, parameter, saved.on_device())
     operands, plan = (a.on_device(), b.on_device(), c.on_device()), tile and blocking.Plan(tile, 1, k)
-    gemm.gemm(trans, (m, n, k), *operands, driver.stream(), after, plan=plan, **options)
+    gemm.gemm(trans, (m, n, k), *operands, streams.stream(), after, plan=plan, **options)
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(saved.from_device(), expected_saved)
@@ -163,12 +163,12 @@ def test_tensor_cores_round_their_factors(precision, bits):
     nan = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
     x = np.concatenate([np.array(list(cases), np.float32), nan])
     expected = np.concatenate([np.array(list(cases.values()), np.float32), nan])
-    one, out = np.ones(1, np.float32), driver.to_device(np.empty(len(x), np.float32))
+    one, out = np.ones(1, np.float32), memory.to_device(np.empty(len(x), np.float32))
     for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
         m, n = len(factors[0]), len(factors[1])
         a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
-        gemm.gemm(trans, (m, n, 1), a, b, Matrix(out, 0, n), driver.stream(), precision=precision)
-        np.testing.assert_array_equal(driver.to_host(out), expected)
+        gemm.gemm(trans, (m, n, 1), a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
+        np.testing.assert_array_equal(memory.to_host(out), expected)
 
 
 def test_tensor_cores_are_for_float32():
@@ -187,11 +187,11 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
     lda, ldb = m if trans == "TN" else k, k if trans == "NT" else n
     outcomes = set()
     for tile in blocking.tiles_of(a.itemsize, precision):
-        c = driver.to_device(np.empty(m * n, dtype))
+        c = memory.to_device(np.empty(m * n, dtype))
         operands = flat(a, lda), flat(b, ldb), Matrix(c, 0, n)
         plan = blocking.Plan(tile, 1, k)
-        gemm.gemm(trans, (m, n, k), *operands, driver.stream(), precision=precision, plan=plan)
-        outcomes.add(driver.to_host(c).tobytes())
+        gemm.gemm(trans, (m, n, k), *operands, streams.stream(), precision=precision, plan=plan)
+        outcomes.add(memory.to_host(c).tobytes())
     assert len(outcomes) == 1
 
 
@@ -199,11 +199,11 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
 @pytest.mark.parametrize("tile", blocking.TILES[4], ids=lambda tile: tile.name)
 def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
     a, b, c = (np.full(1, x, np.float32) for x in (-1e-30, 1e-30, 1))
-    c = driver.to_device(c)
+    c = memory.to_device(c)
     plan = blocking.Plan(tile, 1, 1)
-    gemm.gemm("NN", (1, 1, 1), flat(a, 1), flat(b, 1), Matrix(c, 0, 1), driver.stream(), plan=plan)
-    assert driver.to_host(c)[0] == 0
-    assert np.signbit(driver.to_host(c)[0])
+    gemm.gemm("NN", (1, 1, 1), flat(a, 1), flat(b, 1), Matrix(c, 0, 1), streams.stream(), plan=plan)
+    assert memory.to_host(c)[0] == 0
+    assert np.signbit(memory.to_host(c)[0])
 
 
 def test_a_row_is_the_same_in_any_batch(monkeypatch):
@@ -211,12 +211,11 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
     x, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((65, fan_in), (fan_in, fan_out)))
 
     def forward(rows):
-        out = driver.to_device(np.empty(rows * fan_out, np.float32))
-        linear.linear_forward(
-            "identity", rows, fan_in, fan_out, flat(x[:rows], fan_in), flat(weight, fan_out), None, 0.0,
-            Matrix(out, 0, fan_out), None, "ieee", driver.stream(),
-        )  # fmt: skip
-        return driver.to_host(out)
+        out = memory.to_device(np.empty(rows * fan_out, np.float32))
+        layer = Linear("identity", 0.0, fan_in, fan_out, "ieee")
+        factors, target = (flat(x[:rows], fan_in), flat(weight, fan_out)), Matrix(out, 0, fan_out)
+        linear.linear_forward(layer, rows, *factors, None, target, None, streams.stream())
+        return memory.to_host(out)
 
     # As it is on a GPU that is faster with other tiles.
     plan_of, tiles = gemm.plan_of, iter((SIMPLE_SMALL, SIMPLE_LARGE))
@@ -230,11 +229,11 @@ def weight_gradient(x, grad, plan, beta=0, before=0, precision="ieee", ld=None):
     """``x.T @ grad`` in the parts that a plan has."""
     (k, m), n, dtype = x.shape, grad.shape[1], x.dtype
     ld = ld or n
-    out = driver.to_device(np.full(m * ld, before, dtype))
-    parts = driver.to_device(np.full(plan.parts * m * blocking.padded_columns(n), np.nan, dtype))
+    out = memory.to_device(np.full(m * ld, before, dtype))
+    parts = memory.to_device(np.full(plan.parts * m * blocking.padded_columns(n), np.nan, dtype))
     operands, after = (flat(x, m), flat(grad, n), Matrix(out, 0, ld)), gemm.Epilogue(beta=beta)
-    gemm.gemm("TN", (m, n, k), *operands, driver.stream(), after, precision, plan, parts)
-    return driver.to_host(out).reshape(m, ld)[:, :n]
+    gemm.gemm("TN", (m, n, k), *operands, streams.stream(), after, precision, plan, parts)
+    return memory.to_host(out).reshape(m, ld)[:, :n]
 
 
 @pytest.mark.parametrize(("m", "n", "k", "terms"), [(5, 6, 100, 48), (36, 8, 64, 32), (3, 1, 33, 16)])
@@ -274,20 +273,20 @@ def test_only_the_gradient_of_a_weight_is_cut(monkeypatch):
     monkeypatch.setattr(gemm, "plan_of", plan_of)
     n, fan_in, fan_out = 130, 3, 2
     x, weight, grad = (flat(np.ones(s, np.float32), s[1]) for s in ((n, fan_in), (fan_in, fan_out), (n, fan_out)))
-    out = Matrix(driver.to_device(np.empty(n * fan_in, np.float32)), 0, fan_in)
-    gradient = Matrix(driver.to_device(np.zeros(fan_in * fan_out, np.float32)), 0, fan_out)
-    scratch = driver.to_device(np.empty(linear.params_scratch(n, fan_in, fan_out), np.float32))
-    stream = driver.stream()
+    out = Matrix(memory.to_device(np.empty(n * fan_in, np.float32)), 0, fan_in)
+    gradient = Matrix(memory.to_device(np.zeros(fan_in * fan_out, np.float32)), 0, fan_out)
+    scratch = memory.to_device(np.empty(linear.params_scratch(n, fan_in, fan_out), np.float32))
+    stream = streams.stream()
     linear.linear_forward("identity", n, fan_in, fan_out, x, weight, None, 0.0, out, None, "ieee", stream)
     linear.linear_backward_input("identity", n, fan_in, fan_out, grad, weight, None, 0.0, out, "ieee", stream)
     linear.linear_backward_params(n, fan_in, fan_out, x, grad, 0, gradient, None, scratch, "ieee", stream)
     assert asked == {(n, fan_out, fan_in): False, (n, fan_in, fan_out): False, (fan_in, fan_out, n): True}
-    np.testing.assert_array_equal(driver.to_host(gradient.data), np.full(fan_in * fan_out, n))
+    np.testing.assert_array_equal(memory.to_host(gradient.data), np.full(fan_in * fan_out, n))
 
 
 @pytest.mark.skipif(driver.simulated, reason="the simulator asks for no types")
 def test_a_launch_with_other_arguments_than_the_kernel_has():
-    launcher = elementwise.activation_forward_kernel("tanh", np.dtype(np.float32))[1, 32, driver.stream()]
+    launcher = elementwise.activation_forward_kernel("tanh", np.dtype(np.float32))[1, 32, streams.stream()]
     single, double = (flat(np.ones((2, 3), dtype), 3) for dtype in DTYPES)
     with pytest.raises(TypeError, match="compiled for arrays of float32, got float64"):
         launcher(2, 3, single, double, 0.0)

@@ -126,14 +126,14 @@ assert (result == 1).all()
     ),
 }
 IN_CLUSTER = """
-from fastbp.kernels.cuda import driver
+from fastbp.kernels.cuda import compiling, memory, streams
 from fastbp.kernels.cuda.ptx import block_in_cluster, cluster_arrive, cluster_wait, from_block, to_block
 
 def run(function, blocks=2, shared=0):
-    kernel = driver.kernel(driver.vector(np.float32), threads=32)(function)
-    out = driver.to_device(np.zeros(32 * blocks, np.float32))
-    kernel[driver.Clusters(1, blocks, shared), 32, driver.stream()](out)
-    print(driver.to_host(out).tolist())
+    kernel = compiling.kernel(compiling.vector(np.float32), threads=32)(function)
+    out = memory.to_device(np.zeros(32 * blocks, np.float32))
+    kernel[compiling.Clusters(1, blocks, shared), 32, streams.stream()](out)
+    print(memory.to_host(out).tolist())
 
 def kernel(out):
     shared, i, me = cuda.shared.array(32, float32), cuda.threadIdx.x, block_in_cluster()

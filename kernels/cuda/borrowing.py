@@ -1,0 +1,93 @@
+"""Arrays on the GPU as kernels read them: those of Numba, and those of other libraries without a copy.
+
+Memory of another library is borrowed: the library gets it back when the launches that read it have finished.
+"""
+
+import weakref
+from functools import cache
+
+import numpy as np
+
+from .. import exchange
+from . import streams
+from .driver import NumbaArray, cuda, simulated
+
+
+@cache
+def device():
+    """The device of all arrays as a pair of DLPack, (type, number); in the simulator it is the host."""
+    return (exchange.CPU, 0) if simulated else (exchange.CUDA, cuda.get_current_device().id)
+
+
+def address(array) -> int:
+    """The address of the first element of a device array."""
+    return array.ctypes.data if simulated else array.device_ctypes_pointer.value
+
+
+def is_on_device(array) -> bool:
+    """Whether this is an array on a GPU, of Numba or of another library."""
+    return exchange.on_gpu(array)
+
+
+def as_device_array(array):
+    """A device array of Numba over the memory of an array on the GPU, without a copy.
+
+    Arrays of other libraries come through DLPack, which lets our stream wait for what writes them, or through
+    ``__cuda_array_interface__``, where the host waits.
+
+    Raises
+    ------
+    TypeError
+        The array is on the host, or its library does not lend it.
+    ValueError
+        It is on another GPU than the one in use.
+    """
+    if hasattr(array, "__cuda_ndarray__"):
+        return array
+    name = type(array).__name__
+    if exchange.offers_gpu_memory(array):
+        kind, number = exchange.device_of(array)
+        if kind == exchange.CUDA and number != _device_number():
+            raise ValueError(
+                f"expected an array on GPU {_device_number()}, where this process computes; got {name} on GPU "
+                f"{number}; copy it there first"
+            )
+        try:
+            lent = exchange.taken(array, int(streams.stream()) or None)
+        except BufferError as error:
+            raise TypeError(f"{name} cannot be used where it is on the GPU: {error}") from error
+        return _borrowed(lent)
+    if hasattr(array, "__cuda_array_interface__"):
+        lent = cuda.as_cuda_array(array)
+        return _borrowed(lent)
+    raise TypeError(
+        f'expected an array on the GPU; got {name} in the memory of the host; use to_device(array), or model.to("cuda")'
+    )
+
+
+def _device_number():
+    return 0 if simulated else device()[1]
+
+
+def memory_of(array, owner):
+    """The memory of a device array, or of an array of NumPy that stands for memory of the GPU, as `exchange` has it."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else address(array)
+    return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
+
+
+def _borrowed(lent):
+    """A device array over memory of another library.
+
+    When it is dropped, the host waits for the launches so far and then gives the memory back. Without that, a temporary
+    array could be freed, and its memory used again, before a kernel has read it.
+    """
+    memory = memory_of(lent, None)
+    weakref.finalize(memory, _give_back, lent).atexit = False
+    if simulated:
+        return NumbaArray(np.asarray(memory))
+    return cuda.from_cuda_array_interface(memory.__array_interface__, owner=memory)
+
+
+def _give_back(lent):
+    cuda.current_context()  # the garbage collector may run in a thread that has not used the GPU
+    streams.wait_for_all()

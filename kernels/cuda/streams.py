@@ -1,0 +1,154 @@
+"""The streams of launches and copies, events between them, and CUDA graphs of launches."""
+
+import contextlib
+import threading
+import time
+
+from .driver import cuda, require, simulated
+
+if not simulated:
+    from cuda.core import Stream
+
+
+def stream():
+    """The stream of all launches. It and the legacy default stream, which other libraries use, wait for each other."""
+    return 0 if simulated else getattr(_of_thread, "stream", None) or _stream("launches")
+
+
+@contextlib.contextmanager
+def own_stream():
+    """A context in which the calling thread's `stream` is its own, so that its launches overlap those of other threads.
+
+    They begin after all that was launched before, and have finished when the context ends.
+    """
+    if simulated:
+        yield
+        return
+    launched = mark(stream())
+    with _making_streams:
+        purpose = _free_streams.pop() if _free_streams else f"beside {len(_streams)}"
+    own = _stream(purpose)
+    follow(launched, own)
+    _of_thread.stream = own
+    try:
+        yield
+    finally:
+        _of_thread.stream = None
+        own.synchronize()
+        _free_streams.append(purpose)
+
+
+_of_thread = threading.local()  # stream: the thread's own, if it has one
+_free_streams = []  # the purposes of own streams that no thread uses
+
+
+def copy_stream():
+    """The stream of the copies that are made while kernels run."""
+    return 0 if simulated else _stream("copies")
+
+
+_streams, _making_streams = {}, threading.Lock()
+_core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it
+
+
+def _stream(purpose):
+    """The stream of this purpose, the same for all threads of the host; made when it is first used."""
+    if purpose not in _streams:
+        with _making_streams:
+            if purpose not in _streams:
+                made = cuda.stream()
+                _core_streams[made] = Stream.from_handle(int(made))
+                _streams[purpose] = made
+    return _streams[purpose]
+
+
+def core_stream(stream):
+    """What `cuda.core.launch` takes for a stream of ours; the builder of a graph stays as it is."""
+    return _core_streams.get(stream, stream)
+
+
+def capture(launches):
+    """Capture what ``launches(stream)`` launches as a CUDA graph; returns a function that replays it on the `stream`.
+
+    All its kernels must have been compiled, and its arrays must stay where they are. In the simulator, which has no
+    graphs, the function launches the kernels again.
+    """
+    if simulated:
+        return lambda: launches(stream())
+    from cuda.core import Device
+
+    device = Device()
+    device.set_current()
+    builder = device.create_graph_builder()
+    builder.begin_building()
+    launches(builder)
+    graph = builder.end_building().complete()
+    return lambda: graph.launch(core_stream(stream()))
+
+
+def synchronize():
+    """Wait until all launches have finished."""
+    require()
+    cuda.synchronize()
+
+
+def elapsed(work) -> float:
+    """Seconds from the start of what ``work()`` launches on the `stream` to its end, measured by events.
+
+    Where the host launches too slowly the GPU waits, and that time counts. In the simulator, which has no events, it is
+    the time of the call.
+    """
+    if simulated:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start, end = cuda.event(), cuda.event()
+    start.record(stream())
+    work()
+    end.record(stream())
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def wait():
+    """Let the host wait until all launches so far have finished; copies on `copy_stream` go on."""
+    if not simulated:
+        stream().synchronize()
+
+
+def wait_for_all():
+    """Let the host wait until all launches so far of all threads have finished."""
+    if not simulated:
+        for each in list(_streams.values()):
+            each.synchronize()
+
+
+def mark(of):
+    """An event that has occurred when all that the stream ``of`` has been given so far has ended.
+
+    Its method ``synchronize()`` lets the host wait for that.
+    """
+    event = cuda.event() if simulated else cuda.event(timing=False)
+    event.record(of)
+    return event
+
+
+def follow(event, on):
+    """Let all that the stream ``on`` is given from now on wait for an event."""
+    event.wait(on)
+
+
+def let_follow(other):
+    """Make a stream of another library wait for all launches so far.
+
+    ``other`` is what ``__dlpack__`` takes for a stream: None or 1 is the legacy default stream, 2 the default stream of
+    the thread, -1 waits for nothing, others are handles. ValueError for anything else.
+    """
+    if other is not None and (not isinstance(other, int) or other < -1 or other == 0):
+        raise ValueError(
+            f"stream must be None, -1, 1, 2 or the handle of a CUDA stream, got {other!r}; "
+            f"0 may mean different streams and is not allowed"
+        )
+    if simulated or other == -1:
+        return
+    follow(mark(stream()), cuda.external_stream(1 if other is None else other))

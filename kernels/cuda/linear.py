@@ -15,7 +15,7 @@ def linear_forward(layer, n, x, weight, bias, out, saved, stream):
 
     ``saved`` gets z where the derivative of the activation reads z, and may get it elsewhere.
     """
-    name, shape = layer.activation, (n, layer.fan_out, layer.fan_in)
+    name = layer.activation
     apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # z beside the output, which takes a second launch
     step = "none" if apart or name == "identity" else f"forward:{name}"
     epilogue = Epilogue(step, bias=bias, parameter=layer.parameter, saved=saved)

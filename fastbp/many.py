@@ -41,7 +41,8 @@ def fit_many(
     """Train independent networks side by side: seeds, folds, grid points, ensembles.
 
     Every model trains as its own ``fit`` would, to the bit. Each model runs on one thread, at most `get_num_threads` of
-    them at once; X and y are shared and never copied.
+    them at once; X and y are shared and never copied. On a GPU models train one after another, unless FASTBP_CUDA asks
+    for clusters (docs/cuda.md).
 
     Parameters
     ----------
@@ -136,9 +137,10 @@ def _side_by_side(trainings):
             print(f"models[{i}]  epochs {len(history)}  loss {history[-1]['loss']:.4f}", flush=True)
         return history
 
-    threads = min(len(trainings), backend.get_num_threads())
-    if not all(training.model.network.on_host for training in trainings):
-        threads = 1  # a GPU has one stream, which runs launches in the order of the calls
+    # A GPU has one stream, which runs launches in the order of the calls, unless its kernels leave room for others.
+    elsewhere = [training.model._kernels for training in trainings if not training.model.network.on_host]
+    at_once = min(kernels.get_num_threads() for kernels in elsewhere) if elsewhere else backend.get_num_threads()
+    threads = min(len(trainings), at_once)
     with Interrupts() as interrupts, concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
         futures = [pool.submit(run, i, training) for i, training in enumerate(trainings)]
         try:

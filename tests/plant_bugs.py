@@ -51,6 +51,7 @@ CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
 WGMMA, WARPGROUP = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py"
 WGMMA_TESTS = "tests/cuda/test_emulator.py -k 'by_warpgroups and pipeline'"
+CLUSTER, CLUSTER_TESTS = "kernels/cuda/cluster.py", "tests/cuda/test_emulator.py -k test_clusters"
 LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
 PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
@@ -910,6 +911,52 @@ BUGS = [
         "a residual block forgets its input on the way back",
         PROGRAM, "            x.pending.append(y.grad)\n", "",
         "tests/test_norms.py -k finite_differences",
+    ),
+    # ------------------------------------------------------------------- small networks in a cluster of the GPU
+    Bug(
+        "CUDA: gradients are fetched from blocks that still make them",
+        CLUSTER,
+        """                arrive()
+                c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
+                wait()
+""",
+        """                cuda.syncthreads()
+                c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
+""",
+        CLUSTER_TESTS,
+    ),
+    Bug(
+        "CUDA: a step begins before all blocks have its parameters",
+        CLUSTER,
+        "            wait_for_all_copies()\n            arrive()\n            wait()\n",
+        "            wait_for_all_copies()\n            cuda.syncthreads()\n",
+        CLUSTER_TESTS,
+    ),
+    Bug(
+        "CUDA: a block has arrived before its losses are there",
+        CLUSTER,
+        "                sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts)\n                arrive()",
+        "                arrive()\n                sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts)",
+        CLUSTER_TESTS,
+    ),
+    Bug(
+        "CUDA: an instruction begins before the one before it has ended",
+        CLUSTER,
+        "first_number)\n            cuda.syncthreads()\n", "first_number)\n",
+        CLUSTER_TESTS,
+    ),
+    Bug(
+        "CUDA: the next batch of a cluster comes to where this one is",
+        CLUSTER,
+        "to = room.input + (1 - odd) * room.input_step", "to = room.input + odd * room.input_step",
+        CLUSTER_TESTS,
+    ),
+    Bug(
+        "CUDA: the gradients of the last block of a cluster are left out",
+        CLUSTER,
+        "                g = zero\n                for block in range(BLOCKS):",
+        "                g = zero\n                for block in range(BLOCKS - 1):",
+        CLUSTER_TESTS,
     ),
     # --------------------------------------------------------------------------- the product of the GPU
     Bug(

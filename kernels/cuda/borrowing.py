@@ -90,4 +90,4 @@ def _borrowed(lent):
 
 def _give_back(lent):
     cuda.current_context()  # the garbage collector may run in a thread that has not used the GPU
-    streams.wait()
+    streams.wait_for_all()

@@ -1,4 +1,4 @@
-"""Every kernel, for those who take all of them: `warmup`, which compiles ahead, and tests, which read machine code."""
+"""Every kernel that runs on all GPUs, for `warmup`, which compiles ahead, and tests, which read machine code."""
 
 from typing import NamedTuple
 

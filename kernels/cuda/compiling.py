@@ -4,6 +4,7 @@ A kernel is declared with the types of its arguments and compiled for these alon
 """
 
 import threading
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
@@ -12,9 +13,10 @@ from . import borrowing, disk_cache, streams
 from .driver import cuda, simulated, types
 
 if not simulated:
+    from cuda.bindings import driver as bindings
     from cuda.core import LaunchConfig, launch
 
-    from .driver import binding, calls
+    MAX_DYNAMIC_SHARED = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 def device_function(function):
@@ -96,13 +98,24 @@ class Kernel:
         """Compile the kernel for the GPU in use, or load it from disk; returns what Numba makes of it."""
         return self.dispatcher.compile(self.signature)
 
-    def _launch(self, grid, block, stream, *arguments):
+    def load(self):
+        """Compile it, and give the machine code to the driver."""
         if self.code is None:
             made = self.compile()
-            function = made.library.get_cufunc()
+            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
             if self.shared:
-                _allow_shared(function, self.shared)
-            self.cooperative, self.code = made.cooperative, function.kernel
+                self.allow_shared(self.shared)
+
+    def allow_shared(self, size):
+        """Let its launches have up to so many bytes of dynamic shared memory."""
+        self.load()
+        device = cuda.get_current_device().id
+        (status,) = bindings.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, size, self.code.handle, device)
+        if status != bindings.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
+
+    def _launch(self, grid, block, stream, *arguments):
+        self.load()
         if not hasattr(_of_thread, "context"):
             _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
         words = []
@@ -110,12 +123,6 @@ class Kernel:
             add(words, argument)
         configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
         launch(streams.core_stream(stream), configuration, self.code, *words)
-
-
-def _allow_shared(function, size):
-    """Let blocks of a kernel have more dynamic shared memory than they do without asking."""
-    limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    calls.cuKernelSetAttribute(limit, size, function.handle, function.device.id)
 
 
 _of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
@@ -156,8 +163,19 @@ def _array_adder(dtype):
     return add_array
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """A grid of ``count`` clusters of ``size`` blocks, each with ``shared`` bytes of dynamic shared memory."""
+
+    count: int
+    size: int
+    shared: int
+
+
 @lru_cache(maxsize=1024)
 def _launch_configuration(grid, block, cooperative, shared):
+    if isinstance(grid, Clusters):
+        return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
     return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative, shmem_size=shared)
 
 

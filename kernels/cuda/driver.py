@@ -81,8 +81,6 @@ else:
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
-    from numba.cuda.cudadrv.driver import binding
-    from numba.cuda.cudadrv.driver import driver as calls
     from numba.cuda.extending import intrinsic
 
 _process = None  # the id of the process that uses the GPU, once one does
@@ -115,8 +113,14 @@ def multiprocessors() -> int:
 
 @cache
 def compute_capability() -> tuple[int, int]:
-    """The compute capability of the GPU; (0, 0), which no GPU has, in the simulator."""
+    """The compute capability of the GPU; (0, 0) in the simulator."""
     return (0, 0) if simulated else tuple(cuda.get_current_device().compute_capability)
+
+
+@cache
+def most_shared() -> int:
+    """The most bytes of shared memory that a block may have if its kernel asks for them."""
+    return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
 
 def describe() -> dict[str, str]:

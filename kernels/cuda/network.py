@@ -3,14 +3,14 @@
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
 it is and captures the second one as a CUDA graph, which takes one launch for each step from then on. Small networks
-make all steps of a run in one launch (steps.py).
+make all steps of a run in one launch (steps.py, cluster.py).
 """
 
 import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import borrowing, memory, norms, steps, streams
+from . import borrowing, cluster, memory, norms, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
@@ -185,7 +185,8 @@ class TrainingWorkspace(_Workspace):
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
-        self.graphs = {}  # sizes and addresses -> the graph of a step, None until it is captured
+        self.plan = None  # of cluster.py
+        self.graphs = {}  # sizes, stream and addresses -> the graph of a step, None until it is captured
 
     def places(self, run):
         return super().places(run) | {
@@ -219,14 +220,15 @@ class TrainingWorkspace(_Workspace):
 
     def steps(self, run, n, count):
         """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and a graph of it."""
-        if steps.suits(self, n):
-            steps.train_steps(self, run, n, count, streams.stream())
+        one_launch = cluster if cluster.suits(self) else steps if steps.suits(self, n) else None
+        if one_launch is not None:
+            one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
             return
         if run.row_weight is None and self.weight_rows != n:
             memory.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
-        key = (n, *run.addresses(), borrowing.address(self.record.device))
+        key = (n, streams.stream(), *run.addresses(), borrowing.address(self.record.device))
         if key not in self.graphs:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]

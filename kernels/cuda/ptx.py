@@ -1,7 +1,8 @@
 """Instructions that plain CUDA Python lacks: 16-byte accesses, asynchronous copies, and those of the tensor cores.
 
 This file and warpgroup.py, for what only compute capability 9.0 has, are all that emits LLVM IR for a GPU. Here each
-has a counterpart in Python that does the same, for the simulator.
+has a counterpart in Python that does the same, for the simulator; for
+clusters there is none.
 """
 
 from collections import defaultdict
@@ -119,14 +120,14 @@ if simulated:
 
 else:
 
-    def _statement(text):
+    def _statement(text, attributes=()):
         """A device function that is one line of PTX without operands; no access to memory is moved across it."""
 
         @intrinsic
         def function(typing_context):
             def generate(context, builder, signature, arguments):
                 asm = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", side_effect=True)
-                builder.call(asm, [])
+                builder.call(asm, [], attrs=attributes)
                 return context.get_dummy_value()
 
             return types.void(), generate
@@ -155,11 +156,12 @@ def wait_for_copies(groups):
 
 @cache
 def asynchronous_copy(width):
-    """A device function that copies float32 from global to shared memory while the thread goes on.
+    """A device function that copies numbers of 4 bytes from global to shared memory while the thread goes on.
 
     ``copy(shared, to, array, index, count)`` is ``shared[to : to + count] = array[index : index + count]`` and zeros up
     to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4; the indices and first elements of the arrays lie
     on multiples of it. If ``count`` is 0, ``index`` may be anywhere. A copy may reach beyond the end of the array.
+    Numbers of 8 bytes are copied one at a time.
     """
 
     def plain(shared, to, array, index, count):
@@ -177,11 +179,13 @@ def asynchronous_copy(width):
 
     if simulated:
         return plain
-    size = 4 * width
-    where = "cg" if width == 4 else "ca"  # copies of 16 bytes may go past the L1 cache
 
     @intrinsic
     def copy(typing_context, shared, to, array, index, count):
+        itemsize = array.dtype.bitwidth // 8
+        size = itemsize * width
+        where = "cg" if size == 16 else "ca"  # 16 bytes may pass by L1
+
         def generate(context, builder, signature, arguments):
             def address(array, value, index, space, integer):
                 pointer = _element(context, builder, array, value, index)
@@ -190,7 +194,7 @@ def asynchronous_copy(width):
 
             target = address(shared, arguments[0], arguments[1], 3, I32)
             source = address(array, arguments[2], arguments[3], 1, I64)
-            bytes_ = builder.mul(arguments[4], I32(4))
+            bytes_ = builder.mul(arguments[4], I32(itemsize))
             asm = ir.InlineAsm(
                 ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
                 f"cp.async.{where}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", side_effect=True,
@@ -201,6 +205,64 @@ def asynchronous_copy(width):
         return types.void(shared, to, array, index, types.int32), generate
 
     return copy
+
+
+# ------------------------------------------------------------------------------------- clusters
+if not simulated:
+    # All threads of all blocks of a cluster wait for one another: what each did before it arrived, in its own shared
+    # memory and in that of others, each knows when it has waited. The threads of a warp come together.
+    cluster_arrive = _statement("barrier.cluster.arrive.release.aligned;", ("convergent",))
+    cluster_wait = _statement("barrier.cluster.wait.acquire.aligned;", ("convergent",))
+
+    @intrinsic
+    def block_in_cluster(typing_context):
+        """Which block of its cluster a thread is in."""
+
+        def generate(context, builder, signature, arguments):
+            read = ir.InlineAsm(ir.FunctionType(I32, []), "mov.u32 $0, %cluster_ctarank;", "=r")
+            return builder.call(read, [])
+
+        return types.int32(), generate
+
+    def _there(context, builder, array_type, array, index, block):
+        """The address, in the cluster, of an element of an array in the shared memory of another block."""
+        pointer = _element(context, builder, array_type, array, index)
+        here = builder.ptrtoint(builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(3)), I32)
+        translate = ir.InlineAsm(ir.FunctionType(I32, [I32, I32]), "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r")
+        return builder.call(translate, [here, block])
+
+    _KINDS = {"float32": ("f32", "f"), "float64": ("f64", "d"), "int64": ("u64", "l")}  # of PTX, and a register's
+
+    @intrinsic
+    def from_block(typing_context, array, index, block):
+        """``array[index]`` of the shared memory of a block of the cluster."""
+        kind, register = _KINDS[str(array.dtype)]
+
+        def generate(context, builder, signature, arguments):
+            there = _there(context, builder, array, *arguments)
+            load = ir.InlineAsm(
+                ir.FunctionType(context.get_value_type(array.dtype), [I32]), f"ld.shared::cluster.{kind} $0, [$1];",
+                f"={register},r,~{{memory}}", side_effect=True,
+            )  # fmt: skip
+            return builder.call(load, [there])
+
+        return array.dtype(array, index, types.int32), generate
+
+    @intrinsic
+    def to_block(typing_context, array, index, block, value):
+        """``array[index] = value`` in the shared memory of a block of the cluster."""
+        kind, register = _KINDS[str(array.dtype)]
+
+        def generate(context, builder, signature, arguments):
+            there = _there(context, builder, array, *arguments[:3])
+            store = ir.InlineAsm(
+                ir.FunctionType(ir.VoidType(), [I32, context.get_value_type(array.dtype)]),
+                f"st.shared::cluster.{kind} [$0], $1;", f"r,{register},~{{memory}}", side_effect=True,
+            )  # fmt: skip
+            builder.call(store, [there, arguments[3]])
+            return context.get_dummy_value()
+
+        return types.void(array, index, types.int32, array.dtype), generate
 
 
 # ------------------------------------------------------------------------------------- tensor cores

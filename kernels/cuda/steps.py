@@ -135,6 +135,23 @@ def by_code(functions):
 
 
 @cache
+def unit_dropped(dtype):
+    """A device function: what dropout makes of a unit, for the key of a layer in a step and the number of the row."""
+    number, zero = dtype.type, dtype.type(0)
+
+    @device_function
+    def dropped(x, probability, of_layer, row, unit):
+        # ``p * 2**64`` in two halves, as a float64 converts to int64 only below 2**63
+        scaled = probability * TWO_32
+        high = np.int64(scaled)
+        least = (np.uint64(high) << np.uint64(32)) + np.uint64(np.int64((scaled - np.float64(high)) * TWO_32))
+        kept = splitmix64(splitmix64(of_layer + np.uint64(row)) + np.uint64(unit)) >= least
+        return x * number(np.float64(1) / (np.float64(1) - probability)) if kept else zero
+
+    return dropped
+
+
+@cache
 def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     parts, number, zero = formulas(dtype), dtype.type, dtype.type(0)
@@ -143,16 +160,8 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     derivative = by_code([(code, parts[f"{name}_derivative"]) for code, name in zip(codes, activations, strict=True)])
     loss_of, fma = loss_of_row(loss, dtype), parts["fma"]
     coefficients, update = update_of_element(optimizer, dtype)
+    dropped = unit_dropped(dtype)
     labelled = loss in layout.LABEL_LOSSES
-
-    @device_function
-    def dropped(x, probability, of_row, unit):
-        """A unit after dropout; ``p * 2**64`` in two halves, as a float64 converts to int64 only below 2**63."""
-        scaled = probability * TWO_32
-        high = np.int64(scaled)
-        least = (np.uint64(high) << np.uint64(32)) + np.uint64(np.int64((scaled - np.float64(high)) * TWO_32))
-        kept = splitmix64(of_row + np.uint64(unit)) >= least
-        return x * number(np.float64(1) / (np.float64(1) - probability)) if kept else zero
 
     @device_function
     def operand(listing, memory, at, slot):
@@ -175,7 +184,7 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     def unit_kept(x, probability, part, row, unit, layer):
         """What dropout makes of a unit."""
         of_layer = splitmix64(np.uint64(part.key) + np.uint64(layer))
-        return dropped(x, probability, splitmix64(of_layer + np.uint64(part.record[part.numbers + row])), unit)
+        return dropped(x, probability, of_layer, part.record[part.numbers + row], unit)
 
     @device_function
     def forward(listing, memory, part):

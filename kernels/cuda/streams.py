@@ -1,5 +1,6 @@
 """The streams of launches and copies, events between them, and CUDA graphs of launches."""
 
+import contextlib
 import threading
 import time
 
@@ -11,7 +12,34 @@ if not simulated:
 
 def stream():
     """The stream of all launches. It and the legacy default stream, which other libraries use, wait for each other."""
-    return 0 if simulated else _stream("launches")
+    return 0 if simulated else getattr(_of_thread, "stream", None) or _stream("launches")
+
+
+@contextlib.contextmanager
+def own_stream():
+    """A context in which the calling thread's `stream` is its own, so that its launches overlap those of other threads.
+
+    They begin after all that was launched before, and have finished when the context ends.
+    """
+    if simulated:
+        yield
+        return
+    launched = mark(stream())
+    with _making_streams:
+        purpose = _free_streams.pop() if _free_streams else f"beside {len(_streams)}"
+    own = _stream(purpose)
+    follow(launched, own)
+    _of_thread.stream = own
+    try:
+        yield
+    finally:
+        _of_thread.stream = None
+        own.synchronize()
+        _free_streams.append(purpose)
+
+
+_of_thread = threading.local()  # stream: the thread's own, if it has one
+_free_streams = []  # the purposes of own streams that no thread uses
 
 
 def copy_stream():
@@ -55,8 +83,7 @@ def capture(launches):
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    replay_stream = core_stream(stream())
-    return lambda: graph.launch(replay_stream)
+    return lambda: graph.launch(core_stream(stream()))
 
 
 def synchronize():
@@ -87,6 +114,13 @@ def wait():
     """Let the host wait until all launches so far have finished; copies on `copy_stream` go on."""
     if not simulated:
         stream().synchronize()
+
+
+def wait_for_all():
+    """Let the host wait until all launches so far of all threads have finished."""
+    if not simulated:
+        for each in list(_streams.values()):
+            each.synchronize()
 
 
 def mark(of):

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from . import compiling, driver, memory, warpgroup
+from . import compiling, driver, memory, streams, warpgroup
 from .asked import asked
 from .blocking import GROUP, VECTOR_BYTES, WARP
 from .compiling import device_function
@@ -273,21 +273,21 @@ def product_kernel(epilogue, vectors=True):
 
 
 # --------------------------------------------------------------------------------------------- launcher
-_rooms, _launching = {}, threading.Lock()  # factor, size -> memory for its panels
+_rooms, _launching = {}, threading.Lock()  # stream, factor, size -> memory for its panels
 
 
 def _room(factor, size):
-    """Memory of at least so many elements, the same for all products of a size; kept, for captured graphs have it."""
-    key = factor, 1 << max(size - 1, 0).bit_length()
+    """Memory of at least so many elements, the same for all products of a stream; kept, for captured graphs have it."""
+    key = streams.stream(), factor, 1 << max(size - 1, 0).bit_length()
     if key not in _rooms:
-        _rooms[key] = memory.empty(key[1], np.int32)
+        _rooms[key] = memory.empty(key[2], np.int32)
     return _rooms[key]
 
 
 def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue()):  # noqa: B008
     """`gemm.gemm` of precision "bf16": two launches store the factors, one multiplies them.
 
-    All products have one place for their panels: launches go to one stream, in which a product follows its factors.
+    All products of a stream have one place for their panels, as a product follows its factors there.
     """
     m, n, k = shape
     if m == 0 or n == 0:

@@ -100,6 +100,12 @@ NEVER = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+@!U?PT\s")
 BRANCH = re.compile(r"BRA\b.*`\((\.L_x?_?\d+)\)")
 
 
+def opcodes(text) -> list[str]:
+    """Of the instructions that may run, in their order."""
+    found = [INSTRUCTION.match(line) for line in text.splitlines() if not NEVER.match(line)]
+    return [instruction[1].split()[0] for instruction in found if instruction]
+
+
 def loops(text) -> list[Counter]:
     """How often each opcode that may run is in each loop: from a label to the last branch back to it."""
     code, labels, ends = [], {}, {}

@@ -261,7 +261,7 @@ def _step_thresholds():
                 ours = trainer.Ours(task, batch, "float32", "cuda")
                 ours.train()
                 times[way] = f"{_least(ours.launch(rows), STEPS):.1f}"
-                ((_, workspace),) = ours.model._training_workspaces.values()
+                ((*_, workspace),) = ours.model._training_workspaces.values()
                 now = "one kernel" if suits(workspace, batch) else "graph"
             except Exception as error:
                 print(f"{way}: {' '.join(str(error).split())[:200]}")
@@ -382,6 +382,65 @@ def wgmma():
                 launch()
 
         print(f"{size} x {size} x {size}, {name}: {_least(work, LAUNCHES):.1f} µs", flush=True)
+
+
+# ------------------------------------------------------------------------------------------- clusters
+CLUSTER_SHAPES = ((32, 64, 64, 1), 256), ((32, 64, 64, 8), 256), ((4, 32, 32, 2), 32), ((10, 46, 46, 10), 128)
+CLUSTER_BATCHES, CLUSTER_RUNS, CLUSTER_NETWORKS = 64, 5, 16
+
+
+def _asking(names):
+    """Ask for kernels by name, or for none."""
+    os.environ["FASTBP_CUDA"] = names
+    return names or "ordinary"
+
+
+def clusters():
+    """Small networks in a thread-block cluster: losses as in the ordinary way, equal runs, microseconds a step."""
+    from fastbp.bench import shapes, trainer
+    from fastbp.kernels.cuda import cluster
+
+    for widths, batch in CLUSTER_SHAPES:
+        shape, losses, times = (widths, "relu", batch, {}), {}, {}
+        task, rows = trainer.random_task(shape, CLUSTER_BATCHES, "float32")
+        for names in ("", "cluster"):
+            way, outcomes = _asking(names), set()
+            for _ in range(CLUSTER_RUNS):
+                ours = trainer.Ours(task, batch, "float32", "cuda")
+                ours.train()
+                outcomes.add(ours.model.flat_parameters.tobytes())
+            assert len(outcomes) == 1, f"{len(outcomes)} different results of {CLUSTER_RUNS} runs, {way}"
+            ((*_, workspace),) = ours.model._training_workspaces.values()
+            assert cluster.suits(workspace) == bool(names)
+            losses[way] = ours.model.history[-1]["loss"]
+            times[way] = _least(ours.launch(rows), len(rows))
+        np.testing.assert_allclose(losses["cluster"], losses["ordinary"], rtol=1e-4)
+        figures = ", ".join(f"{way} {time:.1f} µs" for way, time in times.items())
+        print(f"{shapes.title_of(shape):<26}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
+    _networks_side_by_side()
+
+
+def _networks_side_by_side():
+    """`fit_many` of small networks: seconds one after another in clusters, and side by side; the same bits."""
+    import fastbp
+    from fastbp.bench import trainer
+    from fastbp.kernels.cuda import cluster
+
+    widths, batch = CLUSTER_SHAPES[0]
+    task, _ = trainer.random_task((widths, "relu", batch, {}), CLUSTER_BATCHES, "float32")
+    _asking("cluster")
+    at_once, found = cluster.side_by_side, {}
+    for way, threads in {"one after another": lambda: 1, "side by side": at_once}.items():
+        cluster.side_by_side = threads
+        models = [_network(widths, seed=seed) for seed in range(CLUSTER_NETWORKS)]
+        options = {"loss": fastbp.MSELoss(), "batch_size": batch, "epochs": 2}
+        start = time.perf_counter()
+        fastbp.fit_many(models, task.x, task.y, optimizer=lambda: fastbp.Adam(lr=1e-3), **options)
+        seconds = time.perf_counter() - start
+        found[way] = [model.flat_parameters.tobytes() for model in models]
+        print(f"fit_many, {CLUSTER_NETWORKS} networks {way}, {threads()} at once: {seconds:.3f} s", flush=True)
+    cluster.side_by_side = at_once
+    assert len(set(map(tuple, found.values()))) == 1, "networks side by side are not those one after another"
 
 
 # ------------------------------------------------------------------------------------- equal and large
@@ -523,8 +582,9 @@ def _contract():
     return _pytest(*workers, "tests/contract/test_contract.py")
 
 
-# Functions of this file.
-HERE = ("machine", "smoke", "again", "thresholds", "warm", "product", "wgmma", "equal", "large")
+HERE = (  # functions of this file
+    "machine", "smoke", "again", "thresholds", "clusters", "warm", "product", "wgmma", "equal", "large",
+)  # fmt: skip
 COMPARISONS = ("steps", "gemm", "gemm by wgmma")
 
 
@@ -546,6 +606,8 @@ def parts(folder):
             60,
         ),
         ("thresholds", [*this, "thresholds"], 90),
+        ("clusters", [*this, "clusters"], 60),
+        ("models in clusters", _pytest("tests/cuda/test_cluster.py"), 60),
         ("models and steps", _pytest("tests/cuda/test_front.py", "tests/cuda/test_steps.py"), 120),
         ("exchange", _pytest("tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py"), 60),
         ("equal", [*this, "equal"], 60),

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import product as product_of
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, driver, gemm, wgmma
+from fastbp.kernels.cuda import blocking, catalogue, cluster, driver, gemm, wgmma
 
 from . import machine_code
 
@@ -198,6 +199,7 @@ def test_packing(along_k):
 
 
 # ------------------------------------------------------------------------------------- the other kernels
+# Those of a cluster are below.
 OTHERS = (
     [kernel for kernel in catalogue.kernels() if not kernel.name.startswith("gemm")] if not driver.simulated else []
 )
@@ -219,3 +221,34 @@ OTHERS = (
 )
 def test_kernel(kernel, capability):
     assemble(kernel.function, capability)
+
+
+# ------------------------------------------------------------------------------------------ clusters
+# By default one kernel for each architecture that has clusters.
+@needs_disassembler
+@pytest.mark.parametrize(
+    ("number", "capability"),
+    [
+        pytest.param(*kind, id=f"{layout.LOSSES[kind[0]]}-{architecture(kind[1])}", marks=marks)
+        for kind in product_of(range(len(layout.LOSSES)), CAPABILITIES[1:])
+        for marks in [[pytest.mark.long] * (kind not in ((2, CAPABILITIES[1]), (3, CAPABILITIES[2])))]
+    ],
+)
+def test_cluster(tmp_path, number, capability):
+    """Two barriers of the cluster a step; gradients and losses fetched from each block, parameters sent to each."""
+    _, kernel = list(cluster.kernels())[number]
+    cubin, report = assemble(kernel, capability)
+    assert report.registers * cluster.THREADS <= REGISTERS
+    assert report.shared <= cluster.STATIC_BYTES + RESERVED_SHARED
+    text = machine_code.disassemble(cubin, tmp_path)
+    found = Counter(machine_code.opcodes(text))
+    assert (found["UCGABAR_ARV"], found["UCGABAR_WAIT"]) == (2, 2)
+    assert found["LD.E.64"] == 2 * cluster.BLOCKS
+    assert found["LD.E"] == found["ST.E"]  # the compiler may make the loop of the update more than once
+    assert found["LD.E"] % cluster.BLOCKS == 0 < found["LD.E"]
+    # Forward, back, and the gradient of a weight: all from shared memory, 16 bytes at a time.
+    loops = [loop for loop in machine_code.loops(text) if loop["FFMA"] >= max(16, 0.45 * loop.total())]
+    assert len(loops) == 3, loops
+    for loop in loops:
+        assert loop["LDS.128"] <= 6 * loop["FFMA"] // 32, loop
+        assert {name for name in loop if name.startswith(("LD", "ST"))} == {"LDS.128"}, loop

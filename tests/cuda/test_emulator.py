@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
+def emulated(tmp_path_factory, pytestconfig):
     """Run pytest in a process with the emulated GPU."""
     environment = emulator.environment(tmp_path_factory.mktemp("emulator"))
 
     def run(*arguments, **variables):
         plugins = ["-p", "tests.cuda.emulator.plugin", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
+        long = ["--long"] * pytestconfig.getoption("long")
+        command = [sys.executable, "-m", "pytest", "-q", *long, *plugins, *arguments]
         process = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-4000:]
 
@@ -37,6 +38,10 @@ def test_faults_are_found(emulated):
 
 def test_steps(emulated):
     emulated("tests/cuda/test_steps.py")
+
+
+def test_clusters(emulated):
+    emulated("tests/cuda/test_cluster.py")
 
 
 def test_models(emulated):

@@ -187,7 +187,7 @@ def test_memory_is_given_back_when_launches_have_finished(x, version, monkeypatc
     gc.collect()  # what other tests have left
     lent = Lent(x, version=version)
     events = lent.deleted
-    monkeypatch.setattr(streams, "wait", lambda: events.append("launches finished"))
+    monkeypatch.setattr(streams, "wait_for_all", lambda: events.append("launches finished"))
     array = borrowing.as_device_array(lent)
     row = memory.flat(memory.window(array, 20, (5,), (4,), x.dtype))
     del array

@@ -17,11 +17,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True, params=["a launch an instruction", "all steps in one launch"])
+LAUNCHES, ONE_LAUNCH, CLUSTER = "a launch an instruction", "all steps in one launch", "in a cluster"
+
+
+@pytest.fixture(autouse=True, params=[LAUNCHES, ONE_LAUNCH, CLUSTER])
 def path(request, monkeypatch):
-    """How steps are made; small networks take the second way."""
-    if request.param != "all steps in one launch":
-        monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    """How steps are made; small networks take the second way, and the third where it is asked for."""
+    if request.param == CLUSTER:
+        if cuda.driver.compute_capability() < cuda.cluster.LEAST_CAPABILITY:
+            pytest.skip("needs a GPU with clusters")
+        monkeypatch.setenv("FASTBP_CUDA", "cluster")
+    else:
+        monkeypatch.setattr(cuda.steps, "MOST_ROWS", 1024 if request.param == ONE_LAUNCH else -1)
+        monkeypatch.delenv("FASTBP_CUDA", raising=False)
     return request.param
 
 
@@ -81,7 +89,9 @@ def test_steps_are_the_reference(weights):
 
 
 @pytest.mark.parametrize("optimizer", layout.OPTIMIZERS)
-def test_steps_of_every_optimizer_and_activation(optimizer):
+def test_steps_of_every_optimizer_and_activation(optimizer, path, pytestconfig):
+    if path == CLUSTER and optimizer not in ("sgd", "amsgrad") and not pytestconfig.getoption("long"):
+        pytest.skip("--long makes all of them: a kernel each")
     activations = layout.ACTIVATIONS[layout.OPTIMIZERS.index(optimizer) :: len(layout.OPTIMIZERS)]
     network = cases.Network((5, *(4 for _ in activations), 3), (*activations, "identity"))
     assert_steps_are_the_reference(network, TRAINING._replace(optimizer=optimizer))
@@ -107,7 +117,7 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
     training = TRAINING._replace(used=13)  # three whole batches and a rest of one row
     arguments = prepared(training=training)
     first, _ = results(arguments, cuda.network_train_steps(*arguments))
-    graphs = path != "all steps in one launch"
+    graphs = path == LAUNCHES
     assert len(captured) == graphs  # the first launched, the second captured, the third replayed
     again = prepared(training=training)
     for old, new in zip(

@@ -33,7 +33,8 @@ std::map<Pointer, size_t> allocations;
 std::map<Pointer, size_t> pinned;
 size_t allocated = 0;
 const size_t MEMORY = 8ull << 30;
-const unsigned MOST_SHARED = 232448;  // that a block can ask for
+const int MOST_SHARED = 232448;  // bytes of a block that asks for them
+const unsigned PORTABLE_CLUSTER = 8;
 std::string failure;
 bool verbose = getenv("CUDA_EMULATOR_VERBOSE") != nullptr;
 thread_local Handle current = nullptr;
@@ -535,13 +536,17 @@ API cuModuleGetGlobal_v2(Pointer*, size_t*, Handle, const char*) { return 500; }
 API cuFuncGetAttribute(int* v, int a, Handle f) {
   LOCKED;
   auto& k = functions[f];
-  *v = a == 0 ? k->most_threads : a == 1 ? k->shared_bytes : a == 4 ? 64 : 0;
+  *v = a == 0 ? k->most_threads : a == 1 ? k->shared_bytes : a == 4 ? 64 : a == 8 ? k->most_dynamic : 0;
   return 0;
 }
 API cuKernelGetAttribute(int* v, int a, Handle f, int) { return cuFuncGetAttribute(v, a, f); }
 API cuFuncSetAttribute(Handle f, int a, int v) {
   LOCKED;
-  if (a == 8) functions.at(f)->most_dynamic_shared = (unsigned)v;
+  auto& k = functions[f];
+  if (a == 8) {  // bytes of dynamic shared memory that a launch may ask for
+    if (v + k->shared_bytes > MOST_SHARED) return 1;
+    k->most_dynamic = v;
+  }
   return 0;
 }
 API cuKernelSetAttribute(int a, int v, Handle f, int) { return cuFuncSetAttribute(f, a, v); }
@@ -560,17 +565,20 @@ API cuOccupancyMaxPotentialBlockSize(int* g, int* b, Handle, void*, size_t, int)
   return 0;
 }
 
-static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, void** arguments, bool cooperative) {
+static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, void** arguments, bool cooperative,
+                     Dim cluster = {1, 1, 1}) {
   LOCKED;
-  if (shared > functions.at(f)->most_dynamic_shared || shared > MOST_SHARED) return 1;
-  Launch l{functions.at(f), grid, block, shared, cooperative, {}};
+  Launch l{functions.at(f), grid, block, shared, cooperative, cluster.x > 1 ? cluster.x : 0, {}};
+  bool one_line = cluster.y == 1 && cluster.z == 1 && (!l.cluster || (grid.y == 1 && grid.z == 1));
+  if (!one_line || cluster.x > PORTABLE_CLUSTER || grid.x % cluster.x) return 912;  // the size of the cluster
+  if ((int)shared > l.kernel->most_dynamic) return 1;
   l.parameters.resize(l.kernel->parameter_bytes);
   for (size_t i = 0; i < l.kernel->parameters.size(); i++) {
     auto& p = l.kernel->parameters[i];
     memcpy(l.parameters.data() + p.offset, arguments[i], p.size);
   }
-  LOG("launch %.90s grid %u,%u,%u block %u,%u,%u shared %u stream %p%s", l.kernel->name.c_str(), grid.x, grid.y, grid.z,
-      block.x, block.y, block.z, shared, s, cooperative ? " cooperative" : "");
+  LOG("launch %.90s grid %u,%u,%u block %u,%u,%u cluster %u shared %u stream %p%s", l.kernel->name.c_str(), grid.x,
+      grid.y, grid.z, block.x, block.y, block.z, cluster.x, shared, s, cooperative ? " cooperative" : "");
   enqueue(s, [l] { execute(l); });
   return result();
 }
@@ -595,9 +603,12 @@ struct Configuration {
 };
 API cuLaunchKernelEx(Configuration* c, Handle f, void** a, void**) {
   bool cooperative = false;
-  for (unsigned i = 0; i < c->count; i++)
+  Dim cluster = {1, 1, 1};
+  for (unsigned i = 0; i < c->count; i++) {
     if (c->attributes[i].id == 2) cooperative = *(int*)c->attributes[i].value;
-  return launch(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->shared, c->stream, a, cooperative);
+    if (c->attributes[i].id == 4) memcpy(&cluster, c->attributes[i].value, sizeof cluster);
+  }
+  return launch(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->shared, c->stream, a, cooperative, cluster);
 }
 
 API cuStreamBeginCapture_v2(Handle s, int) {
@@ -681,7 +692,10 @@ API cuGraphRetainUserObject(Handle, Handle, unsigned, unsigned) { return 0; }
 API cuGraphReleaseUserObject(Handle, Handle, unsigned) { return 0; }
 
 API cuGetErrorName(Result e, const char** s) {
-  *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR";
+  *s = e == 1     ? "CUDA_ERROR_INVALID_VALUE"
+       : e == 2   ? "CUDA_ERROR_OUT_OF_MEMORY"
+       : e == 912 ? "CUDA_ERROR_INVALID_CLUSTER_SIZE"
+       : e == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR";
   return 0;
 }
 API cuGetErrorString(Result e, const char** s) {

@@ -1,4 +1,5 @@
-// Runs a launch: a block at a time (all blocks at once where they wait for one another), a thread until it waits.
+// Runs a launch: a block at a time (those of a cluster, or of all, where they wait for one another), a thread until it
+// waits.
 //
 // What happens while threads go on is as late as it may be: a bulk copy comes when no thread can go on without it, the
 // newest first; a warpgroup's product reads shared memory when it is waited for. Whether something happened before
@@ -65,7 +66,7 @@ bool compare(Compare c, T a, T b) {
   }
 }
 
-enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, AT_GRID, DONE };
+enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, AT_GRID, AT_CLUSTER, DONE };
 
 // For each thread, warpgroup and barrier how much of what it did is known. Those of a warpgroup are products that are
 // waited for, of a barrier the phases that are over.
@@ -83,6 +84,7 @@ struct Thread {
   int pc = 0;
   State state = RUNNING;
   unsigned index = 0;
+  unsigned arrived = 0, waited = 0;  // at barriers of the cluster
   std::vector<uint64_t> r;
   std::vector<uint8_t> local;
   std::deque<std::vector<Copy>> groups;  // of asynchronous copies; the last is open
@@ -122,14 +124,23 @@ struct Warpgroup {
   uint32_t tick = 0;
 };
 
-// Of a byte of shared memory: who wrote and read it since which barrier.
+// Who touched a byte of shared memory, after how many barriers of its block and how many arrivals at the cluster's.
+struct Access {
+  int rank = -1, thread = -1;
+  uint32_t epoch = 0, arrived = 0;
+  bool several = false;  // threads between the same barriers: this is one of them, with the most arrivals of any
+  uint32_t tick = 0;     // of the thread's clock
+};
+
+// Of a byte of shared memory: its last write, and what has read it since, in the byte's own block and in others.
 struct Shadow {
-  int writer = -1, reader = -1;
-  uint32_t written = 0, read = 0, write_tick = 0, read_tick = 0;
-  bool readers = false, copied_to = false;
+  Access written, read, read_by_others;
+  bool copied_to = false;
   int copier = -1;  // the barrier that a bulk copy of it counted for, and in which phase
   uint32_t copied = 0;
 };
+const int SEVERAL = 1 << 20;  // the rank of blocks of which none is meant
+const uint64_t WINDOW = 1 << 24;  // shared memory of block r of a cluster is at (r + 1) * WINDOW, and one's own at 0 too
 
 struct Block {
   const Launch& launch;
@@ -144,8 +155,12 @@ struct Block {
   std::vector<Warpgroup> warpgroups;
   std::vector<std::array<uint32_t, WARPGROUPS>> product_reads;  // of a byte: the last product of each warpgroup
   unsigned registers_left = 0;
+  int rank;
+  std::vector<std::unique_ptr<Block>>* cluster;
+  int64_t touched = -1;  // the most arrivals of a thread of another block that has touched this one's shared memory
 
-  Block(const Launch& launch, Dim at) : launch(launch), kernel(*launch.kernel), at(at) {
+  Block(const Launch& launch, Dim at, int rank = 0, std::vector<std::unique_ptr<Block>>* cluster = nullptr)
+      : launch(launch), kernel(*launch.kernel), at(at), rank(rank), cluster(cluster) {
     unsigned n = launch.block.x * launch.block.y * launch.block.z;
     size_t size = kernel.shared_bytes;
     if (launch.dynamic_shared) size = (size + 15) / 16 * 16 + launch.dynamic_shared;
@@ -162,7 +177,8 @@ struct Block {
                z = i / (launch.block.x * launch.block.y);
       const unsigned values[] = {x,     y,    z,    launch.block.x, launch.block.y, launch.block.z,
                                  at.x,  at.y, at.z, launch.grid.x,  launch.grid.y,  launch.grid.z,
-                                 i % 32, launch.dynamic_shared};
+                                 i % 32, (unsigned)rank, std::max(launch.cluster, 1u), at.x / std::max(launch.cluster, 1u),
+                                 launch.dynamic_shared};
       for (auto [which, index] : kernel.special) t.r[index] = values[which];
     }
     if (kernel.asynchronous) {
@@ -181,7 +197,7 @@ struct Block {
   }
 
   // ------------------------------------------------------------------------------- what is known
-  bool knows(const Thread& t, int who, uint32_t tick) { return kernel.asynchronous && t.clock[who] >= tick; }
+  bool knows(const Thread& t, int who, uint32_t tick) const { return kernel.asynchronous && t.clock[who] >= tick; }
   void release(Thread& t, Clock& into) {
     join(into, t.clock);
     t.clock[t.index]++;
@@ -250,7 +266,7 @@ struct Block {
     for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
       auto& s = shadow[at];
       std::string byte = "shared byte " + std::to_string(at);
-      if (s.writer >= 0 || s.reader >= 0) fault(t, byte + " was accessed by threads: a fence before a copy is missing");
+      if (s.written.rank >= 0 || s.read.rank >= 0) fault(t, byte + " was accessed by threads: a fence before a copy is missing");
       if (s.copied_to) fault(t, "race: " + byte + ", to which a copy is under way");
       if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: " + byte + ", copied to before");
       for (auto& w : warpgroups)
@@ -305,7 +321,7 @@ struct Block {
           for (uint64_t b = at; b < at + 16; b++) {
             auto& s = shadow[b];
             std::string byte = "shared byte " + std::to_string(b);
-            if (s.writer >= 0) fault(*first, byte + " was written by threads: a fence before a product is missing");
+            if (s.written.rank >= 0) fault(*first, byte + " was written by threads: a fence before a product is missing");
             if (s.copied_to) fault(*first, "race: " + byte + ", to which a copy is under way");
             if (s.copier >= 0)
               for (unsigned i = 0; i < WARPGROUP; i++)
@@ -391,32 +407,42 @@ struct Block {
   uint64_t value(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index]; }
   uint64_t address(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index] + o.value; }
 
-  void watch(Thread& t, uint64_t at, int bytes, bool write) {
+  // Whether an access comes before what a thread does now: it is the thread's own, or a barrier of the cluster that its
+  // thread has arrived at since is behind this one, or a barrier of the block of both, or the thread knows by its clock.
+  bool is_before(const Access& a, const Thread& t) const {
+    if (a.rank < 0 || t.waited > a.arrived) return true;
+    return a.rank == rank &&
+           (a.epoch != epoch || (!a.several && (a.thread == (int)t.index || knows(t, a.thread, a.tick))));
+  }
+
+  // Of a byte that a thread of block `by` touches.
+  void watch(Block& by, Thread& t, uint64_t at, int bytes, bool write) {
     for (uint64_t b = at; b < at + bytes; b++) {
+      auto race = [&](const std::string& with, const Access& a) {
+        std::string other = a.rank < 0 ? "" : std::to_string(a.thread) + " of block " + std::to_string(a.rank);
+        by.fault(t, "race: shared byte " + std::to_string(b) + " of block " + std::to_string(rank) + with + other);
+      };
       auto& s = shadow[b];
-      int me = (int)t.index;
-      if (s.copied_to) fault(t, "race: shared byte " + std::to_string(b) + ", to which a copy is under way");
-      if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: shared byte " + std::to_string(b) + ", copied to");
-      if (s.written == epoch && s.writer != me && !knows(t, s.writer, s.write_tick))
-        fault(t, std::string("race: shared byte ") + std::to_string(b) + (write ? " written" : " read") +
-                     ", written by thread " + std::to_string(s.writer));
+      if (s.copied_to) race(", to which a copy is under way", {});
+      if (s.copier >= 0 && !by.knows(t, s.copier, s.copied)) race(", copied to", {});
+      if (!by.is_before(s.written, t)) race(write ? " written, written by thread " : " read, written by thread ", s.written);
+      Access me{by.rank, (int)t.index, by.epoch, t.arrived, false, kernel.asynchronous ? t.clock[t.index] : 0};
       if (write) {
-        if (s.read == epoch && (s.readers || (s.reader != me && !knows(t, s.reader, s.read_tick))))
-          fault(t, "race: shared byte " + std::to_string(b) + " written, read by thread " + std::to_string(s.reader));
-        s.written = epoch;
-        s.writer = me;
-        if (kernel.asynchronous) {
-          s.write_tick = t.clock[me];
-          s.read = 0;
-        }
-      } else if (s.read != epoch || knows(t, s.reader, s.read_tick)) {
-        if (s.read != epoch) s.readers = false;
-        s.read = epoch;
-        s.reader = me;
-        if (kernel.asynchronous) s.read_tick = t.clock[me];
-      } else if (s.reader != me) {
-        s.readers = true;
+        for (auto* read : {&s.read, &s.read_by_others})
+          if (!by.is_before(*read, t)) race(" written, read by thread ", *read);
+        s.written = me;
+        s.read = s.read_by_others = {};
+        continue;
       }
+      Access& before = by.rank == rank ? s.read : s.read_by_others;
+      if (!by.is_before(before, t)) {
+        me.arrived = std::max(me.arrived, before.arrived);
+        me.several = true;
+        if (before.rank != me.rank) me.rank = SEVERAL;
+      } else if (by.rank == rank) {  // a barrier of the block says nothing to other blocks
+        me.arrived = std::max(me.arrived, before.arrived);
+      }
+      before = me;
     }
   }
 
@@ -425,8 +451,21 @@ struct Block {
     if (space == SHARED) {
       if (at + bytes > shared.size() || at + bytes < at)
         fault(t, "shared access at " + std::to_string(at) + " beyond " + std::to_string(shared.size()));
-      watch(t, at, bytes, write);
+      watch(*this, t, at, bytes, write);
       return shared.data() + at;
+    }
+    if (space == CLUSTER) {
+      uint64_t other = at < WINDOW ? rank : at / WINDOW - 1;
+      if (other >= (cluster ? cluster->size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
+      if ((int)other == rank) return memory(t, SHARED, at % WINDOW, bytes, write, 0);
+      auto& owner = *(*cluster)[other];
+      for (auto& u : owner.threads)
+        if (u.state == DONE) fault(t, "shared memory of a block that has ended");
+      if (at % WINDOW + bytes > owner.shared.size())
+        fault(t, "shared access at " + std::to_string(at % WINDOW) + " beyond " + std::to_string(owner.shared.size()));
+      owner.watch(*this, t, at % WINDOW, bytes, write);
+      owner.touched = std::max(owner.touched, (int64_t)t.arrived);
+      return owner.shared.data() + at % WINDOW;
     }
     if (space == LOCAL) fault(t, "local memory");
     if (!is_allocated(at, bytes)) fault(t, std::string(write ? "write" : "read") + " of memory that is not allocated");
@@ -746,6 +785,7 @@ struct Block {
             t.groups.emplace_back();
             finish_copies(t, 0);
           }
+          if (touched >= (int64_t)t.waited) fault(t, "an end, after which others may touch the shared memory");
           t.state = DONE;
           return;
         case BAR: t.state = AT_BARRIER; return;
@@ -758,6 +798,14 @@ struct Block {
           if (!launch.cooperative) fault(t, "grid synchronization in a launch that is not cooperative");
           t.state = AT_GRID;
           return;
+        case CLUSTER_ARRIVE:
+          if (t.arrived++ != t.waited) fault(t, "a second arrival at a barrier of the cluster");
+          break;
+        case CLUSTER_WAIT:
+          if (t.arrived != t.waited + 1) fault(t, "a wait at a barrier of the cluster without an arrival");
+          t.state = AT_CLUSTER;
+          return;
+        case MAPA: D((S(1) + 1) * WINDOW + S(0) % WINDOW); break;
         case MMA:
         case LDMATRIX:
         case SET_REGISTERS:
@@ -884,7 +932,7 @@ struct Block {
       for (int e = 0; e < 4; e++) lane[l]->r[in.d[e].index] = bits(out[l][e]);
   }
 
-  // Until every thread has ended or waits for the grid; true when all have ended.
+  // Until every thread has ended or waits for the grid or the cluster; true when all have ended.
   bool advance() {
     for (;;) {
       bool moved = false;
@@ -921,13 +969,14 @@ struct Block {
         finish_newest_bulk();
         continue;
       }
-      unsigned done = 0, barrier = 0, grid = 0;
+      unsigned done = 0, barrier = 0, grid = 0, cluster = 0;
       int pc = -1;
       for (auto& t : threads) {
         done += t.state == DONE;
         barrier += t.state == AT_BARRIER;
         grid += t.state == AT_GRID;
-        if (t.state == AT_BARRIER) {
+        cluster += t.state == AT_CLUSTER;
+        if (t.state == AT_BARRIER || t.state == AT_CLUSTER) {
           if (pc >= 0 && t.pc != pc) fault(t, "threads of a block wait at different barriers");
           pc = t.pc;
         }
@@ -944,7 +993,7 @@ struct Block {
           }
         continue;
       }
-      if (grid == threads.size()) return false;
+      if (grid == threads.size() || cluster == threads.size()) return false;
       for (auto& t : threads)
         if (t.state != DONE) fault(t, "deadlock");
     }
@@ -960,6 +1009,26 @@ void execute(const Launch& launch) {
                              std::to_string(launch.kernel->most_threads) + " in " + launch.kernel->name);
   if (!launch.grid.x || !launch.grid.y || !launch.grid.z || launch.grid.y > 65535 || launch.grid.z > 65535)
     throw std::runtime_error("launch: grid");
+  if (launch.cluster) {
+    for (unsigned first = 0; first < launch.grid.x; first += launch.cluster) {
+      std::vector<std::unique_ptr<Block>> blocks;
+      for (unsigned r = 0; r < launch.cluster; r++)
+        blocks.push_back(std::make_unique<Block>(launch, Dim{first + r, 0, 0}, (int)r, &blocks));
+      for (;;) {
+        unsigned done = 0;
+        for (auto& b : blocks) done += b->advance();
+        if (done == blocks.size()) break;
+        if (done) throw std::runtime_error("some blocks ended while others wait for the cluster, in " + launch.kernel->name);
+        for (auto& b : blocks)
+          for (auto& t : b->threads) {
+            t.waited++;
+            t.state = RUNNING;
+            t.pc++;
+          }
+      }
+    }
+    return;
+  }
   if (launch.cooperative) {
     std::vector<std::unique_ptr<Block>> blocks;
     for (unsigned z = 0; z < launch.grid.z; z++)

@@ -156,6 +156,43 @@ assert (result == 1).all()
         "AssertionError",
     ),
 }
+IN_CLUSTER = """
+from fastbp.kernels.cuda import compiling, memory, streams
+from fastbp.kernels.cuda.ptx import block_in_cluster, cluster_arrive, cluster_wait, from_block, to_block
+
+def run(function, blocks=2, shared=0):
+    kernel = compiling.kernel(compiling.vector(np.float32), threads=32)(function)
+    out = memory.to_device(np.zeros(32 * blocks, np.float32))
+    kernel[compiling.Clusters(1, blocks, shared), 32, streams.stream()](out)
+    print(memory.to_host(out).tolist())
+
+def kernel(out):
+    shared, i, me = cuda.shared.array(32, float32), cuda.threadIdx.x, block_in_cluster()
+"""
+MEET = "    cluster_arrive()\n    cluster_wait()\n"
+WRITE, READ = "    shared[i] = 32 * me + i\n", "    out[32 * me + i] = from_block(shared, 31 - i, 1 - me)\n"
+SEND, KEEP = "    to_block(shared, i, 1 - me, out[32 * me + i])\n", "    out[32 * (1 - me) + i] = shared[i]\n"
+CLUSTERS = {
+    "cluster: sums, fetched and sent": (WRITE + MEET + READ + MEET + SEND + MEET + KEEP, None),
+    "cluster: a barrier of each block in place of the cluster's": (WRITE + "    cuda.syncthreads()\n" + READ, "race"),
+    "cluster: read before it has waited": (WRITE + "    cluster_arrive()\n" + READ + "    cluster_wait()\n", "race"),
+    "cluster: sent before others have read": (WRITE + MEET + KEEP + SEND + MEET, "race"),
+    "cluster: no barrier before the end": (WRITE + MEET + "    if me == 0:\n    " + READ, "an end, after which others"),
+    "cluster: a barrier for one block": ("    if me == 0:\n    " + MEET.replace("\n ", "\n     "), "some blocks ended"),
+    "cluster: a second arrival": ("    cluster_arrive()\n" + MEET, "a second arrival"),
+}
+KERNELS |= {name: (IN_CLUSTER + body + "run(kernel)\n", fault) for name, (body, fault) in CLUSTERS.items()}
+REFUSALS = """
+for options in {"blocks": 16}, {"shared": 1 << 16}:
+    try:
+        run(kernel, **options)
+    except Exception as error:
+        assert "INVALID_CLUSTER_SIZE" in str(error) or "INVALID_VALUE" in str(error)
+    else:
+        raise SystemExit("not refused")
+raise SystemExit("both are refused")
+"""
+KERNELS["cluster: too many blocks, more shared memory than was asked for"] = (IN_CLUSTER + MEET + REFUSALS, "both are")
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -225,7 +225,8 @@ struct Parser {
       else if (x == "rpi") in.rounding = RPI;
       else if (x == "rna") in.rounding = RNA;
       if (x == "global") in.space = GLOBAL;
-      else if (x == "shared") in.space = SHARED;
+      else if (x == "shared" || x == "shared::cta") in.space = SHARED;
+      else if (x == "shared::cluster") in.space = CLUSTER;
       else if (x == "param") in.space = PARAM;
       else if (x == "local") in.space = LOCAL;
       if (x == "v2") in.vector = 2;
@@ -313,6 +314,16 @@ struct Parser {
     }
     if (op == "ret" || op == "exit") {
       in.op = RET;
+      return;
+    }
+    if (op == "mapa") {
+      if (!has("shared::cluster") || !has("u32")) fail("mapa", whole);
+      return simple(MAPA, U32);
+    }
+    if (op == "barrier" && has("cluster")) {
+      if (has("relaxed")) fail("a barrier that orders no memory", whole);
+      if (!has("arrive") && !has("wait")) fail("barrier", whole);
+      in.op = has("arrive") ? CLUSTER_ARRIVE : CLUSTER_WAIT;
       return;
     }
     if (op == "bar" || op == "barrier") {
@@ -443,6 +454,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
   std::string text = without_comments(raw);
   std::map<std::string, uint64_t> symbols;
   int shared = 0;
+  std::vector<std::string> dynamic;  // arrays whose size the launch says: they all begin after the others
   size_t i = 0;
   // Declarations, outside of functions or in one.
   auto declare = [&](const std::string& s) {
@@ -454,6 +466,10 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     size_t bracket = s.rfind('[');
     size_t name = s.find_last_of(" \t", bracket) + 1;
     bytes = atoi(s.c_str() + bracket + 1);
+    if (s.find(".extern") != std::string::npos) {
+      dynamic.push_back(s.substr(name, bracket - name));
+      return;
+    }
     shared = (shared + align - 1) / align * align;
     symbols[s.substr(name, bracket - name)] = shared;
     shared += bytes;
@@ -507,6 +523,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
       if (text[end] == '{') depth++;
       if (text[end] == '}' && --depth == 0) break;
     }
+    for (auto& name : dynamic) symbols[name] = (shared + 15) / 16 * 16;
     Parser parser{*kernel, {}, {}, symbols, {}, {}, declare};
     std::string part;
     for (size_t q = body + 1; q < end; q++) {
@@ -528,10 +545,11 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     for (auto& [name, index] : parser.registers) {
       static const char* SPECIAL[] = {"%tid.x",    "%tid.y",    "%tid.z",   "%ntid.x",  "%ntid.y",
                                       "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
-                                      "%nctaid.y", "%nctaid.z", "%laneid",  "%dynamic_smem_size"};
-      for (int s = 0; s < 14; s++)
+                                      "%nctaid.y", "%nctaid.z", "%laneid",  "%cluster_ctarank",
+                                      "%cluster_nctarank", "%clusterid.x", "%dynamic_smem_size"};
+      for (int s = 0; s < (int)(sizeof SPECIAL / sizeof *SPECIAL); s++)
         if (name == SPECIAL[s]) kernel->special.push_back({s, index});
-      if (name[0] == '%' && name.find('.') != std::string::npos) {
+      if (name[0] == '%' && name.find_first_of("._") != std::string::npos) {
         bool known = false;
         for (auto x : SPECIAL) known |= name == x;
         if (!known) throw std::runtime_error("PTX: special register " + name);

@@ -72,6 +72,9 @@ enum Op : uint8_t {
   WARP_SYNC,
   CALL_GRID_HANDLE,
   CALL_GRID_SYNC,
+  CLUSTER_ARRIVE,
+  CLUSTER_WAIT,
+  MAPA,
   MMA,
   LDMATRIX,
   CP_ASYNC,
@@ -95,7 +98,7 @@ enum Op : uint8_t {
   WGMMA_WAIT
 };
 enum Compare : uint8_t { EQ, NE, LT, LE, GT, GE, EQU, NEU, LTU, LEU, GTU, GEU, NUM, NAN_ };
-enum Space : uint8_t { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum Space : uint8_t { GENERIC, GLOBAL, SHARED, CLUSTER, PARAM, LOCAL };
 enum Rounding : uint8_t { DEFAULT, RN, RZ, RNI, RZI, RMI, RPI, RNA };
 
 struct Operand {
@@ -132,8 +135,8 @@ struct Kernel {
   std::vector<Instruction> code;
   std::vector<Parameter> parameters;
   int registers = 0, parameter_bytes = 0, shared_bytes = 0, most_threads = 1024, local_bytes = 0;
-  unsigned most_dynamic_shared = 49152;      // unless the host asks for more
   bool asynchronous = false;                 // has barriers in shared memory, and what they are for
+  int most_dynamic = 49152;  // bytes of shared memory that a launch may ask for
   std::vector<std::string> lines;            // the text of every instruction
   std::vector<std::pair<int, int>> special;  // special registers: which, and the register that holds it
 };
@@ -152,11 +155,13 @@ struct Launch {
   Dim grid, block;
   unsigned dynamic_shared;
   bool cooperative;
+  unsigned cluster;                 // blocks of a cluster, along x; 0 without
   std::vector<uint8_t> parameters;  // as the kernel reads them
 };
 
 // Raises std::runtime_error for what a GPU would fault on, and for what compute-sanitizer looks for: memory that is not
-// allocated, misaligned accesses, races in shared memory, barriers that not all threads reach.
+// allocated, misaligned accesses, races in shared memory (that of other blocks of a cluster too), barriers that not all
+// threads reach, shared memory of a block that may have ended.
 void execute(const Launch& launch);
 
 // Whether [address, address + size) lies in one allocation of the device.

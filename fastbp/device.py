@@ -27,11 +27,12 @@ class DeviceKernels:
     Parameters
     ----------
     module : module
-        With the names of ``kernels/reference.py``, and its ``driver``.
+        With the names of ``kernels/reference.py``, and its modules ``driver``, ``memory`` and ``borrowing``.
     """
 
     def __init__(self, module: Any) -> None:
         self.module, self.driver = module, module.driver
+        self.memory, self.borrowing = module.memory, module.borrowing
         for name, declaration in contract.FUNCTIONS.items():
             if declaration.exchanged:
                 setattr(self, name, self._exchanging(name, declaration))
@@ -77,26 +78,25 @@ class DeviceKernels:
     # ------------------------------------------------------------------------------------ arrays
     def write(self, view: Any, values: ArrayLike) -> None:
         """Copy an array of the host, or a number, into a parameter buffer or a view of one."""
-        driver = self.driver
-        memory = driver.flat(view)
+        flat = self.memory.flat(view)
         if view.ndim == 2:  # the padding between its rows is written too: it means nothing
             rows, columns = view.shape
-            padded = np.zeros((rows, driver.leading(view)), view.dtype)
+            padded = np.zeros((rows, self.memory.leading(view)), view.dtype)
             padded[:, :columns] = values
-            driver.to_device(padded.reshape(-1)[: memory.size], memory)
+            self.memory.to_device(padded.reshape(-1)[: flat.size], flat)
         else:
-            host = np.empty(memory.size, view.dtype)
+            host = np.empty(flat.size, view.dtype)
             host[...] = values
-            driver.to_device(host, memory)
+            self.memory.to_device(host, flat)
 
     def is_there(self, value: Any) -> bool:
         """Whether the value is an array on a device."""
-        return self.driver.is_on_device(value)
+        return self.borrowing.is_on_device(value)
 
     def matrix(self, argument: str, value: Any, columns: int, rows: int | None = None) -> Any:
         """A two-dimensional array of the device, checked as by `checks.matrix` and not copied."""
         try:
-            array = self.driver.as_device_array(value)
+            array = self.borrowing.as_device_array(value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{argument}: {error}") from error
         shape = tuple(array.shape)
@@ -124,7 +124,7 @@ class DeviceKernels:
 
     def send(self, array: Array, to: Any) -> Any:
         """Copy an array of the host into the first rows of an array on the device."""
-        return self.driver.to_device(array, to[: len(array)])
+        return self.memory.to_device(array, to[: len(array)])
 
     # -------------------------------------------------------------------------------------- data
     def resident(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[Any] | None:
@@ -136,7 +136,7 @@ class DeviceKernels:
         dtypes = self.dtypes(arrays, dtype)
         pairs = [pair for pair in zip(arrays, dtypes, strict=True) if pair[0] is not None]
         size = sum(array.size * there.itemsize for array, there in pairs if not self.is_there(array))
-        if size > RESIDENT_SHARE * self.driver.free_memory():
+        if size > RESIDENT_SHARE * self.memory.free_memory():
             return None
         return [
             None if array is None else self._held(array, there) for array, there in zip(arrays, dtypes, strict=True)
@@ -153,7 +153,7 @@ class DeviceKernels:
             return array
         held = self.empty(array.shape, dtype)
         for part in checks.blocks(array):
-            self.driver.to_device(checks.converted(array[part], dtype), held[part])
+            self.memory.to_device(checks.converted(array[part], dtype), held[part])
         return held
 
     def pieces(self, arrays: Sequence[Any], dtype: DTypeLike, before: Pieces | None = None) -> Pieces:

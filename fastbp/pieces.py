@@ -39,7 +39,7 @@ class Pieces:
         dtypes: Sequence[np.dtype[Any] | None],
         before: Pieces | None,
     ) -> None:
-        self.driver, self.arrays, self.dtypes = kernels.driver, arrays, dtypes
+        self.streams, self.arrays, self.dtypes = kernels.streams, arrays, dtypes
         self.places = [_Place(kernels), _Place(kernels)] if before is None else before.places
 
     def start(self, order: Array, rows: int) -> None:
@@ -62,23 +62,23 @@ class Pieces:
         """The arrays of a piece, for launches from here on."""
         self.prepare(piece)
         place = self.places[piece % 2]
-        self.driver.follow(place.copied, self.driver.stream())
+        self.streams.follow(place.copied, self.streams.stream())
         return place.there
 
     def launched(self, piece: int) -> None:
         """Mark that the launches that read a piece have been made."""
-        self.places[piece % 2].read = self.driver.mark(self.driver.stream())
+        self.places[piece % 2].read = self.streams.mark(self.streams.stream())
 
 
 class _Place:
     """Memory for a piece, on the host and on the device."""
 
     def __init__(self, kernels):
-        self.kernels, self.driver = kernels, kernels.driver
+        self.kernels, self.streams = kernels, kernels.streams
         self.memory = {}  # place among the arrays -> page-locked memory, memory of the device
         self.holds = None  # the piece
         self.copied = self.read = None  # events: the last copy, and the last launches that read it, have ended
-        weakref.finalize(self, _release, self.driver, self.memory).atexit = False
+        weakref.finalize(self, _release, self.streams, self.memory).atexit = False
 
     def gather(self, arrays, dtypes, rows):
         if self.copied is not None:
@@ -95,18 +95,18 @@ class _Place:
         """The first rows of the memory of an argument, which grows."""
         here, there = self.memory.get(argument, (None, None))
         if here is None or len(here) < shape[0] or (here.dtype, here.shape[1:]) != (dtype, shape[1:]):
-            here, there = self.driver.pinned(shape, dtype), self.kernels.empty(shape, dtype)
+            here, there = self.kernels.memory.pinned(shape, dtype), self.kernels.empty(shape, dtype)
             self.memory[argument] = here, there
         return here[: shape[0]], there[: shape[0]]
 
     def copy(self):
-        copies = self.driver.copy_stream()
+        copies = self.streams.copy_stream()
         if self.read is not None:
-            self.driver.follow(self.read, copies)
+            self.streams.follow(self.read, copies)
         for here, there in zip(self.here, self.there, strict=True):
             if here is not None:
-                self.driver.send(here, there)
-        self.copied = self.driver.mark(copies)
+                self.kernels.memory.send(here, there)
+        self.copied = self.streams.mark(copies)
 
 
 def _gather(array, rows, out):
@@ -118,6 +118,6 @@ def _gather(array, rows, out):
             out[...] = array[rows]
 
 
-def _release(driver, memory):
+def _release(streams, memory):
     """Wait for the copies that may still read or write the memory, before it is freed."""
-    driver.mark(driver.copy_stream()).synchronize()
+    streams.mark(streams.copy_stream()).synchronize()

@@ -11,7 +11,23 @@ from functools import partial
 import numpy as np
 
 from .. import layout as _layout
-from . import buffers, catalogue, driver, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
+from . import (
+    borrowing,
+    buffers,
+    catalogue,
+    disk_cache,
+    driver,
+    elementwise,
+    gemm,
+    linear,
+    losses,
+    memory,
+    network,
+    norms,
+    optimizers,
+    probabilities,
+    streams,
+)
 from . import record as records
 from .operands import Matrix, Rows
 
@@ -24,19 +40,19 @@ def _name(activation):
 
 
 def _matrix(array):
-    array = driver.as_device_array(array)
-    return Matrix(driver.flat(array), 0, driver.leading(array))
+    array = borrowing.as_device_array(array)
+    return Matrix(memory.flat(array), 0, memory.leading(array))
 
 
 def _row(array):
     """A vector that may be None."""
-    return None if array is None else Matrix(driver.flat(array), 0, 0)
+    return None if array is None else Matrix(memory.flat(array), 0, 0)
 
 
 def activation_forward(z, activation, activation_parameter, out):
     """In place or not."""
     elementwise.activation_forward(
-        _name(activation), *z.shape, _matrix(z), _matrix(out), activation_parameter, driver.stream()
+        _name(activation), *z.shape, _matrix(z), _matrix(out), activation_parameter, streams.stream()
     )
 
 
@@ -44,13 +60,13 @@ def activation_backward(grad_out, saved, activation, activation_parameter, grad_
     """In place or not."""
     elementwise.activation_backward(
         _name(activation), *grad_out.shape, _matrix(grad_out), _matrix(saved), _matrix(grad_z),
-        activation_parameter, driver.stream(),
+        activation_parameter, streams.stream(),
     )  # fmt: skip
 
 
 def softmax(z, out):
     """Several threads a row; in place or not."""
-    probabilities.softmax(*z.shape, _matrix(z), _matrix(out), driver.stream())
+    probabilities.softmax(*z.shape, _matrix(z), _matrix(out), streams.stream())
 
 
 def precisions(dtype) -> tuple[str, ...]:
@@ -62,7 +78,7 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     """A product whose epilogue adds the bias and activates."""
     linear.linear_forward(
         _name(activation), len(x), *weight.shape, _matrix(x), _matrix(weight), _row(bias), activation_parameter,
-        _matrix(out), None if saved is out else _matrix(saved), _layout.PRECISIONS[precision], driver.stream(),
+        _matrix(out), None if saved is out else _matrix(saved), _layout.PRECISIONS[precision], streams.stream(),
     )  # fmt: skip
 
 
@@ -70,7 +86,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     """A product with the transposed weight whose epilogue multiplies by the derivative."""
     linear.linear_backward_input(
         _name(activation), len(grad_z), *weight.shape, _matrix(grad_z), _matrix(weight), _matrix(saved),
-        activation_parameter, _matrix(grad_z_prev), _layout.PRECISIONS[precision], driver.stream(),
+        activation_parameter, _matrix(grad_z_prev), _layout.PRECISIONS[precision], streams.stream(),
     )  # fmt: skip
 
 
@@ -79,7 +95,7 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
     scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
     linear.linear_backward_params(
         len(x), *grad_weight.shape, _matrix(x), _matrix(grad_z), beta, _matrix(grad_weight), _row(grad_bias), scratch,
-        _layout.PRECISIONS[precision], driver.stream(),
+        _layout.PRECISIONS[precision], streams.stream(),
     )  # fmt: skip
 
 
@@ -89,14 +105,14 @@ _scratches = threading.local()  # dtype -> what the calling thread's largest sum
 def _scratch(size, dtype):
     of_thread = vars(_scratches)
     if dtype.name not in of_thread or of_thread[dtype.name].size < size:
-        of_thread[dtype.name] = driver.empty(max(size, 1), dtype)
+        of_thread[dtype.name] = memory.empty(max(size, 1), dtype)
     return of_thread[dtype.name]
 
 
 def dropout(x, rows, key, probability, out):
     """In place or not."""
     elementwise.dropout(
-        *x.shape, driver.flat(rows), 0, -1, int(key), probability, _matrix(x), _matrix(out), driver.stream()
+        *x.shape, memory.flat(rows), 0, -1, int(key), probability, _matrix(x), _matrix(out), streams.stream()
     )
 
 
@@ -104,21 +120,21 @@ def shuffle(rows, key):
     """By the CPU: a swap depends on the one before. ``rows`` on the host or on the device, where it is sent back."""
     from .. import cpu
 
-    if not driver.is_on_device(rows):
+    if not borrowing.is_on_device(rows):
         cpu.shuffle(rows, key)
         return
-    order = np.ascontiguousarray(driver.to_host(rows))
+    order = np.ascontiguousarray(memory.to_host(rows))
     cpu.shuffle(order, key)
-    driver.to_device(order, driver.flat(rows))
+    memory.to_device(order, memory.flat(rows))
 
 
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
     """Several threads a row."""
-    rows = Rows(driver.flat(row_weight), driver.flat(row_loss), driver.flat(row_hit))
-    targets = _matrix(target) if target.ndim == 2 else Matrix(driver.flat(target), 0, 1)
+    rows = Rows(memory.flat(row_weight), memory.flat(row_loss), memory.flat(row_hit))
+    targets = _matrix(target) if target.ndim == 2 else Matrix(memory.flat(target), 0, 1)
     losses.loss_forward_backward(
         _layout.LOSSES[loss], *prediction.shape, loss_parameter, _matrix(prediction), targets, rows, _matrix(grad),
-        driver.stream(),
+        streams.stream(),
     )  # fmt: skip
 
 
@@ -127,7 +143,7 @@ def optimizer_step(optimizer, coefficients, values, grad, state):
     name = _layout.OPTIMIZERS[optimizer]
     update = records.of_one_step(coefficients)
     optimizers.optimizer_step(
-        name, update, driver.flat(values), driver.flat(grad), tuple(map(driver.flat, state)), driver.stream()
+        name, update, memory.flat(values), memory.flat(grad), tuple(map(memory.flat, state)), streams.stream()
     )
 
 
@@ -140,9 +156,9 @@ def optimizer_call(optimizer, coefficients, values, grad, state):
 def _operate(name, rows, columns, number, *operands):
     """A launcher of norms.py; matrices and vectors as arrays."""
     placed = [
-        None if array is None else _matrix(array) if array.ndim == 2 else driver.flat(array) for array in operands
+        None if array is None else _matrix(array) if array.ndim == 2 else memory.flat(array) for array in operands
     ]
-    norms.OPERATIONS[name](rows, columns, number, *placed, driver.stream())
+    norms.OPERATIONS[name](rows, columns, number, *placed, streams.stream())
 
 
 def add(x, y, out):
@@ -188,9 +204,9 @@ def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_w
 
 def update_statistics(mean, variance, momentum, running_mean, running_var):
     """A thread a feature."""
-    arrays = map(driver.flat, (mean, variance, running_mean, running_var))
+    arrays = map(memory.flat, (mean, variance, running_mean, running_var))
     update = records.of_one_step(np.zeros(_layout.COEFFICIENTS))
-    norms.update_statistics(len(mean), momentum, update, *arrays, driver.stream())
+    norms.update_statistics(len(mean), momentum, update, *arrays, streams.stream())
 
 
 # ---------------------------------------------------------------------------------------- whole buffers
@@ -208,25 +224,25 @@ def _parameter_sum(formula, places, buffer):
     driver.require()
     pieces = buffers.pieces_of(buffer.size)
     sums = _scratch(pieces + 1, np.dtype(np.float64))
-    buffers.parameter_sum(formula, driver.flat(places), driver.flat(buffer), sums, driver.stream())
-    return driver.to_host(sums[pieces : pieces + 1]).item()
+    buffers.parameter_sum(formula, memory.flat(places), memory.flat(buffer), sums, streams.stream())
+    return memory.to_host(sums[pieces : pieces + 1]).item()
 
 
 def scale(x, factor, out):
     """In place or not."""
     driver.require()
-    buffers.scale(driver.flat(x), factor, driver.flat(out), driver.stream())
+    buffers.scale(memory.flat(x), factor, memory.flat(out), streams.stream())
 
 
 def copy(x, out):
     """From the device to itself."""
-    driver.to_device(x, out)
+    memory.to_device(x, out)
 
 
 def clear(out):
     """A kernel: the host has no zeros to send."""
     driver.require()
-    buffers.clear(driver.flat(out), driver.stream())
+    buffers.clear(memory.flat(out), streams.stream())
 
 
 # --------------------------------------------------------------------------------------------- networks
@@ -246,30 +262,30 @@ def gathers(dtype) -> bool:
 
 def gather(x, rows, out):
     """A thread an element."""
-    source = Matrix(driver.flat(x), 0, x.shape[1])
-    elementwise.gather_rows(*out.shape, driver.flat(rows), source, _matrix(out), driver.stream())
+    source = Matrix(memory.flat(x), 0, x.shape[1])
+    elementwise.gather_rows(*out.shape, memory.flat(rows), source, _matrix(out), streams.stream())
 
 
-empty = driver.empty
-synchronize = driver.synchronize
-elapsed = driver.elapsed
+empty = memory.empty
+synchronize = streams.synchronize
+elapsed = streams.elapsed
 
 
 def zeros(shape, dtype):
     """Cleared where it is."""
-    array = driver.empty(shape, dtype)
+    array = memory.empty(shape, dtype)
     clear(array)
     return array
 
 
 def to_device(array):
     """A copy; of an array that is there already, the array itself."""
-    return driver.to_device(array)
+    return memory.to_device(array)
 
 
 def to_host(array):
     """A copy, when all launches before have finished."""
-    return driver.to_host(array)
+    return memory.to_host(array)
 
 
 # ---------------------------------------------------------------------------------------------- process
@@ -304,5 +320,6 @@ def warmup(dtype, activations, losses, optimizers):
 
 
 def config():
-    """The GPU, its driver and the package in use."""
-    return {"backend": "cuda"} | driver.describe()
+    """The GPU and the package in use, and where compiled kernels are kept."""
+    lines = {"backend": "cuda"} | driver.describe()
+    return lines if driver.simulated else lines | {"kernel cache": str(disk_cache.cache_directory() or "off")}

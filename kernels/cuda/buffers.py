@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, kernel, simulated, vector
+from .compiling import device_function, kernel, vector
+from .driver import cuda, simulated
 from .launch import THREADS, WAVES, first_element, multiprocessors, over_elements, sum_over_lanes
 from .operands import FLOAT, FLOATS, INT, INTS
 

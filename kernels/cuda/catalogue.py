@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout
-from . import buffers, driver, elementwise, gemm, losses, norms, optimizers, probabilities, steps
+from . import buffers, compiling, elementwise, gemm, losses, norms, optimizers, probabilities, steps
 
 PARTS = {*layout.ACTIVATIONS, *layout.LOSSES, *layout.OPTIMIZERS}
 
@@ -15,7 +15,7 @@ class Kernel(NamedTuple):
 
     name: str  # unique for a dtype: "loss huber", "gather float64 labelled"
     dtype: np.dtype
-    function: driver.Kernel
+    function: compiling.Kernel
 
     @property
     def part(self) -> str | None:

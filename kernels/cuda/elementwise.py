@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import layout, splitmix
 from . import launch
-from .driver import cuda, device_function, kernel, simulated
+from .compiling import device_function, kernel
+from .driver import cuda, simulated
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, for_each_element, over_rows
 from .operands import FLOAT, FLOATS, INT, INTS, Matrix, at, matrix

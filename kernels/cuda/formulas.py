@@ -11,7 +11,8 @@ from types import FunctionType
 import numpy as np
 
 from ..formulas import bind
-from .driver import cuda, device_function, libdevice, simulated
+from .compiling import device_function
+from .driver import cuda, libdevice, simulated
 
 SINGLE = np.dtype(np.float32)
 

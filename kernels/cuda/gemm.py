@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
-from . import driver
+from . import borrowing, driver
 from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
-from .driver import cuda, device_function, types, unrolled
+from .compiling import device_function, kernel, unrolled
+from .driver import cuda, types
 from .formulas import formulas
 from .operands import FLOAT, INT, Finish, Matrix, at, matrix, type_of
 from .ptx import thread_again, vector_access
@@ -426,7 +427,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
-    return driver.kernel(INT, INT, INT, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+    return kernel(INT, INT, INT, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
 
 
 def kernels(dtype):
@@ -445,7 +446,7 @@ def kernels(dtype):
 def _is_aligned(operand, width):
     """Whether rows start on 16-byte boundaries."""
     data, offset, ld = operand
-    return offset % width == 0 and ld % width == 0 and driver.address(data) % VECTOR_BYTES == 0
+    return offset % width == 0 and ld % width == 0 and borrowing.address(data) % VECTOR_BYTES == 0
 
 
 # --------------------------------------------------------------------------------------------- launcher

@@ -6,7 +6,8 @@ element's bits are does not depend on the grid. No kernel adds floats atomically
 
 import numpy as np
 
-from .driver import cuda, device_function, multiprocessors, simulated
+from .compiling import device_function
+from .driver import cuda, multiprocessors, simulated
 
 THREADS = 32 if simulated else 256  # a block; the simulator's threads are threads of the host, and dear
 WAVES = 16  # blocks a multiprocessor is given at most before its threads stride

@@ -11,7 +11,8 @@ import numpy as np
 
 from .. import layout
 from ..losses import SUMMED
-from .driver import cuda, device_function, kernel, vector
+from .compiling import device_function, kernel, vector
+from .driver import cuda
 from .formulas import formulas
 from .launch import THREADS, for_each_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
 from .operands import FLOAT, FLOATS, INT, INTS, Lanes, Rows, matrix, row_of, type_of

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import driver, norms, steps
+from . import borrowing, memory, norms, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
@@ -30,7 +30,7 @@ class _Workspace:
     def __init__(self, program, listing, dtype):
         self.program, self.listing, self.dtype = program, listing, np.dtype(dtype)
         self.fan_in, self.fan_out, self.width = program.in_features, program.out_features, listing.width
-        self.reductions = driver.empty(max(program.reductions, 1), self.dtype)
+        self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
         self.vectors = {}  # place -> the buffer and the part of it
 
@@ -127,26 +127,26 @@ class InferenceWorkspace(_Workspace):
         rows = min(rows, self.most)
         if rows > self.capacity:
             self.capacity = min(1 << (rows - 1).bit_length(), self.most)
-            self.outputs = driver.empty(self.capacity * max(self.width, 1), self.dtype)
+            self.outputs = memory.empty(self.capacity * max(self.width, 1), self.dtype)
             self.input = None
         if converts and self.input is None:
-            self.input = driver.empty(self.capacity * self.fan_in, self.dtype)
+            self.input = memory.empty(self.capacity * self.fan_in, self.dtype)
 
 
 class Buffers:
     """The buffers of a network, flat."""
 
     def __init__(self, parameters, statistics):
-        self.parameters, self.statistics = driver.flat(parameters), driver.flat(statistics)
+        self.parameters, self.statistics = memory.flat(parameters), memory.flat(statistics)
 
 
 def network_forward(workspace, parameters, statistics, x, out):
     """In blocks of rows, one after another."""
-    n, stream = len(x), driver.stream()
+    n, stream = len(x), streams.stream()
     converts = x.dtype != workspace.dtype
     workspace.prepare(max(n, 1), converts)
     places = workspace.places(Buffers(parameters, statistics))
-    x, out = driver.flat(x), driver.flat(out)
+    x, out = memory.flat(x), memory.flat(out)
     for first in range(0, n, workspace.capacity):
         rows = min(workspace.capacity, n - first)
         source = Matrix(x, first * workspace.fan_in, workspace.fan_in)
@@ -169,24 +169,24 @@ class TrainingWorkspace(_Workspace):
         self.loss, self.loss_parameter = layout.LOSSES[loss], float(loss_parameter)
         self.optimizer = layout.OPTIMIZERS[optimizer]
         self.labelled = self.loss in layout.LABEL_LOSSES
-        self.outputs = driver.empty(batch_size * (self.width + ld_in), self.dtype)
+        self.outputs = memory.empty(batch_size * (self.width + ld_in), self.dtype)
         self.input = Matrix(self.outputs, batch_size * self.width, ld_in)
-        self.gradients = driver.empty(batch_size * self.width, self.dtype)
+        self.gradients = memory.empty(batch_size * self.width, self.dtype)
         ld_target = 1 if self.labelled else layout.leading_dimension(self.fan_out, self.dtype.itemsize)
-        targets = driver.empty(batch_size * ld_target, np.dtype(np.int64) if self.labelled else self.dtype)
+        targets = memory.empty(batch_size * ld_target, np.dtype(np.int64) if self.labelled else self.dtype)
         self.target = Matrix(targets, 0, ld_target)
         self.rows = Rows(
-            driver.empty(batch_size, np.float64),
-            driver.empty(batch_size, self.dtype),
-            driver.empty(batch_size, np.int64),
+            memory.empty(batch_size, np.float64),
+            memory.empty(batch_size, self.dtype),
+            memory.empty(batch_size, np.int64),
         )
         self.weight_rows = 0  # the weights are those of the mean over so many rows
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
-        self.scratch = driver.empty(sum_scratch(batch_size, self.widest), self.dtype)
+        self.scratch = memory.empty(sum_scratch(batch_size, self.widest), self.dtype)
         self.parameter_gradient = None
         self.record = Record()
-        self.instructions = driver.to_device(self.listing.instructions.reshape(-1))
+        self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
         self.graphs = {}  # sizes and addresses -> the captured step, None after the first
 
@@ -223,22 +223,22 @@ class TrainingWorkspace(_Workspace):
     def steps(self, run, n, count):
         """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph, or all at once."""
         if steps.suits(self, n):
-            steps.train_steps(self, run, n, count, driver.stream())
+            steps.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
             return
         if run.row_weight is None and self.weight_rows != n:
-            driver.to_device(np.full(n, 1 / n), self.rows.weight[:n])
+            memory.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
-        key = (n, *run.addresses(), driver.address(self.record.device))
+        key = (n, *run.addresses(), borrowing.address(self.record.device))
         if key not in self.graphs:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
             self.graphs[key] = None
-            self.step(run, n, driver.stream())
+            self.step(run, n, streams.stream())
             count -= 1
         for _ in range(count):
             if self.graphs[key] is None:
-                self.graphs[key] = driver.capture(lambda stream: self.step(run, n, stream))
+                self.graphs[key] = streams.capture(lambda stream: self.step(run, n, stream))
             self.graphs[key]()
 
 
@@ -247,15 +247,15 @@ class Run(Buffers):
 
     def __init__(self, parameters, statistics, state, x, target, row_weight):
         super().__init__(parameters, statistics)
-        self.state = tuple(map(driver.flat, state))
-        self.x = Matrix(driver.flat(x), 0, x.shape[1])
-        self.target = Matrix(driver.flat(target), 0, target.shape[1] if target.ndim == 2 else 1)
-        self.row_weight = None if row_weight is None else driver.flat(row_weight)
+        self.state = tuple(map(memory.flat, state))
+        self.x = Matrix(memory.flat(x), 0, x.shape[1])
+        self.target = Matrix(memory.flat(target), 0, target.shape[1] if target.ndim == 2 else 1)
+        self.row_weight = None if row_weight is None else memory.flat(row_weight)
 
     def addresses(self):
         """What a captured step depends on."""
         arrays = (self.parameters, self.statistics, *self.state, self.x.data, self.target.data, self.row_weight)
-        return tuple(None if array is None else (driver.address(array), array.dtype.str) for array in arrays)
+        return tuple(None if array is None else (borrowing.address(array), array.dtype.str) for array in arrays)
 
 
 def network_train_steps(
@@ -293,8 +293,8 @@ def launch_train_steps(
         return lambda step_loss, step_hits: 0
     run = Run(parameters, statistics, state, x, target, row_weight)
     if workspace.parameter_gradient is None:
-        workspace.parameter_gradient = driver.empty(run.parameters.size, workspace.dtype)
-        clear(workspace.parameter_gradient, driver.stream())
+        workspace.parameter_gradient = memory.empty(run.parameters.size, workspace.dtype)
+        clear(workspace.parameter_gradient, streams.stream())
     workspace.record.begin(coefficients, keys, rows, batch_size, number)
     whole, rest = divmod(count, batch_size)
     if whole:

@@ -10,7 +10,8 @@ from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, empty, kernel, vector
+from .compiling import device_function, kernel, vector
+from .driver import cuda
 from .elementwise import SUM_COLUMNS, SUM_LANES
 from .formulas import formulas
 from .launch import (
@@ -23,6 +24,7 @@ from .launch import (
     over_rows,
     sum_over_lanes,
 )
+from .memory import empty
 from .operands import FLOAT, FLOATS, INT, INTS, at, matrix, row_of
 from .record import STOPPED
 

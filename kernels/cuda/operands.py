@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .driver import device_function, types, vector
+from .compiling import device_function, vector
+from .driver import types
 
 INT, FLOAT = types.int64, types.float64
 INTS, FLOATS = vector(np.int64), vector(np.float64)

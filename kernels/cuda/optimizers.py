@@ -7,7 +7,7 @@ finite ends all updates.
 from functools import cache
 
 from .. import layout
-from .driver import device_function, kernel, vector
+from .compiling import device_function, kernel, vector
 from .formulas import formulas
 from .launch import THREADS, first_element, over_elements
 from .operands import FLOATS, INT, INTS, States, type_of

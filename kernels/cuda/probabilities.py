@@ -4,7 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from .driver import cuda, device_function, kernel
+from .compiling import device_function, kernel
+from .driver import cuda
 from .formulas import formulas
 from .launch import THREADS, for_each_row, max_over_lanes, of_rows, sum_over_lanes
 from .operands import INT, matrix, row_of

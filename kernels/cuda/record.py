@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from . import driver
+from . import borrowing, memory
 
 (
     NEXT,  # the step that begins; the steps done when a run has ended
@@ -35,14 +35,14 @@ class Record:
         before, as for rows of data that are still on their way.
     """
 
-    def __init__(self, allocate=driver.pinned):
+    def __init__(self, allocate=memory.pinned):
         self.allocate, self.capacity = allocate, 0
         self.grow(256)
 
     def grow(self, size):
         if size > self.capacity:
             self.capacity = 1 << (size - 1).bit_length()
-            self.device = driver.empty(self.capacity, np.int64)
+            self.device = memory.empty(self.capacity, np.int64)
             self.floats = self.device.view(np.float64)
             self.host = self.allocate(self.capacity, np.int64)
 
@@ -65,18 +65,18 @@ class Record:
             self.host[at : at + section.size] = section
             at += section.size
         self.host[NUMBERS] = self.host[ROWS] + (0 if rows.ndim == 1 else rows.shape[1])
-        driver.to_device(self.host[: self.used], self.device[: self.used])
+        memory.to_device(self.host[: self.used], self.device[: self.used])
 
     def end(self, step_loss, step_hits):
         """Wait for the run; write its losses and hits and return the number of steps done."""
         last = int(self.host[COEFFICIENTS])  # the end of the hits
-        driver.to_host(self.device[:last], self.host[:last])
+        memory.to_host(self.device[:last], self.host[:last])
         done, steps = int(self.host[NEXT]), len(step_loss)
         known = min(done + int(self.host[STOPPED]), steps)
         for out, field, dtype in ((step_loss, STEP_LOSS, np.float64), (step_hits, STEP_HITS, np.int64)):
             values = self.host[self.host[field] :][:known].view(dtype)
-            if driver.is_on_device(out):
-                driver.to_device(values.copy(), driver.as_device_array(out)[:known])  # the record is used again
+            if borrowing.is_on_device(out):
+                memory.to_device(values.copy(), borrowing.as_device_array(out)[:known])  # the record is used again
             else:
                 out[:known] = values
         return done
@@ -94,4 +94,4 @@ def of_one_step(coefficients):
 
 
 def _on_host(array):
-    return driver.to_host(array) if driver.is_on_device(array) else np.asarray(array)
+    return memory.to_host(array) if borrowing.is_on_device(array) else np.asarray(array)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout, program
-from . import driver
-from .driver import cuda, device_function, kernel, vector
+from . import compiling
+from .compiling import device_function, kernel, vector
+from .driver import cuda
 from .elementwise import splitmix64
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
@@ -352,7 +353,7 @@ def train_steps(workspace, run, n, count, stream):
         workspace.dtype, workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype
     )
     useful = max(n, -(-run.parameters.size // THREADS))
-    blocks = min(driver.cooperative_blocks(function, THREADS), multiprocessors(), useful)
+    blocks = min(compiling.cooperative_blocks(function, THREADS), multiprocessors(), useful)
     weighted = run.row_weight is not None
     instructions = Listing(workspace.instructions, workspace.numbers, listing.loss, listing.weights, listing.updated)
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))

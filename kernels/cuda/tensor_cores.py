@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from .blocking import WARP
-from .driver import cuda, device_function, libdevice, types, unrolled
+from .compiling import device_function, unrolled
+from .driver import cuda, libdevice, types
 from .operands import Matrix, at
 from .ptx import asynchronous_copy, bf16_pair, commit_copies, matrix_multiply_add, vector_access, wait_for_copies
 

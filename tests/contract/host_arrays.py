@@ -4,7 +4,7 @@ from functools import wraps
 
 import numpy as np
 
-from fastbp.kernels.cuda import driver
+from fastbp.kernels.cuda import memory
 
 # Their arrays, if any, are on the device already, or may be on the host.
 AS_THEY_ARE = frozenset(
@@ -32,8 +32,8 @@ class HostArrays:
         def call(*arguments):
             owners = {}
             result = function(*[self._send(argument, owners) for argument in arguments])
-            for owner, memory in owners.values():
-                _bytes(owner)[...] = self.module.to_host(memory)
+            for owner, sent in owners.values():
+                _bytes(owner)[...] = self.module.to_host(sent)
             return result
 
         return call
@@ -51,7 +51,7 @@ class HostArrays:
         if id(owner) not in owners:
             owners[id(owner)] = owner, self.module.to_device(_bytes(owner))
         start = argument.ctypes.data - owner.ctypes.data
-        return driver.window(owners[id(owner)][1], start, argument.shape, argument.strides, argument.dtype)
+        return memory.window(owners[id(owner)][1], start, argument.shape, argument.strides, argument.dtype)
 
 
 def _bytes(owner):

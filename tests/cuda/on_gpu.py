@@ -237,11 +237,11 @@ def thresholds():
 def _step_thresholds():
     """A step by launches, by a graph, by the kernel of all steps: microseconds, by events around `STEPS` of them."""
     from fastbp.bench import shapes, trainer
-    from fastbp.kernels.cuda import driver, network, steps
+    from fastbp.kernels.cuda import network, steps, streams
 
-    suits, capture = steps.suits, driver.capture
+    suits, capture = steps.suits, streams.capture
     ways = {
-        "launches": (False, lambda launches: lambda: launches(driver.stream())),
+        "launches": (False, lambda launches: lambda: launches(streams.stream())),
         "graph": (False, capture),
         "one kernel": (True, capture),
     }
@@ -252,7 +252,7 @@ def _step_thresholds():
         task, rows = trainer.random_task(shape, 4, "float32")
         rows = np.concatenate([rows] * (STEPS // len(rows)))
         for way, (in_one_kernel, captured) in ways.items():
-            network.steps.suits, driver.capture = lambda workspace, n: in_one_kernel, captured  # noqa: B023
+            network.steps.suits, streams.capture = lambda workspace, n: in_one_kernel, captured  # noqa: B023
             try:
                 ours = trainer.Ours(task, batch, "float32", "cuda")
                 ours.train()
@@ -263,7 +263,7 @@ def _step_thresholds():
                 print(f"{way}: {' '.join(str(error).split())[:200]}")
                 times[way], failed = "failed", failed + 1
             finally:
-                network.steps.suits, driver.capture = suits, capture
+                network.steps.suits, streams.capture = suits, capture
         parameters = sum(b * (a + 1) for a, b in itertools.pairwise(shape[0]))
         row = f"{shapes.title_of(shape):<26}{parameters:>11}" + "".join(f"{times[way]:>12}" for way in ways)
         print(f"{row}  {now}", flush=True)
@@ -273,7 +273,7 @@ def _step_thresholds():
 def _block_thresholds():
     """A product by each tile: microseconds and blocks; a tile should be taken from where it is the fastest."""
     from fastbp.kernels import cuda
-    from fastbp.kernels.cuda import blocking, driver, gemm
+    from fastbp.kernels.cuda import blocking, gemm, streams
     from fastbp.kernels.cuda.operands import Matrix
 
     print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
@@ -285,7 +285,7 @@ def _block_thresholds():
 
             def work(tile=tile, a=a, b=b, c=c, m=m, n=n, k=k, precision=precision):
                 for _ in range(LAUNCHES):
-                    gemm.gemm("NN", m, n, k, a, b, c, driver.stream(), precision=precision, tile=tile)
+                    gemm.gemm("NN", m, n, k, a, b, c, streams.stream(), precision=precision, tile=tile)
 
             mark = "*" if tile == blocking.tile_of(m, n, 4, precision) else ""
             blocks = -(-m // tile.bm) * -(-n // tile.bn)
@@ -351,7 +351,7 @@ def large():
     import fastbp
     from fastbp.kernels import cuda, layout
 
-    free = cuda.driver.free_memory()
+    free = cuda.memory.free_memory()
     if free < LARGE_BYTES:
         print(f"left out: {free / 2**30:.0f} GiB are free, and {LARGE_BYTES / 2**30:.0f} are needed")
         return
@@ -359,9 +359,9 @@ def large():
     last = rng.standard_normal(1000).astype(np.float32)
 
     values = cuda.empty((1, LARGE), np.float32)
-    cuda.driver.to_device(last, cuda.driver.flat(values)[LARGE - 1000 :])
+    cuda.memory.to_device(last, cuda.memory.flat(values)[LARGE - 1000 :])
     cuda.activation_forward(values, relu, 0.0, values)
-    np.testing.assert_array_equal(cuda.to_host(cuda.driver.flat(values)[LARGE - 1000 :]), np.maximum(last, 0))
+    np.testing.assert_array_equal(cuda.to_host(cuda.memory.flat(values)[LARGE - 1000 :]), np.maximum(last, 0))
     del values
     print("activation: right")
 
@@ -370,7 +370,7 @@ def large():
     x, weight = rng.standard_normal((rows, 8), dtype=np.float32), rng.standard_normal((8, columns), dtype=np.float32)
     out = cuda.empty((rows, columns), np.float32)
     cuda.linear_forward(cuda.to_device(x), cuda.to_device(weight), None, relu, 0.0, out, out)
-    found = cuda.to_host(cuda.driver.flat(out)[(rows - 1) * columns :])
+    found = cuda.to_host(cuda.memory.flat(out)[(rows - 1) * columns :])
     np.testing.assert_allclose(found, np.maximum(x[-1] @ weight, 0), rtol=1e-5, atol=1e-5)
     del out
     print("product: right")
@@ -378,7 +378,7 @@ def large():
     features = 64
     rows = LARGE // features
     X, tail = cuda.empty((rows, features), np.int8), rng.integers(-9, 9, (500, features), dtype=np.int8)
-    cuda.driver.to_device(tail.reshape(-1), cuda.driver.flat(X)[(rows - 500) * features :])
+    cuda.memory.to_device(tail.reshape(-1), cuda.memory.flat(X)[(rows - 500) * features :])
     model = _network((features, 16, 3))
     workspace = cuda.InferenceWorkspace(model.program, model.dtype)
     out = cuda.empty((rows, 3), np.float32)
@@ -388,7 +388,7 @@ def large():
 
     y, other = rng.integers(0, 3, 500), _network((features, 16, 3))
     labels = cuda.empty(rows, np.int64)
-    cuda.driver.to_device(y, labels[rows - 500 :])
+    cuda.memory.to_device(y, labels[rows - 500 :])
     optimizer = fastbp.SGD(lr=0.1)
     expected = other.fit(
         tail, y, loss=fastbp.CrossEntropyLoss(), optimizer=optimizer, shuffle=False, batch_size=500, verbose=False

@@ -19,7 +19,7 @@ class Event:
 
 
 class Streams:
-    """What `driver` has of streams. ``early``: the stream that works at once where it waits for nothing, or None."""
+    """What the backend has of streams. ``early``: the stream that works at once where it waits for nothing, or None."""
 
     def __init__(self, early=None):
         self.early, self.queues, self.log = early, {LAUNCHES: [], COPIES: []}, []
@@ -48,7 +48,7 @@ class Streams:
             while queue:
                 self.next(of)
 
-    # ------------------------------------------------------------------------------- as the driver has it
+    # ------------------------------------------------------------------------- as the backend has it
     def stream(self):
         return LAUNCHES
 
@@ -97,4 +97,4 @@ def unlike_anything(shape, dtype):
 
 def kernels(streams):
     """What `Pieces` uses of a `DeviceKernels`."""
-    return SimpleNamespace(driver=streams, empty=unlike_anything)
+    return SimpleNamespace(streams=streams, memory=streams, empty=unlike_anything)

@@ -70,7 +70,7 @@ def on_a_gpu_of(capability):
 
     from . import machine_code
 
-    numbas = driver._dispatcher._Kernel
+    numbas = driver.dispatchers._Kernel
     bind, numbas.bind = numbas.bind, lambda made: made.library.get_cubin()
     try:
         with machine_code.as_if_on(capability):
@@ -89,13 +89,13 @@ def compile_and_report(names=NAMES, may_compile=True):
     """Print what Numba has of these kernels, and how many it compiled."""
     known, report = catalogued(), {}
     with on_a_gpu_of(CAPABILITY) as driver:
-        compiled, make = [], driver._dispatcher._Kernel.__init__
+        compiled, make = [], driver.dispatchers._Kernel.__init__
 
         def counted(made, function, *arguments, **options):
             compiled.append(function.__name__)
             make(made, function, *arguments, **options)
 
-        driver._dispatcher._Kernel.__init__ = counted
+        driver.dispatchers._Kernel.__init__ = counted
         for name in names:
             kernel = known[name]
             made = kernel.function.compile()
@@ -158,7 +158,7 @@ def refused_by_the_driver():
     """Code that cannot be loaded is compiled."""
     kernel = catalogued()["step_loss"]
     with on_a_gpu_of(CAPABILITY) as driver:
-        bind, refused = driver._dispatcher._Kernel.bind, []
+        bind, refused = driver.dispatchers._Kernel.bind, []
 
         def refuse_once(made):
             if not refused:
@@ -166,7 +166,7 @@ def refused_by_the_driver():
                 raise RuntimeError("no kernel image is available for execution on the device")
             return bind(made)
 
-        driver._dispatcher._Kernel.bind = refuse_once
+        driver.dispatchers._Kernel.bind = refuse_once
         function = kernel.function
         assert function.compile() is not refused[0]
         assert hasattr(function.dispatcher.overloads[function.signature], "fndesc")  # which only the compiler leaves
@@ -256,10 +256,12 @@ def test_what_makes_another_file(fresh, tmp_path):
 
 def use_what_has_no_fingerprint():
     """A kernel of which it is not known what it depends on is compiled each time."""
-    with on_a_gpu_of(CAPABILITY) as driver:
+    from fastbp.kernels.cuda import compiling
+
+    with on_a_gpu_of(CAPABILITY):
         unknown = object()
 
-        @driver.kernel(driver.vector("bool"), threads=32)
+        @compiling.kernel(compiling.vector("bool"), threads=32)
         def kernel(out):
             out[0] = unknown is None
 

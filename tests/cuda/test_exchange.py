@@ -16,12 +16,12 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp.kernels import cuda, exchange
 
-driver = cuda.driver
+borrowing, driver, memory, streams = cuda.borrowing, cuda.driver, cuda.memory, cuda.streams
 pytestmark = pytest.mark.skipif(
     not driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
 )
 
-HERE = driver._device_number() if driver.cuda.is_available() else 0
+HERE = borrowing._device_number() if driver.cuda.is_available() else 0
 LOSS = fastbp.CrossEntropyLoss()
 READ_ONLY, COPIED = 1, 2
 
@@ -88,7 +88,7 @@ class Lent:
         array, n = self.array, len(self.array.shape)
         itemsize = array.dtype.itemsize
         tensor = Tensor(
-            data=driver.address(array) - self.offset, device_type=self.device[0], device_id=self.device[1], ndim=n,
+            data=borrowing.address(array) - self.offset, device_type=self.device[0], device_id=self.device[1], ndim=n,
             code=CODES[array.dtype.kind], bits=8 * itemsize, lanes=1, shape=(ctypes.c_int64 * n)(*array.shape),
             strides=(ctypes.c_int64 * n)(*(stride // itemsize for stride in array.strides)), byte_offset=self.offset,
         )  # fmt: skip
@@ -120,7 +120,7 @@ def network():
 
 
 def values(array):
-    return driver.to_host(array)
+    return memory.to_host(array)
 
 
 # ---------------------------------------------------------------------------------------------- taken
@@ -128,9 +128,9 @@ def values(array):
 @pytest.mark.parametrize("version", [None, (1, 0), (1, 3)])
 def test_memory_is_used_where_it_is(x, kind, version):
     lent = kind(x, version=version)
-    array = driver.as_device_array(lent)
-    assert driver.is_on_device(lent)
-    assert driver.address(array) == driver.address(lent.array)
+    array = borrowing.as_device_array(lent)
+    assert borrowing.is_on_device(lent)
+    assert borrowing.address(array) == borrowing.address(lent.array)
     assert (tuple(array.shape), array.dtype, tuple(array.strides)) == (x.shape, x.dtype, x.strides)
     assert (values(array) == x).all()
 
@@ -138,20 +138,20 @@ def test_memory_is_used_where_it_is(x, kind, version):
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int64", "float16", "float64"])
 def test_dtypes(dtype):
     x = np.arange(6).reshape(2, 3).astype(dtype)
-    array = driver.as_device_array(Lent(x))
+    array = borrowing.as_device_array(Lent(x))
     assert array.dtype == x.dtype
     assert (values(array) == x).all()
 
 
 def test_offsets_strides_and_what_is_left_out(x):
     whole = cuda.to_device(x)
-    rows = driver.window(whole, 20, (3, 5), (40, 4), x.dtype)  # every other row from the second on
-    array = driver.as_device_array(Lent(rows, offset=8))
-    assert driver.address(array) == driver.address(whole) + 20
+    rows = memory.window(whole, 20, (3, 5), (40, 4), x.dtype)  # every other row from the second on
+    array = borrowing.as_device_array(Lent(rows, offset=8))
+    assert borrowing.address(array) == borrowing.address(whole) + 20
     assert (values(array) == x[1:7:2]).all()
-    contiguous = driver.as_device_array(Lent(x, strides=None))
+    contiguous = borrowing.as_device_array(Lent(x, strides=None))
     assert tuple(contiguous.strides) == x.strides
-    assert driver.as_device_array(Lent(np.zeros((0, 5), "f4"), data=None)).shape == (0, 5)
+    assert borrowing.as_device_array(Lent(np.zeros((0, 5), "f4"), data=None)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("kind", [exchange.CUDA, exchange.CUDA_MANAGED])
@@ -175,10 +175,10 @@ def test_the_other_library_is_told_our_stream(x, monkeypatch):
             pass
 
     if driver.simulated:
-        monkeypatch.setattr(driver, "stream", lambda: Stream(4242))
+        monkeypatch.setattr(streams, "stream", lambda: Stream(4242))
     lent = Lent(x)
-    driver.as_device_array(lent)
-    assert lent.asked == [int(driver.stream())]
+    borrowing.as_device_array(lent)
+    assert lent.asked == [int(streams.stream())]
     assert lent.asked[0] > 2
 
 
@@ -187,9 +187,9 @@ def test_memory_is_given_back_when_launches_have_finished(x, version, monkeypatc
     gc.collect()  # what other tests have left
     lent = Lent(x, version=version)
     events = lent.deleted
-    monkeypatch.setattr(driver, "_wait", lambda: events.append("launches finished"))
-    array = driver.as_device_array(lent)
-    row = driver.flat(driver.window(array, 20, (5,), (4,), x.dtype))
+    monkeypatch.setattr(streams, "wait", lambda: events.append("launches finished"))
+    array = borrowing.as_device_array(lent)
+    row = memory.flat(memory.window(array, 20, (5,), (4,), x.dtype))
     del array
     gc.collect()
     assert events == []  # a window is still there
@@ -214,7 +214,7 @@ def test_what_cannot_be_used_says_why(x):
             model.predict(Lent(array))
     capsule = Lent(x).__dlpack__()
     once = SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (exchange.CUDA, HERE))
-    first = driver.as_device_array(once)
+    first = borrowing.as_device_array(once)
     with pytest.raises(TypeError, match="no capsule of DLPack, or one that is used already"):
         model.predict(once)
     del first
@@ -239,7 +239,7 @@ def test_arrays_of_the_host_stay_there(x):
             return values(self.array)
 
     for other in (x, OnHost(x, device=(1, 0)), OnHost(x, device=(3, 0))):
-        assert not driver.is_on_device(other)
+        assert not borrowing.is_on_device(other)
         assert network().predict(other).tobytes() == network().predict(x).tobytes()
 
 
@@ -259,18 +259,18 @@ def test_what_predict_leaves_on_the_gpu_offers_dlpack(x, version, kind):
     managed, capsule = capsule_of(prediction, max_version=version)
     tensor = managed.tensor
     assert type(managed) is kind
-    assert (tensor.device_type, tensor.device_id) == driver.device() == prediction.__dlpack_device__()
-    assert tensor.data + tensor.byte_offset == driver.address(prediction)
+    assert (tensor.device_type, tensor.device_id) == borrowing.device() == prediction.__dlpack_device__()
+    assert tensor.data + tensor.byte_offset == borrowing.address(prediction)
     assert (tensor.ndim, tensor.shape[:2], tensor.code, tensor.bits, tensor.lanes) == (2, [7, 3], 2, 32, 1)
     assert kind is Unversioned or (managed.major, managed.flags) == (1, 0)
     del capsule
-    view = exchange.taken(prediction, None if driver.simulated else int(driver.stream()))
-    assert (view.ctypes.data, view.shape, view.dtype) == (driver.address(prediction), (7, 3), np.float32)
+    view = exchange.taken(prediction, None if driver.simulated else int(streams.stream()))
+    assert (view.ctypes.data, view.shape, view.dtype) == (borrowing.address(prediction), (7, 3), np.float32)
     assert (network().predict(x) == values(prediction)).all()
 
 
 def test_the_device_in_a_capsule_is_ours(x, monkeypatch):
-    monkeypatch.setattr(driver, "device", lambda: (exchange.CUDA, 3))
+    monkeypatch.setattr(borrowing, "device", lambda: (exchange.CUDA, 3))
     array = cuda.to_device(x)
     for version in (None, (1, 0)):
         managed, _ = capsule_of(array, max_version=version)
@@ -306,11 +306,11 @@ def test_copies(x):
     array = cuda.to_device(x)
     for version in (None, (1, 0)):
         managed, capsule = capsule_of(array, copy=True, max_version=version)
-        assert managed.tensor.data != driver.address(array)
+        assert managed.tensor.data != borrowing.address(array)
         assert version is None or managed.flags == COPIED
         del capsule
-    managed, _ = capsule_of(array, copy=False, max_version=(1, 0), dl_device=driver.device())
-    assert (managed.tensor.data, managed.flags) == (driver.address(array), 0)
+    managed, _ = capsule_of(array, copy=False, max_version=(1, 0), dl_device=borrowing.device())
+    assert (managed.tensor.data, managed.flags) == (borrowing.address(array), 0)
     with pytest.raises(BufferError, match=r"dl_device must be .* got \(8, 0\)"):
         array.__dlpack__(dl_device=(8, 0))
     if not driver.simulated:
@@ -328,14 +328,14 @@ def test_consumers_wait_for_our_launches(x, monkeypatch):
     event = SimpleNamespace(
         record=lambda stream: calls.append(("record", stream)), wait=lambda stream: calls.append(("wait", stream))
     )
-    monkeypatch.setattr(driver, "simulated", False)
-    monkeypatch.setattr(driver, "stream", lambda: "ours")
-    monkeypatch.setattr(driver, "cuda", SimpleNamespace(event=lambda timing: event, external_stream=lambda ptr: ptr))
+    monkeypatch.setattr(streams, "simulated", False)
+    monkeypatch.setattr(streams, "stream", lambda: "ours")
+    monkeypatch.setattr(streams, "cuda", SimpleNamespace(event=lambda timing: event, external_stream=lambda ptr: ptr))
     for asked, waits in ((None, 1), (1, 1), (2, 2), (4242, 4242)):
-        driver._let_follow(asked)
+        streams.let_follow(asked)
         assert calls == [("record", "ours"), ("wait", waits)]
         calls.clear()
-    driver._let_follow(-1)
+    streams.let_follow(-1)
     assert calls == []
 
 
@@ -356,6 +356,6 @@ def test_other_libraries_read_predictions(x, library):
 def test_the_cuda_array_interface_names_our_stream(x):
     prediction = network().predict(x, to_host=False)
     interface = prediction.__cuda_array_interface__
-    assert (interface["stream"], interface["data"][0]) == (int(driver.stream()), driver.address(prediction))
+    assert (interface["stream"], interface["data"][0]) == (int(streams.stream()), borrowing.address(prediction))
     lent = SimpleNamespace(__cuda_array_interface__=interface)
-    assert (values(driver.as_device_array(lent)) == values(prediction)).all()
+    assert (values(borrowing.as_device_array(lent)) == values(prediction)).all()

@@ -54,11 +54,11 @@ def there():
 @pytest.fixture
 def copies(monkeypatch):
     """(how, elements) of the copies from now on: "sent" to the GPU, "fetched" from it, or "there", within it."""
-    counted, driver = Counter(), cuda.driver
-    to_device, to_host = driver.to_device, driver.to_host
+    counted, memory = Counter(), cuda.memory
+    to_device, to_host = memory.to_device, memory.to_host
 
     def sending(array, to=None):
-        if not driver.is_on_device(array):
+        if not cuda.borrowing.is_on_device(array):
             counted["sent", array.size] += 1
         elif to is not None:
             counted["there", array.size] += 1
@@ -68,8 +68,8 @@ def copies(monkeypatch):
         counted["fetched", array.size] += 1
         return to_host(array, to)
 
-    monkeypatch.setattr(driver, "to_device", sending)
-    monkeypatch.setattr(driver, "to_host", fetching)
+    monkeypatch.setattr(memory, "to_device", sending)
+    monkeypatch.setattr(memory, "to_host", fetching)
     return counted
 
 
@@ -251,8 +251,8 @@ def test_data_that_do_not_fit_are_staged_to_the_same_bits(data, monkeypatch):
     sent = []
     monkeypatch.setattr(front, "RESIDENT_SHARE", -1.0)
     monkeypatch.setattr(steps, "STAGING_BYTES", 1)  # one batch at a time
-    send = cuda.driver.send
-    monkeypatch.setattr(cuda.driver, "send", lambda host, to: sent.append(len(host)) or send(host, to))
+    send = cuda.memory.send
+    monkeypatch.setattr(cuda.memory, "send", lambda host, to: sent.append(len(host)) or send(host, to))
     losses.append(trained(models[1], X, y, sample_weight=weight)["loss"])
     assert losses[0] == losses[1]
     assert sent == [4] * 6 + [3] * 3 + [4] * 6 + [3] * 3  # X, y and weights of each batch of two epochs
@@ -283,7 +283,7 @@ def test_arrays_of_the_gpu_are_used_where_they_are(data, there, monkeypatch):
     ]
     assert step[0] == step[1]
     prediction = models[1].predict(on_gpu, to_host=False)
-    assert cuda.driver.is_on_device(prediction)
+    assert cuda.borrowing.is_on_device(prediction)
     assert cuda.to_host(prediction).tobytes() == models[0].predict(X).tobytes()
     assert models[1](on_gpu).tobytes() == models[0](X).tobytes()
 
@@ -307,7 +307,7 @@ def test_probabilities_stay_on_the_gpu_until_the_end(data, there, loss, monkeypa
     assert len(copies) == 1
     probability = model.predict_proba(there(X), loss, to_host=False)
     assert len(copies) == 1
-    assert cuda.driver.is_on_device(probability)
+    assert cuda.borrowing.is_on_device(probability)
     assert cuda.to_host(probability).tobytes() == model.predict_proba(X, loss).tobytes()
 
 
@@ -475,7 +475,7 @@ def test_moving_there_and_back_goes_on_as_if_nothing_had_happened(data):
         assert (model.flat_parameters == before).all()
         losses = [trained(one, X, y, o)[-1]["loss"] for one, o in zip((model, still), optimizers, strict=True)]
         assert_close(*losses)
-        assert (cuda.driver.is_on_device(optimizers[0].state[0])) == (device == "cuda")
+        assert (cuda.borrowing.is_on_device(optimizers[0].state[0])) == (device == "cuda")
     assert_close(model.predict(X), still.predict(X))
     assert_close(optimizers[0].state_dict()["exp_avg"], optimizers[1].state_dict()["exp_avg"])
 
@@ -567,7 +567,7 @@ def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
     def type_of(argument):
         if isinstance(argument, tuple):
             return numba.types.BaseTuple.from_types([type_of(field) for field in argument], type(argument))
-        return cuda.driver.vector(argument.dtype) if np.ndim(argument) else numba.typeof(argument)
+        return cuda.compiling.vector(argument.dtype) if np.ndim(argument) else numba.typeof(argument)
 
     def listened(kernel, *arguments):
         launched.setdefault(kernel.fn, set()).add(tuple(map(type_of, arguments)))

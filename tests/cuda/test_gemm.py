@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout, reference
-from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear
+from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear, memory, streams
 from fastbp.kernels.cuda.operands import Matrix
 
 
@@ -48,21 +48,21 @@ class Padded:
         return memory[self.offset :].reshape(-1, self.ld)[:, : self.shape[1]]
 
     def on_device(self):
-        self.device = driver.to_device(self.memory)
+        self.device = memory.to_device(self.memory)
         return Matrix(self.device, self.offset, self.ld)
 
     def from_device(self):
         """The matrix, after a check that nothing else was written."""
-        memory = driver.to_host(self.device)
-        values = self.view(memory).copy()
-        self.view(memory)[...] = self.around
-        assert (memory == self.around).all()
+        found = memory.to_host(self.device)
+        values = self.view(found).copy()
+        self.view(found)[...] = self.around
+        assert (found == self.around).all()
         return values
 
 
 def flat(array, ld):
     """An array of the host as a matrix on the device."""
-    return Matrix(driver.to_device(array.ravel()), 0, ld)
+    return Matrix(memory.to_device(array.ravel()), 0, ld)
 
 
 def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
@@ -87,7 +87,7 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
     gemm.gemm(
-        trans, m, n, k, a.on_device(), b.on_device(), c.on_device(), driver.stream(), beta=beta,
+        trans, m, n, k, a.on_device(), b.on_device(), c.on_device(), streams.stream(), beta=beta,
         bias=row.on_device() if bias else None, epilogue=epilogue, parameter=parameter, saved=saved.on_device(),
         tile=tile, **options,
     )  # fmt: skip
@@ -164,12 +164,12 @@ def test_tensor_cores_round_their_factors(precision, bits):
     nan = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
     x = np.concatenate([np.array(list(cases), np.float32), nan])
     expected = np.concatenate([np.array(list(cases.values()), np.float32), nan])
-    one, out = np.ones(1, np.float32), driver.to_device(np.empty(len(x), np.float32))
+    one, out = np.ones(1, np.float32), memory.to_device(np.empty(len(x), np.float32))
     for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
         m, n = len(factors[0]), len(factors[1])
         a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
-        gemm.gemm(trans, m, n, 1, a, b, Matrix(out, 0, n), driver.stream(), precision=precision)
-        np.testing.assert_array_equal(driver.to_host(out), expected)
+        gemm.gemm(trans, m, n, 1, a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
+        np.testing.assert_array_equal(memory.to_host(out), expected)
 
 
 def test_tensor_cores_are_for_float32():
@@ -193,10 +193,10 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
     lda, ldb = m if trans == "TN" else k, k if trans == "NT" else n
     outcomes = set()
     for tile in blocking.tiles_of(a.itemsize, precision):
-        c = driver.to_device(np.empty(m * n, dtype))
+        c = memory.to_device(np.empty(m * n, dtype))
         operands = flat(a, lda), flat(b, ldb), Matrix(c, 0, n)
-        gemm.gemm(trans, m, n, k, *operands, driver.stream(), precision=precision, tile=tile)
-        outcomes.add(driver.to_host(c).tobytes())
+        gemm.gemm(trans, m, n, k, *operands, streams.stream(), precision=precision, tile=tile)
+        outcomes.add(memory.to_host(c).tobytes())
     assert len(outcomes) == 1
 
 
@@ -204,10 +204,10 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
 @pytest.mark.parametrize("tile", blocking.TILES[4], ids=lambda tile: tile.name)
 def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
     a, b, c = (np.full(1, x, np.float32) for x in (-1e-30, 1e-30, 1))
-    c = driver.to_device(c)
-    gemm.gemm("NN", 1, 1, 1, flat(a, 1), flat(b, 1), Matrix(c, 0, 1), driver.stream(), tile=tile)
-    assert driver.to_host(c)[0] == 0
-    assert np.signbit(driver.to_host(c)[0])
+    c = memory.to_device(c)
+    gemm.gemm("NN", 1, 1, 1, flat(a, 1), flat(b, 1), Matrix(c, 0, 1), streams.stream(), tile=tile)
+    assert memory.to_host(c)[0] == 0
+    assert np.signbit(memory.to_host(c)[0])
 
 
 def test_a_row_is_the_same_in_any_batch(monkeypatch):
@@ -215,12 +215,12 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
     x, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((65, fan_in), (fan_in, fan_out)))
 
     def forward(rows):
-        out = driver.to_device(np.empty(rows * fan_out, np.float32))
+        out = memory.to_device(np.empty(rows * fan_out, np.float32))
         linear.linear_forward(
             "identity", rows, fan_in, fan_out, flat(x[:rows], fan_in), flat(weight, fan_out), None, 0.0,
-            Matrix(out, 0, fan_out), None, "ieee", driver.stream(),
+            Matrix(out, 0, fan_out), None, "ieee", streams.stream(),
         )  # fmt: skip
-        return driver.to_host(out)
+        return memory.to_host(out)
 
     # As if this GPU were filled by two blocks: so the batches are made by different tiles.
     monkeypatch.setattr(blocking, "ENOUGH_BLOCKS", 2)
@@ -231,7 +231,7 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
 
 @pytest.mark.skipif(driver.simulated, reason="the simulator asks for no types")
 def test_a_launch_with_other_arguments_than_the_kernel_has():
-    launcher = elementwise.activation_forward_kernel("tanh", np.dtype(np.float32))[1, 32, driver.stream()]
+    launcher = elementwise.activation_forward_kernel("tanh", np.dtype(np.float32))[1, 32, streams.stream()]
     single, double = (flat(np.ones((2, 3), dtype), 3) for dtype in DTYPES)
     with pytest.raises(TypeError, match="compiled for arrays of float32, got float64"):
         launcher(2, 3, single, double, 0.0)

@@ -135,7 +135,7 @@ def test_a_piece_that_failed_is_made_anew(data, monkeypatch):
 
 # ------------------------------------------------------------------------------------------- training
 @pytest.fixture
-def driver(monkeypatch):
+def cuda(monkeypatch):
     """That of the GPU or of the simulator, with data in pieces of two batches."""
     pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
     from fastbp.kernels import cuda
@@ -144,19 +144,20 @@ def driver(monkeypatch):
         pytest.skip("needs a GPU; test_simulator.py runs it without one")
     monkeypatch.setattr(steps, "STAGING_BYTES", 2 * 4 * 40)
     monkeypatch.setattr(slices, "SLICE_SECONDS", 1000)  # a call makes the steps of a piece, however slow they are
-    return cuda.driver
+    return cuda
 
 
 @pytest.fixture
-def late(driver, monkeypatch):
+def late(cuda, monkeypatch):
     """Copies of the simulator as late as may be."""
-    if driver.simulated:
+    if cuda.driver.simulated:
         streams = LateCopies()
-        for name in ("send", "mark", "follow", "copy_stream"):
-            monkeypatch.setattr(driver, name, getattr(streams, name))
+        monkeypatch.setattr(cuda.memory, "send", streams.send)
+        for name in ("mark", "follow", "copy_stream"):
+            monkeypatch.setattr(cuda.streams, name, getattr(streams, name))
         return streams.log
-    sent, send = [], driver.send
-    monkeypatch.setattr(driver, "send", lambda host, to: sent.append(len(host)) or send(host, to))
+    sent, send = [], cuda.memory.send
+    monkeypatch.setattr(cuda.memory, "send", lambda host, to: sent.append(len(host)) or send(host, to))
     return sent
 
 
@@ -183,13 +184,13 @@ def test_training_is_the_same_to_the_bit(data, late, no_room):
     assert late == 2 * ([8] * 6 + [7] * 3)
 
 
-def test_the_next_piece_is_sent_before_the_host_waits(data, driver, late, no_room, monkeypatch):
+def test_the_next_piece_is_sent_before_the_host_waits(data, cuda, late, no_room, monkeypatch):
     from fastbp.kernels.cuda.record import Record
 
     end = Record.end
     monkeypatch.setattr(Record, "end", lambda *given: late.append("wait") or end(*given))
-    mark, launches = driver.mark, driver.stream()
-    monkeypatch.setattr(driver, "mark", lambda of: late.extend(["launched"] * (of == launches)) or mark(of))
+    mark, launches = cuda.streams.mark, cuda.streams.stream()
+    monkeypatch.setattr(cuda.streams, "mark", lambda of: late.extend(["launched"] * (of == launches)) or mark(of))
     no_room()
     trained(*data[:2], epochs=1)
     assert late == [8, 8, "launched", 8, 8, "wait", "launched", 7, 7, "wait", "launched", "wait"]

@@ -94,8 +94,8 @@ def test_steps_a_launch_change_no_bits(monkeypatch):
 
 
 def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
-    captured, capture = [], cuda.driver.capture
-    monkeypatch.setattr(cuda.driver, "capture", lambda launches: captured.append(1) or capture(launches))
+    captured, capture = [], cuda.streams.capture
+    monkeypatch.setattr(cuda.streams, "capture", lambda launches: captured.append(1) or capture(launches))
     training = TRAINING._replace(used=13)  # three whole batches and a rest of one row
     arguments = prepared(training=training)
     first, _ = results(arguments, cuda.network_train_steps(*arguments))

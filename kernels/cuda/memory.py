@@ -1,0 +1,162 @@
+"""Arrays on the GPU: allocating and copying them, as flat memory for kernels, and for other libraries to read."""
+
+import numpy as np
+
+from .. import exchange
+from . import borrowing, streams
+from .driver import NumbaArray, cuda, require, simulated
+
+
+def free_memory():
+    """Bytes that are free on the GPU; without end in the simulator."""
+    require()
+    return cuda.current_context().get_memory_info()[0]
+
+
+def empty(shape, dtype):
+    """An uninitialised device array; rows of C order, the first element on a cache line."""
+    require()
+    dtype = np.dtype(dtype)
+    try:
+        array = cuda.device_array(shape, dtype)
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        free, total = cuda.current_context().get_memory_info()
+        raise MemoryError(
+            f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {_mib(shape, dtype)}, "
+            f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
+        ) from error
+    array.__class__ = DeviceArray
+    return array
+
+
+def _out_of_memory(error):
+    return "OUT_OF_MEMORY" in str(error).upper().replace(" ", "_")
+
+
+def _mib(shape, dtype):
+    return f"{int(np.prod(shape, dtype=np.int64)) * dtype.itemsize / 2**20:.1f} MiB"
+
+
+def to_device(array, to=None):
+    """A copy on the device; of a device array, the array itself."""
+    require()
+    if borrowing.is_on_device(array) and to is None:
+        return borrowing.as_device_array(array)
+    if to is None:
+        to = empty(array.shape, array.dtype)
+    if not borrowing.is_on_device(array):
+        array = np.ascontiguousarray(array)
+    if array.size:
+        to.copy_to_device(array, stream=streams.stream())
+    return to
+
+
+def to_host(array, to=None):
+    """A copy on the host, when all launches before have finished."""
+    require()
+    array = borrowing.as_device_array(array)
+    if array.size == 0:
+        return np.empty(array.shape, array.dtype) if to is None else to
+    if not array.is_c_contiguous():
+        return np.lib.stride_tricks.as_strided(to_host(flat(array)), array.shape, array.strides).copy()
+    result = array.copy_to_host(to, stream=streams.stream())
+    streams.wait()
+    return result
+
+
+def pinned(shape, dtype):
+    """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on."""
+    require()
+    dtype = np.dtype(dtype)
+    try:
+        return cuda.pinned_array(shape, dtype)
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"the host has no page-locked memory left for an array of shape {shape} and dtype {dtype}: "
+            f"{_mib(shape, dtype)}; use smaller batches, or see what else on this machine locks memory"
+        ) from error
+
+
+def send(host, to):
+    """Copy page-locked memory to the device, beside the launches; it must stay as it is until the copy has ended."""
+    to.copy_to_device(host, stream=streams.copy_stream())
+
+
+def flat(array):
+    """One-dimensional memory from an array's first element to its last: what kernels take, with a `leading` dimension.
+
+    Rows of a two-dimensional array may lie any distance apart; elements of a row must touch.
+    """
+    array = borrowing.as_device_array(array)
+    if array.ndim == 1 and array.strides[0] == array.dtype.itemsize:
+        return array
+    if array.size == 0:
+        return empty(1, array.dtype)
+    last = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
+    itemsize = array.dtype.itemsize
+    return window(array, 0, (last // itemsize + 1,), (itemsize,), array.dtype)
+
+
+def window(array, start, shape, strides, dtype):
+    """An array over the memory of another, ``start`` bytes after its first element."""
+    if simulated:
+        return NumbaArray(np.asarray(exchange.Memory(borrowing.address(array) + start, shape, strides, dtype, array)))
+    return NumbaArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
+
+
+def leading(array) -> int:
+    """Elements from one row of an array to the next."""
+    return array.strides[0] // array.dtype.itemsize
+
+
+class DeviceArray(NumbaArray):
+    """An array of Numba's, which other libraries can use where it is: what they then do comes after our launches."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return super().__cuda_array_interface__ | {"stream": int(streams.stream())}
+
+    def __dlpack_device__(self):
+        return borrowing.device()
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A capsule with this memory, as the array API standard has it.
+
+        Parameters
+        ----------
+        stream : int, optional
+            The consumer's stream, which is made to wait for our launches: 1 is the legacy default stream, as is None,
+            2 the default stream of the thread, -1 waits for nothing, others are handles.
+        max_version : (int, int), optional
+            Of the capsule; without it the capsule has no version.
+        dl_device : (int, int), optional
+            Where the consumer wants the array: here, or on the host, which takes a copy.
+        copy : bool, optional
+
+        Raises
+        ------
+        BufferError
+            What is asked for cannot be had.
+        ValueError
+            ``stream`` is none of these.
+        """
+        if dl_device not in (None, borrowing.device()):
+            if tuple(dl_device) != (exchange.CPU, 0) or copy is False:
+                raise BufferError(
+                    f"dl_device must be {borrowing.device()}, where the array is, or with a copy (1, 0), the host; got "
+                    f"{dl_device} and copy={copy}"
+                )
+            host = to_host(self)
+            return exchange.given(borrowing.memory_of(host, host), (exchange.CPU, 0), max_version, True)
+        streams.let_follow(stream)
+        array = self
+        if copy:
+            if not self.is_c_contiguous():
+                raise BufferError("copy must be None or False for an array that is not C-contiguous, got True")
+            array = to_device(self, empty(self.shape, self.dtype))
+            streams.wait()
+        return exchange.given(borrowing.memory_of(array, array), borrowing.device(), max_version, bool(copy))

@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import llvmlite
@@ -34,7 +34,7 @@ from numba.core import registry
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 
-from .inlining import Inlined
+from .inlining import inlined
 
 if numba.config.DISABLE_JIT:
     raise RuntimeError(
@@ -51,10 +51,7 @@ STAMP = re.compile("[0-9a-f]{16}")  # a directory's name
 TEMPORARY = ".new-"  # how the name of a file begins that is being written
 ABANDONED = 3600.0  # seconds after which nobody is writing it any more
 
-# No wrappers: an inlined function is never called from Python, and making it callable doubles its compile time.
-inline = numba.njit(
-    forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=Inlined, **FLAGS
-)  # fmt: skip
+inline = partial(inlined, **FLAGS)
 
 _lock = threading.RLock()
 _kernels = {}  # name of function and signature -> Kernel, kept for the life of the process

@@ -2,7 +2,8 @@
 
 It stands with the tests, whose judge it has: the contract's formulas in float64 (`fastbp.kernels.reference`), whose own
 errors are a billionth of what is measured. ``test_accuracy.py`` runs it on 2^20 inputs; ``--inputs 32 --json
-docs/results/accuracy-float32.json`` makes the table of docs/accuracy.md, some hours of work, of all inputs.
+docs/results/accuracy-float32.json`` makes the table of docs/accuracy.md, some hours of work, of all inputs; the file is
+written after each activation, and ``--activations`` does some of them and leaves the rows of the others as they are.
 """
 
 import argparse
@@ -99,31 +100,28 @@ def of_part(task):
     return measured(*task)
 
 
-def table(found, bits):
-    """The file of docs/results."""
+def table(name, found, bits, before):
+    """The file of docs/results: of the file before, the rows of other activations that were found the same way."""
 
     def shown(error):
         size, at = error
         return f"{size:.2f} at {at:.4g}" if size else "0"
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    how = "all 2^32 inputs" if bits == 32 else f"one input of each of 2^{bits} strata of the 2^32"
+    inputs = "all 2^32 inputs" if bits == 32 else f"one input of each of 2^{bits} strata of the 2^32"
+    how = f"the largest error over {inputs}, and the input where it is"
+    reason = REASONS.get(name, "") if found.value[0] > 4 else ""
+    rows = {row["cells"][0]: row for row in before["rows"]} if before.get("how") == how else {}
+    rows[f"`{name}`"] = {
+        "cells": [f"`{name}`", *map(shown, (found.value, found.conditioned, found.derivative)), reason]
+    }
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "commit": commit.stdout.strip(),
         "machine": {"name": platform.machine().replace("_", "-")},
-        "how": f"the largest error over {how}, and the input where it is",
+        "how": how,
         "columns": ["activation", "value, ULP", "beside a rounding of z, ULP", "derivative, ε", "more than 4 ULP"],
-        "rows": [
-            {
-                "cells": [
-                    f"`{name}`",
-                    *map(shown, (error.value, error.conditioned, error.derivative)),
-                    REASONS.get(name, "") if error.value[0] > 4 else "",
-                ]
-            }
-            for name, error in found.items()
-        ],
+        "rows": [rows[cell] for cell in (f"`{known}`" for known in layout.ACTIVATIONS) if cell in rows],
     }
 
 
@@ -131,19 +129,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20, metavar="BITS", help="2^BITS of them (default: %(default)s)")
     parser.add_argument("--processes", type=int, help="default: one for each core")
-    parser.add_argument("--json", metavar="FILE", help="write the table")
+    parser.add_argument(
+        "--activations", nargs="+", choices=layout.ACTIVATIONS, default=layout.ACTIVATIONS, metavar="NAME"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the table")
     options = parser.parse_args()
     count, part = 1 << options.inputs, max(1 << 18, 1 << (options.inputs - 10))
-    found = {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for name in layout.ACTIVATIONS:
+        for name in options.activations:
             tasks = [(name, options.inputs, start, min(start + part, count)) for start in range(0, count, part)]
-            found[name] = Errors()
+            found = Errors()
             for errors_of_part in pool.imap_unordered(of_part, tasks):
-                found[name] = found[name].with_more(errors_of_part)
-            print(name, *found[name], flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(table(found, options.inputs), indent=1, ensure_ascii=False) + "\n")
+                found = found.with_more(errors_of_part)
+            print(name, *found, flush=True)
+            if options.json:
+                before = json.loads(options.json.read_text()) if options.json.exists() else {}
+                made = table(name, found, options.inputs, before)
+                options.json.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for w
 
 def is_whole(config):
     """Whether this is a run of all tests, not of some that its command names."""
+    if hasattr(config, "workerinput"):  # a process of such a run
+        return config.workerinput["whole"]
     return config.args_source == pytest.Config.ArgsSource.TESTPATHS
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A run of all tests has as many processes as training would have threads; others have one, their own."""
+    import fastbp
+
+    return fastbp.get_num_threads() if is_whole(config) else 0
+
+
+def pytest_configure_node(node):
+    node.workerinput["whole"] = is_whole(node.config)
 
 
 def pytest_addoption(parser):
@@ -57,6 +70,21 @@ def backend(device):
     return module
 
 
+def in_fresh_process(function, *arguments, cwd=ROOT, **environment):
+    code = (
+        f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"
+        f"from {function.__module__} import {function.__name__} as function\n"
+        f"function(*{arguments!r})"
+    )
+    variables = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
+    process = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        cwd=cwd, env=variables, capture_output=True, text=True, timeout=PATIENCE + 30,
+    )  # fmt: skip
+    assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr[-6000:]}"
+    return process
+
+
 @pytest.fixture(scope="session")
 def fresh():
     """Call a function of a test module in a process of its own: ``fresh(function, *literals, **environment)``.
@@ -64,22 +92,7 @@ def fresh():
     None takes a variable out of the environment; packages are imported from ``cwd`` first. A process that fails, is
     killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
     """
-
-    def call(function, *arguments, cwd=ROOT, **environment):
-        code = (
-            f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"
-            f"from {function.__module__} import {function.__name__} as function\n"
-            f"function(*{arguments!r})"
-        )
-        variables = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
-        process = subprocess.run(
-            [sys.executable, "-X", "faulthandler", "-c", code],
-            cwd=cwd, env=variables, capture_output=True, text=True, timeout=PATIENCE + 30,
-        )  # fmt: skip
-        assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr[-6000:]}"
-        return process
-
-    return call
+    return in_fresh_process
 
 
 def warm_up(*dtypes):
@@ -92,17 +105,22 @@ def warm_up(*dtypes):
     print(jit.cache_directory() or "")
 
 
-def warm_up_at_once(fresh, *dtypes, **environment):
+def warm_up_at_once(*dtypes, **environment):
     """`warm_up` with a process a dtype, side by side; what they print."""
+
+    def printed(dtype):
+        return in_fresh_process(warm_up, dtype, **environment).stdout
+
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return [process.stdout for process in pool.map(lambda dtype: fresh(warm_up, dtype, **environment), dtypes)]
+        return list(pool.map(printed, dtypes))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compiled(pytestconfig, fresh):
+def pytest_sessionstart(session):
     """A run of all tests begins by filling its cache on two cores; others compile what they need."""
-    if is_whole(pytestconfig) and "cpu" in BACKENDS:
-        warm_up_at_once(fresh, "float32", "float64")
+    config = session.config
+    begins = is_whole(config) and not hasattr(config, "workerinput") and not config.getoption("collectonly")
+    if begins and "cpu" in BACKENDS:
+        warm_up_at_once("float32", "float64")
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +135,7 @@ def warmed(tmp_path_factory, fresh):
         here = fresh(warm_up, **environment).stdout.strip()
         if here:
             shutil.copytree(here, directory / Path(here).name)
-        warm_up_at_once(fresh, *dtypes, **{"FASTBP_CACHE_DIR": str(directory), "FASTBP_CACHE": None} | environment)
+        warm_up_at_once(*dtypes, **{"FASTBP_CACHE_DIR": str(directory), "FASTBP_CACHE": None} | environment)
         return directory
 
     return call

@@ -434,6 +434,7 @@ def warmup(dtype, activations, losses, optimizers):
         context.activation_forward(dtype, "sigmoid")
     for optimizer in optimizers:
         context.optimizer(dtype, optimizer)
+    context.operate()
     context.walk("forward")
     context.walk("train_steps")
 

@@ -189,6 +189,12 @@ def operation(dtype, name) -> Kernel:
 
 
 @cache
+def operate() -> Kernel:
+    """`network.operate`."""
+    return _compiled(network.operate, INTS, INTS, INTS, *(INT,) * 5)
+
+
+@cache
 def walk(name):
     """`network.forward` or `network.train_steps` as a callable of (record address, thread)."""
     return c_function(_compiled(getattr(network, name), INTS, INT), INTS, INT)

@@ -27,7 +27,7 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
 (
     THREADS, ITEMSIZE, LANES, INSTRUCTIONS, PHASES, PHASE_COUNT, FEATURES, CLASSES, LD_INPUT,
     # addresses of kernels
-    GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
+    GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, OPERATE, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
     # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
     # itself: a frame, operands of a call, packed operands of PACKED_BYTES, then converted rows or a block of gradient
     CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PACKED_BYTES,
@@ -51,7 +51,7 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(65)  # fmt: skip
+) = range(66)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -60,16 +60,15 @@ FIELDS = BASES + BUFFERS  # the number of fields
 (BUFFER, OFFSET, LD, COLUMNS, STRIDE, OPERAND) = range(6)  # OFFSET and, from row to row, STRIDE in bytes
 WIDTH = OPERANDS + program.SLOTS * OPERAND
 PHASE = 3  # columns of a phase
+# The operations that the walk knows; all others have their operands alone.
+KNOWN = (
+    "linear_forward", "linear_backward_input", "linear_backward_params", "activation_forward", "activation_backward",
+    "dropout", "loss_forward_backward", factors.STORE,
+)  # fmt: skip
 (
     LINEAR_FORWARD, LINEAR_BACKWARD_INPUT, LINEAR_BACKWARD_PARAMS, ACTIVATION_FORWARD, ACTIVATION_BACKWARD, DROPOUT_OF,
     LOSS_OF, STORE_OF,
-) = (
-    factors.OPERATIONS.index(name)
-    for name in (
-        "linear_forward", "linear_backward_input", "linear_backward_params", "activation_forward",
-        "activation_backward", "dropout", "loss_forward_backward", factors.STORE,
-    )
-)  # fmt: skip
+) = map(factors.OPERATIONS.index, KNOWN)  # fmt: skip
 INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.ACTIVATIONS, program.REDUCTIONS
 WEIGHT_FACTORS = factors.WEIGHT_FACTORS
 WEIGHT = 4  # columns of WEIGHTS
@@ -166,11 +165,11 @@ def drop(record, instruction, rows, x, out, index, key):
     call(record[DROPOUT], (rows, x.columns, x_and_out, index, layer, threshold, 1.0 / (1.0 - probability)))
 
 
-@inline
 def operate(record, frame, instruction, row, rows, column, columns, gradient):
     """An operation by its operands alone, from a row and a column on.
 
-    Gradients of parameters go to ``gradient``, one after another, where that is not 0.
+    Gradients of parameters go to ``gradient``, one after another, where that is not 0. A kernel that the walk calls:
+    few networks have such operations.
     """
     operands = frame + BUFFERS
     item = record[ITEMSIZE]
@@ -240,7 +239,7 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
                 ),
             )  # fmt: skip
         else:
-            operate(record, frame, instruction, first, rows, 0, one.columns, 0)
+            call(record[OPERATE], (record, frame, instruction, first, rows, 0, one.columns, 0))
 
 
 @inline
@@ -253,7 +252,7 @@ def columns_phase(record, frame, begin, end, rows, thread, threads):
         for column in range(0, features, COLUMN_BLOCK):
             if task % threads == thread:
                 columns = min(COLUMN_BLOCK, features - column)
-                operate(record, frame, instruction, 0, rows, column, columns, 0)
+                call(record[OPERATE], (record, frame, instruction, 0, rows, column, columns, 0))
             task += 1
 
 
@@ -448,11 +447,9 @@ def weights_phase(record, frame, begin, end, n, thread, panel, coefficients):
         for column in range(0, features, COLUMN_BLOCK):
             if task % record[THREADS] == thread:
                 columns = min(COLUMN_BLOCK, features - column)
-                if coefficients is None:
-                    operate(record, frame, instruction, 0, n, column, columns, 0)
-                else:
-                    operate(record, frame, instruction, 0, n, column, columns, scratch)
-                    gradient = scratch
+                gradient = 0 if coefficients is None else scratch
+                call(record[OPERATE], (record, frame, instruction, 0, n, column, columns, gradient))
+                if coefficients is not None:
                     for slot in range(program.SLOTS):
                         operand = instruction + OPERANDS + slot * OPERAND
                         if operand[BUFFER] == program.PARAMETER_GRADIENTS:

@@ -86,6 +86,7 @@ class _Workspace:
         self.pace, self.paced = team.Pace(), False
         self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
         self.fan_in, self.fan_out, self.work = program.in_features, program.out_features, program.multiply_adds
+        operations = {instruction.operation for instruction in self.plan.instructions}
         self.set(
             ITEMSIZE=self.dtype.itemsize,
             LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
@@ -97,6 +98,7 @@ class _Workspace:
             GEMM=context.product(self.dtype).address,
             SIZES=blocking.SIZES.ctypes.data,
             COPY=context.activation_forward(self.dtype, "identity").address,
+            OPERATE=0 if operations <= set(network.KNOWN) else context.operate().address,
             CAPACITY=capacity,
             PACKED_BYTES=blocking.PACKED_BYTES,
             BARRIER=self.keep(np.zeros(1, np.int64)),

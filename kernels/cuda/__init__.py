@@ -1,7 +1,9 @@
-"""The contract on NVIDIA GPUs: `reference` on device arrays, by hand-written kernels, through numba-cuda.
+"""The contract on NVIDIA GPUs: the functions of `reference` for arrays on a GPU, by kernels compiled with numba-cuda.
 
-Arrays are on the device (`to_device`), except the small ones that `network_train_steps` and `shuffle` name. Launches
-go to one stream and are not waited for; `to_host` and `synchronize` wait, and so does the end of a run of steps.
+Names, arguments, shapes and dtypes are those of `reference`, which documents them; the lines here say what is computed
+and how a GPU does it. Arrays are on the GPU (`to_device`), except the small ones that `network_train_steps` and
+`shuffle` name. Kernels are launched on one stream and not waited for: `to_host` and `synchronize` wait, and so does the
+end of a run of training steps. RuntimeError says what to do where there is no GPU, MemoryError where it has no room.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from . import (
     streams,
 )
 from . import record as records
-from .operands import Matrix, Rows
+from .operands import Linear, Matrix, Rows
 
 name = "cuda"
 
@@ -40,69 +42,66 @@ def _name(activation):
 
 
 def _matrix(array):
+    """An array of one or two dimensions as a `Matrix`."""
     array = borrowing.as_device_array(array)
     return Matrix(memory.flat(array), 0, memory.leading(array))
 
 
 def _row(array):
-    """A vector that may be None."""
+    """A vector as a `Matrix` of one row; None stays None."""
     return None if array is None else Matrix(memory.flat(array), 0, 0)
 
 
 def activation_forward(z, activation, activation_parameter, out):
-    """In place or not."""
-    elementwise.activation_forward(
-        _name(activation), *z.shape, _matrix(z), _matrix(out), activation_parameter, streams.stream()
-    )
+    """``out = act(z)``, a thread for an element; ``out`` may be ``z``."""
+    name, arrays = _name(activation), map(_matrix, (z, out))
+    elementwise.activation_forward(name, *z.shape, *arrays, activation_parameter, streams.stream())
 
 
 def activation_backward(grad_out, saved, activation, activation_parameter, grad_z):
-    """In place or not."""
-    elementwise.activation_backward(
-        _name(activation), *grad_out.shape, _matrix(grad_out), _matrix(saved), _matrix(grad_z),
-        activation_parameter, streams.stream(),
-    )  # fmt: skip
+    """``grad_z = grad_out * act'(saved)``, a thread for an element; ``grad_z`` may be ``grad_out``."""
+    name, arrays = _name(activation), map(_matrix, (grad_out, saved, grad_z))
+    elementwise.activation_backward(name, *grad_out.shape, *arrays, activation_parameter, streams.stream())
 
 
 def softmax(z, out):
-    """Several threads a row; in place or not."""
+    """``out_ij = e^z_ij / sum_k e^z_ik``, several threads for a row; ``out`` may be ``z``."""
     probabilities.softmax(*z.shape, _matrix(z), _matrix(out), streams.stream())
 
 
 def precisions(dtype) -> tuple[str, ...]:
-    """Of float32 also those of the tensor cores."""
+    """The names of the precisions of products that this dtype has: of float32 also those of the tensor cores."""
     return gemm.precisions(dtype)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
-    """A product whose epilogue adds the bias and activates."""
-    linear.linear_forward(
-        _name(activation), len(x), *weight.shape, _matrix(x), _matrix(weight), _row(bias), activation_parameter,
-        _matrix(out), None if saved is out else _matrix(saved), _layout.PRECISIONS[precision], streams.stream(),
-    )  # fmt: skip
+    """``z = x @ weight + bias``, ``out = act(z)``: a product whose epilogue adds the bias and activates."""
+    layer = Linear(_name(activation), activation_parameter, *weight.shape, _layout.PRECISIONS[precision])
+    x, weight, bias, target = _matrix(x), _matrix(weight), _row(bias), _matrix(out)
+    saved = None if saved is out else _matrix(saved)
+    linear.linear_forward(layer, len(out), x, weight, bias, target, saved, streams.stream())
 
 
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
-    """A product with the transposed weight whose epilogue multiplies by the derivative."""
-    linear.linear_backward_input(
-        _name(activation), len(grad_z), *weight.shape, _matrix(grad_z), _matrix(weight), _matrix(saved),
-        activation_parameter, _matrix(grad_z_prev), _layout.PRECISIONS[precision], streams.stream(),
-    )  # fmt: skip
+    """``grad_z_prev = (grad_z @ weight.T) * act'(saved)``: a product whose epilogue multiplies by the derivative."""
+    layer = Linear(_name(activation), activation_parameter, *weight.shape, _layout.PRECISIONS[precision])
+    arrays = map(_matrix, (grad_z, weight, saved, grad_z_prev))
+    linear.linear_backward_input(layer, len(grad_z), *arrays, streams.stream())
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
-    """A product with the transposed input, and column sums."""
-    scratch = _scratch(elementwise.sum_scratch(len(x), grad_weight.shape[1]), grad_z.dtype)
-    linear.linear_backward_params(
-        len(x), *grad_weight.shape, _matrix(x), _matrix(grad_z), beta, _matrix(grad_weight), _row(grad_bias), scratch,
-        _layout.PRECISIONS[precision], streams.stream(),
-    )  # fmt: skip
+    """``grad_weight = beta * grad_weight + x.T @ grad_z``, a product; ``grad_bias`` likewise, sums of columns."""
+    layer = Linear("identity", 0.0, *grad_weight.shape, _layout.PRECISIONS[precision])
+    scratch = _scratch(elementwise.sum_scratch(len(x), layer.fan_out), grad_z.dtype)
+    factors, gradients = map(_matrix, (x, grad_z)), (_matrix(grad_weight), _row(grad_bias))
+    linear.linear_backward_params(layer, len(x), *factors, beta, *gradients, scratch, streams.stream())
 
 
-_scratches = threading.local()  # dtype -> what the calling thread's largest sum of columns so far needed
+_scratches = threading.local()  # name of a dtype -> the largest scratch that the calling thread has needed so far
 
 
 def _scratch(size, dtype):
+    """An array of at least ``size`` elements, whose contents mean nothing; each thread has its own."""
     of_thread = vars(_scratches)
     if dtype.name not in of_thread or of_thread[dtype.name].size < size:
         of_thread[dtype.name] = memory.empty(max(size, 1), dtype)
@@ -110,14 +109,16 @@ def _scratch(size, dtype):
 
 
 def dropout(x, rows, key, probability, out):
-    """In place or not."""
-    elementwise.dropout(
-        *x.shape, memory.flat(rows), 0, -1, int(key), probability, _matrix(x), _matrix(out), streams.stream()
-    )
+    """``out = x / (1 - p)`` where a unit is kept, else 0, a thread for an element; ``out`` may be ``x``."""
+    arrays = map(_matrix, (x, out))
+    elementwise.dropout(*x.shape, memory.flat(rows), 0, -1, int(key), probability, *arrays, streams.stream())
 
 
 def shuffle(rows, key):
-    """By the CPU: a swap depends on the one before. ``rows`` on the host or on the device, where it is sent back."""
+    """A permutation of ``rows`` in place, made by the CPU, as each swap depends on the one before.
+
+    ``rows`` may be on the host or on the GPU, from where it is fetched and sent back.
+    """
     from .. import cpu
 
     if not borrowing.is_on_device(rows):
@@ -129,94 +130,87 @@ def shuffle(rows, key):
 
 
 def loss_forward_backward(loss, loss_parameter, prediction, target, row_weight, row_loss, row_hit, grad):
-    """Several threads a row."""
+    """The loss of every row, and the gradient of ``sum_i row_weight_i * row_loss_i``; several threads for a row."""
     rows = Rows(memory.flat(row_weight), memory.flat(row_loss), memory.flat(row_hit))
     targets = _matrix(target) if target.ndim == 2 else Matrix(memory.flat(target), 0, 1)
-    losses.loss_forward_backward(
-        _layout.LOSSES[loss], *prediction.shape, loss_parameter, _matrix(prediction), targets, rows, _matrix(grad),
-        streams.stream(),
-    )  # fmt: skip
+    name, shape, prediction, grad = _layout.LOSSES[loss], prediction.shape, _matrix(prediction), _matrix(grad)
+    losses.loss_forward_backward(name, *shape, loss_parameter, prediction, targets, rows, grad, streams.stream())
 
 
 def optimizer_step(optimizer, coefficients, values, grad, state):
-    """One pass; the coefficients may be on the host."""
-    name = _layout.OPTIMIZERS[optimizer]
-    update = records.of_one_step(coefficients)
-    optimizers.optimizer_step(
-        name, update, memory.flat(values), memory.flat(grad), tuple(map(memory.flat, state)), streams.stream()
-    )
+    """Update ``values`` and ``state`` by the gradient, in one pass; the coefficients may be on the host."""
+    name, record, state = _layout.OPTIMIZERS[optimizer], records.of_one_step(coefficients), map(memory.flat, state)
+    optimizers.optimizer_step(name, record, memory.flat(values), memory.flat(grad), tuple(state), streams.stream())
 
 
 def optimizer_call(optimizer, coefficients, values, grad, state):
-    """A launch."""
+    """`optimizer_step` of these arguments, as a function without any."""
     return partial(optimizer_step, optimizer, coefficients, values, grad, state)
 
 
 # ------------------------------------------------------------------------------ normalisation, sums
-def _operate(name, rows, columns, number, *operands):
-    """A launcher of norms.py; matrices and vectors as arrays."""
-    placed = [
-        None if array is None else _matrix(array) if array.ndim == 2 else memory.flat(array) for array in operands
-    ]
-    norms.OPERATIONS[name](rows, columns, number, *placed, streams.stream())
+def _operate(name, rows, columns, number, *arrays):
+    """Launch an operation of `norms` for arrays of the GPU or None."""
+    arrays = [None if array is None else _matrix(array) if array.ndim == 2 else memory.flat(array) for array in arrays]
+    norms.launch(name, rows, columns, number, arrays, streams.stream())
 
 
 def add(x, y, out):
-    """A thread an element, in place or not."""
+    """``out = x + y``, a thread for an element; ``out`` may be ``x`` or ``y``."""
     _operate("add", *x.shape, 0.0, x, y, out)
 
 
 def layer_norm_forward(x, weight, bias, eps, out, saved, scale):
-    """Several threads a row."""
+    """``out = w x̂ + b`` with ``x̂ = (x - mean) / sqrt(var + eps)`` of a row; several threads for a row."""
     _operate("layer_norm_forward", *x.shape, eps, x, weight, bias, out, saved, scale)
 
 
 def layer_norm_backward_input(grad_out, weight, saved, scale, grad_x):
-    """Several threads a row."""
+    """``grad_x = scale (g - mean(g) - x̂ mean(g x̂))`` with ``g = w grad_out``; several threads for a row."""
     _operate("layer_norm_backward_input", *saved.shape, 0.0, grad_out, weight, saved, scale, grad_x)
 
 
 def norm_backward_params(grad_out, saved, beta, grad_weight, grad_bias):
-    """Several threads a column."""
+    """``grad_weight = beta grad_weight + sum_i grad_out_i x̂_i``, ``grad_bias`` likewise; several threads a column."""
     _operate("norm_backward_params", *saved.shape, beta, grad_out, saved, grad_weight, grad_bias)
 
 
 def batch_moments(x, row_weight, eps, mean, scale, variance):
-    """Several threads a column."""
+    """``mean = sum_i w_i x_i``, ``scale = 1 / sqrt(sum_i w_i (x_i - mean)^2 + eps)``; several threads a column."""
     _operate("batch_moments", *x.shape, eps, x, row_weight, mean, scale, variance)
 
 
 def running_moments(running_mean, running_var, eps, mean, scale):
-    """A thread a feature."""
+    """``mean = running_mean``, ``scale = 1 / sqrt(running_var + eps)``, a thread for a feature."""
     _operate("running_moments", 1, len(mean), eps, running_mean, running_var, mean, scale)
 
 
 def batch_norm_forward(x, mean, scale, weight, bias, out, saved):
-    """A thread an element."""
+    """``out = w x̂ + b`` with ``x̂ = (x - mean) scale``, a thread for an element."""
     _operate("batch_norm_forward", *x.shape, 0.0, x, mean, scale, weight, bias, out, saved)
 
 
 def batch_norm_backward_input(grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x):
-    """A thread an element."""
-    operands = grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x
-    _operate("batch_norm_backward_input", *saved.shape, 0.0, *operands)
+    """``grad_x_i = w scale (grad_out_i - r_i (grad_bias + x̂_i grad_weight))``, a thread for an element."""
+    arrays = grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x
+    _operate("batch_norm_backward_input", *saved.shape, 0.0, *arrays)
 
 
 def update_statistics(mean, variance, momentum, running_mean, running_var):
-    """A thread a feature."""
-    arrays = map(memory.flat, (mean, variance, running_mean, running_var))
-    update = records.of_one_step(np.zeros(_layout.COEFFICIENTS))
-    norms.update_statistics(len(mean), momentum, update, *arrays, streams.stream())
+    """``running <- (1 - momentum) running + momentum of_batch``, a thread for a feature."""
+    arrays = norms.UpdateStatistics(*map(memory.flat, (mean, variance, running_mean, running_var)))
+    record = records.of_one_step(np.zeros(_layout.COEFFICIENTS))
+    norms.update_statistics(len(mean), momentum, record, arrays, streams.stream())
 
 
 # ---------------------------------------------------------------------------------------- whole buffers
 def squared_norm(places, buffer):
-    """One number comes back."""
+    """The sum of the squares of all weights and biases, as a float: one number comes back from the GPU."""
     return _parameter_sum("square", places, buffer)
 
 
 def all_finite(places, buffer):
-    """One number comes back."""
+    """Whether all weights and biases are finite: one number comes back from the GPU."""
     return _parameter_sum("zero_if_finite", places, buffer) == 0
 
 
@@ -239,10 +233,12 @@ _answers = threading.local()  # pinned: page-locked memory for one number
 
 
 def _parameter_sum(formula, places, buffer):
+    """The sum of a formula of `buffers` over the weights and biases at ``places``, as a float."""
     return memory.to_host(_launch_parameter_sum(formula, places, buffer)).item()
 
 
 def _launch_parameter_sum(formula, places, buffer):
+    """That sum, as an array of the device."""
     driver.require()
     pieces = buffers.pieces_of(buffer.size)
     sums = _scratch(pieces + 1, np.dtype(np.float64))
@@ -251,18 +247,18 @@ def _launch_parameter_sum(formula, places, buffer):
 
 
 def scale(x, factor, out):
-    """In place or not."""
+    """``out = factor x``, a thread for an element; ``out`` may be ``x``."""
     driver.require()
     buffers.scale(memory.flat(x), factor, memory.flat(out), streams.stream())
 
 
 def copy(x, out):
-    """From the device to itself."""
+    """``out = x``, from the GPU to itself."""
     memory.to_device(x, out)
 
 
 def clear(out):
-    """A kernel: the host has no zeros to send."""
+    """``out = 0``, by a kernel, so that no zeros are sent."""
     driver.require()
     buffers.clear(memory.flat(out), streams.stream())
 
@@ -277,13 +273,13 @@ launch_train_steps = network.launch_train_steps
 
 # ---------------------------------------------------------------------------------------------- buffers
 def gathers(dtype) -> bool:
-    """Native floats of 16, 32 and 64 bits, integers and bool."""
+    """Whether kernels read data of a dtype: floats of 16, 32 and 64 bits, integers and bool, in native byte order."""
     dtype = np.dtype(dtype)
     return dtype.isnative and (dtype.kind in "iub" or dtype in (np.float16, np.float32, np.float64))
 
 
 def gather(x, rows, out):
-    """A thread an element."""
+    """``out[i] = x[rows[i]]``, converted to the dtype of ``out``; a thread for an element."""
     source = Matrix(memory.flat(x), 0, x.shape[1])
     elementwise.gather_rows(*out.shape, memory.flat(rows), source, _matrix(out), streams.stream())
 
@@ -294,25 +290,25 @@ elapsed = streams.elapsed
 
 
 def zeros(shape, dtype):
-    """Cleared where it is."""
+    """A new array of zeros on the GPU."""
     array = memory.empty(shape, dtype)
     clear(array)
     return array
 
 
 def to_device(array):
-    """A copy; of an array that is there already, the array itself."""
+    """A copy on the GPU; an array that is there already is returned as it is."""
     return memory.to_device(array)
 
 
 def to_host(array):
-    """A copy, when all launches before have finished."""
+    """A copy on the host, made when all launches before have finished."""
     return memory.to_host(array)
 
 
 # ---------------------------------------------------------------------------------------------- process
 def set_num_threads(threads):
-    """Nothing: a launch takes the whole GPU."""
+    """Does nothing: a launch may take the whole GPU."""
 
 
 def get_num_threads():
@@ -322,14 +318,15 @@ def get_num_threads():
 
 @contextlib.contextmanager
 def serial():
-    """Nothing to do: launches are in the order of the calls."""
+    """Does nothing: kernels run in the order of the calls."""
     yield
 
 
 def warmup(dtype, activations, losses, optimizers):
-    """Compile the kernels of these parts for the GPU that is there; the simulator compiles nothing.
+    """Compile the kernels of these activations, losses and optimizers for the GPU in use, and those of any network.
 
-    The network that first uses it compiles the kernel of steps.py, and so it is with products of less precision.
+    Products of less precision and the kernels of `steps`, of which there are many, are compiled by the network that
+    first uses them. The simulator compiles nothing.
     """
     if driver.simulated:
         return

@@ -1,4 +1,7 @@
-"""Arrays that kernels read where they are: those of Numba, and over memory of other libraries, which get it back."""
+"""Arrays on the GPU as kernels read them: those of Numba, and those of other libraries without a copy.
+
+Memory of another library is borrowed: the library gets it back when the launches that read it have finished.
+"""
 
 import weakref
 from functools import cache
@@ -12,25 +15,32 @@ from .driver import NumbaArray, cuda, simulated
 
 @cache
 def device():
-    """The device of all arrays as DLPack has it, (type, number); that of the simulator is the host."""
+    """The device of all arrays as a pair of DLPack, (type, number); in the simulator it is the host."""
     return (exchange.CPU, 0) if simulated else (exchange.CUDA, cuda.get_current_device().id)
 
 
 def address(array) -> int:
-    """Where a device array begins."""
+    """The address of the first element of a device array."""
     return array.ctypes.data if simulated else array.device_ctypes_pointer.value
 
 
 def is_on_device(array) -> bool:
-    """Whether kernels can read an array where it is."""
+    """Whether this is an array on a GPU, of Numba or of another library."""
     return exchange.on_gpu(array)
 
 
 def as_device_array(array):
-    """A device array of Numba's, over the same memory; raises TypeError for an array of the host.
+    """A device array of Numba over the memory of an array on the GPU, without a copy.
 
     Arrays of other libraries come through DLPack, which lets our stream wait for what writes them, or through
     ``__cuda_array_interface__``, where the host waits.
+
+    Raises
+    ------
+    TypeError
+        The array is on the host, or its library does not lend it.
+    ValueError
+        It is on another GPU than the one in use.
     """
     if hasattr(array, "__cuda_ndarray__"):
         return array
@@ -60,15 +70,16 @@ def _device_number():
 
 
 def memory_of(array, owner):
-    """The memory of an array of the device, or of one of NumPy's that stands for it."""
+    """The memory of a device array, or of an array of NumPy that stands for memory of the GPU, as `exchange` has it."""
     start = array.ctypes.data if isinstance(array, np.ndarray) else address(array)
     return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
 
 
 def _borrowed(lent):
-    """A device array over memory of another library, which gets it back when the launches that read it have finished.
+    """A device array over memory of another library.
 
-    Without that, a temporary array could be freed, and its memory used again, before a launch comes to it.
+    When it is dropped, the host waits for the launches so far and then gives the memory back. Without that, a temporary
+    array could be freed, and its memory used again, before a kernel has read it.
     """
     memory = memory_of(lent, None)
     weakref.finalize(memory, _give_back, lent).atexit = False
@@ -78,5 +89,5 @@ def _borrowed(lent):
 
 
 def _give_back(lent):
-    cuda.current_context()  # the collector may have come in any thread
+    cuda.current_context()  # the garbage collector may run in a thread that has not used the GPU
     streams.wait()

@@ -1,7 +1,7 @@
-"""Kernels that scale and clear whole arrays, and sum over the weights and biases in a parameter buffer.
+"""Kernels that scale and clear whole arrays, and sums over the weights and biases in a parameter buffer.
 
-What they compute is `reference.scale` and its neighbours. A sum adds the sums of fixed pieces of the buffer in their
-order, so its bits do not depend on the grid.
+They compute what `reference.scale`, `clear`, `squared_norm` and `all_finite` define. A sum adds up the sums of fixed
+pieces of the buffer in their order, so its bits do not depend on the grid.
 """
 
 from functools import cache
@@ -13,12 +13,12 @@ from .driver import cuda, simulated
 from .launch import THREADS, WAVES, first_element, multiprocessors, over_elements, sum_over_lanes
 from .operands import FLOAT, FLOATS, INT, INTS
 
-PIECE = THREADS * (16 if simulated else 32)  # elements of the buffer that a block sums at once
+PIECE = THREADS * (16 if simulated else 32)  # elements of a piece of the buffer, which a block sums
 
 
 @cache
 def scale_kernel(dtype):
-    """``out = factor x``."""
+    """The kernel of ``out = factor x``."""
     number = dtype.type
 
     @kernel(INT, vector(dtype), FLOAT, vector(dtype), threads=THREADS)
@@ -32,7 +32,7 @@ def scale_kernel(dtype):
 
 
 def scale(x, factor, out, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = factor x``, on flat arrays of one dtype; nothing for empty ones."""
     if out.size:
         grid, block = over_elements(out.size)
         scale_kernel(out.dtype)[grid, block, stream](out.size, x, factor, out)
@@ -40,7 +40,7 @@ def scale(x, factor, out, stream):
 
 @cache
 def clear_kernel(dtype):
-    """``out = 0``."""
+    """The kernel of ``out = 0``."""
     zero = dtype.type(0)
 
     @kernel(INT, vector(dtype), threads=THREADS)
@@ -53,32 +53,35 @@ def clear_kernel(dtype):
 
 
 def clear(out, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = 0``, on a flat array; nothing for an empty one."""
     if out.size:
         grid, block = over_elements(out.size)
         clear_kernel(out.dtype)[grid, block, stream](out.size, out)
 
 
 # ---------------------------------------------------------------------------------------------- sums
-# What is summed, in float64, over the elements x of a dtype.
+# What is summed over the elements x of a buffer, as float64.
 def square(x):
-    """Of the norm."""
+    """``x^2``: the sum is the square of the norm."""
     return np.float64(x) * np.float64(x)
 
 
 def zero_if_finite(x):
-    """0, and NaN where x is NaN or infinite: a sum of them is 0 where everything is finite."""
+    """0, but NaN where x is NaN or infinite: the sum is 0 where everything is finite."""
     return np.float64(x - x)
 
 
 @cache
 def piece_sum_kernel(name, dtype):
-    """``sums[p]`` = the sum of a formula over the weights and biases in piece p of the buffer."""
+    """The kernel that sets ``sums[p]`` to the sum of a formula over the weights and biases in piece p of the buffer.
+
+    ``places`` has four integers for each weight and bias: where it begins, its rows, columns and leading dimension.
+    """
     formula = device_function(globals()[name])
 
     @device_function
     def part_sum(begin, rows, columns, ld, first, last, buffer):
-        """This thread's share of the rows that begin at ``begin`` and lie between ``first`` and ``last``."""
+        """This thread's share of the sum over an array that begins at ``begin``, between ``first`` and ``last``."""
         total = np.float64(0)
         at, end = max(begin, first) + cuda.threadIdx.x, min(begin + rows * ld, last)
         if at < end:
@@ -111,7 +114,7 @@ def piece_sum_kernel(name, dtype):
 
 @cache
 def sum_kernel():
-    """``out[at]`` = the sum of the first ``count`` elements of ``x``. One block."""
+    """The kernel that sets ``out[at]`` to the sum of the first ``count`` elements of ``x``, by one block."""
 
     @kernel(INT, FLOATS, INT, FLOATS, threads=THREADS)
     def sum_kernel(count, x, at, out):
@@ -127,12 +130,15 @@ def sum_kernel():
 
 
 def pieces_of(size):
-    """Pieces of a buffer of ``size`` elements."""
+    """The number of pieces of a buffer of ``size`` elements."""
     return -(-size // PIECE)
 
 
 def parameter_sum(name, places, buffer, sums, stream):
-    """The sum of a formula over all weights and biases into ``sums[pieces]``, after those of the pieces."""
+    """Launch the sum of the formula ``name`` over all weights and biases.
+
+    The sums of the pieces go to the first `pieces_of` elements of ``sums``, float64, and the whole sum to the next one.
+    """
     pieces = pieces_of(buffer.size)
     grid = max(min(pieces, WAVES * multiprocessors()), 1)
     piece_sum_kernel(name, buffer.dtype)[grid, THREADS, stream](pieces, len(places) // 4, places, buffer, sums)

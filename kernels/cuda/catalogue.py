@@ -1,4 +1,4 @@
-"""Every kernel: what `warmup` compiles ahead, and what the tests compile and assemble without a GPU."""
+"""Every kernel, for those who take all of them: `warmup`, which compiles ahead, and tests, which read machine code."""
 
 from typing import NamedTuple
 
@@ -11,25 +11,25 @@ PARTS = {*layout.ACTIVATIONS, *layout.LOSSES, *layout.OPTIMIZERS}
 
 
 class Kernel(NamedTuple):
-    """A kernel for one dtype."""
+    """A kernel for one dtype, and its name."""
 
-    name: str  # unique for a dtype: "loss huber", "gather float64 labelled"
+    name: str  # unique among those of a dtype, as "loss huber" or "gather float64 labelled"
     dtype: np.dtype
     function: compiling.Kernel
 
     @property
     def part(self) -> str | None:
-        """The activation, loss or optimizer whose kernel it is."""
+        """The activation, loss or optimizer that the kernel computes; None for a kernel of any network."""
         return next((word for word in self.name.replace(":", " ").split() if word in PARTS), None)
 
     @property
     def precision(self) -> str:
-        """Of the factors of a product; everything else is "ieee"."""
+        """The precision of the factors of a product; "ieee" for every other kernel."""
         return next((word for word in self.name.split() if word in layout.PRECISIONS), "ieee")
 
 
 def kernels(dtypes=(np.float32, np.float64)):
-    """All kernels for these dtypes."""
+    """Every kernel for these dtypes, as a `Kernel`."""
     for dtype in map(np.dtype, dtypes):
         for module in (buffers, elementwise, gemm, norms, probabilities, losses, optimizers, steps):
             for name, function in module.kernels(dtype):

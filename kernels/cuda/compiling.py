@@ -1,6 +1,6 @@
-"""Kernels and device functions: how they are declared, compiled, and launched.
+"""Kernels and device functions: how they are declared, compiled and launched.
 
-A kernel is declared with the types of its arguments, so it is compiled for these alone, and a launch asks for no type.
+A kernel is declared with the types of its arguments and compiled for these alone, so a launch need not find out types.
 """
 
 import threading
@@ -18,15 +18,15 @@ if not simulated:
 
 
 def device_function(function):
-    """A function that kernels call; compiled into them."""
+    """Mark a function that kernels call; it is inlined into them."""
     return function if simulated else cuda.jit(function, device=True, forceinline=True)
 
 
 def unrolled(count, function):
     """A device function that calls ``function(turn, *arguments)`` for each turn below ``count``, a power of two.
 
-    The compiler leaves a loop over a long body as it is, for one GPU or another, and registers have no addresses; a
-    function that calls another twice is inlined for all.
+    The compiler does not unroll a loop with a long body for every GPU, and an array in registers can only be indexed by
+    constants. A function that calls another one twice is inlined everywhere.
     """
     turns = 1
     while turns < count:
@@ -46,19 +46,19 @@ def _twice(turns, half):
 
 
 def kernel(*signature, threads, blocks=None):
-    """Make a `Kernel` of a function, for arguments of these types.
+    """A decorator that makes a `Kernel` of a function, for arguments of these types.
 
-    ``threads`` is the most that a block will have, ``blocks`` the fewest blocks that must fit a multiprocessor.
+    ``threads`` is the most that a block will have, ``blocks`` how many blocks must fit a multiprocessor at least.
 
     Fast-math is off: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
-    The compiler may contract ``x * y + z``, here as everywhere on a GPU.
+    The compiler may contract ``x * y + z`` to a fused multiply-add, as is usual on a GPU.
     """
 
     def make(function):
         if simulated:
             return Kernel(cuda.jit(function), signature)
         bounds = threads if blocks is None else (threads, blocks)
-        # Everything is one module before it is linked, so the linker's optimiser (lto) has nothing left to do; and
+        # All code is in one module before it is linked, so optimising at link time (lto) would find nothing to do; and
         # without it the PTX that the tests read is what becomes machine code.
         dispatcher = cuda.jit(function, launch_bounds=bounds, lto=False)
         dispatcher._cache = disk_cache.Files(dispatcher)
@@ -70,9 +70,9 @@ def kernel(*signature, threads, blocks=None):
 class Kernel:
     """A kernel and the types of its arguments; ``kernel[grid, block, stream](*arguments)`` launches it.
 
-    The first launch compiles it. Numba's own launch asks every argument for its type, which takes tens of microseconds,
-    and longer where arrays lie in tuples. This one knows the types: it turns the arguments into numbers, an array into
-    its address, and calls the driver.
+    The first launch compiles it. A launch by Numba looks at the type of every argument, which takes tens of
+    microseconds, and more where arrays are in tuples. Here the types are known: a launch turns the arguments into
+    numbers, an array into its address, and calls the driver.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class Kernel:
         return self.dispatcher[configuration] if simulated else partial(self._launch, *configuration)
 
     def compile(self):
-        """The kernel for the GPU in use, as Numba has it."""
+        """Compile the kernel for the GPU in use, or load it from disk; returns what Numba makes of it."""
         return self.dispatcher.compile(self.signature)
 
     def _launch(self, grid, block, stream, *arguments):
@@ -107,7 +107,7 @@ class Kernel:
         launch(streams.core_stream(stream), _launch_configuration(grid, block, self.cooperative), self.code, *words)
 
 
-_of_thread = threading.local()  # context: that of the GPU, once a thread has launched
+_of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
 
 
 def _words_of(signature):
@@ -151,7 +151,7 @@ def _launch_configuration(grid, block, cooperative):
 
 
 def vector(dtype):
-    """The type of a flat device array: what a kernel's signature names."""
+    """The type of a flat device array of a dtype, for the signature of a kernel."""
     return (types.Array if simulated else Vector)(_type_of(dtype), 1, "C")
 
 
@@ -160,5 +160,5 @@ def _type_of(dtype):
 
 
 def cooperative_blocks(kernel, threads) -> int:
-    """How many blocks of a kernel are on the GPU at once, and so may wait for one another; in the simulator one."""
+    """How many blocks of a kernel fit the GPU at once, so that they may wait for one another; 1 in the simulator."""
     return 1 if simulated else kernel.compile().max_cooperative_grid_blocks(threads)

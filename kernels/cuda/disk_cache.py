@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: which file has the machine code of a kernel, and what it must agree with."""
+"""Compiled kernels on disk: which file holds the machine code of a kernel, and all that the code depends on."""
 
 from functools import cache
 from pathlib import Path
@@ -10,30 +10,27 @@ from .fingerprint import fingerprint
 if not simulated:
     from .driver import CUDACodeLibrary, NullCache, dispatchers, normalize_signature
 
-
-if not simulated:
-
     class Files(NullCache):
-        """What Numba asks for a kernel before it compiles, and gives it afterwards: machine code in files, as in `jit`.
+        """The cache of a kernel, which Numba asks before it compiles and tells afterwards; files are those of `jit`.
 
-        Numba's own cache would not do: it knows a kernel by its name and runs what it unpickles.
+        Numba's own cache is not used, as it identifies a kernel by its name and unpickles what a file holds.
         """
 
         def __init__(self, dispatcher):
             self.dispatcher = dispatcher
 
         def load_overload(self, signature, target_context):
-            """The kernel, in the context of the GPU; None where it has to be compiled."""
+            """The kernel, loaded onto the GPU; None where it has to be compiled."""
             try:
                 made = self.load(signature)
                 if made is not None:
                     made.bind()
                 return made
-            except Exception:  # foreign code, or Numba's private API moved: compiling is always right
+            except Exception:  # code for another GPU, or another numba-cuda: compiling is always right
                 return None
 
         def load(self, signature):
-            """The kernel in its file, or None."""
+            """The kernel from its file, or None where there is no sound file."""
             path, parts = self.path(signature), None
             if path is not None:
                 parts = jit.read_entry(path)
@@ -45,24 +42,23 @@ if not simulated:
             library = CUDACodeLibrary(None, name.decode(), entry_name=name.decode())
             library._cubin_cache[library._ensure_cc(None)] = ObjectCode.from_cubin(code, name=name.decode())
             library._finalized = True
-            return dispatchers._Kernel._rebuild(
-                cooperative=cooperative == b"cooperative", name=name.decode(),
-                signature=types.void(*normalize_signature(signature)[0]), codelibrary=library, debug=False,
-                lineinfo=False, call_helper=None, extensions=[],
-            )  # fmt: skip
+            made_of = {"name": name.decode(), "codelibrary": library, "cooperative": cooperative == b"cooperative"}
+            made_of |= {"signature": types.void(*normalize_signature(signature)[0])}
+            unused = {"debug": False, "lineinfo": False, "call_helper": None, "extensions": []}
+            return dispatchers._Kernel._rebuild(**made_of, **unused)
 
         def save_overload(self, signature, made):
-            """Write its file, of machine code that is there by now; failing to is no error."""
+            """Write the machine code to the file of the kernel; it is no error if that fails."""
             try:
                 path, code = self.path(signature), made.library.get_cubin().code
                 cooperative = b"cooperative" if made.cooperative else b""
                 if path is not None and not made.launch_config_sensitive:
                     jit.write_entry(path, made.entry_name.encode(), cooperative, code)
-            except Exception:  # Numba's private API moved: run uncached
+            except Exception:  # another numba-cuda: the kernel runs, and is compiled again next time
                 pass
 
         def path(self, signature) -> Path | None:
-            """Where the kernel is kept for the GPU in use; None where it is not."""
+            """The file of the kernel for the GPU in use; None where it is not kept on disk."""
             options = self.dispatcher.targetoptions
             if options["debug"] or options["link"] or options["extensions"]:  # need more than machine code
                 return None
@@ -76,20 +72,20 @@ if not simulated:
 
 
 def cache_directory() -> Path | None:
-    """Where machine code is kept; None also where the toolkit is not found that it would depend on."""
+    """Where machine code is kept; None where nothing is cached, or where the toolkit that makes it is not found."""
     try:
         return jit.cache_directory(_stamp())
-    except Exception:  # each of the packages asked has errors of its own
+    except Exception:  # the packages that `_stamp` asks raise errors of their own
         return None
 
 
 @cache
 def _stamp() -> str:
-    """A hash of all that any kernel of the GPU depends on."""
+    """A hash of all that the machine code of every kernel depends on: sources, versions, compiler and settings."""
     from cuda import bindings, core, pathfinder
     from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
 
-    # The versions that these libraries tell are not those of every release, so their files stand for them.
+    # These libraries do not change their version with every release, so size and time of their files are hashed.
     libraries = [pathfinder.load_nvidia_dynamic_lib(name).abs_path for name in ("nvvm", "nvJitLink")]
     files = [Path(path).resolve() for path in (*libraries, get_libdevice(), get_cudalib("cudadevrt", static=True))]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

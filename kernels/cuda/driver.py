@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 def _check_versions():
-    """Raise for releases that these kernels do not run on: private API is used, so numba-cuda's bound is narrow."""
+    """Raise ImportError for a release that these kernels do not run on; they use private parts of numba-cuda."""
     for package, version, fits, expected in (
         ("numba-cuda", __version__, _release(__version__) == (0, 30), "0.30"),
         ("NumPy", np.__version__, _release(np.__version__) < (2, 5), "below 2.5, for numba-cuda 0.30 uses row_stack"),
@@ -53,14 +53,17 @@ if simulated:
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     class _Simulator:
-        """Numba's cuda, and within a kernel what stands for it there: the simulator itself renames one module only."""
+        """``numba.cuda``, and within a kernel what the simulator puts in its place, in whichever module the kernel is.
+
+        Numba itself replaces the name ``cuda`` only in the module of the kernel, not in those of functions it calls.
+        """
 
         def __getattr__(self, name, module=cuda):
             context = _get_kernel_context()
             return getattr(context if hasattr(context, name) else module, name)
 
     cuda = _Simulator()
-    libdevice = SimpleNamespace(  # in NumPy, what is used of it
+    libdevice = SimpleNamespace(  # the functions of it that the kernels use, in NumPy
         rintf=np.rint,
         rint=np.rint,
         float2int_rn=lambda x: np.int32(np.nan_to_num(np.rint(x))),
@@ -80,11 +83,11 @@ else:
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
     from numba.cuda.extending import intrinsic
 
-_process = None  # which process opened the driver
+_process = None  # the id of the process that uses the GPU, once one does
 
 
 def require():
-    """Raise unless this process can use a GPU, with what to do about it."""
+    """Raise RuntimeError, with what to do about it, unless this process can use a GPU."""
     global _process
     if _process == os.getpid():
         return
@@ -104,12 +107,12 @@ def require():
 
 @cache
 def multiprocessors() -> int:
-    """Multiprocessors of the GPU; the simulator counts as one of two."""
+    """The number of multiprocessors of the GPU; 2 in the simulator."""
     return 2 if simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
 
 
 def describe() -> dict[str, str]:
-    """The GPU in use, as short strings."""
+    """The GPU in use and the version of numba-cuda, as short strings."""
     lines = {"numba-cuda": __version__}
     if simulated:
         return lines | {"GPU": "simulator"}

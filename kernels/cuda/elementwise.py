@@ -1,6 +1,7 @@
-"""Kernels in which a thread makes one element or one column: activations, dropout, gathered rows, column sums.
+"""Activations, dropout, gathering the rows of a batch, the weights of its rows, and sums of columns.
 
-What the kernels compute is what `reference` defines.
+The kernels compute what the functions of these names in `reference` define. A function that launches one takes matrices
+as `Matrix`, other arrays flat, and the stream, and launches nothing for an empty matrix.
 """
 
 from functools import cache
@@ -20,7 +21,7 @@ from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
 # ----------------------------------------------------------------------------------------- activations
 @cache
 def activation_forward_kernel(name, dtype):
-    """``out = act(z)``."""
+    """The kernel of ``out = act(z)``, for an activation by its name."""
     value, number = formulas(dtype)[name], dtype.type
 
     @for_each_element
@@ -36,7 +37,7 @@ def activation_forward_kernel(name, dtype):
 
 
 def activation_forward(name, rows, columns, z, out, parameter, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = act(z)``."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         activation_forward_kernel(name, out.data.dtype)[grid, block, stream](rows, columns, z, out, parameter)
@@ -44,7 +45,7 @@ def activation_forward(name, rows, columns, z, out, parameter, stream):
 
 @cache
 def activation_backward_kernel(name, dtype):
-    """``out = grad * act'(saved)``."""
+    """The kernel of ``out = grad * act'(saved)``, for an activation by its name."""
     derivative, number = formulas(dtype)[f"{name}_derivative"], dtype.type
 
     @for_each_element
@@ -61,7 +62,7 @@ def activation_backward_kernel(name, dtype):
 
 
 def activation_backward(name, rows, columns, grad, saved, out, parameter, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = grad * act'(saved)``."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         function = activation_backward_kernel(name, out.data.dtype)
@@ -74,10 +75,11 @@ splitmix64 = device_function(splitmix.mixed)
 
 @cache
 def dropout_kernel(dtype):
-    """`reference.dropout`, of the rows whose numbers are in ``record``; or, for a ``layer`` from 0 up, of a step.
+    """The kernel of `reference.dropout`, for rows by their numbers and a key.
 
-    Then ``record`` is that of a run, and the step is ``record[which]``: the key is that of the layer in this step, and
-    the numbers of the rows are those of its batch.
+    With ``layer = -1`` the numbers are the elements of ``record``. Else ``record`` is that of a run, and the step is
+    ``record[which]``: the numbers are those of its batch, and the key is that of the layer in this step.
+    ``threshold`` is the bits of `splitmix.threshold`, ``gain`` is ``1 / (1 - p)``.
     """
     number, zero = dtype.type, dtype.type(0)
 
@@ -99,7 +101,7 @@ def dropout_kernel(dtype):
 
 
 def dropout(rows, columns, record, which, layer, key, probability, x, out, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = x / (1 - p)`` where a unit is kept, else 0; ``record``, ``which`` and ``layer`` as above."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         threshold = int(splitmix.threshold(probability).view(np.int64))
@@ -110,7 +112,7 @@ def dropout(rows, columns, record, which, layer, key, probability, x, out, strea
 # ---------------------------------------------------------------------------------------- rows of data
 @cache
 def convert_kernel(dtype, source):
-    """``out = x``, from any dtype that `gathers` accepts."""
+    """The kernel of ``out = x``, converted from the dtype ``source``, one that `gathers` accepts."""
     number = dtype.type
 
     @for_each_element
@@ -126,7 +128,7 @@ def convert_kernel(dtype, source):
 
 
 def convert(rows, columns, x, out, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out = x``, converted to the dtype of ``out``."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         convert_kernel(out.data.dtype, x.data.dtype)[grid, block, stream](rows, columns, x, out)
@@ -134,9 +136,9 @@ def convert(rows, columns, x, out, stream):
 
 @cache
 def gather_kernel(dtype, source, of_step, labelled):
-    """``out[i] = x[rows[i]]`` for the rows of the batch that begins, and likewise their labels.
+    """The kernel of ``out[i] = x[rows[i]]``, converted from the dtype ``source``; of labels likewise if ``labelled``.
 
-    Without ``of_step``, ``record`` is the rows themselves.
+    With ``of_step`` the rows are those of the next step in ``record``, else they are the elements of ``record``.
     """
     number = dtype.type
 
@@ -156,7 +158,7 @@ def gather_kernel(dtype, source, of_step, labelled):
 
 
 def gather(rows, columns, record, x, out, labels, batch_labels, stream):
-    """Launch it for the batch that begins; ``labels`` may be None."""
+    """Launch ``out[i] = x[rows[i]]`` for the next step of a record; of ``labels`` likewise unless they are None."""
     grid, block = over_rows(rows, columns)
     labelled = labels is not None
     function = gather_kernel(out.data.dtype, x.data.dtype, True, labelled)
@@ -165,7 +167,7 @@ def gather(rows, columns, record, x, out, labels, batch_labels, stream):
 
 
 def gather_rows(rows, columns, index, x, out, stream):
-    """Launch it for the rows that ``index`` names; nothing where there is no element."""
+    """Launch ``out[i] = x[index[i]]``."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         function = gather_kernel(out.data.dtype, x.data.dtype, False, False)
@@ -174,7 +176,10 @@ def gather_rows(rows, columns, index, x, out, stream):
 
 @cache
 def weights_kernel():
-    """Weights of the batch that begins, divided by their sum; all 0 where that is below `layout.LEAST_WEIGHT`."""
+    """The kernel of the weights of the rows of a batch, which are divided by their sum.
+
+    All are 0 where the sum is below `layout.LEAST_WEIGHT`.
+    """
 
     @kernel(INT, INTS, FLOATS, FLOATS, threads=THREADS)
     def weights_kernel(rows, record, row_weight, batch_weight):
@@ -194,18 +199,18 @@ def weights_kernel():
 
 
 def weights(rows, record, row_weight, batch_weight, stream):
-    """Launch it."""
+    """Launch ``batch_weight = w / sum(w)`` for the weights of the rows of the next step of a record; all float64."""
     weights_kernel()[1, THREADS, stream](rows, record, row_weight, batch_weight)
 
 
 # ----------------------------------------------------------------------------------------- column sums
-SUM_COLUMNS, SUM_LANES = (8, 4) if simulated else (32, 8)  # a block: a warp reads 32 columns of a row at once
-SUM_ROWS = 8 if simulated else 512  # of a chunk; where there are more rows, the sums of their chunks are summed
+SUM_COLUMNS, SUM_LANES = (8, 4) if simulated else (32, 8)  # threads of a block: a warp reads 32 columns of a row
+SUM_ROWS = 8 if simulated else 512  # rows of a chunk: more rows are summed in chunks, and then the sums of the chunks
 
 
 @cache
 def column_sum_kernel(dtype):
-    """Row c of ``out`` = ``beta`` times itself + the sum of the rows of ``z`` in chunk c."""
+    """The kernel that adds to ``beta`` times row c of ``out`` the sum of the rows of ``z`` in chunk c."""
     zero = dtype.type(0)
 
     @kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=THREADS)
@@ -230,12 +235,15 @@ def column_sum_kernel(dtype):
 
 
 def sum_scratch(rows, columns):
-    """Elements of scratch that `column_sum` needs."""
+    """How many elements of scratch `column_sum` needs."""
     return -(-rows // SUM_ROWS) * columns
 
 
 def column_sum(rows, columns, beta, z, out, scratch, stream):
-    """``out = beta * out + the sums of the columns of z``: of chunks of rows, and then of the chunks."""
+    """Launch ``out_j = beta * out_j + sum_i z_ij``: sums of chunks of rows, and then the sums of these.
+
+    ``beta`` is 0 or 1; with 0 ``out`` is not read. ``scratch`` has `sum_scratch` elements.
+    """
     if columns == 0:
         return
     function = column_sum_kernel(out.data.dtype)

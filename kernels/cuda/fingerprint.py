@@ -1,8 +1,8 @@
-"""What a kernel is made from, as a hash: the name of its file in the cache.
+"""A hash of all that a kernel is compiled from, which names its file in the cache.
 
-Kernels are closures that factories make, many of one name; and a constant that a test puts into a module makes another
-kernel of the same source. So the hash follows what Numba's compiler follows: the code of the function, and everything
-it finds in its closure or by name, device functions included, to the end.
+Kernels are closures that are made by functions, and many have the same name; a constant that a test changes in a module
+makes another kernel of the same source. So the hash covers what the compiler of Numba reads: the code of the function,
+and whatever that finds in its closure or by name, with the functions that it calls, and those that they call.
 """
 
 import hashlib
@@ -11,16 +11,29 @@ from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
 
-OURS = __package__.rpartition(".")[0]  # modules whose values a kernel may read; those of others have versions
+OURS = __package__.rpartition(".")[0]  # in modules of this package values are hashed; others are known by version
+# What of a code object, beside its constants, decides which machine code it becomes.
+ATTRIBUTES = (
+    "co_name",
+    "co_code",
+    "co_flags",
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+    "co_names",
+    "co_varnames",
+    "co_freevars",
+    "co_cellvars",
+)
 
 
 def fingerprint(function, *others) -> str:
-    """The hash of a kernel's function, and of plain values.
+    """The hash of the function of a kernel and of other plain values, in hexadecimal.
 
     Raises
     ------
     TypeError
-        It finds something of which it is not known what identifies it.
+        The function uses a value of a kind for which this module has no rule.
     """
     digest, seen = hashlib.sha256(), {}
 
@@ -44,7 +57,7 @@ def fingerprint(function, *others) -> str:
         elif kind is dict:
             put("dict")
             add(tuple(value.items()))
-        elif isinstance(value, frozenset):  # of a literal in the code
+        elif isinstance(value, frozenset):  # from a set display in the code
             put("set", *sorted(map(repr, value)))
         elif isinstance(value, CodeType):
             add_code(value)
@@ -71,10 +84,7 @@ def fingerprint(function, *others) -> str:
             raise TypeError(f"{value!r} of {kind} has no fingerprint")
 
     def add_code(code):
-        put(
-            "code", code.co_name, code.co_code, code.co_flags, code.co_argcount, code.co_posonlyargcount,
-            code.co_kwonlyargcount, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
-        )  # fmt: skip
+        put("code", *(getattr(code, attribute) for attribute in ATTRIBUTES))
         add(code.co_consts)
 
     def add_function(function):
@@ -91,7 +101,7 @@ def fingerprint(function, *others) -> str:
                 add_found(function.__globals__[name], names, visited)
 
     def add_found(value, names, visited):
-        """A value, and of a module of ours what the function may look up in it."""
+        """Hash a value; of a module of this package also what the function may look up in it."""
         add(value)
         if isinstance(value, ModuleType) and value.__name__.startswith(OURS) and value not in visited:
             visited.add(value)
@@ -106,6 +116,6 @@ def fingerprint(function, *others) -> str:
 
 
 def _names(code) -> list[str]:
-    """What the code and the functions in it look up by name, in an order of their own."""
+    """The names that the code, and the functions defined in it, look up, sorted."""
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
     return sorted({*code.co_names, *inner})

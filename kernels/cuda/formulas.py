@@ -1,6 +1,6 @@
-"""The formulas on the GPU: primitives for one number, and constants of the dtype in use.
+"""The formulas of activations, losses and updates on the GPU: their primitives, for one number, and their constants.
 
-A Python float in a kernel is a float64 and would make float64 arithmetic of all it meets. `typed` gives a function
+A float of Python in a kernel is a float64, and whatever is computed with it becomes float64. `typed` gives a function
 whose float constants have another dtype.
 """
 
@@ -18,7 +18,7 @@ SINGLE = np.dtype(np.float32)
 
 
 def typed_constant(value, dtype):
-    """A float, or a tuple of floats, as numbers of a dtype; anything else as it is."""
+    """A float or a tuple of floats, converted to a dtype; anything else as it is."""
     if isinstance(value, float):
         return dtype.type(value)
     if isinstance(value, tuple) and value and all(isinstance(v, float) for v in value):
@@ -27,13 +27,14 @@ def typed_constant(value, dtype):
 
 
 def typed(function, dtype):
-    """The function with the floats of its code of a dtype."""
+    """The same function with the float constants of its code converted to a dtype."""
     code = function.__code__
     code = code.replace(co_consts=tuple(typed_constant(value, dtype) for value in code.co_consts))
     return FunctionType(code, function.__globals__, function.__name__, closure=function.__closure__)
 
 
 # ----------------------------------------------------------------------------------------- primitives
+# For float32 and float64 where they differ; `formulas` gives them the names that kernels/formulas.py expects.
 def fma(x, y, z):
     return cuda.fma(x, y, z)
 
@@ -89,7 +90,7 @@ def parts_double(x):
 
 @cache
 def formulas(dtype) -> dict:
-    """Name -> device function: all formulas, and the primitives."""
+    """All formulas and primitives for a dtype, as a dict from names to device functions."""
     is_single = dtype == SINGLE
     by_dtype = {
         "nearest_power": power_single if is_single else power_double,

@@ -1,7 +1,7 @@
-"""How many blocks of how many threads, and the sums and indices that kernels share.
+"""Grids: how many blocks of how many threads; and the loops and sums over threads that kernels share.
 
-A grid follows from shapes alone and every thread strides over what is left to do, so that any size works; what an
-element's bits are does not depend on the grid. No kernel adds floats atomically: sums are trees of a fixed shape.
+Every thread takes its first element and goes on in steps of the whole grid, so a grid may have any size, and the bits
+of an element do not depend on it. No kernel adds floats atomically: sums over threads are trees of a fixed shape.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from .compiling import device_function
 from .driver import cuda, multiprocessors, simulated
 
-THREADS = 32 if simulated else 256  # a block; the simulator's threads are threads of the host, and dear
-WAVES = 16  # blocks a multiprocessor is given at most before its threads stride
+THREADS = 32 if simulated else 256  # of a block; in the simulator each is a slow thread of the host
+WAVES = 16  # at most so many blocks for a multiprocessor; beyond, each thread takes more elements
 MAX_GRID_Y = 65535
 
 
@@ -20,12 +20,12 @@ def _power_of_two(n, most):
 
 
 def over_elements(count):
-    """The grid and block of a kernel of ``count`` independent elements; see `first_element`."""
+    """The grid and block of a kernel for ``count`` elements, which begins with `first_element`."""
     return min(-(-count // THREADS), WAVES * multiprocessors()), THREADS
 
 
 def over_rows(rows, columns):
-    """The grid and block of a kernel of ``rows x columns`` elements: blocks as wide as the rows need."""
+    """The grid and block of a kernel for ``rows x columns`` elements, with blocks no wider than the rows need."""
     width = _power_of_two(columns, THREADS)
     height = THREADS // width
     blocks = min(-(-columns // width), MAX_GRID_Y)
@@ -33,12 +33,12 @@ def over_rows(rows, columns):
 
 
 def lanes_of_row(columns):
-    """Threads that share a row: a power of two, by its length alone."""
+    """How many threads share a row: a power of two that depends on the length of the row alone."""
     return _power_of_two(-(-columns // 4), THREADS)
 
 
 def of_rows(rows, columns):
-    """The grid and block of a kernel that sums along rows: threads a row, rows a block."""
+    """The grid and block of a kernel that sums along rows; a block has `lanes_of_row` threads for each of its rows."""
     lanes = lanes_of_row(columns)
     height = THREADS // lanes
     return min(-(-rows // height), WAVES * multiprocessors()), (lanes, height)
@@ -46,7 +46,7 @@ def of_rows(rows, columns):
 
 @device_function
 def first_element():
-    """This thread's first element, and how far it is to the next."""
+    """The first element of this thread, and the step to its next one."""
     return (
         np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x,
         np.int64(cuda.gridDim.x) * cuda.blockDim.x,
@@ -55,7 +55,7 @@ def first_element():
 
 @device_function
 def first_row():
-    """This thread's first row, and how far it is to the next."""
+    """The first row of this thread, and the step to its next one."""
     return (
         np.int64(cuda.blockIdx.x) * cuda.blockDim.y + cuda.threadIdx.y,
         np.int64(cuda.gridDim.x) * cuda.blockDim.y,
@@ -64,7 +64,7 @@ def first_row():
 
 @device_function
 def first_column():
-    """This thread's first column, and how far it is to the next."""
+    """The first column of this thread, and the step to its next one."""
     return (
         np.int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x,
         np.int64(cuda.gridDim.y) * cuda.blockDim.x,
@@ -74,7 +74,7 @@ def first_column():
 def for_each_element(function):
     """A device function ``(rows, columns, *operands)`` that calls ``function(i, j, *operands)`` for every element.
 
-    The grid is that of `over_rows`.
+    The grid must be that of `over_rows`.
     """
 
     @device_function
@@ -91,8 +91,8 @@ def for_each_element(function):
 def for_each_row(function):
     """A device function ``(rows, *operands)`` that calls ``function(i, inside, *operands)`` for every row.
 
-    The grid is that of `of_rows`. All threads of a block make every call together, so there may be one for a row that
-    does not exist; ``inside`` tells whether it does.
+    The grid must be that of `of_rows`. All threads of a block make the same number of calls, so that they can wait for
+    one another; ``inside`` is False in a call for a row that does not exist.
     """
 
     @device_function
@@ -113,21 +113,21 @@ def add(x, y):
 
 @device_function
 def larger(x, y):
-    """The larger of two numbers; the second where one is NaN."""
+    """The larger of two numbers; the second one if either is NaN."""
     return x if x > y else y
 
 
 @device_function
 def smaller(x, y):
-    """The smaller of two numbers; the second where one is NaN."""
+    """The smaller of two numbers; the second one if either is NaN."""
     return x if x < y else y
 
 
 def over_lanes(combine):
-    """A device function ``(shared, value, lane, lanes)``: the values of a group of threads, known to each of them.
+    """A device function ``(shared, value, lane, lanes)``: the values of a group of threads combined, for each of them.
 
-    The threads of a group, ``lanes`` of them, a power of two, follow one another in the block; all threads of the block
-    must call it. ``shared`` has an element a thread; the tree's shape depends on ``lanes`` alone.
+    A group is ``lanes`` consecutive threads of a block, a power of two. All threads of the block must call it.
+    ``shared`` has an element for each thread of the block. The shape of the tree depends on ``lanes`` alone.
     """
 
     @device_function

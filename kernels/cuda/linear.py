@@ -1,6 +1,7 @@
 """The linear layer: three products with their epilogues, and column sums, as `reference.linear_*` define them.
 
-The walk (network.py) and the contract (`__init__`) call these.
+`network` and the functions of the contract in `__init__` call these. Each takes the layer as a `Linear` and the number
+``n`` of rows; x is (n, fan_in), the weight (fan_in, fan_out), z and its gradient (n, fan_out), all as `Matrix`.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
@@ -8,28 +9,33 @@ from .elementwise import activation_forward, column_sum
 from .gemm import gemm
 
 
-def linear_forward(name, n, fan_in, fan_out, x, weight, bias, parameter, out, saved, precision, stream):
-    """``z = x @ weight + bias``, ``out = act(z)``; z to ``saved`` unless that is None."""
-    apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # what the derivative does not ask for
-    gemm(
-        "NN", n, fan_out, fan_in, x, weight, saved if apart else out, stream, bias=bias, saved=saved,
-        epilogue="none" if apart or name == "identity" else f"forward:{name}", parameter=parameter, precision=precision,
-    )  # fmt: skip
+def linear_forward(layer, n, x, weight, bias, out, saved, stream):
+    """``z = x @ weight + bias``, ``out = act(z)``; ``bias`` and ``saved`` may be None.
+
+    ``saved`` gets z where the derivative of the activation reads z, and may get it elsewhere.
+    """
+    name = layer.activation
+    apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # z beside the output, which takes a second launch
+    epilogue = "none" if apart or name == "identity" else f"forward:{name}"
+    options = {"saved": saved, "epilogue": epilogue, "parameter": layer.parameter, "precision": layer.precision}
+    c = saved if apart else out
+    gemm("NN", n, layer.fan_out, layer.fan_in, x, weight, c, stream, bias=bias, **options)
     if apart:
-        activation_forward(name, n, fan_out, saved, out, parameter, stream)
+        activation_forward(name, n, layer.fan_out, saved, out, layer.parameter, stream)
 
 
-def linear_backward_input(name, n, fan_in, fan_out, grad_z, weight, saved, parameter, out, precision, stream):
-    """``out = (grad_z @ weight.T) * act'(saved)``."""
-    epilogue = "none" if name == "identity" else f"backward:{name}"
-    gemm(
-        "NT", n, fan_in, fan_out, grad_z, weight, out, stream,
-        saved=saved, epilogue=epilogue, parameter=parameter, precision=precision,
-    )  # fmt: skip
+def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
+    """``out = (grad_z @ weight.T) * act'(saved)``, with the activation of the layer before."""
+    epilogue = "none" if layer.activation == "identity" else f"backward:{layer.activation}"
+    options = {"saved": saved, "epilogue": epilogue, "parameter": layer.parameter, "precision": layer.precision}
+    gemm("NT", n, layer.fan_in, layer.fan_out, grad_z, weight, out, stream, **options)
 
 
-def linear_backward_params(n, fan_in, fan_out, x, grad_z, beta, grad_weight, grad_bias, scratch, precision, stream):
-    """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise unless ``grad_bias`` is None."""
-    gemm("TN", fan_in, fan_out, n, x, grad_z, grad_weight, stream, beta=beta, precision=precision)
+def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
+    """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
+
+    ``scratch`` has `elementwise.sum_scratch` elements. The activation of the layer is not used.
+    """
+    gemm("TN", layer.fan_in, layer.fan_out, n, x, grad_z, grad_weight, stream, beta=beta, precision=layer.precision)
     if grad_bias is not None:
-        column_sum(n, fan_out, beta, grad_z, grad_bias, scratch, stream)
+        column_sum(n, layer.fan_out, beta, grad_z, grad_bias, scratch, stream)

@@ -1,8 +1,8 @@
-"""Losses: the value of every row and the gradient, several threads a row; and the loss of a step.
+"""Losses: the loss of every row and the gradient, several threads for a row; and the loss of a training step.
 
-What the kernels compute is `reference.loss_forward_backward`. A loss that is a sum over elements is a formula of
-`losses`; the cross-entropies are written out here. The length of a row alone decides how threads share it, so a row has
-the same bits in every batch.
+The kernels compute what `reference.loss_forward_backward` defines. A loss that is a sum or mean over elements is a
+formula of `kernels/losses.py`; the cross-entropies are written out here. The length of a row alone decides how threads
+share it, so a row has the same bits in every batch.
 """
 
 from functools import cache
@@ -21,11 +21,11 @@ from .record import CURRENT, NEXT, STEP_HITS, STEP_LOSS, STOPPED
 
 
 # -------------------------------------------------------------------------------- losses of elements
-# The loss of a row is a device function ``(lanes, inside, columns, parameter, prediction, target, weight, grad)``, with
-# `Lanes` and three times a `Row`. All threads of a block call it; ``inside`` tells whether there is a row for this one.
-# It writes the gradient, and returns the loss and the hit.
+# The loss of a row is a device function ``(lanes, inside, columns, parameter, prediction, target, weight, grad)``;
+# prediction, target and grad are each a `Row`. All threads of a block call it; ``inside`` is False for those that have
+# no row. It writes the gradient, and returns the loss, and 1 where the label was predicted, else 0.
 def loss_of_elements(name, dtype):
-    """A loss that is a sum or mean over the elements of a row."""
+    """The loss of a row by the formula of its elements: their mean, or for those in `SUMMED` their sum."""
     formula, number = formulas(dtype)[name], dtype.type
     mean, zero = name not in SUMMED, number(0)
 
@@ -46,7 +46,10 @@ def loss_of_elements(name, dtype):
 
 # ----------------------------------------------------------------------------------- cross-entropies
 def cross_entropy(dtype):
-    """Softmax cross-entropy of integer labels."""
+    """Softmax cross-entropy of integer labels, with label smoothing.
+
+    Where the label is no class, loss and gradient are NaN, or 0 if the weight of the row is 0.
+    """
     logarithm, exponentials_of_row, number = formulas(dtype)["log_of_normal"], exponentials(dtype), dtype.type
     zero, one, lowest, nan = number(0), number(1), number(-np.inf), number(np.nan)
 
@@ -85,14 +88,14 @@ def cross_entropy(dtype):
                 grad.data[grad.start + j] = slope if known else of_no_class
         if not known:
             return of_no_class, np.int64(0)
-        hit = np.int64(1) if guess == label and total == total else np.int64(0)  # NaN anywhere is no hit
+        hit = np.int64(1) if guess == label and total == total else np.int64(0)  # 0 if any logit is NaN
         return logarithm(total) - (one - smoothing) * of_label - each * of_all, hit
 
     return of_row
 
 
 def soft_cross_entropy(dtype):
-    """Softmax cross-entropy of distributions."""
+    """Softmax cross-entropy of distributions over the classes, with label smoothing."""
     parts, number = formulas(dtype), dtype.type
     exponential, logarithm = parts["exp_of_nonpositive"], parts["log_of_normal"]
     zero, one, lowest = number(0), number(1), number(-np.inf)
@@ -114,7 +117,7 @@ def soft_cross_entropy(dtype):
             for j in range(lanes.lane, columns, lanes.count):
                 shifted = prediction.data[prediction.start + j] - shift
                 smoothed = (one - smoothing) * target.data[target.start + j] + each
-                if smoothed != zero:  # else not NaN where the logit is -inf
+                if smoothed != zero:  # 0 * -inf would be NaN
                     of_target += smoothed * shifted
                 e = exponential(shifted)
                 grad.data[grad.start + j] = e
@@ -134,14 +137,14 @@ def soft_cross_entropy(dtype):
 
 @cache
 def loss_of_row(name, dtype):
-    """The device function of a loss of ``layout.LOSSES``."""
+    """The device function of a loss by its name in ``layout.LOSSES``; see above."""
     written_out = {"cross_entropy": cross_entropy, "soft_cross_entropy": soft_cross_entropy}
     return written_out[name](dtype) if name in written_out else loss_of_elements(name, dtype)
 
 
 @cache
 def loss_kernel(name, dtype):
-    """A loss of all rows; a row has as many threads as a block is wide."""
+    """The kernel of a loss, for all rows; as many threads share a row as a block is wide."""
     of_row, number = loss_of_row(name, dtype), dtype.type
     target_type = np.dtype(np.int64) if name in layout.LABEL_LOSSES else dtype
 
@@ -167,12 +170,15 @@ def loss_kernel(name, dtype):
 
 
 def rows_type(dtype):
-    """The type of `Rows`."""
+    """The type of `Rows` for losses of a dtype."""
     return type_of(Rows, FLOATS, vector(dtype), INTS)
 
 
 def loss_forward_backward(name, count, columns, parameter, prediction, target, rows, grad, stream):
-    """Launch it for ``count`` rows; nothing where there is none. Labels are a matrix of one column."""
+    """Launch the losses of ``count`` rows and the gradient of ``sum_i weight_i * loss_i``; nothing for 0 rows.
+
+    ``prediction``, ``target`` and ``grad`` are each a `Matrix`; labels are one of one column, int64.
+    """
     if count:
         grid, block = of_rows(count, columns)
         function = loss_kernel(name, prediction.data.dtype)
@@ -182,9 +188,10 @@ def loss_forward_backward(name, count, columns, parameter, prediction, target, r
 # ------------------------------------------------------------------------------------ loss of a step
 @cache
 def step_loss_kernel(dtype):
-    """One block writes loss and hits of the batch into the record, and moves it on to its update and the next step.
+    """The kernel that writes the loss of a step, and its number of hits, into the record, by one block.
 
-    A loss that is not finite stops the record, which stays at this step.
+    The step becomes the current one, for its update, and the next step is the one after it. A loss that is not finite
+    stops the record, which stays at this step.
     """
 
     @kernel(INT, INTS, FLOATS, rows_type(dtype), threads=THREADS)
@@ -211,7 +218,7 @@ def step_loss_kernel(dtype):
 
 
 def step_loss(count, record, rows, stream):
-    """Launch it for ``count`` rows."""
+    """Launch the loss of a step, ``sum_i weight_i * loss_i`` over ``count`` rows, into a `Record`."""
     step_loss_kernel(rows.loss.dtype)[1, THREADS, stream](count, record.device, record.floats, rows)
 
 

@@ -1,4 +1,4 @@
-"""Arrays on the GPU: allocating and copying them, as flat memory for kernels, and for other libraries to read."""
+"""Arrays on the GPU: allocated, copied, passed to kernels as flat memory, and lent to other libraries."""
 
 import numpy as np
 
@@ -8,13 +8,16 @@ from .driver import NumbaArray, cuda, require, simulated
 
 
 def free_memory():
-    """Bytes that are free on the GPU; without end in the simulator."""
+    """Bytes that are free on the GPU; infinite in the simulator."""
     require()
     return cuda.current_context().get_memory_info()[0]
 
 
 def empty(shape, dtype):
-    """An uninitialised device array; rows of C order, the first element on a cache line."""
+    """An uninitialised C-contiguous array on the GPU, whose first element begins a cache line.
+
+    MemoryError says how much was asked for and how much is free.
+    """
     require()
     dtype = np.dtype(dtype)
     try:
@@ -40,7 +43,14 @@ def _mib(shape, dtype):
 
 
 def to_device(array, to=None):
-    """A copy on the device; of a device array, the array itself."""
+    """A copy on the GPU; without ``to``, an array that is on the GPU already is returned as it is.
+
+    Parameters
+    ----------
+    array : array of the host or of the GPU
+    to : device array of the same shape and dtype, optional
+        Where the copy is written.
+    """
     require()
     if borrowing.is_on_device(array) and to is None:
         return borrowing.as_device_array(array)
@@ -54,7 +64,7 @@ def to_device(array, to=None):
 
 
 def to_host(array, to=None):
-    """A copy on the host, when all launches before have finished."""
+    """A copy on the host, made when all launches so far have finished; into the array ``to`` where it is given."""
     require()
     array = borrowing.as_device_array(array)
     if array.size == 0:
@@ -72,7 +82,10 @@ def fetch(array, pinned):
 
 
 def pinned(shape, dtype):
-    """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on."""
+    """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on.
+
+    MemoryError where the host has no such memory left.
+    """
     require()
     dtype = np.dtype(dtype)
     try:
@@ -87,14 +100,14 @@ def pinned(shape, dtype):
 
 
 def send(host, to):
-    """Copy page-locked memory to the device, beside the launches; it must stay as it is until the copy has ended."""
+    """Begin to copy page-locked memory to the GPU, on `copy_stream`; it must not change until the copy has ended."""
     to.copy_to_device(host, stream=streams.copy_stream())
 
 
 def flat(array):
-    """One-dimensional memory from an array's first element to its last: what kernels take, with a `leading` dimension.
+    """The memory from an array's first element to its last as an array of one dimension, which is what kernels take.
 
-    Rows of a two-dimensional array may lie any distance apart; elements of a row must touch.
+    The rows of a matrix may lie any distance apart (`leading` tells it), but the elements of a row must be adjacent.
     """
     array = borrowing.as_device_array(array)
     if array.ndim == 1 and array.strides[0] == array.dtype.itemsize:
@@ -107,19 +120,19 @@ def flat(array):
 
 
 def window(array, start, shape, strides, dtype):
-    """An array over the memory of another, ``start`` bytes after its first element."""
+    """An array of any shape and strides over the memory of another, from ``start`` bytes after its first element."""
     if simulated:
         return NumbaArray(np.asarray(exchange.Memory(borrowing.address(array) + start, shape, strides, dtype, array)))
     return NumbaArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
 
 
 def leading(array) -> int:
-    """Elements from one row of an array to the next."""
+    """The leading dimension of an array: how many elements it is from one row to the next."""
     return array.strides[0] // array.dtype.itemsize
 
 
 class DeviceArray(NumbaArray):
-    """An array of Numba's, which other libraries can use where it is: what they then do comes after our launches."""
+    """A device array that other libraries can use without a copy; their work on it waits for our launches."""
 
     @property
     def __cuda_array_interface__(self):
@@ -129,25 +142,26 @@ class DeviceArray(NumbaArray):
         return borrowing.device()
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        """A capsule with this memory, as the array API standard has it.
+        """A capsule of DLPack with this memory, as the array API standard defines it.
 
         Parameters
         ----------
         stream : int, optional
-            The consumer's stream, which is made to wait for our launches: 1 is the legacy default stream, as is None,
+            The stream of the consumer, which is made to wait for our launches: None or 1 is the legacy default stream,
             2 the default stream of the thread, -1 waits for nothing, others are handles.
         max_version : (int, int), optional
-            Of the capsule; without it the capsule has no version.
+            The highest version of DLPack that the consumer reads; without it the capsule has no version.
         dl_device : (int, int), optional
-            Where the consumer wants the array: here, or on the host, which takes a copy.
+            Where the consumer wants the array: on this GPU, or on the host, which takes a copy.
         copy : bool, optional
+            True: a copy; False: never a copy; None: a copy only where it is needed.
 
         Raises
         ------
         BufferError
-            What is asked for cannot be had.
+            ``dl_device`` and ``copy`` ask for what is not possible.
         ValueError
-            ``stream`` is none of these.
+            ``stream`` is none of the above.
         """
         if dl_device not in (None, borrowing.device()):
             if tuple(dl_device) != (exchange.CPU, 0) or copy is False:

@@ -1,9 +1,9 @@
-"""The walk over a program: a launch or a few for each instruction, and for a step a sequence of launches on one stream.
+"""The walk over a program: a few launches for each instruction, and for a training step a sequence of launches.
 
-The host decides nothing within a step. Kernels read from the record on the device (record.py) which step it is, and its
-rows, key and coefficients, so every step of a run is the same sequence. The first time the host launches it as it is,
-and captures it as a CUDA graph after that; to replay the graph costs one launch a step. Small networks make all steps
-of a run in one launch (steps.py).
+The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
+rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
+it is and captures the second one as a CUDA graph, which takes one launch for each step from then on. Small networks
+make all steps of a run in one launch (steps.py).
 """
 
 import numpy as np
@@ -15,27 +15,27 @@ from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward
 from .losses import loss_forward_backward, step_loss
-from .operands import Matrix, Rows
+from .operands import Linear, Matrix, Rows
 from .optimizers import optimizer_step
 from .record import CURRENT, NEXT, Record
 
-INFERENCE_BYTES = 1 << 28  # of activations, at most, unless a few rows need more
+INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
 INFERENCE_ROWS = 64
-GRAPHS = 8  # kept by a workspace; a graph belongs to the arrays it was captured with
+GRAPHS = 8  # at most so many are kept by a workspace; a graph belongs to the arrays it was captured with
 
 
 class _Workspace:
-    """A listing of a program and the activations of up to ``capacity`` rows."""
+    """A listing of a program, and memory for the activations of up to ``capacity`` rows."""
 
     def __init__(self, program, listing, dtype):
         self.program, self.listing, self.dtype = program, listing, np.dtype(dtype)
         self.fan_in, self.fan_out, self.width = program.in_features, program.out_features, listing.width
         self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
-        self.vectors = {}  # place -> the buffer and the part of it
+        self.vectors = {}  # (buffer, offset) -> the array of the buffer, and the part of it that is a vector
 
     def places(self, run):
-        """Where buffers begin: (array, how many elements an element of an offset stands for) by their codes."""
+        """Where buffers lie, by their codes: an array, and by what an offset in the buffer is multiplied."""
         return {
             program.ACTIVATIONS: (self.outputs, self.capacity),
             program.PARAMETERS: (run.parameters, 1),
@@ -48,12 +48,12 @@ class _Workspace:
         if operand is None:
             return None
         array, scale = places[operand.buffer]
-        if isinstance(array, Matrix):  # which lies in the memory of others
+        if isinstance(array, Matrix):  # input or output, which is not in a buffer of the workspace
             return array
         return Matrix(array, operand.offset * scale, operand.ld)
 
     def vector(self, places, operand):
-        """An operand of a whole buffer, or a number a row, as an array."""
+        """An operand that is a vector, or a whole buffer, as a flat array; None where there is none."""
         if operand is None:
             return None
         array, _ = places[operand.buffer]
@@ -65,28 +65,22 @@ class _Workspace:
         return self.vectors[key][1]
 
     def walk(self, instructions, places, n, stream, record=None, which=NEXT):
-        """Launch instructions for ``n`` rows; with a record, those of the step that it is at."""
+        """Launch instructions for ``n`` rows; in training for the step ``which``, NEXT or CURRENT, of a record."""
         for instruction in instructions:
             operation, activation, parameter = instruction.operation, instruction.activation, instruction.parameter
             operands = instruction.operands
             if operation == "linear_forward":
                 x, weight, bias, out, saved = (self.matrix(places, operand) for operand in operands[:5])
-                linear_forward(
-                    activation, n, operands[0].columns, operands[3].columns, x, weight, bias, parameter, out,
-                    saved if saved != out else None, instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[0].columns, operands[3].columns, instruction.precision)
+                linear_forward(layer, n, x, weight, bias, out, saved if saved != out else None, stream)
             elif operation == "linear_backward_input":
                 grad, weight, saved, out = (self.matrix(places, operand) for operand in operands[:4])
-                linear_backward_input(
-                    activation, n, operands[3].columns, operands[0].columns, grad, weight, saved, parameter, out,
-                    instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[3].columns, operands[0].columns, instruction.precision)
+                linear_backward_input(layer, n, grad, weight, saved, out, stream)
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
-                linear_backward_params(
-                    n, operands[0].columns, operands[1].columns, x, grad, 0, weight, bias, self.scratch,
-                    instruction.precision, stream,
-                )  # fmt: skip
+                layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
+                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -98,23 +92,24 @@ class _Workspace:
                 layer = instruction.number
                 dropout(n, operands[0].columns, record.device, which, layer, 0, parameter, x, out, stream)
             elif operation == "update_statistics":
-                vectors = [self.vector(places, operand) for operand in operands[:4]]
-                norms.update_statistics(operands[0].columns, parameter, record, *vectors, stream)
+                arrays = norms.UpdateStatistics(*(self.vector(places, operand) for operand in operands[:4]))
+                norms.update_statistics(operands[0].columns, parameter, record, arrays, stream)
             else:
-                placed = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
-                norms.OPERATIONS[operation](n, operands[0].columns, parameter, *placed, stream)
+                arrays = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
+                norms.launch(operation, n, operands[0].columns, parameter, arrays, stream)
 
     def placed(self, places, operand):
-        """A matrix or a vector, as `norms` takes it."""
+        """An operand as `norms` takes it: a matrix as `Matrix`, a vector as a flat array."""
         whole = operand is not None and (operand.buffer >= program.BY_ROWS or not operand.columns)
         return self.vector(places, operand) if whole else self.matrix(places, operand)
 
 
+# Operation -> how many operands it has.
 COUNTS = {name: len(declaration.operands) for name, declaration in FUNCTIONS.items()}
 
 
 class InferenceWorkspace(_Workspace):
-    """Activations for as many rows as a call has, up to `INFERENCE_BYTES`; more rows go in blocks."""
+    """Memory to predict with: activations of up to `INFERENCE_BYTES`; more rows are predicted in blocks."""
 
     def __init__(self, program, dtype):
         super().__init__(program, program.inference, dtype)
@@ -123,7 +118,7 @@ class InferenceWorkspace(_Workspace):
         self.input = None
 
     def prepare(self, rows, converts):
-        """Room for this many rows; of the input too, where it has another dtype."""
+        """Make room for so many rows, and for their input where that is converted."""
         rows = min(rows, self.most)
         if rows > self.capacity:
             self.capacity = min(1 << (rows - 1).bit_length(), self.most)
@@ -134,14 +129,14 @@ class InferenceWorkspace(_Workspace):
 
 
 class Buffers:
-    """The buffers of a network, flat."""
+    """The parameters and running statistics of a network, as flat arrays."""
 
     def __init__(self, parameters, statistics):
         self.parameters, self.statistics = memory.flat(parameters), memory.flat(statistics)
 
 
 def network_forward(workspace, parameters, statistics, x, out):
-    """In blocks of rows, one after another."""
+    """``out = network(x)``, by blocks of rows that fit the workspace, one after another."""
     n, stream = len(x), streams.stream()
     converts = x.dtype != workspace.dtype
     workspace.prepare(max(n, 1), converts)
@@ -160,7 +155,7 @@ def network_forward(workspace, parameters, statistics, x, out):
 
 
 class TrainingWorkspace(_Workspace):
-    """Activations and gradients of a batch, the gradient of the parameters, a record, and captured graphs."""
+    """Memory to train with: activations and gradients of a batch, gradients of parameters, a record, and graphs."""
 
     def __init__(self, program, dtype, batch_size, loss, loss_parameter, optimizer):
         super().__init__(program, program.training, dtype)
@@ -180,7 +175,7 @@ class TrainingWorkspace(_Workspace):
             memory.empty(batch_size, self.dtype),
             memory.empty(batch_size, np.int64),
         )
-        self.weight_rows = 0  # the weights are those of the mean over so many rows
+        self.weight_rows = 0  # how many rows the weights of the rows are equal for; 0 if they are others
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
         self.scratch = memory.empty(sum_scratch(batch_size, self.widest), self.dtype)
@@ -188,7 +183,7 @@ class TrainingWorkspace(_Workspace):
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
-        self.graphs = {}  # sizes and addresses -> the captured step, None after the first
+        self.graphs = {}  # sizes and addresses -> the graph of a step, None until it is captured
 
     def places(self, run):
         return super().places(run) | {
@@ -222,7 +217,7 @@ class TrainingWorkspace(_Workspace):
             optimizer_step(self.optimizer, record, values, gradient, state, stream)
 
     def steps(self, run, n, count):
-        """So many steps of ``n`` rows each: the first of its kind launched, the others as a graph, or all at once."""
+        """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and a graph of it."""
         if steps.suits(self, n):
             steps.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
@@ -244,7 +239,7 @@ class TrainingWorkspace(_Workspace):
 
 
 class Run(Buffers):
-    """The arrays of a call, flat."""
+    """The arrays of a call of `network_train_steps`, as flat arrays and `Matrix`."""
 
     def __init__(self, parameters, statistics, state, x, target, row_weight):
         super().__init__(parameters, statistics)
@@ -254,7 +249,7 @@ class Run(Buffers):
         self.row_weight = None if row_weight is None else memory.flat(row_weight)
 
     def addresses(self):
-        """What a captured step depends on."""
+        """The addresses and dtypes that a captured step depends on."""
         arrays = (self.parameters, self.statistics, *self.state, self.x.data, self.target.data, self.row_weight)
         return tuple(None if array is None else (borrowing.address(array), array.dtype.str) for array in arrays)
 
@@ -263,10 +258,15 @@ def network_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size,
     step_loss, step_hits, step_squares=None, exchange=None,
 ):  # fmt: skip
-    """On one stream, without waiting for the device before the last step.
+    """Training steps as `reference` defines them, on one stream; the host waits for the last one only.
 
-    ``parameters``, ``statistics``, ``state``, ``x``, ``target`` and ``row_weight`` are on the device; the others are
-    small and may be on the host, from where they are sent once.
+    ``parameters``, ``statistics``, ``state``, ``x``, ``target`` and ``row_weight`` are on the GPU; the others are small
+    and may be on the host, from where they are sent once.
+
+    Raises
+    ------
+    ValueError
+        ``step_squares`` or ``exchange`` is given, or ``coefficients`` are not the same for all parameters.
     """
     if step_squares is not None:
         raise ValueError("the GPU sums no squares of weights: step_squares must be None")
@@ -279,12 +279,13 @@ def network_train_steps(
 def launch_train_steps(
     workspace, parameters, statistics, state, coefficients, keys, x, target, row_weight, rows, batch_size
 ):
-    """`network_train_steps`, which goes on while the device works.
+    """`network_train_steps` without waiting: returns while the GPU works.
 
     Returns
     -------
     function (step_loss, step_hits) -> int
-        Waits for the last step; to be called once, before the next steps.
+        Waits for the last step, writes losses and hits, and returns how many steps were done. It must be called once,
+        before the next steps are launched.
     """
     if coefficients.ndim != 2:
         raise ValueError(f"the GPU updates all parameters alike, got coefficients of shape {coefficients.shape}")

@@ -1,15 +1,21 @@
-"""Sums of two arrays, normalisations along rows and over the batch, and what the way back needs of them.
+"""Layer and batch normalisation, forward and backward, their moments over a batch, and the sum of two arrays.
 
-A launcher takes ``(rows, columns, number, *operands, stream)``, with the operands of `reference`: a `Matrix`, an array
-for a vector, None where there is none. It launches nothing where there is nothing to do. The threads of `of_rows` share
-a row. A block takes some columns, and of them each of its lanes takes every so many rows. The shape alone decides the
-order of a sum.
+Each operation of `OPERATIONS` computes what the function of its name in `reference` defines. Its arrays come as a named
+tuple with the names and the order that they have there: a `Matrix` for a matrix, a flat array for a vector, None for an
+operand that is left out. All launchers take ``(rows, columns, number, arrays, stream)``, where ``number`` is ``eps``,
+``beta`` or unused, and launch nothing for an empty matrix.
+
+Sums along a row are made by the threads of `launch.of_rows` together. For sums down the columns a block takes
+`SUM_COLUMNS` columns, and each of its `SUM_LANES` lanes every `SUM_LANES`-th row. The shape alone decides the order of
+the terms of a sum, so the bits do not depend on the GPU.
 """
 
+from collections import namedtuple
 from functools import cache
 
 import numpy as np
 
+from ..contract import FUNCTIONS
 from .compiling import device_function, kernel, vector
 from .driver import cuda
 from .elementwise import SUM_COLUMNS, SUM_LANES
@@ -24,44 +30,65 @@ from .launch import (
     over_rows,
     sum_over_lanes,
 )
-from .memory import empty
-from .operands import FLOAT, FLOATS, INT, INTS, at, matrix, row_of
+from .operands import FLOAT, FLOATS, INT, INTS, at, matrix, row_of, type_of
 from .record import STOPPED
+
+
+def _arrays_of(name):
+    """The named tuple for the arrays of an operation."""
+    return namedtuple(name, FUNCTIONS[name].operands)
+
+
+def _filled(arrays, **stand_ins):
+    """The named tuple with other arrays in place of those that are None: a kernel has no argument for None."""
+    return arrays._replace(**{name: array for name, array in stand_ins.items() if getattr(arrays, name) is None})
+
+
+# -------------------------------------------------------------------------------------- sum of arrays
+Add = _arrays_of("add")
 
 
 @cache
 def add_kernel(dtype):
     """``out = x + y``."""
+    arrays_type = type_of(Add, matrix(dtype), matrix(dtype), matrix(dtype))
 
     @for_each_element
     @device_function
-    def add(i, j, x, y, out):
+    def add(i, j, arrays):
+        x, y, out = arrays
         out.data[at(out, i, j)] = x.data[at(x, i, j)] + y.data[at(y, i, j)]
 
-    @kernel(INT, INT, matrix(dtype), matrix(dtype), matrix(dtype), threads=THREADS)
-    def add_kernel(rows, columns, x, y, out):
-        add(rows, columns, x, y, out)
+    @kernel(INT, INT, arrays_type, threads=THREADS)
+    def add_kernel(rows, columns, arrays):
+        add(rows, columns, arrays)
 
     return add_kernel
 
 
-def add(rows, columns, number, x, y, out, stream):
-    """Launch `reference.add`."""
+def add(rows, columns, number, arrays, stream):
+    """Launch ``out = x + y``; ``number`` is not used."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
-        add_kernel(out.data.dtype)[grid, block, stream](rows, columns, x, y, out)
+        add_kernel(arrays.out.data.dtype)[grid, block, stream](rows, columns, arrays)
 
 
 # -------------------------------------------------------------------------------------- along rows
+LayerNormForward = _arrays_of("layer_norm_forward")
+LayerNormBackwardInput = _arrays_of("layer_norm_backward_input")
+
+
 @cache
 def layer_norm_kernel(dtype, affine, keeps):
-    """`reference.layer_norm_forward`."""
+    """`reference.layer_norm_forward`: ``affine`` with weight and bias, ``keeps`` where ``saved`` is written."""
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
     one, a, m = number(1), vector(dtype), matrix(dtype)
+    arrays_type = type_of(LayerNormForward, m, a, a, m, m, m)
 
     @for_each_row
     @device_function
-    def normalise(i, inside, shared, columns, eps, x_all, weight, bias, out_all, saved, scale):
+    def normalise(i, inside, shared, columns, eps, arrays):
+        x_all, weight, bias, out_all, saved, scale = arrays
         lane, lanes, share = cuda.threadIdx.x, cuda.blockDim.x, one / number(columns)
         x, out, total, squares = row_of(x_all, i), row_of(out_all, i), zero, zero
         if inside:
@@ -83,34 +110,35 @@ def layer_norm_kernel(dtype, affine, keeps):
                     normalised = normalised * weight[j] + bias[j]
                 out.data[out.start + j] = normalised
 
-    @kernel(INT, INT, FLOAT, m, a, a, m, m, m, threads=THREADS)
-    def layer_norm_kernel(rows, columns, eps, x, weight, bias, out, saved, scale):
+    @kernel(INT, INT, FLOAT, arrays_type, threads=THREADS)
+    def layer_norm_kernel(rows, columns, eps, arrays):
         shared = cuda.shared.array(THREADS, dtype)
-        normalise(rows, shared, columns, number(eps), x, weight, bias, out, saved, scale)
+        normalise(rows, shared, columns, number(eps), arrays)
 
     return layer_norm_kernel
 
 
-def layer_norm_forward(rows, columns, eps, x, weight, bias, out, saved, scale, stream):
-    """Launch `reference.layer_norm_forward`."""
+def layer_norm_forward(rows, columns, eps, arrays, stream):
+    """Launch ``out = w x̂ + b`` with ``x̂ = (x - mean) / sqrt(var + eps)``, moments over the features of a row."""
     if rows and columns:
-        affine, keeps = weight is not None, saved is not None
+        affine, keeps, out = arrays.weight is not None, arrays.saved is not None, arrays.out
         grid, block = of_rows(rows, columns)
-        layer_norm_kernel(out.data.dtype, affine, keeps)[grid, block, stream](
-            rows, columns, eps, x, weight if affine else out.data, bias if affine else out.data, out,
-            saved if keeps else out, scale,
-        )  # fmt: skip
+        function = layer_norm_kernel(out.data.dtype, affine, keeps)
+        arrays = _filled(arrays, weight=out.data, bias=out.data, saved=out)
+        function[grid, block, stream](rows, columns, eps, arrays)
 
 
 @cache
 def layer_norm_back_kernel(dtype, affine):
-    """`reference.layer_norm_backward_input`."""
+    """`reference.layer_norm_backward_input`: ``affine`` with a weight."""
     number, zero = dtype.type, dtype.type(0)
     one, a, m = number(1), vector(dtype), matrix(dtype)
+    arrays_type = type_of(LayerNormBackwardInput, m, a, m, m, m)
 
     @for_each_row
     @device_function
-    def differentiate(i, inside, shared, columns, grad_all, weight, saved_all, scale, out):
+    def differentiate(i, inside, shared, columns, arrays):
+        grad_all, weight, saved_all, scale, out = arrays
         lane, lanes, share = cuda.threadIdx.x, cuda.blockDim.x, one / number(columns)
         grad, saved, total, along = row_of(grad_all, i), row_of(saved_all, i), zero, zero
         if inside:
@@ -126,28 +154,30 @@ def layer_norm_back_kernel(dtype, affine):
                 g = grad.data[grad.start + j] * weight[j] if affine else grad.data[grad.start + j]
                 out.data[at(out, i, j)] = factor * (g - mean - saved.data[saved.start + j] * slope)
 
-    @kernel(INT, INT, m, a, m, m, m, threads=THREADS)
-    def layer_norm_back_kernel(rows, columns, grad, weight, saved, scale, out):
+    @kernel(INT, INT, arrays_type, threads=THREADS)
+    def layer_norm_back_kernel(rows, columns, arrays):
         shared = cuda.shared.array(THREADS, dtype)
-        differentiate(rows, shared, columns, grad, weight, saved, scale, out)
+        differentiate(rows, shared, columns, arrays)
 
     return layer_norm_back_kernel
 
 
-def layer_norm_backward_input(rows, columns, number, grad_out, weight, saved, scale, grad_x, stream):
-    """Launch `reference.layer_norm_backward_input`."""
+def layer_norm_backward_input(rows, columns, number, arrays, stream):
+    """Launch ``grad_x = scale (g - mean(g) - x̂ mean(g x̂))`` with ``g = w grad_out``; ``number`` is not used."""
     if rows and columns:
-        affine = weight is not None
+        affine, data = arrays.weight is not None, arrays.grad_x.data
         grid, block = of_rows(rows, columns)
-        layer_norm_back_kernel(grad_x.data.dtype, affine)[grid, block, stream](
-            rows, columns, grad_out, weight if affine else grad_x.data, saved, scale, grad_x
-        )
+        function = layer_norm_back_kernel(data.dtype, affine)
+        function[grid, block, stream](rows, columns, _filled(arrays, weight=data))
 
 
 # ------------------------------------------------------------------------------------ down columns
 @device_function
 def sum_of_lanes(shared, value):
-    """The sum of the lanes of this thread's column, in their order. All threads of the block call it."""
+    """The sum of ``value`` over the lanes of this thread's column, in the order of the lanes, for each of them.
+
+    All threads of the block must call it; ``shared`` has the shape (SUM_LANES, SUM_COLUMNS).
+    """
     shared[cuda.threadIdx.y, cuda.threadIdx.x] = value
     cuda.syncthreads()
     total = shared[0, cuda.threadIdx.x]
@@ -158,17 +188,22 @@ def sum_of_lanes(shared, value):
 
 
 def over_columns(columns):
-    """The grid and block of the kernels below."""
+    """The grid and block of a kernel that sums down columns: a thread for each lane and column."""
     return -(-columns // SUM_COLUMNS), (SUM_COLUMNS, SUM_LANES)
+
+
+NormBackwardParams = _arrays_of("norm_backward_params")
+BatchMoments = _arrays_of("batch_moments")
 
 
 @cache
 def norm_gradients_kernel(dtype):
     """`reference.norm_backward_params`."""
-    zero = dtype.type(0)
+    zero, a, m = dtype.type(0), vector(dtype), matrix(dtype)
 
-    @kernel(INT, INT, INT, matrix(dtype), matrix(dtype), vector(dtype), vector(dtype), threads=THREADS)
-    def norm_gradients_kernel(rows, columns, beta, grad, saved, of_weight, of_bias):
+    @kernel(INT, INT, INT, type_of(NormBackwardParams, m, m, a, a), threads=THREADS)
+    def norm_gradients_kernel(rows, columns, beta, arrays):
+        grad, saved, of_weight, of_bias = arrays
         shared = cuda.shared.array((SUM_LANES, SUM_COLUMNS), dtype)
         lane, j = cuda.threadIdx.y, np.int64(cuda.blockIdx.x) * SUM_COLUMNS + cuda.threadIdx.x
         along, total = zero, zero
@@ -186,13 +221,11 @@ def norm_gradients_kernel(dtype):
     return norm_gradients_kernel
 
 
-def norm_backward_params(rows, columns, beta, grad_out, saved, grad_weight, grad_bias, stream):
-    """Launch `reference.norm_backward_params`."""
+def norm_backward_params(rows, columns, beta, arrays, stream):
+    """Launch ``grad_weight = beta grad_weight + sum_i grad_out_i x̂_i``, and ``grad_bias`` likewise of ``grad_out``."""
     if columns:
         grid, block = over_columns(columns)
-        norm_gradients_kernel(grad_weight.dtype)[grid, block, stream](
-            rows, columns, beta, grad_out, saved, grad_weight, grad_bias
-        )
+        norm_gradients_kernel(arrays.grad_weight.dtype)[grid, block, stream](rows, columns, beta, arrays)
 
 
 @cache
@@ -201,8 +234,9 @@ def moments_kernel(dtype):
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
     one, nan, a = number(1), number(np.nan), vector(dtype)
 
-    @kernel(INT, INT, FLOAT, matrix(dtype), FLOATS, a, a, a, threads=THREADS)
-    def moments_kernel(rows, columns, eps, x, row_weight, mean, scale, variance):
+    @kernel(INT, INT, FLOAT, type_of(BatchMoments, matrix(dtype), FLOATS, a, a, a), threads=THREADS)
+    def moments_kernel(rows, columns, eps, arrays):
+        x, row_weight, mean, scale, variance = arrays
         shared = cuda.shared.array((SUM_LANES, SUM_COLUMNS), dtype)
         shared_weight = cuda.shared.array((SUM_LANES, SUM_COLUMNS), np.float64)
         lane, j = cuda.threadIdx.y, np.int64(cuda.blockIdx.x) * SUM_COLUMNS + cuda.threadIdx.x
@@ -229,11 +263,17 @@ def moments_kernel(dtype):
     return moments_kernel
 
 
-def batch_moments(rows, columns, eps, x, row_weight, mean, scale, variance, stream):
-    """Launch `reference.batch_moments`."""
+def batch_moments(rows, columns, eps, arrays, stream):
+    """Launch ``mean = sum_i w_i x_i``, ``scale = 1 / sqrt(sum_i w_i (x_i - mean)^2 + eps)`` and the variance."""
     if columns:
         grid, block = over_columns(columns)
-        moments_kernel(mean.dtype)[grid, block, stream](rows, columns, eps, x, row_weight, mean, scale, variance)
+        moments_kernel(arrays.mean.dtype)[grid, block, stream](rows, columns, eps, arrays)
+
+
+# --------------------------------------------------------------------------- an element or a feature
+RunningMoments, UpdateStatistics = _arrays_of("running_moments"), _arrays_of("update_statistics")
+BatchNormForward = _arrays_of("batch_norm_forward")
+BatchNormBackwardInput = _arrays_of("batch_norm_backward_input")
 
 
 @cache
@@ -242,8 +282,9 @@ def running_kernel(dtype):
     number, square_root = dtype.type, formulas(dtype)["square_root"]
     one, a = number(1), vector(dtype)
 
-    @kernel(INT, FLOAT, a, a, a, a, threads=THREADS)
-    def running_kernel(columns, eps, running_mean, running_var, mean, scale):
+    @kernel(INT, FLOAT, type_of(RunningMoments, a, a, a, a), threads=THREADS)
+    def running_kernel(columns, eps, arrays):
+        running_mean, running_var, mean, scale = arrays
         first, step = first_element()
         for j in range(first, columns, step):
             mean[j] = running_mean[j]
@@ -252,21 +293,22 @@ def running_kernel(dtype):
     return running_kernel
 
 
-def running_moments(rows, columns, eps, running_mean, running_var, mean, scale, stream):
-    """Launch `reference.running_moments`."""
+def running_moments(rows, columns, eps, arrays, stream):
+    """Launch ``mean = running_mean``, ``scale = 1 / sqrt(running_var + eps)``; ``rows`` is not used."""
     if columns:
         grid, block = over_elements(columns)
-        running_kernel(mean.dtype)[grid, block, stream](columns, eps, running_mean, running_var, mean, scale)
+        running_kernel(arrays.mean.dtype)[grid, block, stream](columns, eps, arrays)
 
 
 @cache
 def batch_norm_kernel(dtype, affine, keeps):
-    """`reference.batch_norm_forward`."""
+    """`reference.batch_norm_forward`: ``affine`` with weight and bias, ``keeps`` where ``saved`` is written."""
     a, m = vector(dtype), matrix(dtype)
 
     @for_each_element
     @device_function
-    def normalise(i, j, x, mean, scale, weight, bias, out, saved):
+    def normalise(i, j, arrays):
+        x, mean, scale, weight, bias, out, saved = arrays
         normalised = (x.data[at(x, i, j)] - mean[j]) * scale[j]
         if keeps:
             saved.data[at(saved, i, j)] = normalised
@@ -274,66 +316,70 @@ def batch_norm_kernel(dtype, affine, keeps):
             normalised = normalised * weight[j] + bias[j]
         out.data[at(out, i, j)] = normalised
 
-    @kernel(INT, INT, m, a, a, a, a, m, m, threads=THREADS)
-    def batch_norm_kernel(rows, columns, x, mean, scale, weight, bias, out, saved):
-        normalise(rows, columns, x, mean, scale, weight, bias, out, saved)
+    @kernel(INT, INT, type_of(BatchNormForward, m, a, a, a, a, m, m), threads=THREADS)
+    def batch_norm_kernel(rows, columns, arrays):
+        normalise(rows, columns, arrays)
 
     return batch_norm_kernel
 
 
-def batch_norm_forward(rows, columns, number, x, mean, scale, weight, bias, out, saved, stream):
-    """Launch `reference.batch_norm_forward`."""
+def batch_norm_forward(rows, columns, number, arrays, stream):
+    """Launch ``out = w x̂ + b`` with ``x̂ = (x - mean) scale``; ``number`` is not used."""
     if rows and columns:
-        affine, keeps = weight is not None, saved is not None
+        affine, keeps = arrays.weight is not None, arrays.saved is not None
         grid, block = over_rows(rows, columns)
-        batch_norm_kernel(out.data.dtype, affine, keeps)[grid, block, stream](
-            rows, columns, x, mean, scale, weight if affine else mean, bias if affine else mean, out,
-            saved if keeps else out,
-        )  # fmt: skip
+        function = batch_norm_kernel(arrays.out.data.dtype, affine, keeps)
+        arrays = _filled(arrays, weight=arrays.mean, bias=arrays.mean, saved=arrays.out)
+        function[grid, block, stream](rows, columns, arrays)
 
 
 @cache
 def batch_norm_back_kernel(dtype, affine, learns):
-    """`reference.batch_norm_backward_input`; without ``learns`` the moments are constants."""
+    """`reference.batch_norm_backward_input`: ``affine`` with a weight; without ``learns`` the moments are constants."""
     number, a, m = dtype.type, vector(dtype), matrix(dtype)
+    arrays_type = type_of(BatchNormBackwardInput, m, FLOATS if learns else a, a, m, a, a, a, m)
 
     @for_each_element
     @device_function
-    def differentiate(i, j, grad, row_weight, weight, saved, scale, products, sums, out):
+    def differentiate(i, j, arrays):
+        grad, row_weight, weight, saved, scale, products, sums, out = arrays
         g = grad.data[at(grad, i, j)]
         if learns:
             g -= number(row_weight[i]) * (sums[j] + saved.data[at(saved, i, j)] * products[j])
         factor = scale[j] * weight[j] if affine else scale[j]
         out.data[at(out, i, j)] = g * factor
 
-    @kernel(INT, INT, m, FLOATS, a, m, a, a, a, m, threads=THREADS)
-    def batch_norm_back_kernel(rows, columns, grad, row_weight, weight, saved, scale, products, sums, out):
-        differentiate(rows, columns, grad, row_weight, weight, saved, scale, products, sums, out)
+    @kernel(INT, INT, arrays_type, threads=THREADS)
+    def batch_norm_back_kernel(rows, columns, arrays):
+        differentiate(rows, columns, arrays)
 
     return batch_norm_back_kernel
 
 
-def batch_norm_backward_input(
-    rows, columns, number, grad_out, row_weight, weight, saved, scale, grad_weight, grad_bias, grad_x, stream
-):
-    """Launch `reference.batch_norm_backward_input`."""
+def batch_norm_backward_input(rows, columns, number, arrays, stream):
+    """Launch ``grad_x_i = w scale (grad_out_i - r_i (grad_bias + x̂_i grad_weight))``, ``r`` the weights of the rows.
+
+    ``number`` is not used.
+    """
     if rows and columns:
-        affine, learns = weight is not None, grad_weight is not None
+        affine, learns, scale = arrays.weight is not None, arrays.grad_weight is not None, arrays.scale
         grid, block = over_rows(rows, columns)
-        batch_norm_back_kernel(grad_x.data.dtype, affine, learns)[grid, block, stream](
-            rows, columns, grad_out, row_weight if learns else empty(1, np.float64), weight if affine else scale,
-            saved, scale, grad_weight if learns else scale, grad_bias if learns else scale, grad_x,
-        )  # fmt: skip
+        function = batch_norm_back_kernel(arrays.grad_x.data.dtype, affine, learns)
+        arrays = _filled(arrays, weight=scale)
+        if not learns:
+            arrays = arrays._replace(row_weight=scale, grad_weight=scale, grad_bias=scale)
+        function[grid, block, stream](rows, columns, arrays)
 
 
 @cache
 def statistics_kernel(dtype):
-    """`reference.update_statistics`; nothing once the loss of the record's run is not finite."""
+    """`reference.update_statistics`; it writes nothing once a loss of the run has not been finite."""
     number, a = dtype.type, vector(dtype)
     one = number(1)
 
-    @kernel(INT, FLOAT, INTS, a, a, a, a, threads=THREADS)
-    def statistics_kernel(columns, momentum, record, mean, variance, running_mean, running_var):
+    @kernel(INT, FLOAT, INTS, type_of(UpdateStatistics, a, a, a, a), threads=THREADS)
+    def statistics_kernel(columns, momentum, record, arrays):
+        mean, variance, running_mean, running_var = arrays
         share = number(momentum)
         rest = one - share
         first, step = first_element()
@@ -345,23 +391,30 @@ def statistics_kernel(dtype):
     return statistics_kernel
 
 
-def update_statistics(columns, momentum, record, mean, variance, running_mean, running_var, stream):
-    """Launch it, with a `Record`."""
+def update_statistics(columns, momentum, record, arrays, stream):
+    """Launch ``running <- (1 - momentum) running + momentum of_batch``, in a step of a `Record`."""
     if columns:
         grid, block = over_elements(columns)
-        statistics_kernel(mean.dtype)[grid, block, stream](
-            columns, momentum, record.device, mean, variance, running_mean, running_var
-        )
+        statistics_kernel(arrays.mean.dtype)[grid, block, stream](columns, momentum, record.device, arrays)
 
 
-# What is launched by its operands alone.
+# ------------------------------------------------------------------------------------------- by name
 OPERATIONS = {
-    launcher.__name__: launcher
-    for launcher in (
-        add, layer_norm_forward, layer_norm_backward_input, norm_backward_params, batch_moments, running_moments,
-        batch_norm_forward, batch_norm_backward_input,
-    )
-}  # fmt: skip
+    "add": (Add, add),
+    "layer_norm_forward": (LayerNormForward, layer_norm_forward),
+    "layer_norm_backward_input": (LayerNormBackwardInput, layer_norm_backward_input),
+    "norm_backward_params": (NormBackwardParams, norm_backward_params),
+    "batch_moments": (BatchMoments, batch_moments),
+    "running_moments": (RunningMoments, running_moments),
+    "batch_norm_forward": (BatchNormForward, batch_norm_forward),
+    "batch_norm_backward_input": (BatchNormBackwardInput, batch_norm_backward_input),
+}
+
+
+def launch(name, rows, columns, number, arrays, stream):
+    """Launch an operation by its name, with its arrays in the order of `reference`."""
+    kind, launcher = OPERATIONS[name]
+    launcher(rows, columns, number, kind(*arrays), stream)
 
 
 # ------------------------------------------------------------------------------------------- catalogue

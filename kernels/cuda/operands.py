@@ -1,6 +1,6 @@
-"""What kernels are given, as values: an array with all that says where its numbers lie; and the types of these values.
+"""Operands of kernels as named tuples, such as an array with all that says where its numbers lie, and their types.
 
-A named tuple reaches a compiled kernel as its fields, one after another.
+A compiled kernel receives a named tuple as its fields, one after another.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ INTS, FLOATS = vector(np.int64), vector(np.float64)
 
 
 class Matrix(NamedTuple):
-    """A flat array, where in it the first row begins, and how far it is from one row to the next."""
+    """A matrix in a flat array: where its first row begins, and its leading dimension, the distance between rows."""
 
     data: object
     offset: int
@@ -23,14 +23,24 @@ class Matrix(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A flat array, and where in it a row begins."""
+    """A row in a flat array, and where it begins."""
 
     data: object
     start: int
 
 
+class Linear(NamedTuple):
+    """A linear layer for the host: an activation and its parameter, its sizes, and the precision of its products."""
+
+    activation: str
+    parameter: float
+    fan_in: int
+    fan_out: int
+    precision: str
+
+
 class Finish(NamedTuple):
-    """What a product does with its sums; `gemm.gemm` says what each field means."""
+    """What a matrix product does with its sums; `gemm.gemm` says what each field means."""
 
     beta: int
     bias: Matrix  # one row; read where has_bias is 1
@@ -40,7 +50,7 @@ class Finish(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a loss has of every row: its weight, its value, and whether the label was guessed."""
+    """Arrays with a number for each row of a batch: its weight, its loss, and 1 where its label was predicted."""
 
     weight: object
     loss: object
@@ -48,7 +58,7 @@ class Rows(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """The threads that share a row: which of them this one is, how many they are, and scratch for all of a block."""
+    """The threads that share a row: the number of this one, how many there are, and shared memory of the block."""
 
     lane: int
     count: int
@@ -57,7 +67,7 @@ class Lanes(NamedTuple):
 
 
 class States(NamedTuple):
-    """The buffers that an optimizer keeps beside the values; one that it does not have may be any array."""
+    """The buffers that an optimizer keeps beside the values; in place of one that it lacks there may be any array."""
 
     first: object
     second: object
@@ -65,18 +75,18 @@ class States(NamedTuple):
 
 
 def type_of(kind, *fields):
-    """The type of a named tuple, from the types of its fields."""
+    """The type of a named tuple of this kind, from the types of its fields."""
     return types.BaseTuple.from_types(fields, kind)
 
 
 def matrix(dtype):
-    """The type of a `Matrix`."""
+    """The type of a `Matrix` of a dtype."""
     return type_of(Matrix, vector(dtype), INT, INT)
 
 
 @device_function
 def at(matrix, i, j):
-    """Where the element in row ``i`` and column ``j`` lies in the data of a `Matrix`."""
+    """The index of the element in row ``i`` and column ``j`` in the data of a `Matrix`."""
     return matrix.offset + i * matrix.ld + j
 
 

@@ -1,7 +1,7 @@
 """Optimizer steps over a whole parameter buffer: values, gradient and state in one pass.
 
-What they compute is `reference.optimizer_step`; the update of a parameter is a formula of `updates`. A loss that is not
-finite ends all updates.
+They compute what `reference.optimizer_step` defines; the update of a parameter is a formula of `updates`. After a loss
+that is not finite there are no more updates in a run.
 """
 
 from functools import cache
@@ -16,16 +16,22 @@ from .record import COEFFICIENTS, CURRENT, STOPPED
 
 @cache
 def update_of_element(name, dtype):
-    """Device functions: the coefficients that begin at ``at``, and with them the update of element ``i``."""
+    """Two device functions: one reads the coefficients that begin at ``at``, one updates element ``i`` by them."""
     update, number = formulas(dtype)[name], dtype.type
     states = layout.OPTIMIZER_STATES[name]
 
     @device_function
     def coefficients(scalars, at):
         return (
-            number(scalars[at]), number(scalars[at + 1]), number(scalars[at + 2]), number(scalars[at + 3]),
-            number(scalars[at + 4]), number(scalars[at + 5]), number(scalars[at + 6]), number(scalars[at + 7]),
-        )  # fmt: skip
+            number(scalars[at]),
+            number(scalars[at + 1]),
+            number(scalars[at + 2]),
+            number(scalars[at + 3]),
+            number(scalars[at + 4]),
+            number(scalars[at + 5]),
+            number(scalars[at + 6]),
+            number(scalars[at + 7]),
+        )
 
     @device_function
     def update_of_element(c, i, g, values, buffers):
@@ -50,7 +56,7 @@ def update_of_element(name, dtype):
 
 @cache
 def optimizer_kernel(name, dtype):
-    """One update of every parameter."""
+    """The kernel that updates every parameter once, unless the record has stopped."""
     coefficients, update = update_of_element(name, dtype)
 
     @kernel(INT, INTS, FLOATS, vector(dtype), vector(dtype), states_type(dtype), threads=THREADS)
@@ -65,17 +71,17 @@ def optimizer_kernel(name, dtype):
 
 
 def states_type(dtype):
-    """The type of `States`."""
+    """The type of `States` of a dtype."""
     return type_of(States, vector(dtype), vector(dtype), vector(dtype))
 
 
 def states_of(state, values):
-    """The buffers of an optimizer as `States`, with the values in place of those that it does not have."""
+    """The buffers of an optimizer as `States`, with the values in place of those that it lacks."""
     return States(*(*state, values, values, values)[:3])
 
 
 def optimizer_step(name, record, values, grad, state, stream):
-    """Launch it, with the coefficients of the step that the record is at."""
+    """Launch an update of flat arrays, with the coefficients of the record's current step; nothing for empty ones."""
     if values.size:
         grid, block = over_elements(values.size)
         optimizer_kernel(name, values.dtype)[grid, block, stream](

@@ -1,4 +1,4 @@
-"""The softmax of rows, several threads a row, and the exponentials that it shares with the cross-entropy."""
+"""The softmax of rows, several threads for a row, and the exponentials that it shares with the cross-entropy."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ from .operands import INT, matrix, row_of
 
 @cache
 def exponentials(dtype):
-    """A device function: ``out = e^(z - shift)`` for a thread's part of a `Row`; it returns their sum."""
+    """A device function: ``out_j = e^(z_j - shift)`` for this thread's elements of a `Row`; it returns their sum."""
     exponential, zero = formulas(dtype)["exp_of_nonpositive"], dtype.type(0)
 
     @device_function
@@ -30,7 +30,7 @@ def exponentials(dtype):
 
 @cache
 def softmax_kernel(dtype):
-    """`reference.softmax`; a row has as many threads as a block is wide."""
+    """The kernel of `reference.softmax`; as many threads share a row as a block is wide."""
     exponentials_of_row, number = exponentials(dtype), dtype.type
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
@@ -59,7 +59,7 @@ def softmax_kernel(dtype):
 
 
 def softmax(rows, columns, z, out, stream):
-    """Launch it; nothing where there is no element."""
+    """Launch ``out_ij = e^z_ij / sum_k e^z_ik``, for a `Matrix` each; nothing for an empty one."""
     if rows and columns:
         grid, block = of_rows(rows, columns)
         softmax_kernel(out.data.dtype)[grid, block, stream](rows, columns, z, out)

@@ -1,6 +1,6 @@
-"""What plain CUDA Python cannot say: 16-byte accesses, copies that go on by themselves, tensor cores; each with a twin.
+"""Instructions that plain CUDA Python lacks: 16-byte accesses, asynchronous copies, and those of the tensor cores.
 
-The only file that emits LLVM IR for a GPU. The simulator runs the twins.
+The only file that emits LLVM IR for a GPU. For the simulator each has a counterpart in Python that does the same.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ if not simulated:
 if simulated:
 
     def thread_again():
-        """``cuda.threadIdx.x``, read anew: what follows from it takes no register before."""
+        """``cuda.threadIdx.x``, read again: what is computed from it need not be kept in registers until here."""
         return cuda.threadIdx.x
 
 else:
@@ -42,9 +42,9 @@ def vector_access(count):
     """Two device functions that copy ``count`` elements in one access of memory.
 
     ``load(registers, start, array, index)`` is ``registers[start : start + count] = array[index : index + count]``;
-    ``store(array, index, registers, start)`` is the way back. ``registers`` is a local array. ``index`` and the
-    array's first element lie on multiples of ``count`` elements. A load may reach over the array's end, not begin
-    there.
+    ``store(array, index, registers, start)`` is the reverse. ``registers`` is a local array. ``index`` and the first
+    element of the array lie on multiples of ``count`` elements. A load may reach beyond the end of the array, but not
+    begin there.
     """
     return _plain_access(count) if simulated else _wide_access(count)
 
@@ -52,7 +52,7 @@ def vector_access(count):
 def _plain_access(count):
     def load(registers, start, array, index):
         assert index % count == 0
-        for e in range(count):  # what a GPU has in memory after the end is NaN here
+        for e in range(count):  # on a GPU anything may be behind the end; here it is NaN
             registers[start + e] = array[index + e] if e == 0 or index + e < len(array) else np.nan
 
     def store(array, index, registers, start):
@@ -64,7 +64,7 @@ def _plain_access(count):
 
 
 def _element(context, builder, array_type, array, index, offset=0):
-    """The address of an element: a negative index is not from the end, and nothing is checked."""
+    """The address of an element, without a check; a negative index does not count from the end."""
     data = context.make_array(array_type)(context, builder, value=array).data
     return builder.gep(data, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
 
@@ -105,8 +105,8 @@ def _wide_access(count):
 
 # ------------------------------------------------------------------------------------- copies
 if simulated:
-    # A thread's copies since it last waited, in groups, the oldest first; each is made when it is waited for, and until
-    # then NaN is in its place.
+    # The copies of a thread since it last waited, in groups, the oldest first. Each is made when it is waited for, and
+    # until then there is NaN in its place.
     _groups = defaultdict(lambda: [[]])
 
     def _own_groups():
@@ -119,7 +119,7 @@ if simulated:
 else:
 
     def _statement(text):
-        """A device function without arguments that is one line of PTX; memory is as it was before it, or after it."""
+        """A device function that is one line of PTX without operands; no access to memory is moved across it."""
 
         @intrinsic
         def function(typing_context):
@@ -137,10 +137,10 @@ else:
 
 @cache
 def wait_for_copies(groups):
-    """A device function: a thread waits until all its groups of copies but the newest ``groups`` are there.
+    """A device function by which a thread waits until all its groups of copies but the newest ``groups`` have ended.
 
-    A group is what it copied up to a call of ``commit_copies()`` from the one before. Other threads see the copies
-    after the next barrier.
+    A group is what a thread copied between two calls of ``commit_copies()``. Other threads see the copies after the
+    next barrier.
     """
 
     def wait():
@@ -157,8 +157,8 @@ def asynchronous_copy(width):
     """A device function that copies float32 from global to shared memory while the thread goes on.
 
     ``copy(shared, to, array, index, count)`` is ``shared[to : to + count] = array[index : index + count]`` and zeros up
-    to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4, the indices and the arrays' first elements lie on
-    multiples of it; where ``count`` is 0, ``index`` need not exist. As a load may, it may reach over the array's end.
+    to ``to + width``, for 0 <= count <= width. ``width`` is 1 or 4; the indices and first elements of the arrays lie
+    on multiples of it. If ``count`` is 0, ``index`` may be anywhere. A copy may reach beyond the end of the array.
     """
 
     def plain(shared, to, array, index, count):
@@ -177,7 +177,7 @@ def asynchronous_copy(width):
     if simulated:
         return plain
     size = 4 * width
-    where = "cg" if width == 4 else "ca"  # 16 bytes may pass by L1
+    where = "cg" if width == 4 else "ca"  # copies of 16 bytes may go past the L1 cache
 
     @intrinsic
     def copy(typing_context, shared, to, array, index, count):
@@ -210,7 +210,7 @@ if simulated:
         return 0x7FFF if x != x else bits + 0x7FFF + (bits >> 16 & 1) >> 16
 
     def bf16_pair(x, y):
-        """Two float32 rounded to 7 bits after the leading one, ties to even: x in the lower half of the bits."""
+        """Two float32, rounded to bfloat16 with ties to even, as one int32 with x in its lower half."""
         return np.uint32(_bf16(y) << 16 | _bf16(x)).view(np.int32)
 
 else:
@@ -233,20 +233,20 @@ MMA = {
 
 @cache
 def matrix_multiply_add(precision, apart):
-    """A warp's ``C += A B`` for 16 rows of A, 8 columns of B, and as many terms as two operands of a thread hold.
+    """``C += A B`` by a warp, for 16 rows of A, 8 columns of B, and as many terms as two operands of a thread hold.
 
     ``function(acc, upper, lower, a, a_upper, a_lower, b, b_at)``, on local arrays, called by all threads of a warp.
     With ``g, t = lane // 4, lane % 4``: ``acc[upper]`` and ``acc[upper + apart]`` are columns 2t and 2t + 1 of C's row
     g, those at ``lower`` of row g + 8; from ``a_upper`` on are two operands of A's row g, from ``a_lower`` on of row
-    g + 8, from ``b_at`` on of B's column g. An operand is the 32 bits of a number, or of a pair of them. A sum's terms
-    may be taken in any order: what counts is that threads with the same t have operands of the same terms.
+    g + 8, from ``b_at`` on of B's column g. An operand is the 32 bits of a number, or of a pair of them. The terms of a
+    sum may be in any order, as long as threads with the same t have operands of the same terms.
     """
     return (_plain_mma if simulated else _mma)(precision, apart)
 
 
 def _plain_mma(precision, apart):
-    # The layout of the instruction's registers, as the PTX manual has it. Threads meet at a barrier of the block, so of
-    # two calls that follow each other nobody can still read what the one before has left: two places are enough.
+    # The registers of the instruction are laid out as the PTX manual says. All threads of the block wait for each other
+    # in every call, so none can still read what the call before the last one left: two places are enough.
     registers, calls = {}, defaultdict(int)
 
     def numbers(operand):
@@ -266,7 +266,7 @@ def _plain_mma(precision, apart):
             for thread in range(4):
                 x = registers[place, warp, row * 4 + thread][0][register // 2]
                 y = registers[place, warp, column * 4 + thread][1]
-                with np.errstate(invalid="ignore"):  # inf * 0, where a factor does not exist
+                with np.errstate(invalid="ignore"):  # inf * 0 where a factor lies outside of its matrix
                     for e in range(len(y)):
                         acc[index] += x[e] * y[e]
 

@@ -1,7 +1,7 @@
-"""What a run of training steps reads and leaves: one array of int64 on the host and its copy on the device.
+"""The record of a run of training steps, what these read and write: an int64 array on the host and its copy on the GPU.
 
-Every kernel of a step finds there which step it is, so that the launches of all steps are the same. A run costs one
-copy to the device, at its start, and one back, at its end; in between the host waits for nothing.
+Every kernel of a step finds there which step it is, so the launches of all steps are the same. A run takes one copy to
+the GPU at its start, and one back at its end; in between the host waits for nothing.
 """
 
 import threading
@@ -11,28 +11,29 @@ import numpy as np
 from . import borrowing, memory
 
 (
-    NEXT,  # the step that begins; the steps done when a run has ended
-    CURRENT,  # the step whose loss is known, while its update is made
-    STOPPED,  # 1 from the first loss that is not finite: no update happens any more
-    BATCH,  # rows a step
-    STEP_LOSS,  # where the sections begin: losses, float64 (steps,)
-    STEP_HITS,  # int64 (steps,)
-    COEFFICIENTS,  # float64 (steps, layout.COEFFICIENTS)
-    KEYS,  # uint64 (steps,)
-    ROWS,  # int64 (r,)
-    NUMBERS,  # int64 (r,): those that dropout knows the rows by
+    NEXT,  # the step that is next or has begun; after a run, how many steps were done
+    CURRENT,  # the step whose loss is known and whose update is next
+    STOPPED,  # 1 after the first loss that is not finite: there are no more updates
+    BATCH,  # how many rows a step has
+    # Where the sections of the record begin:
+    STEP_LOSS,  # the losses of the steps, float64 (steps,)
+    STEP_HITS,  # how many labels were predicted, int64 (steps,)
+    COEFFICIENTS,  # of the optimizer, float64 (steps, layout.COEFFICIENTS)
+    KEYS,  # of dropout, uint64 (steps,)
+    ROWS,  # the rows of all batches, int64 (r,)
+    NUMBERS,  # the numbers by which dropout knows these rows, int64 (r,)
     FIELDS,  # the number of fields
 ) = range(11)
 
 
 class Record:
-    """Host and device memory of a record; it grows, and then `device` is another array.
+    """A record on the host and on the GPU. It grows as needed, and then its array `device` is another one.
 
     Parameters
     ----------
     allocate : function (shape, dtype) -> array
-        Makes memory of the host. From other than page-locked memory a copy waits for all that the stream was given
-        before, as for rows of data that are still on their way.
+        Allocates the memory on the host. A copy from memory that is not page-locked lets the host wait for all that the
+        stream was given before.
     """
 
     def __init__(self, allocate=memory.pinned):
@@ -47,7 +48,15 @@ class Record:
             self.host = self.allocate(self.capacity, np.int64)
 
     def begin(self, coefficients, keys, rows, batch_size, steps):
-        """Send a run to the device; the arrays may be on the host or there."""
+        """Send a run of so many steps to the GPU.
+
+        Parameters
+        ----------
+        coefficients : array (steps, layout.COEFFICIENTS)
+        keys : array (steps,)
+        rows : array (r,), or (2, r) with the numbers for dropout in its second row
+        batch_size, steps : int
+        """
         coefficients, keys, rows = (_on_host(array) for array in (coefficients, keys, rows))
         sections = (
             (STEP_LOSS, np.zeros(steps, np.int64)),
@@ -68,7 +77,7 @@ class Record:
         memory.to_device(self.host[: self.used], self.device[: self.used])
 
     def end(self, step_loss, step_hits):
-        """Wait for the run; write its losses and hits and return the number of steps done."""
+        """Wait for the run to end; write its losses and hits, and return how many steps were done."""
         last = int(self.host[COEFFICIENTS])  # the end of the hits
         memory.to_host(self.device[:last], self.host[:last])
         done, steps = int(self.host[NEXT]), len(step_loss)
@@ -76,7 +85,7 @@ class Record:
         for out, field, dtype in ((step_loss, STEP_LOSS, np.float64), (step_hits, STEP_HITS, np.int64)):
             values = self.host[self.host[field] :][:known].view(dtype)
             if borrowing.is_on_device(out):
-                memory.to_device(values.copy(), borrowing.as_device_array(out)[:known])  # the record is used again
+                memory.to_device(values.copy(), borrowing.as_device_array(out)[:known])  # the next run overwrites it
             else:
                 out[:known] = values
         return done
@@ -86,9 +95,9 @@ _of_thread = threading.local()
 
 
 def of_one_step(coefficients):
-    """The record of a single update, in memory that the calling thread keeps: allocating some waits for the GPU."""
+    """The record of a single update. The calling thread keeps its memory, as allocating would wait for the GPU."""
     if not hasattr(_of_thread, "record"):
-        _of_thread.record = Record(np.empty)  # a copy from other memory than page-locked has left it when it returns
+        _of_thread.record = Record(np.empty)  # not page-locked, so a copy has read it when the call returns
     _of_thread.record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1)
     return _of_thread.record
 

@@ -10,21 +10,21 @@ if not simulated:
 
 
 def stream():
-    """The stream of all launches; it waits for the default stream of other libraries, and they for it."""
+    """The stream of all launches. It and the legacy default stream, which other libraries use, wait for each other."""
     return 0 if simulated else _stream("launches")
 
 
 def copy_stream():
-    """The stream of copies that are made beside the launches."""
+    """The stream of the copies that are made while kernels run."""
     return 0 if simulated else _stream("copies")
 
 
 _streams, _making_streams = {}, threading.Lock()
-_core_streams = {}  # a stream of Numba's -> the same as cuda.core has it
+_core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it
 
 
 def _stream(purpose):
-    """One for all threads."""
+    """The stream of this purpose, the same for all threads of the host; made when it is first used."""
     if purpose not in _streams:
         with _making_streams:
             if purpose not in _streams:
@@ -35,15 +35,15 @@ def _stream(purpose):
 
 
 def core_stream(stream):
-    """One of `stream`, or a graph that is being captured, as `cuda.core.launch` takes it."""
+    """What `cuda.core.launch` takes for a stream of ours; the builder of a graph stays as it is."""
     return _core_streams.get(stream, stream)
 
 
 def capture(launches):
-    """``launches(stream)`` as a CUDA graph: a function that replays it on the `stream`.
+    """Capture what ``launches(stream)`` launches as a CUDA graph; returns a function that replays it on the `stream`.
 
-    Everything it launches must have been compiled, and the arrays must stay where they are. The simulator, which has no
-    graphs, launches again.
+    All its kernels must have been compiled, and its arrays must stay where they are. In the simulator, which has no
+    graphs, the function launches the kernels again.
     """
     if simulated:
         return lambda: launches(stream())
@@ -66,9 +66,10 @@ def synchronize():
 
 
 def elapsed(work) -> float:
-    """Seconds from the start of what ``work()`` launches on the `stream` to its end, by events.
+    """Seconds from the start of what ``work()`` launches on the `stream` to its end, measured by events.
 
-    Where launches come too slowly the GPU waits, and that counts. The simulator, which has no events, takes the time.
+    Where the host launches too slowly the GPU waits, and that time counts. In the simulator, which has no events, it is
+    the time of the call.
     """
     if simulated:
         start = time.perf_counter()
@@ -83,25 +84,32 @@ def elapsed(work) -> float:
 
 
 def wait():
-    """Wait until all launches before have finished; copies beside them go on."""
+    """Let the host wait until all launches so far have finished; copies on `copy_stream` go on."""
     if not simulated:
         stream().synchronize()
 
 
 def mark(of):
-    """An event: what a stream has been given so far has ended. ``synchronize()`` of it waits for that on the host."""
+    """An event that has occurred when all that the stream ``of`` has been given so far has ended.
+
+    Its method ``synchronize()`` lets the host wait for that.
+    """
     event = cuda.event() if simulated else cuda.event(timing=False)
     event.record(of)
     return event
 
 
 def follow(event, on):
-    """Let what a stream is given from here on wait for an event."""
+    """Let all that the stream ``on`` is given from now on wait for an event."""
     event.wait(on)
 
 
 def let_follow(other):
-    """Make a stream of another library, numbered as in DLPack, wait for the launches before."""
+    """Make a stream of another library wait for all launches so far.
+
+    ``other`` is what ``__dlpack__`` takes for a stream: None or 1 is the legacy default stream, 2 the default stream of
+    the thread, -1 waits for nothing, others are handles. ValueError for anything else.
+    """
     if other is not None and (not isinstance(other, int) or other < -1 or other == 0):
         raise ValueError(
             f"stream must be None, -1, 1, 2 or the handle of a CUDA stream, got {other!r}; "

@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 
 from fastbp.kernels import layout, reference
 from fastbp.kernels.cuda import blocking, driver, elementwise, gemm, linear, memory, streams
-from fastbp.kernels.cuda.operands import Matrix
+from fastbp.kernels.cuda.operands import Linear, Matrix
 
 
 def runs():
@@ -216,10 +216,9 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
 
     def forward(rows):
         out = memory.to_device(np.empty(rows * fan_out, np.float32))
-        linear.linear_forward(
-            "identity", rows, fan_in, fan_out, flat(x[:rows], fan_in), flat(weight, fan_out), None, 0.0,
-            Matrix(out, 0, fan_out), None, "ieee", streams.stream(),
-        )  # fmt: skip
+        layer = Linear("identity", 0.0, fan_in, fan_out, "ieee")
+        factors, target = (flat(x[:rows], fan_in), flat(weight, fan_out)), Matrix(out, 0, fan_out)
+        linear.linear_forward(layer, rows, *factors, None, target, None, streams.stream())
         return memory.to_host(out)
 
     # As if this GPU were filled by two blocks: so the batches are made by different tiles.

@@ -127,7 +127,9 @@ def test_arrays_that_change_before_backward(name):
 
 
 @pytest.mark.parametrize(
-    "place", [lambda i: i, lambda i: (slice(None), i), lambda i: (i, i), lambda i: i.tolist()], ids=str
+    "place",
+    [lambda i: i, lambda i: (slice(None), i), lambda i: (i, i), lambda i: i.tolist()],
+    ids=["rows", "columns", "elements", "list"],
 )
 def test_indices_that_change_before_backward(place):
     gradients = []

@@ -364,7 +364,7 @@ def test_an_order_drawn_ahead_is_that_of_its_epoch(data, drawing, monkeypatch):
 
     class Draws:
         def on_epoch_end(self, model, record):
-            model.generator.random(drawing)
+            model.generator.random(int(drawing))
 
     drawn, draw = [], Chunk.order_by
     monkeypatch.setattr(Chunk, "order_by", lambda chunk, generator, *others: (

@@ -7,6 +7,7 @@ target) -> (value, gradient)``, an optimizer with ``clip_norm``, and ``accumulat
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -420,6 +421,7 @@ class Staging:
         self.here: dict[int, Array] = {}  # and page-locked memory of the host
         self.views: dict[int, tuple[int, Any]] = {}  # and how many rows the last step had, and the memory of these
         self.under_way = False  # whether copies may not have ended
+        weakref.finalize(self, _release, kernels, self.here).atexit = False
 
     def __call__(self, *arrays: Any) -> list[Any]:
         """The arrays in their places; None is returned unchanged. After the step, `used` is to be called."""
@@ -447,6 +449,12 @@ class Staging:
             array, given = self.here[place][:rows], array
             array[...] = given
         return self.kernels.memory.to_device(array, view)
+
+
+def _release(kernels, here):
+    """Wait for the copies that may still read page-locked memory, before it is freed."""
+    if here:
+        kernels.synchronize()
 
 
 class Rows:

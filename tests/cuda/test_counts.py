@@ -42,7 +42,8 @@ def task(dropout=0.0):
     """Keywords of `fit`, and a model; a batch of rows and labels."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((STEPS * BATCH, 8), dtype=np.float32), rng.integers(0, 4, STEPS * BATCH)
-    layers = fastbp.Linear(8, 16), fastbp.ReLU(), fastbp.Dropout(dropout), fastbp.Linear(16, 4)
+    dropped = [fastbp.Dropout(dropout)] if dropout else []
+    layers = fastbp.Linear(8, 16), fastbp.ReLU(), *dropped, fastbp.Linear(16, 4)
     model = fastbp.Sequential(*layers, device="cuda", seed=0)
     return model, fastbp.CrossEntropyLoss(), fastbp.Adam(lr=1e-3), X, y
 

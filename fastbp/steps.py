@@ -332,9 +332,8 @@ class CompiledSteps:
         keys = self.keys[self.batch : self.batch + steps]
         if self.pieces is not None:
             done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
-        elif self.on_device:
-            rows = np.stack([rows, rows + self.first]) if self.first else rows
-            wait = self._launched(coefficients, keys, (self.X, self.y, self.weight), rows)
+        elif self.on_device and step_squares is None:
+            wait = self._launched(coefficients, keys, (self.X, self.y, self.weight), self._numbered(rows))
             done = self._finished(wait, step_loss, step_hits)
         else:
             done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
@@ -355,8 +354,8 @@ class CompiledSteps:
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
             rows = np.stack([np.arange(len(rows)), rows + self.first])
-        elif self.first:
-            rows = np.stack([rows, rows + self.first])
+        else:
+            rows = self._numbered(rows)
         step_hits.fill(NOT_RUN)
         try:
             done = self.kernels.network_train_steps(
@@ -368,6 +367,10 @@ class CompiledSteps:
             raise
         self.optimizer.step_count += done
         return done
+
+    def _numbered(self, rows):
+        """Rows of the data, with the numbers that dropout knows them by where these are others."""
+        return np.stack([rows, rows + self.first]) if self.first else rows
 
     def _run_piece(self, rows, coefficients, keys, step_loss, step_hits):
         """Run steps on a piece on the device; meanwhile the host prepares the next one."""

@@ -101,26 +101,26 @@ def of_part(task):
 
 
 def table(name, found, bits, before):
-    """The file of docs/results: of the file before, the rows of other activations that were found the same way."""
+    """The file of docs/results: the row of an activation, and of the file before those of the others."""
 
     def shown(error):
         size, at = error
         return f"{size:.2f} at {at:.4g}" if size else "0"
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    inputs = "all 2^32 inputs" if bits == 32 else f"one input of each of 2^{bits} strata of the 2^32"
-    how = f"the largest error over {inputs}, and the input where it is"
     reason = REASONS.get(name, "") if found.value[0] > 4 else ""
-    rows = {row["cells"][0]: row for row in before["rows"]} if before.get("how") == how else {}
+    inputs = "all" if bits == 32 else f"2^{bits}"
+    rows = {row["cells"][0]: row for row in before.get("rows", [])}
     rows[f"`{name}`"] = {
-        "cells": [f"`{name}`", *map(shown, (found.value, found.conditioned, found.derivative)), reason]
+        "cells": [f"`{name}`", inputs, *map(shown, (found.value, found.conditioned, found.derivative)), reason]
     }
+    columns = ["activation", "inputs", "value, ULP", "beside a rounding of z, ULP", "derivative, ε", "more than 4 ULP"]
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "commit": commit.stdout.strip(),
         "machine": {"name": platform.machine().replace("_", "-")},
-        "how": how,
-        "columns": ["activation", "value, ULP", "beside a rounding of z, ULP", "derivative, ε", "more than 4 ULP"],
+        "how": "the largest error, and where, over all 2^32 inputs or one of each of so many strata of them",
+        "columns": columns,
         "rows": [rows[cell] for cell in (f"`{known}`" for known in layout.ACTIVATIONS) if cell in rows],
     }
 

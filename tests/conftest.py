@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 240  # seconds until a process counts as one that hangs
 COLLECTED = pytest.StashKey[list[str]]()  # the ids of all tests of this run, long ones among them
 
+os.environ.pop("COLUMNS", None)  # of the terminal that the tests were started from: output is as wide as a test says
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

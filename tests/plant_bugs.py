@@ -947,6 +947,27 @@ BUGS = [
         TENSOR_CORES, "            stage = read\n", "            stage = int32((read + stage_size) % end)\n",
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",
     ),
+    Bug(
+        "CUDA: a panel that is turned on its way is not spread over the banks",
+        CUDA_GEMM, "TURNED_SPREAD = 4", "TURNED_SPREAD = 0",
+        "tests/cuda/test_banks.py -k 'no_two_words and float32-ieee-small'",
+    ),
+    Bug(
+        "CUDA: a warp's threads lie row by row, and their loads from shared memory take twice as long",
+        CUDA_GEMM, "return lane % 2 + lane // 4 % half_m * 2, lane // 2 % 2 + lane // (4 * half_m) * 2",
+        "return lane // (WARP // (2 * half_m)), lane % (WARP // (2 * half_m))",
+        "tests/cuda/test_banks.py -k 'two_passes and float32-ieee-small'",
+    ),
+    Bug(
+        "CUDA: the last part of a gradient's terms is as long as the others",
+        CUDA_GEMM, "k = min(shape.terms, k - first)", "k = shape.terms",
+        f"{CUDA_TESTS} -k 'terms_in_parts and ieee'",
+    ),
+    Bug(
+        "CUDA: the terms of forward are cut, and a row's bits depend on its batch",
+        CUDA_GEMM, 'cut = trans == "TN" and parts is not None', 'cut = trans != "NT"',
+        f"{CUDA_TESTS} -k only_the_gradient",
+    ),
     # ---------------------------------------------------------------------------------------------- graph
     Bug(
         "graph: of a value that is used twice the last gradient counts",

@@ -92,7 +92,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``, a product; ``grad_bias`` likewise, sums of columns."""
     layer = Linear("identity", 0.0, *grad_weight.shape, _layout.PRECISIONS[precision])
-    scratch = _scratch(elementwise.sum_scratch(len(x), layer.fan_out), grad_z.dtype)
+    scratch = _scratch(linear.params_scratch(len(x), *grad_weight.shape), grad_z.dtype)
     factors, gradients = map(_matrix, (x, grad_z)), (_matrix(grad_weight), _row(grad_bias))
     linear.linear_backward_params(layer, len(x), *factors, beta, *gradients, scratch, streams.stream())
 

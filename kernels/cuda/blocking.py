@@ -1,5 +1,11 @@
-"""Every size that the matrix products on a GPU use, on one screen, and which of them a product of some shape takes."""
+"""Every size of the CUDA products: the shape of a product and the GPU -> tiles of blocks, warps, threads, parts of k.
 
+Which tile, and into how many parts the terms of a weight's gradient are cut, is what a model of a product's time says
+is fastest. Its constants are arithmetic, or follow from the products that were timed (docs/cuda.md).
+"""
+
+import itertools
+from functools import cache
 from typing import NamedTuple
 
 WARP = 32
@@ -27,7 +33,7 @@ class Tile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return WARP * self.warps_m * self.warps_n
+        return WARP * self.warps
 
     @property
     def warp_m(self) -> int:
@@ -46,6 +52,10 @@ class Tile(NamedTuple):
     @property
     def lanes_n(self) -> int:
         return self.warp_n // self.tn
+
+    @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n
 
 
 # By bytes of an element, the largest tile first. The larger a tile, the less it loads from global memory for each
@@ -72,8 +82,6 @@ MATRIX_TILES = (
     Tile("medium", 64, 64, 16, 4, 8, 2, 2, 4, 4),
     Tile("small", 32, 32, 16, 2, 4, 2, 2, 4, 8),
 )
-# As many blocks as a product should have, to give one to each multiprocessor of today's GPUs (108 to 148).
-ENOUGH_BLOCKS = 128
 # Shared memory through which a tile is written to C: no more than the panels take, so that as many blocks fit.
 EPILOGUE_BYTES = 24 * 1024
 # So many rows of tiles are made together, column by column, so that their panels of A and B stay in the L2 cache.
@@ -85,10 +93,98 @@ def tiles_of(itemsize: int, precision: str) -> tuple[Tile, ...]:
     return TILES[itemsize] if precision == "ieee" else MATRIX_TILES
 
 
-def tile_of(m: int, n: int, itemsize: int, precision: str = "ieee") -> Tile:
-    """The largest tile that cuts an ``m x n`` product into `ENOUGH_BLOCKS` blocks; if none does, the smallest."""
+# ---------------------------------------------------------------------------------------- a model of time
+# In cycles of a multiprocessor.
+SCHEDULERS = 4  # each issues an instruction of a warp in a cycle
+LINE_BYTES = 128  # that shared memory moves in a cycle
+LATENCY = 700  # from the request of a panel of global memory until it can be multiplied
+BARRIER = 100  # until the warps of a block by itself multiply again
+BLOCK = 1500  # before the first panel and after the last
+LAUNCH = 4000  # of a kernel within a graph, 2 to 3 µs
+PARTS_BYTES = 2000  # that all multiprocessors together move in a cycle, to and from memory or its cache
+# What a panel takes beyond the instructions, or with tensor cores the accesses of shared memory, that are counted
+# below: of the large tile at 4096 x 4096 x 4096 on an H200, before threads were paired (gemm.py).
+SLACK = {"ieee": 1.17, "tf32": 2.2, "bf16": 1.42}
+MOST_PARTS = 64  # that terms are cut into
+LEAST_TERMS = 64  # of a part
+TERMS_UNIT = 16  # parts begin at multiples of it: whole panels of every tile
+PARTS_ELEMENTS = 1 << 21  # that all parts have together, at most: 8 MB of float32, which stay in the cache of memory
+
+
+@cache
+def cycles_of_panel(tile, itemsize, precision):
+    """What a multiprocessor takes for a panel of a block, where other blocks fill the waits."""
+    width = VECTOR_BYTES // itemsize
+    panel_lines = (tile.bm + tile.bn) * tile.bk * itemsize / LINE_BYTES
+    if precision == "ieee":
+        loads = (tile.tm + tile.tn) // width * tile.bk
+        accesses = (tile.bm + tile.bn) * tile.bk // (width * tile.threads)
+        # float64 has half the units; 10 instructions for an access to memory and its store, 15 for the loop.
+        issued = tile.tm * tile.tn * tile.bk * itemsize // 4 + loads + 10 * accesses + 15
+        # A load has two passes; a line is stored in one and read in up to two, as rows of global memory are.
+        passes = 2 * loads * tile.warps + 2.5 * panel_lines
+        return SLACK[precision] * max(issued * tile.warps / SCHEDULERS, passes)
+    return SLACK[precision] * (4 * (tile.tm + tile.tn // 2) * tile.warps + panel_lines)
+
+
+class Plan(NamedTuple):
+    """How a product is made."""
+
+    tile: Tile
+    parts: int  # that its terms are cut into, one after another
+    terms: int  # of every part but the last, which may have fewer
+
+
+def predicted_cycles(plan, shape, itemsize, precision, multiprocessors):
+    """How long a product takes.
+
+    The busiest multiprocessor has its blocks in rounds of as many as fit it. In a round a panel takes as long as its
+    blocks need it for, or as one block by itself waits.
+    """
+    (m, n, _), tile, parts = shape, plan.tile, plan.parts
+    panels = -(-plan.terms // tile.bk)
+    blocks = -(-m // tile.bm) * -(-n // tile.bn) * parts
+    full, rest = divmod(-(-blocks // multiprocessors), tile.blocks)
+    busy = cycles_of_panel(tile, itemsize, precision)
+    alone = max(busy, LATENCY / (tile.stages - 1)) + BARRIER
+
+    def round_of(resident):
+        return BLOCK + panels * max(resident * busy, alone)
+
+    cycles = LAUNCH + full * round_of(tile.blocks) + (round_of(rest) if rest else 0)
+    if parts > 1:  # are written, and read by another launch
+        cycles += LAUNCH + 2 * parts * m * n * itemsize / PARTS_BYTES
+    return cycles
+
+
+@cache
+def plan_of(shape, cut, itemsize, precision, multiprocessors) -> Plan:
+    """The fastest by the model; the terms are in one part unless ``cut``.
+
+    A part has whole panels of every tile, so the tile changes no bit: without ``cut`` the GPU does not either.
+    """
+    k = shape[2]
+    terms_of = {1: k}
+    for parts in range(2, most_parts(shape) + 1 if cut else 2):
+        terms = -(-k // (parts * TERMS_UNIT)) * TERMS_UNIT
+        terms_of[-(-k // terms)] = terms
     tiles = tiles_of(itemsize, precision)
-    for tile in tiles:
-        if -(-m // tile.bm) * -(-n // tile.bn) >= ENOUGH_BLOCKS:
-            return tile
-    return tiles[-1]
+    plans = (Plan(tile, *of) for tile, of in itertools.product(tiles, terms_of.items()))
+    return min(plans, key=lambda plan: predicted_cycles(plan, shape, itemsize, precision, multiprocessors))
+
+
+def most_parts(shape) -> int:
+    """That the terms of a product may be cut into."""
+    m, n, k = shape
+    return max(min(MOST_PARTS, k // LEAST_TERMS, PARTS_ELEMENTS // (m * padded_columns(n))), 1)
+
+
+def padded_columns(n) -> int:
+    """From one row of a part to the next: rows lie on 16-byte boundaries, in float32 and float64."""
+    return -(-n // 4) * 4
+
+
+def parts_size(m, n, k) -> int:
+    """Elements that the parts of an (m, n) gradient may have together, for a batch of up to ``k`` rows."""
+    most = most_parts((m, n, k))
+    return most * m * padded_columns(n) if most > 1 else 0

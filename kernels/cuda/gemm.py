@@ -4,27 +4,34 @@ A block of threads makes a tile of C, of which each thread holds a part in regis
 a panel of B, ``bk`` terms of each, from global to shared memory, where both lie term by term; it fetches the next two
 into registers while it multiplies these. Rows, columns and terms that do not exist cost the main loop nothing: for a
 row or column beyond the last it reads the last again and never stores the result, and the last terms, filled up with
-zeros, come after the loop. An element is one chain of multiply-adds in the order of its terms, whatever the tile. (The
-blocking of CUTLASS and of S. Boehm, "How to optimize a CUDA matmul kernel", 2022.)
+zeros, come after the loop. An element is one chain of multiply-adds in the order of its terms, whatever the tile; or
+as many as the parts that the terms are cut into, added up in their order. (The blocking of CUTLASS and of S. Boehm,
+"How to optimize a CUDA matmul kernel", 2022.)
 """
 
 from functools import cache
 from itertools import product
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
 from . import borrowing, driver
-from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, tile_of, tiles_of
+from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, padded_columns, plan_of, tiles_of
 from .compiling import device_function, kernel, unrolled
 from .driver import cuda, types
 from .formulas import formulas
-from .operands import FLOAT, INT, Finish, Matrix, at, matrix, type_of
+from .launch import THREADS as ELEMENT_THREADS
+from .launch import for_each_element, multiprocessors, over_rows
+from .operands import FLOAT, INT, Finish, Matrix, Shape, at, matrix, type_of
 from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
 TRANSPOSITIONS = ("NN", "NT", "TN")
+# Elements between the rows of a panel that is turned, beyond their length: whether a thread stores one term of a row or
+# 16 bytes of them, one after another, those of a warp go to a bank each.
+TURNED_SPREAD = 4
 ALIGNMENT = None if driver.simulated else VECTOR_BYTES  # the simulator's arrays have none
 int32, int64 = types.int32, types.int64
 
@@ -142,12 +149,13 @@ def multiply_add_sums(trans, tile, element, vectors):
     """
     width = VECTOR_BYTES * 8 // element.bitwidth
     bm, bn, bk, threads = tile.bm, tile.bn, tile.bk, tile.threads
-    place = thread_place(tile, width, width)
+    lanes = paired_lanes(tile)
+    place = thread_place(tile, width, width, lanes)
     held = tile.tm * tile.tn
 
-    # A panel that is turned on its way is spread by one access, so that the threads' stores meet in no bank.
+    # A panel that is turned on its way is spread, so that the threads' stores meet in no bank.
     a_along_k, b_along_k = trans != "TN", trans == "NT"
-    pitch_a, pitch_b = bm + width * a_along_k, bn + width * b_along_k
+    pitch_a, pitch_b = bm + TURNED_SPREAD * a_along_k, bn + TURNED_SPREAD * b_along_k
     access = width if vectors else 1
     # -0.0 * 0.0 added to a sum changes no bit of it; 0.0 would make 0.0 of -0.0.
     a_panel = panel(bm, bk, a_along_k, access, threads, element, pitch_a, -0.0)
@@ -214,22 +222,42 @@ def multiply_add_sums(trans, tile, element, vectors):
                 cuda.syncthreads()
                 left, tail = int32(1), int32(0)
 
-    return SimpleNamespace(sums=sums, shared=2 * stage_size, grain_m=width, grain_n=width)
+    return SimpleNamespace(
+        sums=sums, shared=2 * stage_size, grain_m=width, grain_n=width, lanes=lanes, spread=2 * width
+    )
+
+
+@cache
+def paired_lanes(tile):
+    """A device function: which of a warp's threads along m and along n a lane is.
+
+    Lanes that differ in their lowest bit are neighbours along m and read the same of B; those that differ in the next
+    bit are neighbours along n and read the same of A. So 16 threads get their 16 bytes at once, where others would be
+    served by eight: in a cycle comes back a register a thread, and two that ask for the same address share it.
+    """
+    half_m = tile.lanes_m // 2
+
+    @device_function
+    def lanes(lane):
+        return lane % 2 + lane // 4 % half_m * 2, lane // 2 % 2 + lane // (4 * half_m) * 2
+
+    return lanes
 
 
 # -------------------------------------------------------------------------------------------- epilogues
 @cache
-def thread_place(tile, grain_m, grain_n):
+def thread_place(tile, grain_m, grain_n, lanes):
     """A device function: a thread's first row and column in the tile, and the number of its row among all threads'.
 
-    A thread's rows come in groups of ``grain_m`` that touch, and its columns in groups of ``grain_n``.
+    A thread's rows come in groups of ``grain_m`` that touch, and its columns in groups of ``grain_n``; ``lanes`` tells
+    which of a warp's threads along m and along n a lane is.
     """
-    warps_n, lanes_m, lanes_n, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.lanes_n, tile.warp_m, tile.warp_n
+    warps_n, lanes_m, warp_m, warp_n = tile.warps_n, tile.lanes_m, tile.warp_m, tile.warp_n
 
     @device_function
     def place(thread):
         lane, warp = thread % WARP, thread // WARP
-        lane_m, lane_n = lane // lanes_n, lane % lanes_n
+        lane_m, lane_n = lanes(lane)
         warp_row = warp // warps_n
         row, column = warp_row * warp_m + lane_m * grain_m, warp % warps_n * warp_n + lane_n * grain_n
         return row, column, warp_row * lanes_m + lane_m
@@ -368,7 +396,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     width = VECTOR_BYTES * 8 // element.bitwidth
     if precision not in precisions(dtype):
         raise ValueError(f"precision {precision!r} is none of the GPU's for {element.name}: {precisions(dtype)}")
-    tile = tile or tile_of(1, 1, element.bitwidth // 8, precision)
+    tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
     else:
@@ -377,13 +405,13 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     bm, bn, tm, tn, threads = tile.bm, tile.bn, tile.tm, tile.tn, tile.threads
     lanes_m, lanes_n, warp_m = tile.lanes_m, tile.lanes_n, tile.warp_m
     group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
-    place = thread_place(tile, grain_m, grain_n)
-    load_one, _ = vector_access(1)
+    place = thread_place(tile, grain_m, grain_n, maker.lanes)
+    load, _ = vector_access(width)
 
     # The tile goes to C through shared memory, `part_rows` rows of every thread at a time. So a block writes whole
     # lines, and the code of the epilogue exists once. Rows are spread so that no two stores of a warp meet in a bank.
     across = tile.warps_m * lanes_m
-    pitch_c = bn + (grain_n * lanes_n % 32 or width)
+    pitch_c = bn + maker.spread
     part_rows = tm
     while part_rows * across * pitch_c > max(maker.shared, EPILOGUE_BYTES * 8 // element.bitwidth):
         part_rows //= 2
@@ -396,8 +424,17 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     put_part = part_of_registers(part_rows, tm, tn, grain_n, min(grain_n, width), across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
     origin = block_order(bm, bn)
+    cut = trans == "TN"  # into parts of k, whose sums lie one after another in C
 
-    def gemm_kernel(m, n, k, a, b, c, after):
+    def gemm_kernel(shape, a, b, c, after):
+        m, n, k = shape.m, shape.n, shape.k
+        if cut:
+            part = cuda.blockIdx.y
+            first = part * shape.terms
+            k = min(shape.terms, k - first)
+            a = Matrix(a.data, at(a, first, 0), a.ld)
+            b = Matrix(b.data, at(b, first, 0), b.ld)
+            c = Matrix(c.data, at(c, part * m, 0), c.ld)
         shared = cuda.shared.array(shared_size, element, ALIGNMENT)
         acc = cuda.local.array(held, element)
         z = cuda.local.array(width, element)
@@ -416,8 +453,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
                 line, s = chunk // chunks, chunk % chunks * width
                 i, q = part * part_rows + line // across, line % across
                 r = q // lanes_m * warp_m + i // grain_m * group_m + q % lanes_m * grain_m + i % grain_m
-                for e in range(width):
-                    load_one(z, e, shared, line * pitch_c + s + e)
+                load(z, 0, shared, line * pitch_c + s)
                 if first_row + r < m and first_column + s < n:
                     finish(z, first_row + r, first_column + s, n, c, after)
 
@@ -427,12 +463,34 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
-    return kernel(INT, INT, INT, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+    shape = type_of(Shape, INT, INT, INT, INT)
+    return kernel(shape, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+
+
+@cache
+def sum_of_parts_kernel(dtype):
+    """``out = beta out`` + the parts of a product, in their order."""
+
+    @for_each_element
+    @device_function
+    def add_up(i, j, rows, count, beta, parts, out):
+        total = parts.data[at(parts, i, j)]
+        for part in range(1, count):
+            total += parts.data[at(parts, part * rows + i, j)]
+        to = at(out, i, j)
+        out.data[to] = total + out.data[to] if beta else total
+
+    @kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=ELEMENT_THREADS)
+    def sum_of_parts_kernel(rows, columns, count, beta, parts, out):
+        add_up(rows, columns, rows, count, beta, parts, out)
+
+    return sum_of_parts_kernel
 
 
 def kernels(dtype):
     """Every product of a network, in every precision: (name, kernel)."""
     dtype = np.dtype(dtype)
+    yield "sum_of_parts", sum_of_parts_kernel(dtype)
     uses = [("NN", "none"), ("NT", "none"), ("TN", "none")]
     uses += [("NN", f"forward:{name}") for name in ACTIVATIONS if name != "identity"]
     uses += [("NT", f"backward:{name}") for name in ACTIVATIONS if name != "identity"]
@@ -450,41 +508,76 @@ def _is_aligned(operand, width):
 
 
 # --------------------------------------------------------------------------------------------- launcher
-def gemm(
-    trans, m, n, k, a, b, c, stream,
-    *, beta=0, bias=None, epilogue="none", parameter=0.0, saved=None, precision="ieee", tile=None,
-):  # fmt: skip
-    """``z = beta C + A B + bias``; ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``.
+class Epilogue(NamedTuple):
+    """What a product does with its sums ``z = beta C + A B + bias``.
+
+    Parameters
+    ----------
+    name : "none", "forward:<activation>" or "backward:<activation>"
+        ``C = z``, ``C = act(z)`` or ``C = z * act'(saved)``. Forward writes z to ``saved`` where the activation's
+        derivative needs z.
+    beta : 0 or 1
+        0: C is not read.
+    bias : Matrix of one row, optional
+    parameter : float
+        Of the activation.
+    saved : Matrix, optional
+        Without it forward writes z to C, before the output.
+    """
+
+    name: str = "none"
+    beta: int = 0
+    bias: Matrix | None = None
+    parameter: float = 0.0
+    saved: Matrix | None = None
+
+
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None):  # noqa: B008
+    """``C = beta C + A B`` and what the epilogue says.
 
     Parameters
     ----------
     trans : "NN", "NT" or "TN"
         A is (m, k), for "TN" stored as (k, m); B is (k, n), for "NT" stored as (n, k).
+    shape : (m, n, k)
     a, b, c : Matrix
-        Of one dtype, as are ``bias`` and ``saved``.
+        Of one dtype, as are those of the epilogue.
     stream : stream or graph builder
-    beta : 0 or 1
-        0: C is not read.
-    bias : Matrix of one row, optional
-    epilogue : "none", "forward:<activation>" or "backward:<activation>"
-        Forward writes z to ``saved`` where the activation's derivative needs z; backward reads ``saved``.
-    parameter : float
-        Of the activation.
-    saved : Matrix, optional
-        Without it forward writes z to C, before the output.
+    epilogue : Epilogue
     precision : "ieee", "tf32" or "bf16"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
-    tile : Tile, optional
+    plan : Plan, optional
         Instead of the one that the shape asks for.
+    parts : array, optional
+        Of `blocking.parts_size` elements, for "TN", the gradient of a weight, with no more than ``beta`` in its
+        epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
+        launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
+        other products are never cut.
     """
+    m, n, _ = shape
     if m == 0 or n == 0:
         return
     dtype = c.data.dtype
-    tile = tile or tile_of(m, n, dtype.itemsize, precision)
+    if plan is None:
+        cut = trans == "TN" and parts is not None
+        plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
+    if plan.parts > 1:
+        sums = Matrix(parts, 0, padded_columns(n))
+        _launch(trans, shape, a, b, sums, stream, Epilogue(), precision, plan)
+        grid, block = over_rows(m, n)
+        sum_of_parts_kernel(dtype)[grid, block, stream](m, n, plan.parts, epilogue.beta, sums, c)
+    else:
+        _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
+
+
+def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
+    """Launch the kernel of a product."""
+    (m, n, k), tile, bias, saved, dtype = shape, plan.tile, epilogue.bias, epilogue.saved, c.data.dtype
     width = VECTOR_BYTES // dtype.itemsize
     has_bias, row = (0, c) if bias is None else (1, bias)
-    after = Finish(beta, Matrix(row.data, row.offset, 0), has_bias, parameter, c if saved is None else saved)
-    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
-    function = gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
+    row, saved = Matrix(row.data, row.offset, 0), c if saved is None else saved
+    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, saved, row))
+    function = gemm_kernel(trans, dtype.name, epilogue.name, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    function[blocks, tile.threads, stream](m, n, k, a, b, c, after)
+    after = Finish(epilogue.beta, row, has_bias, epilogue.parameter, saved)
+    function[(blocks, plan.parts), tile.threads, stream](Shape(m, n, k, plan.terms), a, b, c, after)

@@ -5,8 +5,9 @@
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
-from .elementwise import activation_forward, column_sum
-from .gemm import gemm
+from .blocking import parts_size
+from .elementwise import activation_forward, column_sum, sum_scratch
+from .gemm import Epilogue, gemm
 
 
 def linear_forward(layer, n, x, weight, bias, out, saved, stream):
@@ -14,28 +15,33 @@ def linear_forward(layer, n, x, weight, bias, out, saved, stream):
 
     ``saved`` gets z where the derivative of the activation reads z, and may get it elsewhere.
     """
-    name = layer.activation
+    name, shape = layer.activation, (n, layer.fan_out, layer.fan_in)
     apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # z beside the output, which takes a second launch
-    epilogue = "none" if apart or name == "identity" else f"forward:{name}"
-    options = {"saved": saved, "epilogue": epilogue, "parameter": layer.parameter, "precision": layer.precision}
-    c = saved if apart else out
-    gemm("NN", n, layer.fan_out, layer.fan_in, x, weight, c, stream, bias=bias, **options)
+    step = "none" if apart or name == "identity" else f"forward:{name}"
+    epilogue = Epilogue(step, bias=bias, parameter=layer.parameter, saved=saved)
+    gemm("NN", shape, x, weight, saved if apart else out, stream, epilogue, layer.precision)
     if apart:
         activation_forward(name, n, layer.fan_out, saved, out, layer.parameter, stream)
 
 
 def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
     """``out = (grad_z @ weight.T) * act'(saved)``, with the activation of the layer before."""
-    epilogue = "none" if layer.activation == "identity" else f"backward:{layer.activation}"
-    options = {"saved": saved, "epilogue": epilogue, "parameter": layer.parameter, "precision": layer.precision}
-    gemm("NT", n, layer.fan_in, layer.fan_out, grad_z, weight, out, stream, **options)
+    step = "none" if layer.activation == "identity" else f"backward:{layer.activation}"
+    epilogue = Epilogue(step, parameter=layer.parameter, saved=saved)
+    gemm("NT", (n, layer.fan_in, layer.fan_out), grad_z, weight, out, stream, epilogue, layer.precision)
+
+
+def params_scratch(n, fan_in, fan_out):
+    """How many elements of scratch `linear_backward_params` needs for up to ``n`` rows."""
+    return max(sum_scratch(n, fan_out), parts_size(fan_in, fan_out, n))
 
 
 def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
 
-    ``scratch`` has `elementwise.sum_scratch` elements. The activation of the layer is not used.
+    ``scratch`` has `params_scratch` elements. The activation of the layer is not used.
     """
-    gemm("TN", layer.fan_in, layer.fan_out, n, x, grad_z, grad_weight, stream, beta=beta, precision=layer.precision)
+    shape, epilogue = (layer.fan_in, layer.fan_out, n), Epilogue(beta=beta)
+    gemm("TN", shape, x, grad_z, grad_weight, stream, epilogue, layer.precision, parts=scratch)
     if grad_bias is not None:
         column_sum(n, layer.fan_out, beta, grad_z, grad_bias, scratch, stream)

@@ -12,8 +12,8 @@ from .. import layout, program
 from ..contract import FUNCTIONS
 from . import borrowing, memory, norms, steps, streams
 from .buffers import clear
-from .elementwise import activation_backward, activation_forward, convert, dropout, gather, sum_scratch, weights
-from .linear import linear_backward_input, linear_backward_params, linear_forward
+from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
+from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
 from .optimizers import optimizer_step
@@ -178,7 +178,9 @@ class TrainingWorkspace(_Workspace):
         self.weight_rows = 0  # how many rows the weights of the rows are equal for; 0 if they are others
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
-        self.scratch = memory.empty(sum_scratch(batch_size, self.widest), self.dtype)
+        gradients = (part.operands for part in decoded if part.operation == "linear_backward_params")
+        scratch = [params_scratch(batch_size, x.columns, grad.columns) for x, grad, *_ in gradients]
+        self.scratch = memory.empty(max(scratch, default=1), self.dtype)
         self.parameter_gradient = None
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))

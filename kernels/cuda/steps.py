@@ -24,7 +24,7 @@ from .elementwise import splitmix64
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
 from .losses import loss_of_row, rows_type
-from .operands import FLOAT, FLOATS, INT, INTS, Lanes, Matrix, Row, matrix, row_of, type_of
+from .operands import FLOAT, FLOATS, INT, INTS, Lanes, Matrix, Row, Rows, matrix, row_of, type_of
 from .operands import at as element
 from .optimizers import states_of, states_type, update_of_element
 from .record import BATCH, COEFFICIENTS, KEYS, NEXT, NUMBERS, ROWS, STEP_HITS, STEP_LOSS, STOPPED
@@ -34,14 +34,37 @@ MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS = 256, 1 << 16, 1024
 MOST_STEPS = 4096  # a launch, so that no launch takes seconds
 # The operations that the kernel has; a network with others is launched an instruction at a time.
 OPERATIONS = (
-    "linear_forward", "activation_forward", "dropout", "add", "loss_forward_backward", "activation_backward",
-    "linear_backward_input", "linear_backward_params",
-)  # fmt: skip
+    "linear_forward",
+    "activation_forward",
+    "dropout",
+    "add",
+    "loss_forward_backward",
+    "activation_backward",
+    "linear_backward_input",
+    "linear_backward_params",
+)
 LINEAR_FORWARD, ACTIVATION_FORWARD, DROPOUT, ADD, LOSS, ACTIVATION_BACKWARD, LINEAR_BACKWARD_INPUT, _ = map(
     program.OPERATIONS.index, OPERATIONS
 )
 OPERAND, HEAD, INPUT = program.OPERAND, program.HEAD, program.INPUT
 TWO_32 = 4294967296.0
+
+
+class Task(NamedTuple):
+    """How many rows a batch has, of how many numbers; the steps to make; threads a row of the loss; its parameter."""
+
+    rows: int
+    fan_in: int
+    steps: int
+    lanes: int
+    loss_parameter: float
+
+
+class Notes(NamedTuple):
+    """The record of a run (record.py): its integers and its floats."""
+
+    integers: object
+    floats: object
 
 
 class Listing(NamedTuple):
@@ -61,6 +84,13 @@ class Data(NamedTuple):
     target: Matrix
     row_weight: object
     weighted: int
+
+
+class Batch(NamedTuple):
+    """What the loss has of a batch: its targets, and of every row what `Rows` has."""
+
+    targets: Matrix
+    rows: Rows
 
 
 class Memory(NamedTuple):
@@ -260,22 +290,23 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     target_dtype = np.dtype(np.int64) if labelled else dtype
     gather_x, gather_target = gathering(number), gathering(target_dtype.type)
     a, m = vector(dtype), matrix(dtype)
+    task_type, notes_type = type_of(Task, INT, INT, INT, INT, FLOAT), type_of(Notes, INTS, FLOATS)
     listing_type = type_of(Listing, INTS, FLOATS, INT, INT, INT)
     data_type = type_of(Data, matrix(x_dtype), matrix(y_dtype), FLOATS, INT)
     memory_type = type_of(Memory, a, a, a, INT, m)
+    batch_type = type_of(Batch, matrix(target_dtype), rows_type(dtype))
+    signature = task_type, notes_type, listing_type, data_type, memory_type, states_type(dtype), batch_type
 
-    @kernel(
-        INT, INT, INT, INT, FLOAT, INTS, FLOATS, listing_type, data_type, memory_type, states_type(dtype),
-        matrix(target_dtype), rows_type(dtype), threads=THREADS,
-    )  # fmt: skip
-    def steps_kernel(
-        n, fan_in, steps, lanes, loss_parameter, record, floats, listing, data, memory, states, targets, batch
-    ):
+    @kernel(*signature, threads=THREADS)
+    def steps_kernel(task, notes, listing, data, memory, states, of_batch):
+        n, fan_in, steps, lanes = task.rows, task.fan_in, task.steps, task.lanes
+        record, floats, targets, batch = notes.integers, notes.floats, of_batch.targets, of_batch.rows
         shared = cuda.shared.array(THREADS, dtype)
         shared_sum = cuda.shared.array(THREADS, np.float64)
         shared_count = cuda.shared.array(THREADS, np.int64)
         grid, thread, threads = cuda.cg.this_grid(), cuda.threadIdx.x, cuda.blockDim.x
         team = Lanes(thread % lanes, lanes, shared, shared_count)
+        loss_parameter = number(task.loss_parameter)
         prediction, ldo, classes = operand(listing, memory, listing.loss * program.WIDTH, 0)
         grad, ldg, _ = operand(listing, memory, listing.loss * program.WIDTH, 5)
         of_block = (n + cuda.gridDim.x - 1) // cuda.gridDim.x
@@ -303,11 +334,9 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
             for base in range(first, first + rows, threads // lanes):
                 i = base + thread // lanes
                 inside = i < first + rows
-                loss, hit = loss_of(
-                    team, inside, classes, number(loss_parameter), Row(memory.values, prediction + i * ldo),
-                    row_of(targets, i), batch.weight[i] if inside else np.float64(0),
-                    Row(memory.gradients, grad + i * ldg),
-                )  # fmt: skip
+                weight = batch.weight[i] if inside else np.float64(0)
+                predicted, to = Row(memory.values, prediction + i * ldo), Row(memory.gradients, grad + i * ldg)
+                loss, hit = loss_of(team, inside, classes, loss_parameter, predicted, row_of(targets, i), weight, to)
                 if inside and team.lane == 0:
                     batch.loss[i] = loss
                     batch.hit[i] = hit
@@ -358,13 +387,11 @@ def train_steps(workspace, run, n, count, stream):
     instructions = Listing(workspace.instructions, workspace.numbers, listing.loss, listing.weights, listing.updated)
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
     memory = Memory(run.parameters, workspace.outputs, workspace.gradients, workspace.capacity, workspace.input)
-    states = states_of(run.state, run.parameters)
+    states, batch = states_of(run.state, run.parameters), Batch(workspace.target, workspace.rows)
+    notes, lanes = Notes(record.device, record.floats), lanes_of_row(workspace.fan_out)
     for done in range(0, count, MOST_STEPS):
-        function[blocks, THREADS, stream](
-            n, workspace.fan_in, min(MOST_STEPS, count - done), lanes_of_row(workspace.fan_out),
-            workspace.loss_parameter, record.device, record.floats, instructions, data, memory, states,
-            workspace.target, workspace.rows,
-        )  # fmt: skip
+        task = Task(n, workspace.fan_in, min(MOST_STEPS, count - done), lanes, workspace.loss_parameter)
+        function[blocks, THREADS, stream](task, notes, instructions, data, memory, states, batch)
 
 
 def kernels(dtype):

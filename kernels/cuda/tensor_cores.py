@@ -134,6 +134,12 @@ def grain(units, along_k):
 
 
 # -------------------------------------------------------------------------------------------- the sums
+@device_function
+def lanes(lane):
+    """Which of a warp's threads along m and along n a lane is: the instruction has it so."""
+    return lane // 4, lane % 4
+
+
 @cache
 def multiply(precision, tile, a_along_k, b_along_k):
     """A device function that multiplies a panel of A by one of B into the registers of a thread."""
@@ -220,7 +226,7 @@ def tensor_core_sums(trans, tile, precision, vectors):
             acc[i] = types.float32(0)
 
         lane, warp = thread % WARP, thread // WARP
-        g, t = lane // 4, lane % 4
+        g, t = lanes(lane)
         a_read = int32(a_place(warp // warps_n * warp_m + g * grain_m, t * EACH))
         b_read = int32(a_size + b_place(warp % warps_n * warp_n + g * (grain_n // 2), t * EACH))
         read = int32(0)
@@ -242,4 +248,6 @@ def tensor_core_sums(trans, tile, precision, vectors):
             panels = int32(panels - 1)
         wait_for_all()
 
-    return SimpleNamespace(sums=sums, shared=end, grain_m=grain_m, grain_n=grain_n)
+    return SimpleNamespace(
+        sums=sums, shared=end, grain_m=grain_m, grain_n=grain_n, lanes=lanes, spread=grain_n * tile.lanes_n % 32 or 4
+    )

@@ -155,6 +155,7 @@ def smoke():
     for code, precision in enumerate(cuda.precisions(np.float32)):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
+        cases[f"layer {precision}, terms in parts"] = _layer((300, 20, 24), code)
     cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
     wrong = []
     for name, case in cases.items():
@@ -225,8 +226,11 @@ def warm():
 
 # ----------------------------------------------------------------------------------------- thresholds
 STEP_WIDTHS, STEP_BATCHES, STEPS = (32, 128, 256, 512), (64, 256, 1024, 4096), 32
-PRODUCTS = ((256, 256, 512), (512, 512, 512), (1024, 512, 1024), (1024, 1024, 1024), (2048, 1024, 1024))
-LAUNCHES = 20  # of a kernel between two events
+# The gradients of a weight of the middle network that the comparison has, and forward products: small, just below a
+# cliff of the model and just above it, large.
+CUT = ((784, 256, 1024), (256, 128, 1024), (128, 10, 1024), (512, 512, 4096))
+PRODUCTS = ((256, 256, 512), (1024, 512, 1024), (2112, 512, 1024), (2176, 512, 1024), (2048, 1024, 1024))
+LAUNCHES = 20  # of a kernel in a graph, between two events
 
 
 def _least(work, times, readings=3):
@@ -246,9 +250,9 @@ def _captured(launch):
 
 
 def thresholds():
-    """What MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS of steps.py and ENOUGH_BLOCKS of blocking.py should be."""
+    """What MOST_WIDTH, MOST_PARAMETERS, MOST_ROWS of steps.py and the model of time in blocking.py should be."""
     failed = _step_thresholds()
-    _block_thresholds()
+    _plans()
     if failed:
         sys.exit(f"{failed} of the steps failed")
 
@@ -289,37 +293,52 @@ def _step_thresholds():
     return failed
 
 
-def _block_thresholds():
-    """A product by each tile: microseconds in a graph, and blocks; a tile should be taken from where it is fastest."""
+def _plans():
+    """Products by each tile and number of parts: microseconds, captured, and the clock that the model needs for them.
+
+    The model is right where this clock is the same in all rows; a plan should be taken (*) that is the fastest.
+    """
     from fastbp.kernels import cuda
-    from fastbp.kernels.cuda import blocking, gemm
+    from fastbp.kernels.cuda import blocking, driver, gemm, streams
     from fastbp.kernels.cuda.operands import Matrix
 
-    print(f"{'m x n x k':<22}{'precision':<10}tiles: µs (blocks); * is taken now")
-    for precision, (m, n, k) in itertools.product(cuda.precisions(np.float32), PRODUCTS):
-        shapes = (m, k), (k, n), (m, n)
-        a, b, c = (Matrix(cuda.zeros((rows * ld,), np.float32), 0, ld) for rows, ld in shapes)
+    print(f"{'m x n x k':<25}{'precision':<10}plans: µs (MHz); * is taken now")
+    products = [("NN", shape) for shape in PRODUCTS] + [("TN", shape) for shape in CUT]
+    for precision, (trans, shape) in itertools.product(cuda.precisions(np.float32), products):
+        (m, n, k), cut, multiprocessors = shape, trans == "TN", driver.multiprocessors()
+        sides = (m, k), (k, n), (m, n)
+        a, b, c = (Matrix(cuda.zeros((rows * columns,), np.float32), 0, columns) for rows, columns in sides)
+        a = a._replace(ld=m) if cut else a
+        parts = cuda.zeros((max(blocking.parts_size(*shape), 1),), np.float32)
+        taken = blocking.plan_of(shape, cut, 4, precision, multiprocessors)
+        counts = sorted({1, taken.parts, *((4, 8, 16) if cut else ())} & {1, *range(blocking.most_parts(shape) + 1)})
         found = []
-        for tile in blocking.tiles_of(4, precision):
+        for tile, count in itertools.product(blocking.tiles_of(4, precision), counts):
+            terms = -(-k // (count * blocking.TERMS_UNIT)) * blocking.TERMS_UNIT if count > 1 else k
+            plan = blocking.Plan(tile, -(-k // terms), terms)
 
-            def launch(stream, times, tile=tile, a=a, b=b, c=c, m=m, n=n, k=k, precision=precision):
-                for _ in range(times):
-                    gemm.gemm("NN", m, n, k, a, b, c, stream, precision=precision, tile=tile)
+            def launches(stream, trans=trans, shape=shape, of=(a, b, c), precision=precision, plan=plan, parts=parts):
+                for _ in range(LAUNCHES):
+                    gemm.gemm(trans, shape, *of, stream, precision=precision, plan=plan, parts=parts)
 
-            work = _captured(launch)
-            mark = "*" if tile == blocking.tile_of(m, n, 4, precision) else ""
-            blocks = -(-m // tile.bm) * -(-n // tile.bn)
-            found.append(f"{tile.name} {_least(work, LAUNCHES):.1f} ({blocks}){mark}")
-        print(f"{f'{m} x {n} x {k}':<22}{precision:<10}" + "   ".join(found), flush=True)
+            launches(streams.stream())  # compiles them
+            us = _least(streams.capture(launches), LAUNCHES)
+            cycles = blocking.predicted_cycles(plan, shape, 4, precision, multiprocessors)
+            mark = "*" if plan == taken else ""
+            found.append(f"{tile.name}/{plan.parts} {us:.1f} ({cycles / us:.0f}){mark}")
+        print(f"{trans} {f'{m} x {n} x {k}':<22}{precision:<10}" + "  ".join(found), flush=True)
 
 
 def product():
-    """Products for a profiler: 4096 x 4096 x 4096 in each precision, after a first of each."""
+    """Products for a profiler, 4096 x 4096 x 4096: NN in each precision, NT and TN in float32; twice, to warm up."""
     from fastbp.kernels import cuda
 
     a, b, c = (cuda.zeros((4096, 4096), np.float32) for _ in range(3))
-    for code in [*range(len(cuda.precisions(np.float32)))] * 2:
-        cuda.linear_forward(a, b, None, 0, 0.0, c, c, code)
+    for _ in range(2):
+        for code in range(len(cuda.precisions(np.float32))):
+            cuda.linear_forward(a, b, None, 0, 0.0, c, c, code)
+        cuda.linear_backward_input(a, b, c, 0, 0.0, c)
+        cuda.linear_backward_params(a, b, 0, c, None)
     cuda.synchronize()
 
 
@@ -622,6 +641,8 @@ METRICS = {  # of ncu, and what they are called here
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM throughput",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "achieved occupancy",
     "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank conflicts",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum": "of them in shared memory",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum": "passes of loads from it",
     "launch__registers_per_thread": "registers",
 }
 
@@ -630,7 +651,7 @@ def _profile():
     found = shutil.which("ncu")
     if found is None:
         return None
-    skip = ["--kernel-name", "regex:gemm", "--launch-skip", "3", "--launch-count", "3"]
+    skip = ["--kernel-name", "regex:gemm", "--launch-skip", "5", "--launch-count", "5"]
     return [found, *skip, "--metrics", ",".join(METRICS), sys.executable, __file__, "--part", "product"]
 
 

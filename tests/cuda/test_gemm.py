@@ -86,11 +86,9 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
     elif step == "backward":
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
-    gemm.gemm(
-        trans, m, n, k, a.on_device(), b.on_device(), c.on_device(), streams.stream(), beta=beta,
-        bias=row.on_device() if bias else None, epilogue=epilogue, parameter=parameter, saved=saved.on_device(),
-        tile=tile, **options,
-    )  # fmt: skip
+    after = gemm.Epilogue(epilogue, beta, row.on_device() if bias else None, parameter, saved.on_device())
+    operands, plan = (a.on_device(), b.on_device(), c.on_device()), tile and blocking.Plan(tile, 1, k)
+    gemm.gemm(trans, (m, n, k), *operands, streams.stream(), after, plan=plan, **options)
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(saved.from_device(), expected_saved)
@@ -129,6 +127,7 @@ def test_epilogues(activation, dtype):
 # In the simulator the tensor cores' instruction has the registers that the PTX manual gives it, and a copy is there
 # when it is waited for, and no sooner. Small integers are exact in both precisions.
 LARGE, MEDIUM, SMALL = blocking.MATRIX_TILES
+SIMPLE_LARGE, *_, SIMPLE_SMALL = blocking.TILES[4]
 
 
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
@@ -168,18 +167,13 @@ def test_tensor_cores_round_their_factors(precision, bits):
     for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
         m, n = len(factors[0]), len(factors[1])
         a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
-        gemm.gemm(trans, m, n, 1, a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
+        gemm.gemm(trans, (m, n, 1), a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
         np.testing.assert_array_equal(memory.to_host(out), expected)
 
 
 def test_tensor_cores_are_for_float32():
     with pytest.raises(ValueError, match="'tf32' is none of the GPU's for float64"):
         gemm.gemm_kernel("NN", "float64", "none", "tf32")
-
-
-def test_tile_of_a_shape():
-    names = {shape: blocking.tile_of(*shape, 4).name for shape in [(4096, 4096), (1024, 1024), (64, 128), (1, 1)]}
-    assert names == {(4096, 4096): "large", (1024, 1024): "medium", (64, 128): "small", (1, 1): "small"}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +189,8 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
     for tile in blocking.tiles_of(a.itemsize, precision):
         c = memory.to_device(np.empty(m * n, dtype))
         operands = flat(a, lda), flat(b, ldb), Matrix(c, 0, n)
-        gemm.gemm(trans, m, n, k, *operands, streams.stream(), precision=precision, tile=tile)
+        plan = blocking.Plan(tile, 1, k)
+        gemm.gemm(trans, (m, n, k), *operands, streams.stream(), precision=precision, plan=plan)
         outcomes.add(memory.to_host(c).tobytes())
     assert len(outcomes) == 1
 
@@ -205,7 +200,8 @@ def test_the_tile_changes_no_bit(dtype, trans, precision):
 def test_terms_that_do_not_exist_leave_the_sign_of_zero(tile):
     a, b, c = (np.full(1, x, np.float32) for x in (-1e-30, 1e-30, 1))
     c = memory.to_device(c)
-    gemm.gemm("NN", 1, 1, 1, flat(a, 1), flat(b, 1), Matrix(c, 0, 1), streams.stream(), tile=tile)
+    plan = blocking.Plan(tile, 1, 1)
+    gemm.gemm("NN", (1, 1, 1), flat(a, 1), flat(b, 1), Matrix(c, 0, 1), streams.stream(), plan=plan)
     assert memory.to_host(c)[0] == 0
     assert np.signbit(memory.to_host(c)[0])
 
@@ -221,11 +217,72 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch):
         linear.linear_forward(layer, rows, *factors, None, target, None, streams.stream())
         return memory.to_host(out)
 
-    # As if this GPU were filled by two blocks: so the batches are made by different tiles.
-    monkeypatch.setattr(blocking, "ENOUGH_BLOCKS", 2)
-    assert blocking.tile_of(1, fan_out, 4) != blocking.tile_of(65, fan_out, 4)
+    # As it is on a GPU that is faster with other tiles.
+    plan_of, tiles = gemm.plan_of, iter((SIMPLE_SMALL, SIMPLE_LARGE))
+    monkeypatch.setattr(gemm, "plan_of", lambda *product: plan_of(*product)._replace(tile=next(tiles)))
     outcomes = [forward(rows) for rows in (1, 65)]
     np.testing.assert_array_equal(outcomes[0], outcomes[1][:fan_out])
+
+
+# ---------------------------------------------------------------------------------------- parts of k
+def weight_gradient(x, grad, plan, beta=0, before=0, precision="ieee", ld=None):
+    """``x.T @ grad`` in the parts that a plan has."""
+    (k, m), n, dtype = x.shape, grad.shape[1], x.dtype
+    ld = ld or n
+    out = memory.to_device(np.full(m * ld, before, dtype))
+    parts = memory.to_device(np.full(plan.parts * m * blocking.padded_columns(n), np.nan, dtype))
+    operands, after = (flat(x, m), flat(grad, n), Matrix(out, 0, ld)), gemm.Epilogue(beta=beta)
+    gemm.gemm("TN", (m, n, k), *operands, streams.stream(), after, precision, plan, parts)
+    return memory.to_host(out).reshape(m, ld)[:, :n]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "terms"), [(5, 6, 100, 48), (36, 8, 64, 32), (3, 1, 33, 16)])
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("float64", "ieee"), ("float32", "tf32")])
+def test_terms_in_parts(dtype, precision, m, n, k, terms):
+    rng = np.random.default_rng([m, n, k])
+    x, grad = (rng.integers(-4, 5, (k, width)).astype(dtype) for width in (m, n))
+    tile = blocking.tiles_of(x.itemsize, precision)[-1]
+    plan = blocking.Plan(tile, -(-k // terms), terms)
+    for beta in (0, 1):
+        found = weight_gradient(x, grad, plan, beta, 7, precision, ld=n + 3)
+        np.testing.assert_array_equal(found, x.T @ grad + 7 * beta)
+
+
+def test_parts_are_added_up_in_their_order():
+    """So are the terms of each: the sum has the bits that this order gives, whatever the tile."""
+    rng = np.random.default_rng(5)
+    x, grad = (rng.standard_normal((80, width), dtype=np.float32) for width in (5, 6))
+    tiles, expected = blocking.TILES[4], 0
+    for first in range(0, 80, 32):
+        part = slice(first, first + 32)
+        whole = blocking.Plan(tiles[-1], 1, len(x[part]))
+        expected = expected + weight_gradient(x[part], grad[part], whole)
+    for tile in tiles:
+        found = weight_gradient(x, grad, blocking.Plan(tile, 3, 32))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_only_the_gradient_of_a_weight_is_cut(monkeypatch):
+    """A row's bits, forward and back, do not depend on its batch, nor on the GPU."""
+    asked = {}
+
+    def plan_of(shape, cut, *others):
+        asked[shape] = cut
+        return blocking.plan_of(shape, cut, *others)
+
+    monkeypatch.setattr(gemm, "plan_of", plan_of)
+    n, fan_in, fan_out = 130, 3, 2
+    x, weight, grad = (flat(np.ones(s, np.float32), s[1]) for s in ((n, fan_in), (fan_in, fan_out), (n, fan_out)))
+    out = Matrix(memory.to_device(np.empty(n * fan_in, np.float32)), 0, fan_in)
+    gradient = Matrix(memory.to_device(np.zeros(fan_in * fan_out, np.float32)), 0, fan_out)
+    scratch = memory.to_device(np.empty(linear.params_scratch(n, fan_in, fan_out), np.float32))
+    stream = streams.stream()
+    layer = Linear("identity", 0.0, fan_in, fan_out, "ieee")
+    linear.linear_forward(layer, n, x, weight, None, out, None, stream)
+    linear.linear_backward_input(layer, n, grad, weight, None, out, stream)
+    linear.linear_backward_params(layer, n, x, grad, 0, gradient, None, scratch, stream)
+    assert asked == {(n, fan_out, fan_in): False, (n, fan_in, fan_out): False, (fan_in, fan_out, n): True}
+    np.testing.assert_array_equal(memory.to_host(gradient.data), np.full(fan_in * fan_out, n))
 
 
 @pytest.mark.skipif(driver.simulated, reason="the simulator asks for no types")

@@ -15,11 +15,12 @@ def linear_forward(layer, n, x, weight, bias, out, saved, stream):
 
     ``saved`` gets z where the derivative of the activation reads z, and may get it elsewhere.
     """
-    name, shape = layer.activation, (n, layer.fan_out, layer.fan_in)
+    name = layer.activation
     apart = saved is not None and name not in SAVES_PRE_ACTIVATION  # z beside the output, which takes a second launch
     step = "none" if apart or name == "identity" else f"forward:{name}"
     epilogue = Epilogue(step, bias=bias, parameter=layer.parameter, saved=saved)
-    gemm("NN", shape, x, weight, saved if apart else out, stream, epilogue, layer.precision)
+    c = saved if apart else out
+    gemm("NN", (n, layer.fan_out, layer.fan_in), x, weight, c, stream, epilogue, layer.precision)
     if apart:
         activation_forward(name, n, layer.fan_out, saved, out, layer.parameter, stream)
 
@@ -32,7 +33,7 @@ def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
 
 
 def params_scratch(n, fan_in, fan_out):
-    """How many elements of scratch `linear_backward_params` needs for up to ``n`` rows."""
+    """Elements of scratch that `linear_backward_params` needs, for up to ``n`` rows."""
     return max(sum_scratch(n, fan_out), parts_size(fan_in, fan_out, n))
 
 

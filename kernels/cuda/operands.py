@@ -29,6 +29,15 @@ class Row(NamedTuple):
     start: int
 
 
+class Shape(NamedTuple):
+    """Of a product: C is (m, n) and has k terms an element; a block takes ``terms`` of them, one after another."""
+
+    m: int
+    n: int
+    k: int
+    terms: int
+
+
 class Linear(NamedTuple):
     """A linear layer for the host: an activation and its parameter, its sizes, and the precision of its products."""
 
@@ -39,17 +48,8 @@ class Linear(NamedTuple):
     precision: str
 
 
-class Shape(NamedTuple):
-    """Of a product: C is (m, n) and has k terms an element; a block takes ``terms`` of them, one after another."""
-
-    m: int
-    n: int
-    k: int
-    terms: int
-
-
 class Finish(NamedTuple):
-    """What a matrix product does with its sums; `gemm.Epilogue` says what each field means."""
+    """What a product does with its sums; `gemm.Epilogue` says what each field means."""
 
     beta: int
     bias: Matrix  # one row; read where has_bias is 1

@@ -1,6 +1,5 @@
 """Every size that the products on a GPU use: the shape of a product and the GPU -> tiles of blocks, parts of its terms.
 
-
 Which tile, and into how many parts the terms of a weight's gradient are cut, is what a model of a product's time says
 is fastest. Its constants are arithmetic, or follow from the products that were timed (docs/cuda.md).
 """

@@ -276,10 +276,10 @@ def test_only_the_gradient_of_a_weight_is_cut(monkeypatch):
     out = Matrix(memory.to_device(np.empty(n * fan_in, np.float32)), 0, fan_in)
     gradient = Matrix(memory.to_device(np.zeros(fan_in * fan_out, np.float32)), 0, fan_out)
     scratch = memory.to_device(np.empty(linear.params_scratch(n, fan_in, fan_out), np.float32))
-    stream = streams.stream()
-    linear.linear_forward("identity", n, fan_in, fan_out, x, weight, None, 0.0, out, None, "ieee", stream)
-    linear.linear_backward_input("identity", n, fan_in, fan_out, grad, weight, None, 0.0, out, "ieee", stream)
-    linear.linear_backward_params(n, fan_in, fan_out, x, grad, 0, gradient, None, scratch, "ieee", stream)
+    layer, stream = Linear("identity", 0.0, fan_in, fan_out, "ieee"), streams.stream()
+    linear.linear_forward(layer, n, x, weight, None, out, None, stream)
+    linear.linear_backward_input(layer, n, grad, weight, None, out, stream)
+    linear.linear_backward_params(layer, n, x, grad, 0, gradient, None, scratch, stream)
     assert asked == {(n, fan_out, fan_in): False, (n, fan_in, fan_out): False, (fan_in, fan_out, n): True}
     np.testing.assert_array_equal(memory.to_host(gradient.data), np.full(fan_in * fan_out, n))
 

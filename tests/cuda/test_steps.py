@@ -87,6 +87,14 @@ def test_steps_of_every_optimizer_and_activation(optimizer):
     assert_steps_are_the_reference(network, TRAINING._replace(optimizer=optimizer))
 
 
+def test_gradients_in_parts(monkeypatch, path):
+    """Of large batches of small layers; launched, captured and replayed."""
+    plans, plan_of = [], cuda.gemm.plan_of
+    monkeypatch.setattr(cuda.gemm, "plan_of", lambda *product: plans.append(plan_of(*product)) or plans[-1])
+    assert_steps_are_the_reference(NETWORK, TRAINING._replace(examples=440, used=440, batch_size=200))
+    assert any(plan.parts > 1 for plan in plans) == (path != "all steps in one launch")
+
+
 def test_steps_a_launch_change_no_bits(monkeypatch):
     expected, _ = trained()
     monkeypatch.setattr(cuda.steps, "MOST_STEPS", 2)

@@ -39,6 +39,10 @@ def test_steps(emulated):
     emulated("tests/cuda/test_steps.py")
 
 
+def test_counts(emulated):
+    emulated("tests/cuda/test_counts.py")
+
+
 def test_models(emulated):
     emulated("tests/cuda/test_front.py", "tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py")
 

@@ -49,6 +49,8 @@ GRAPH, CPU, PROGRAM, NORMS = (
 PROBABILITIES = "kernels/cpu/probabilities.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
+WGMMA, WARPGROUP = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py"
+WGMMA_TESTS = "tests/cuda/test_emulator.py -k 'by_warpgroups and pipeline'"
 LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
 PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
@@ -946,6 +948,36 @@ BUGS = [
         "CUDA: a copy goes to the place that is read",
         TENSOR_CORES, "            stage = read\n", "            stage = int32((read + stage_size) % end)\n",
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",
+    ),
+    Bug(
+        "CUDA: of the panels shared memory holds one fewer than are on their way",
+        WGMMA, "PARTS_AT = STAGES * STAGE_SIZE", "PARTS_AT = (STAGES - 1) * STAGE_SIZE",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: a product of a warpgroup begins without a fence",
+        WARPGROUP, '["wgmma.fence.sync.aligned;", *products', "[*products",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: copies count on barriers that they may not see",
+        WGMMA, "            show_barriers()\n", "",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: panels are multiplied in the phase before they come",
+        WGMMA, "        stage, parity = int32(0), int32(0)\n", "        stage, parity = int32(0), int32(1)\n",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: the phase stays the same when the places are used again",
+        WGMMA, "return int32(0), int32(parity ^ 1)", "return int32(0), parity",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: a place is free before its panels have been multiplied",
+        WARPGROUP, "wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;",
+        WGMMA_TESTS,
     ),
     Bug(
         "CUDA: a panel that is turned on its way is not spread over the banks",

@@ -15,6 +15,7 @@ if not simulated:
     from cuda.core import LaunchConfig, launch
 
     from .addresses import Vector
+    from .driver import binding, calls
 
 
 def device_function(function):
@@ -45,10 +46,12 @@ def _twice(turns, half):
     return both
 
 
-def kernel(*signature, threads, blocks=None):
+def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     """A decorator that makes a `Kernel` of a function, for arguments of these types.
 
-    ``threads`` is the most that a block will have, ``blocks`` how many blocks must fit a multiprocessor at least.
+    ``threads`` is the most that a block will have, ``blocks`` how many blocks must fit a multiprocessor at least,
+    ``shared`` the bytes of dynamic shared memory of a block. ``whole`` tells the assembler that it has the whole
+    program, and so may let warps give registers to others.
 
     Fast-math is off: NaN, infinity and subnormal numbers keep their meaning, division and roots are rounded correctly.
     The compiler may contract ``x * y + z`` to a fused multiply-add, as is usual on a GPU.
@@ -56,13 +59,13 @@ def kernel(*signature, threads, blocks=None):
 
     def make(function):
         if simulated:
-            return Kernel(cuda.jit(function), signature)
+            return Kernel(cuda.jit(function), signature, shared)
         bounds = threads if blocks is None else (threads, blocks)
-        # All code is in one module before it is linked, so optimising at link time (lto) would find nothing to do; and
-        # without it the PTX that the tests read is what becomes machine code.
-        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=False)
+        # All code is in one module before it is linked, so optimising at link time (lto) would find nothing to do; but
+        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
+        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=whole)
         dispatcher._cache = disk_cache.Files(dispatcher)
-        return Kernel(dispatcher, signature)
+        return Kernel(dispatcher, signature, shared)
 
     return make
 
@@ -80,8 +83,8 @@ class Kernel:
         A launch has an array of another dtype than the kernel's, more arguments than the kernel, or fewer.
     """
 
-    def __init__(self, dispatcher, signature):
-        self.dispatcher, self.signature = dispatcher, signature
+    def __init__(self, dispatcher, signature, shared):
+        self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
         self.words = None if simulated else _words_of(signature)
         self.code = None
 
@@ -95,7 +98,10 @@ class Kernel:
     def _launch(self, grid, block, stream, *arguments):
         if self.code is None:
             made = self.compile()
-            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+            function = made.library.get_cufunc()
+            if self.shared:
+                _allow_shared(function, self.shared)
+            self.cooperative, self.code = made.cooperative, function.kernel
         if not hasattr(_of_thread, "context"):
             _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
         try:
@@ -104,7 +110,14 @@ class Kernel:
             for kind, argument in zip(self.signature, arguments, strict=True):
                 _keep_addresses(kind, argument)
             words = self.words(*arguments)
-        launch(streams.core_stream(stream), _launch_configuration(grid, block, self.cooperative), self.code, *words)
+        configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
+        launch(streams.core_stream(stream), configuration, self.code, *words)
+
+
+def _allow_shared(function, size):
+    """Let blocks of a kernel have more dynamic shared memory than they do without asking."""
+    limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    calls.cuKernelSetAttribute(limit, size, function.handle, function.device.id)
 
 
 _of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
@@ -146,8 +159,8 @@ def _keep_addresses(kind, argument):
 
 
 @lru_cache(maxsize=1024)
-def _launch_configuration(grid, block, cooperative):
-    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative)
+def _launch_configuration(grid, block, cooperative, shared):
+    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative, shmem_size=shared)
 
 
 def vector(dtype):

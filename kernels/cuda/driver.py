@@ -81,6 +81,8 @@ else:
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
+    from numba.cuda.cudadrv.driver import binding
+    from numba.cuda.cudadrv.driver import driver as calls
     from numba.cuda.extending import intrinsic
 
 _process = None  # the id of the process that uses the GPU, once one does
@@ -109,6 +111,12 @@ def require():
 def multiprocessors() -> int:
     """The number of multiprocessors of the GPU; 2 in the simulator."""
     return 2 if simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+@cache
+def compute_capability() -> tuple[int, int]:
+    """The compute capability of the GPU; (0, 0), which no GPU has, in the simulator."""
+    return (0, 0) if simulated else tuple(cuda.get_current_device().compute_capability)
 
 
 def describe() -> dict[str, str]:

@@ -377,6 +377,13 @@ def precisions(dtype) -> tuple[str, ...]:
     return tuple(name for name in PRECISIONS if name != "bf16x3") if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
 
 
+def check_precision(precision, dtype):
+    """Raise ValueError for a precision that the GPU has no product of."""
+    if precision not in precisions(dtype):
+        name = np.dtype(dtype).name
+        raise ValueError(f"precision {precision!r} is none of the GPU's for {name}: {precisions(dtype)}")
+
+
 @cache
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
     """The kernel of a product.
@@ -394,8 +401,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    if precision not in precisions(dtype):
-        raise ValueError(f"precision {precision!r} is none of the GPU's for {element.name}: {precisions(dtype)}")
+    check_precision(precision, dtype)
     tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
@@ -501,7 +507,7 @@ def kernels(dtype):
             yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
 
 
-def _is_aligned(operand, width):
+def is_aligned(operand, width):
     """Whether rows start on 16-byte boundaries."""
     data, offset, ld = operand
     return offset % width == 0 and ld % width == 0 and borrowing.address(data) % VECTOR_BYTES == 0
@@ -532,6 +538,13 @@ class Epilogue(NamedTuple):
     saved: Matrix | None = None
 
 
+def finish_of(c, epilogue):
+    """What the kernel of a product does with its sums."""
+    has_bias, row = (0, c) if epilogue.bias is None else (1, epilogue.bias)
+    saved = c if epilogue.saved is None else epilogue.saved
+    return Finish(epilogue.beta, Matrix(row.data, row.offset, 0), has_bias, epilogue.parameter, saved)
+
+
 def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None):  # noqa: B008
     """``C = beta C + A B`` and what the epilogue says.
 
@@ -558,6 +571,7 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
     if m == 0 or n == 0:
         return
     dtype = c.data.dtype
+    check_precision(precision, dtype)
     if plan is None:
         cut = trans == "TN" and parts is not None
         plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
@@ -572,12 +586,9 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
     """Launch the kernel of a product."""
-    (m, n, k), tile, bias, saved, dtype = shape, plan.tile, epilogue.bias, epilogue.saved, c.data.dtype
-    width = VECTOR_BYTES // dtype.itemsize
-    has_bias, row = (0, c) if bias is None else (1, bias)
-    row, saved = Matrix(row.data, row.offset, 0), c if saved is None else saved
-    vectors = all(_is_aligned(operand, width) for operand in (a, b, c, saved, row))
+    (m, n, k), tile, dtype = shape, plan.tile, c.data.dtype
+    width, after = VECTOR_BYTES // dtype.itemsize, finish_of(c, epilogue)
+    vectors = all(is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
     function = gemm_kernel(trans, dtype.name, epilogue.name, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    after = Finish(epilogue.beta, row, has_bias, epilogue.parameter, saved)
     function[(blocks, plan.parts), tile.threads, stream](Shape(m, n, k, plan.terms), a, b, c, after)

@@ -5,9 +5,18 @@
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
+from . import wgmma
 from .blocking import parts_size
 from .elementwise import activation_forward, column_sum, sum_scratch
 from .gemm import Epilogue, gemm
+
+
+def _product(trans, shape, a, b, c, stream, epilogue, precision, parts=None):
+    """`gemm.gemm`, or by warpgroups where these are asked for, which cut no sum into ``parts``."""
+    if wgmma.chosen(precision, c.data.dtype):
+        wgmma.gemm(trans, shape, a, b, c, stream, epilogue)
+    else:
+        gemm(trans, shape, a, b, c, stream, epilogue, precision, parts=parts)
 
 
 def linear_forward(layer, n, x, weight, bias, out, saved, stream):
@@ -20,7 +29,7 @@ def linear_forward(layer, n, x, weight, bias, out, saved, stream):
     step = "none" if apart or name == "identity" else f"forward:{name}"
     epilogue = Epilogue(step, bias=bias, parameter=layer.parameter, saved=saved)
     c = saved if apart else out
-    gemm("NN", (n, layer.fan_out, layer.fan_in), x, weight, c, stream, epilogue, layer.precision)
+    _product("NN", (n, layer.fan_out, layer.fan_in), x, weight, c, stream, epilogue, layer.precision)
     if apart:
         activation_forward(name, n, layer.fan_out, saved, out, layer.parameter, stream)
 
@@ -29,7 +38,7 @@ def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
     """``out = (grad_z @ weight.T) * act'(saved)``, with the activation of the layer before."""
     step = "none" if layer.activation == "identity" else f"backward:{layer.activation}"
     epilogue = Epilogue(step, parameter=layer.parameter, saved=saved)
-    gemm("NT", (n, layer.fan_in, layer.fan_out), grad_z, weight, out, stream, epilogue, layer.precision)
+    _product("NT", (n, layer.fan_in, layer.fan_out), grad_z, weight, out, stream, epilogue, layer.precision)
 
 
 def params_scratch(n, fan_in, fan_out):
@@ -43,6 +52,6 @@ def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, sc
     ``scratch`` has `params_scratch` elements. The activation of the layer is not used.
     """
     shape, epilogue = (layer.fan_in, layer.fan_out, n), Epilogue(beta=beta)
-    gemm("TN", shape, x, grad_z, grad_weight, stream, epilogue, layer.precision, parts=scratch)
+    _product("TN", shape, x, grad_z, grad_weight, stream, epilogue, layer.precision, parts=scratch)
     if grad_bias is not None:
         column_sum(n, layer.fan_out, beta, grad_z, grad_bias, scratch, stream)

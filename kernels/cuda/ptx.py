@@ -1,6 +1,7 @@
 """Instructions that plain CUDA Python lacks: 16-byte accesses, asynchronous copies, and those of the tensor cores.
 
-The only file that emits LLVM IR for a GPU. For the simulator each has a counterpart in Python that does the same.
+This file and warpgroup.py, for what only compute capability 9.0 has, are all that emits LLVM IR for a GPU. Here each
+has a counterpart in Python that does the same, for the simulator.
 """
 
 from collections import defaultdict

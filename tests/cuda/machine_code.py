@@ -36,11 +36,16 @@ def cubin(kernel, capability) -> tuple[bytes, str]:
     """
     with as_if_on(capability):
         made = dispatchers._Kernel(kernel.dispatcher.py_func, kernel.signature, **kernel.dispatcher.targetoptions)
-        sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
+        whole = kernel.dispatcher.targetoptions["lto"]
+        if whole:
+            sources = [ObjectCode.from_ltoir(made.library.get_ltoir())]
+        else:
+            sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
     if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
     architecture = "sm_" + "".join(map(str, capability))
-    linker = Linker(*sources, options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    options = LinkerOptions(arch=architecture, link_time_optimization=whole, ptxas_options=["-v"])
+    linker = Linker(*sources, options=options)
     code, log = linker.link("cubin").code, linker.get_info_log()
     return code, log.decode() if isinstance(log, bytes) else log
 
@@ -59,6 +64,7 @@ class Report(NamedTuple):
     spill_stores: int
     spill_loads: int
     shared: int
+    losses: tuple  # what it says that it had to give up, such as registers or products that run on
 
 
 def assemble(kernel, capability) -> tuple[bytes, Report]:
@@ -66,7 +72,8 @@ def assemble(kernel, capability) -> tuple[bytes, Report]:
     code, log = cubin(kernel, capability)
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
     numbers = [int(re.search(pattern, log)[1]) for pattern in patterns]
-    return code, Report(*numbers, sum(size for name, size in sections(code) if name.startswith(".nv.shared.")))
+    shared = sum(size for name, size in sections(code) if name.startswith(".nv.shared."))
+    return code, Report(*numbers, shared, tuple(re.findall(r"Potential Performance Loss: (.*)", log)))
 
 
 def sections(elf):
@@ -105,6 +112,11 @@ def loops(text) -> list[Counter]:
             if branch and branch[1] in labels:
                 ends[labels[branch[1]]] = len(code)
     return [Counter(line.split()[0] for line in code[start:end]) for start, end in ends.items()]
+
+
+def most_registers(text) -> int:
+    """As many as reach to the last that is named."""
+    return 1 + max(int(number) for number in re.findall(r"\bR(\d+)\b", text))
 
 
 MULTIPLY_ADD = ("FFMA", "DFMA", "HMMA")

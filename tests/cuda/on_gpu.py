@@ -521,6 +521,67 @@ def _peers_of_a_step(shape, precision):
             print(f"  without {name}: {type(error).__name__}, {' '.join(str(error).split())[:150]}", flush=True)
 
 
+# ---------------------------------------------------------------------------------------- warpgroups
+# Of products by warpgroups: less than a tile, a tile and a panel, tails of all, every place used again and many tiles.
+WARPGROUP_SHAPES = ((16, 8, 16), (128, 256, 64), (131, 261, 323), (1500, 2100, 1111))
+WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
+
+
+def wgmma():
+    """Products by warpgroups, which FASTBP_CUDA=wgmma asks for: are they right? Then what each launch takes."""
+    from fastbp.kernels import cuda
+    from fastbp.kernels.cuda import driver, streams, wgmma
+    from fastbp.kernels.cuda.operands import Matrix
+
+    driver.require()
+    if driver.compute_capability() != wgmma.CAPABILITY:
+        print(f"left out: needs compute capability {wgmma.CAPABILITY}, here is {driver.compute_capability()}")
+        return
+    rng, wrong = np.random.default_rng(0), 0
+
+    def on_device(x):
+        return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
+
+    for (m, n, k), trans in itertools.product(WARPGROUP_SHAPES, ("NN", "NT", "TN")):
+        # Small integers: every order of summing gives the same bits.
+        a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
+        stored = on_device(a.T if trans == "TN" else a), on_device(b.T if trans == "NT" else b)
+        found = set()
+        for _ in range(RUNS):
+            c = Matrix(cuda.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
+            wgmma.gemm(trans, (m, n, k), *stored, c, streams.stream())
+            found.add(cuda.to_host(c.data).tobytes())
+        different = np.argwhere(np.frombuffer(found.pop(), np.float32).reshape(m, n) != a @ b)
+        right = not len(different) and not found
+        wrong += not right
+        words = "right" if right else f"WRONG, {len(different)} elements from {different[:1].tolist()}"
+        print(f"{trans} {m} x {n} x {k}: {words}; {1 + len(found)} results of {RUNS} runs", flush=True)
+    if wrong:
+        sys.exit(f"{wrong} products are wrong")
+
+    size = WARPGROUP_SIZE
+    a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
+    c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
+    sizes = (wgmma.packed_size(extent, size, size) for extent in (wgmma.BM, wgmma.BN))
+    a_packed, b_packed = (cuda.zeros((elements,), np.int32) for elements in sizes)
+    stream, panels = streams.stream(), wgmma.panels_of(size)
+    blocks, after = driver.multiprocessors(), wgmma.finish_of(c, wgmma.Epilogue())
+    kernel = wgmma.product_kernel("none")
+    ways = {
+        "A along k": lambda: wgmma.pack(wgmma.BM, True, size, size, a, a_packed, stream),
+        "B across k": lambda: wgmma.pack(wgmma.BN, False, size, size, b, b_packed, stream),
+        "the product": lambda: kernel[blocks, wgmma.THREADS, stream](size, size, panels, a_packed, b_packed, c, after),
+        "all": lambda: wgmma.gemm("NN", (size, size, size), a, b, c, stream),
+    }
+    for name, launch in ways.items():
+
+        def work(launch=launch):
+            for _ in range(LAUNCHES):
+                launch()
+
+        print(f"{size} x {size} x {size}, {name}: {_least(work, LAUNCHES):.1f} µs", flush=True)
+
+
 # ------------------------------------------------------------------------------------- equal and large
 def _network(widths, dtype="float32", seed=0):
     import fastbp
@@ -668,10 +729,11 @@ HERE = (
     "thresholds",
     "warm",
     "product",
+    "wgmma",
     "equal",
     "large",
 )  # functions of this file
-COMPARISONS = ("steps", "gemm")
+COMPARISONS = ("steps", "gemm", "gemm by wgmma")
 
 
 def parts(folder):
@@ -686,6 +748,12 @@ def parts(folder):
         ("where", [*this, "where"], 80),
         ("gemm", [*compare, "--json", str(folder / "gemm.json"), "--what", "gemm"], 60),
         ("steps", [*compare, "--json", str(folder / "steps.json"), "--what", "steps"], 90),
+        ("wgmma", [*this, "wgmma"], 60),
+        (
+            "gemm by wgmma",
+            ["env", "FASTBP_CUDA=wgmma", *compare, "--json", str(folder / "gemm by wgmma.json"), "--what", "gemm"],
+            60,
+        ),
         ("thresholds", [*this, "thresholds"], 90),
         ("models and steps", _pytest("tests/cuda/test_front.py", "tests/cuda/test_steps.py"), 120),
         ("exchange", _pytest("tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py"), 60),
@@ -755,7 +823,7 @@ def lines_of(name, outcome, output, folder):
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     report = folder / f"{name}.json"
     if name in COMPARISONS and report.exists():
-        return _compared(name, json.loads(report.read_text())) + ([] if outcome == "passed" else lines[-1:])
+        return _compared(name.split()[0], json.loads(report.read_text())) + ([] if outcome == "passed" else lines[-1:])
     if name == "profile":
         return _profiled(lines) or lines[-1:]
     if name in HERE and outcome in ("passed", "too long"):

@@ -1,5 +1,8 @@
 """Every kernel assembles for every GPU without a spill, and the main loop of the product is made of multiply-adds."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, driver, gemm
+from fastbp.kernels.cuda import blocking, catalogue, driver, gemm, wgmma
 
 from . import machine_code
 
@@ -47,7 +50,7 @@ MULTIPROCESSOR_SHARED = 160 * 1024  # the least of these architectures
 
 def assemble(kernel, capability):
     cubin, report = machine_code.assemble(kernel, capability)
-    assert (report.stack, report.spill_stores, report.spill_loads) == (0, 0, 0), report
+    assert (report.stack, report.spill_stores, report.spill_loads, report.losses) == (0, 0, 0, ()), report
     return cubin, report
 
 
@@ -144,6 +147,54 @@ def test_product_with_activation(number, dtype, precision):
     tile, capability = tiles[number % len(tiles)], CAPABILITIES[number // 3 % len(CAPABILITIES)]
     assemble(product(dtype, "NN", f"forward:{activation}", tile, precision), capability)
     assemble(product(dtype, "NT", f"backward:{activation}", tile, precision), capability)
+
+
+# ------------------------------------------------------------------------------- products by warpgroups
+EPILOGUES = ["none"] + [f"{step}:{name}" for step in ("forward", "backward") for name in layout.ACTIVATIONS[1:]]
+HOPPER = (9, 0, "a")
+BLOCK_SHARED = 227 * 1024  # the most a block can ask for
+
+
+@needs_disassembler
+@pytest.mark.parametrize(
+    ("epilogue", "vectors"),
+    [
+        pytest.param(
+            epilogue, vectors, id=f"{epilogue}-{'vectors' if vectors else 'elements'}",
+            marks=[pytest.mark.long] * ((epilogue, vectors) not in (("none", True), ("backward:gelu", False))),
+        )
+        for epilogue in EPILOGUES
+        for vectors in (True, False)
+    ],
+)  # fmt: skip
+def test_product_by_warpgroups(tmp_path, epilogue, vectors):
+    cubin, report = assemble(wgmma.product_kernel(epilogue, vectors), HOPPER)
+    assert wgmma.SHARED_BYTES + report.shared <= BLOCK_SHARED + RESERVED_SHARED
+    # A launch gives every warp as many registers as the report says; then some give theirs to the others.
+    few, many = wgmma.FEW_REGISTERS, wgmma.MANY_REGISTERS
+    assert report.registers * wgmma.THREADS <= REGISTERS
+    assert (few + wgmma.CONSUMERS * many) * (wgmma.THREADS // (1 + wgmma.CONSUMERS)) <= REGISTERS
+    text = machine_code.disassemble(cubin, tmp_path)
+    assert re.findall(r"USETMAXREG\S* .*?(0x\w+)", text) == [hex(many), hex(few)]
+    assert machine_code.most_registers(text) <= many
+    copying = re.search(r"USETMAXREG\.DEALLOC.*?UBLKCP.*?\*/ +EXIT", text, re.DOTALL)[0]
+    assert machine_code.most_registers(copying) <= few
+
+    # The sums stay where they are, and nothing moves them. A panel is a wait for its copies, four products, a wait.
+    products = re.findall(r"HGMMA\.64x256x16\.F32\.BF16 (R\d+), gdesc\[UR\d+\], (R\d+)", text)
+    assert len(products) == wgmma.TERMS // 16
+    assert len({register for pair in products for register in pair}) == 1
+    loop = min((loop for loop in machine_code.loops(text) if loop["HGMMA.64x256x16.F32.BF16"]), key=Counter.total)
+    assert loop["HGMMA.64x256x16.F32.BF16"] == len(products)
+    assert loop["WARPGROUP.ARRIVE"] == loop["WARPGROUP.DEPBAR.LE"] == 1
+    assert not [name for name in loop if name.startswith(("LD", "ST", "BAR"))], loop
+    assert loop.total() <= 80, loop
+    assert max(found["UBLKCP.S.G"] for found in machine_code.loops(text)) == 2  # a panel of A, and one of B
+
+
+@pytest.mark.parametrize("along_k", [True, False])
+def test_packing(along_k):
+    assemble(wgmma.pack_kernel(wgmma.BN, along_k), HOPPER)
 
 
 # ------------------------------------------------------------------------------------- the other kernels

@@ -22,10 +22,10 @@ def emulated(tmp_path_factory):
     """Run pytest in a process with the emulated GPU."""
     environment = emulator.environment(tmp_path_factory.mktemp("emulator"))
 
-    def run(*arguments):
+    def run(*arguments, **variables):
         plugins = ["-p", "tests.cuda.emulator.plugin", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
-        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        process = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-4000:]
 
     return run
@@ -49,3 +49,13 @@ def test_models(emulated):
 
 def test_products(emulated):
     emulated("tests/cuda/test_gemm.py")
+
+
+@pytest.mark.parametrize("chosen", ["full_tiles", "not full_tiles"], ids=["pipeline", "others"])
+def test_products_by_warpgroups(emulated, chosen):
+    emulated("-x", "tests/cuda/test_wgmma.py", "-k", chosen)
+
+
+def test_networks_and_the_contract_by_warpgroups(emulated):
+    chosen = "(precision_is_that_of and bf16) or (cuda and float32 and linear and (rounded or every_precision))"
+    emulated("tests/cuda/test_front.py", "tests/contract/test_contract.py", "-k", chosen, FASTBP_CUDA="wgmma")

@@ -65,7 +65,10 @@ def flat(array, ld):
     return Matrix(memory.to_device(array.ravel()), 0, ld)
 
 
-def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, **options):
+def check(
+    trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogue="none", parameter=0.5, product=gemm.gemm,
+    **options,
+):  # fmt: skip
     """One product with everything around it."""
     rng = np.random.default_rng([m, n, k])
     a = Padded(rng, *((k, m) if trans == "TN" else (m, k)), dtype, shift)
@@ -87,8 +90,10 @@ def check(trans, m, n, k, dtype, tile=None, shift=0, beta=0, bias=False, epilogu
         expected = z * getattr(reference, f"{activation}_derivative")(saved.values, parameter)
 
     after = gemm.Epilogue(epilogue, beta, row.on_device() if bias else None, parameter, saved.on_device())
-    operands, plan = (a.on_device(), b.on_device(), c.on_device()), tile and blocking.Plan(tile, 1, k)
-    gemm.gemm(trans, (m, n, k), *operands, streams.stream(), after, plan=plan, **options)
+    operands = a.on_device(), b.on_device(), c.on_device()
+    if tile:
+        options["plan"] = blocking.Plan(tile, 1, k)
+    product(trans, (m, n, k), *operands, streams.stream(), after, **options)
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(saved.from_device(), expected_saved)

@@ -33,6 +33,7 @@ std::map<Pointer, size_t> allocations;
 std::map<Pointer, size_t> pinned;
 size_t allocated = 0;
 const size_t MEMORY = 8ull << 30;
+const unsigned MOST_SHARED = 232448;  // that a block can ask for
 std::string failure;
 bool verbose = getenv("CUDA_EMULATOR_VERBOSE") != nullptr;
 thread_local Handle current = nullptr;
@@ -176,7 +177,7 @@ API cuDeviceGetAttribute(int* v, int a, int) {
       {4, 64},                                   // threads of a block
       {5, 2147483647}, {6, 65535},  {7, 65535},  // blocks of a grid
       {8, 49152},      {9, 65536},  {81, 233472},
-      {97, 232448},  // bytes of shared and constant memory
+      {97, MOST_SHARED},  // bytes of shared and constant memory
       {10, 32},        {12, 65536}, {82, 65536},
       {39, 2048},                             // threads of a warp, registers, threads of a multiprocessor
       {16, 4},         {75, 9},     {76, 0},  // multiprocessors, compute capability
@@ -560,8 +561,12 @@ API cuFuncGetAttribute(int* v, int a, Handle f) {
   return 0;
 }
 API cuKernelGetAttribute(int* v, int a, Handle f, int) { return cuFuncGetAttribute(v, a, f); }
-API cuFuncSetAttribute(Handle, int, int) { return 0; }
-API cuKernelSetAttribute(int, int, Handle, int) { return 0; }
+API cuFuncSetAttribute(Handle f, int a, int v) {
+  LOCKED;
+  if (a == 8) functions.at(f)->most_dynamic_shared = (unsigned)v;
+  return 0;
+}
+API cuKernelSetAttribute(int a, int v, Handle f, int) { return cuFuncSetAttribute(f, a, v); }
 API cuFuncSetCacheConfig(Handle, int) { return 0; }
 API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Handle, int, size_t) {
   *n = 2;
@@ -579,6 +584,7 @@ API cuOccupancyMaxPotentialBlockSize(int* g, int* b, Handle, void*, size_t, int)
 
 static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, void** arguments, bool cooperative) {
   LOCKED;
+  if (shared > functions.at(f)->most_dynamic_shared || shared > MOST_SHARED) return 1;
   Launch l{functions.at(f), grid, block, shared, cooperative, {}};
   l.parameters.resize(l.kernel->parameter_bytes);
   for (size_t i = 0; i < l.kernel->parameters.size(); i++) {

@@ -1,5 +1,10 @@
 // Runs a launch: a block at a time (all blocks at once where they wait for one another), a thread until it waits.
+//
+// What happens while threads go on is as late as it may be: a bulk copy comes when no thread can go on without it, the
+// newest first; a warpgroup's product reads shared memory when it is waited for. Whether something happened before
+// something else follows from clocks that threads hand on by barriers, so a race is found whoever ran first.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -60,7 +65,14 @@ bool compare(Compare c, T a, T b) {
   }
 }
 
-enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_GRID, DONE };
+enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, AT_GRID, DONE };
+
+// For each thread, warpgroup and barrier how much of what it did is known. Those of a warpgroup are products that are
+// waited for, of a barrier the phases that are over.
+typedef std::vector<uint32_t> Clock;
+void join(Clock& into, const Clock& other) {
+  for (size_t i = 0; i < into.size(); i++) into[i] = std::max(into[i], other[i]);
+}
 
 struct Copy {
   uint64_t to, from;
@@ -74,13 +86,49 @@ struct Thread {
   std::vector<uint64_t> r;
   std::vector<uint8_t> local;
   std::deque<std::vector<Copy>> groups;  // of asynchronous copies; the last is open
+  Clock clock;
+  bool told_no = false;           // that a phase is not over; the next time it waits
+  unsigned may_use = 0;           // registers
+  uint64_t time = 0, fenced = 0;  // of instructions; of the last fence before products
+  std::vector<uint64_t> set;      // when a register was, other than by a product
+  std::vector<bool> under_way;    // registers of sums that are not waited for
+};
+
+const unsigned WARPGROUP = 128, WARPGROUPS = 8, BARRIERS = 64;
+
+struct Barrier {
+  uint64_t phase = 0;
+  int64_t arrivals = 0, left = 0, bytes = 0;  // bytes: announced, and not there
+  bool shown = false;                         // to copies
+  unsigned number = 0, maker = 0;
+  uint32_t made = 0, tick = 0;  // the epoch, the maker's tick
+  Clock arriving, over;         // what those knew that arrived in this phase, and before
+};
+
+struct Bulk {
+  uint64_t to, from, barrier;
+  int bytes;
+};
+
+struct Product {
+  const Instruction* in;
+  int pc;
+  std::vector<uint64_t> a, b;  // descriptors, of every thread
+  uint32_t tick;
+};
+
+struct Warpgroup {
+  std::deque<std::vector<Product>> groups{{}};  // the last is open
+  uint32_t tick = 0;
 };
 
 // Of a byte of shared memory: who wrote and read it since which barrier.
 struct Shadow {
   int writer = -1, reader = -1;
-  uint32_t written = 0, read = 0;
+  uint32_t written = 0, read = 0, write_tick = 0, read_tick = 0;
   bool readers = false, copied_to = false;
+  int copier = -1;  // the barrier that a bulk copy of it counted for, and in which phase
+  uint32_t copied = 0;
 };
 
 struct Block {
@@ -91,6 +139,11 @@ struct Block {
   std::vector<uint8_t> shared;
   std::vector<Shadow> shadow;
   uint32_t epoch = 1;
+  std::map<uint64_t, Barrier> barriers;  // by their addresses
+  std::vector<Bulk> bulks;               // under way
+  std::vector<Warpgroup> warpgroups;
+  std::vector<std::array<uint32_t, WARPGROUPS>> product_reads;  // of a byte: the last product of each warpgroup
+  unsigned registers_left = 0;
 
   Block(const Launch& launch, Dim at) : launch(launch), kernel(*launch.kernel), at(at) {
     unsigned n = launch.block.x * launch.block.y * launch.block.z;
@@ -109,9 +162,224 @@ struct Block {
                z = i / (launch.block.x * launch.block.y);
       const unsigned values[] = {x,     y,    z,    launch.block.x, launch.block.y, launch.block.z,
                                  at.x,  at.y, at.z, launch.grid.x,  launch.grid.y,  launch.grid.z,
-                                 i % 32};
+                                 i % 32, launch.dynamic_shared};
       for (auto [which, index] : kernel.special) t.r[index] = values[which];
     }
+    if (kernel.asynchronous) {
+      unsigned each = std::min(65536 / n / 8 * 8, 255u);
+      registers_left = 65536 - each * n;
+      warpgroups.resize(n / WARPGROUP);
+      product_reads.resize(size);
+      for (auto& t : threads) {
+        t.may_use = each;
+        t.clock.assign(n + WARPGROUPS + BARRIERS, 0);
+        t.clock[t.index] = 1;
+        t.set.assign(kernel.registers, 0);
+        t.under_way.assign(kernel.registers, false);
+      }
+    }
+  }
+
+  // ------------------------------------------------------------------------------- what is known
+  bool knows(const Thread& t, int who, uint32_t tick) { return kernel.asynchronous && t.clock[who] >= tick; }
+  void release(Thread& t, Clock& into) {
+    join(into, t.clock);
+    t.clock[t.index]++;
+  }
+  void meet(unsigned first, unsigned count) {
+    if (!kernel.asynchronous) return;
+    Clock all = threads[first].clock;
+    for (unsigned i = first; i < first + count; i++) join(all, threads[i].clock);
+    for (unsigned i = first; i < first + count; i++) {
+      threads[i].clock = all;
+      threads[i].clock[i]++;
+    }
+  }
+  int clock_of(const Warpgroup& w) { return (int)(threads.size() + (&w - warpgroups.data())); }
+  int clock_of(const Barrier& b) { return (int)(threads.size() + WARPGROUPS + b.number); }
+
+  // --------------------------------------------------------------------------- barriers and copies
+  Barrier& barrier_at(Thread& t, uint64_t at) {
+    auto found = barriers.find(at);
+    if (found == barriers.end()) fault(t, "no barrier at " + std::to_string(at));
+    auto& b = found->second;
+    if (b.made == epoch && b.maker != t.index && !knows(t, b.maker, b.tick))
+      fault(t, "race: a barrier that thread " + std::to_string(b.maker) + " makes");
+    return b;
+  }
+
+  void make_barrier(Thread& t, uint64_t at, uint32_t arrivals) {
+    if (at % 8) fault(t, "misaligned barrier");
+    if (barriers.size() == BARRIERS) fault(t, "more barriers than are emulated");
+    if (barriers.count(at)) fault(t, "a barrier is there already");
+    memory(t, SHARED, at, 8, true, 8);
+    Barrier b;
+    b.arrivals = b.left = arrivals;
+    b.number = (unsigned)barriers.size();
+    b.maker = t.index;
+    b.made = epoch;
+    b.tick = t.clock[t.index];
+    b.arriving = b.over = Clock(t.clock.size(), 0);
+    barriers[at] = b;
+  }
+
+  void end_phase(Barrier& b) {
+    if (b.left || b.bytes) return;
+    b.phase++;
+    b.left = b.arrivals;
+    join(b.over, b.arriving);
+    b.over[clock_of(b)] = (uint32_t)b.phase;
+  }
+
+  void arrive(Thread& t, uint64_t at, uint32_t bytes) {
+    auto& b = barrier_at(t, at);
+    if (b.left == 0) fault(t, "more arrivals than a phase has");
+    release(t, b.arriving);
+    b.left--;
+    b.bytes += bytes;
+    end_phase(b);
+  }
+
+  static bool is_over(const Barrier& b, uint64_t parity) { return (b.phase & 1) != parity; }
+
+  void begin_bulk(Thread& t, const Bulk& bulk) {
+    if (bulk.to % 16 || bulk.from % 16 || bulk.bytes % 16) fault(t, "misaligned copy");
+    if (bulk.to + bulk.bytes > shared.size()) fault(t, "copy beyond shared memory");
+    if (!is_allocated(bulk.from, bulk.bytes)) fault(t, "copy of memory that is not allocated");
+    if (!barrier_at(t, bulk.barrier).shown) fault(t, "a barrier that copies may not see: a fence is missing");
+    for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
+      auto& s = shadow[at];
+      std::string byte = "shared byte " + std::to_string(at);
+      if (s.writer >= 0 || s.reader >= 0) fault(t, byte + " was accessed by threads: a fence before a copy is missing");
+      if (s.copied_to) fault(t, "race: " + byte + ", to which a copy is under way");
+      if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: " + byte + ", copied to before");
+      for (auto& w : warpgroups)
+        if (uint32_t tick = product_reads[at][&w - warpgroups.data()])
+          if (!knows(t, clock_of(w), tick)) fault(t, "race: " + byte + ", which a product may still read");
+      s.copied_to = true;
+      shared[at] = 0xff;  // NaN
+    }
+    bulks.push_back(bulk);
+  }
+
+  void finish_newest_bulk() {
+    Bulk bulk = bulks.back();
+    bulks.pop_back();
+    auto& b = barriers.at(bulk.barrier);
+    memcpy(shared.data() + bulk.to, (const void*)bulk.from, bulk.bytes);
+    for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
+      shadow[at].copied_to = false;
+      shadow[at].copier = clock_of(b);
+      shadow[at].copied = (uint32_t)b.phase + 1;
+    }
+    b.bytes -= bulk.bytes;
+    end_phase(b);
+  }
+
+  // ------------------------------------------------------------------------ products of a warpgroup
+  // Where 8 terms of a row of a core matrix are; operands along k, not swizzled.
+  uint64_t core_row(Thread& t, uint64_t descriptor, int row, int core) {
+    if (descriptor >> 62 || (descriptor >> 49 & 7)) fault(t, "a descriptor with swizzle");
+    uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
+             stride = (descriptor >> 32 & 0x3fff) << 4;
+    return start + core * leading + row / 8 * stride + row % 8 * 16;
+  }
+
+  void begin_product(Warpgroup& w, Thread* first, const Instruction& in) {
+    Product p{&in, first->pc, {}, {}, ++w.tick};
+    for (unsigned i = 0; i < WARPGROUP; i++) {
+      Thread& t = first[i];
+      p.a.push_back(value(t, in.s[0]));
+      p.b.push_back(value(t, in.s[1]));
+      if (p.a[i] != p.a[0] || p.b[i] != p.b[0]) fault(t, "descriptors that differ within a warpgroup");
+      for (auto& o : in.d) {
+        if (t.set[o.index] >= t.fenced) fault(t, "a product without a fence after its sums were set");
+        t.under_way[o.index] = true;
+      }
+    }
+    for (int operand = 0; operand < 2; operand++)
+      for (int row = 0; row < (operand ? in.columns : 64); row++)
+        for (int core = 0; core < 2; core++) {
+          uint64_t at = core_row(*first, operand ? p.b[0] : p.a[0], row, core);
+          if (at + 16 > shared.size()) fault(*first, "product beyond shared memory");
+          for (uint64_t b = at; b < at + 16; b++) {
+            auto& s = shadow[b];
+            std::string byte = "shared byte " + std::to_string(b);
+            if (s.writer >= 0) fault(*first, byte + " was written by threads: a fence before a product is missing");
+            if (s.copied_to) fault(*first, "race: " + byte + ", to which a copy is under way");
+            if (s.copier >= 0)
+              for (unsigned i = 0; i < WARPGROUP; i++)
+                if (!knows(first[i], s.copier, s.copied))
+                  fault(first[i], "race: " + byte + ", whose copy was not waited for");
+            product_reads[b][&w - warpgroups.data()] = w.tick;
+          }
+        }
+    w.groups.back().push_back(p);
+  }
+
+  void finish_product(Thread* first, const Product& p) {
+    int columns = p.in->columns;
+    std::vector<double> a(64 * 16), b(16 * columns), sums(64 * columns);
+    auto load = [&](uint64_t descriptor, int rows, std::vector<double>& to, int row_step, int term_step) {
+      for (int row = 0; row < rows; row++)
+        for (int term = 0; term < 16; term++) {
+          uint16_t x;
+          memcpy(&x, shared.data() + core_row(*first, descriptor, row, term / 8) + term % 8 * 2, 2);
+          to[row * row_step + term * term_step] = from_bf16(x);
+        }
+    };
+    load(p.a[0], 64, a, 16, 1);
+    load(p.b[0], columns, b, 1, columns);
+    auto each = [&](auto&& use) {  // of the sums: the thread and register that have it
+      for (int row = 0; row < 64; row++)
+        for (int column = 0; column < columns; column++) {
+          Thread& t = first[row / 16 * 32 + row % 8 * 4 + column % 8 / 2];
+          use(t, p.in->d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2].index, sums[row * columns + column]);
+        }
+    };
+    each([](Thread& t, int index, double& sum) { sum = as<float>(t.r[index]); });
+    for (int row = 0; row < 64; row++)
+      for (int term = 0; term < 16; term++)
+        for (int column = 0; column < columns; column++)
+          sums[row * columns + column] += a[row * 16 + term] * b[term * columns + column];
+    each([](Thread& t, int index, double& sum) {
+      t.r[index] = bits((float)sum);
+      t.under_way[index] = false;
+    });
+  }
+
+  void wait_for_products(Warpgroup& w, Thread* first, size_t keep) {
+    while (w.groups.size() - 1 > keep) {
+      for (auto& p : w.groups.front()) {
+        finish_product(first, p);
+        for (unsigned i = 0; i < WARPGROUP; i++) first[i].clock[clock_of(w)] = p.tick;
+      }
+      w.groups.pop_front();
+    }
+  }
+
+  void together_as_warpgroup(unsigned number) {
+    Thread* first = &threads[WARPGROUP * number];
+    auto& w = warpgroups[number];
+    const Instruction& in = kernel.code[first->pc];
+    if (in.op == WGMMA) begin_product(w, first, in);
+    else if (in.op == WGMMA_COMMIT) w.groups.emplace_back();
+    else wait_for_products(w, first, value(*first, in.s[0]));
+    for (unsigned i = 0; i < WARPGROUP; i++) {
+      first[i].pc++;
+      first[i].state = RUNNING;
+    }
+  }
+
+  // Before an instruction that is no product's.
+  void watch_registers(Thread& t, const Instruction& in) {
+    t.time++;
+    for (auto* operands : {&in.d, &in.s})
+      for (auto& o : *operands)
+        if (!o.immediate && t.under_way[o.index]) fault(t, "a register of sums that were not waited for");
+    if (in.op != ST)
+      for (auto& o : in.d)
+        if (!o.immediate) t.set[o.index] = t.time;
   }
 
   [[noreturn]] void fault(const Thread& t, const std::string& what) {
@@ -128,18 +396,24 @@ struct Block {
       auto& s = shadow[b];
       int me = (int)t.index;
       if (s.copied_to) fault(t, "race: shared byte " + std::to_string(b) + ", to which a copy is under way");
-      if (s.written == epoch && s.writer != me)
+      if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: shared byte " + std::to_string(b) + ", copied to");
+      if (s.written == epoch && s.writer != me && !knows(t, s.writer, s.write_tick))
         fault(t, std::string("race: shared byte ") + std::to_string(b) + (write ? " written" : " read") +
                      ", written by thread " + std::to_string(s.writer));
       if (write) {
-        if (s.read == epoch && (s.readers || s.reader != me))
+        if (s.read == epoch && (s.readers || (s.reader != me && !knows(t, s.reader, s.read_tick))))
           fault(t, "race: shared byte " + std::to_string(b) + " written, read by thread " + std::to_string(s.reader));
         s.written = epoch;
         s.writer = me;
-      } else if (s.read != epoch) {
+        if (kernel.asynchronous) {
+          s.write_tick = t.clock[me];
+          s.read = 0;
+        }
+      } else if (s.read != epoch || knows(t, s.reader, s.read_tick)) {
+        if (s.read != epoch) s.readers = false;
         s.read = epoch;
         s.reader = me;
-        s.readers = false;
+        if (kernel.asynchronous) s.read_tick = t.clock[me];
       } else if (s.reader != me) {
         s.readers = true;
       }
@@ -319,6 +593,7 @@ struct Block {
       const Instruction& in = code[t.pc];
       if (in.guard >= 0 && (r[in.guard] != 0) == in.negated) continue;
       if (++count > 400000000ull) fault(t, "endless");
+      if (kernel.asynchronous && in.op != WGMMA) watch_registers(t, in);
       auto S = [&](int i) { return value(t, in.s[i]); };
       auto D = [&](uint64_t v) { r[in.d[0].index] = v; };
       switch (in.op) {
@@ -485,7 +760,33 @@ struct Block {
           return;
         case MMA:
         case LDMATRIX:
+        case SET_REGISTERS:
         case WARP_SYNC: t.state = AT_WARP; return;
+        case MBARRIER_INIT: make_barrier(t, address(t, in.s[0]), (uint32_t)S(1)); break;
+        case MBARRIER_ARRIVE: arrive(t, address(t, in.s[0]), in.s.size() > 1 ? (uint32_t)S(1) : 0); break;
+        case MBARRIER_WAIT: {
+          auto& b = barrier_at(t, address(t, in.s[0]));
+          if (is_over(b, S(1))) {
+            join(t.clock, b.over);
+            D(1);
+          } else if (t.told_no) {
+            t.state = AT_MBARRIER;
+            return;
+          } else D(0);  // as after the time that the instruction waits
+          t.told_no = !is_over(b, S(1));
+          break;
+        }
+        case FENCE_PROXY:
+          for (auto& [at, b] : barriers)
+            if (b.maker == t.index) b.shown = true;
+          break;
+        case BULK_COPY:
+          begin_bulk(t, {address(t, in.d[0]), address(t, in.s[0]), address(t, in.s[2]), (int)S(1)});
+          break;
+        case WGMMA_FENCE: t.fenced = t.time; break;
+        case WGMMA:
+        case WGMMA_COMMIT:
+        case WGMMA_WAIT: t.state = AT_WARPGROUP; return;
         case CP_ASYNC: {
           uint64_t to = address(t, in.d[0]), from = address(t, in.s[0]);
           int n = (int)S(1), given = in.s.size() > 2 ? (int)(uint32_t)S(2) : n;
@@ -503,7 +804,8 @@ struct Block {
     }
   }
 
-  void together(unsigned warp) {
+  // False where the warp has to wait.
+  bool together(unsigned warp) {
     Thread* lane[32];
     for (int i = 0; i < 32; i++) lane[i] = &threads[32 * warp + i];
     const Instruction& in = kernel.code[lane[0]->pc];
@@ -551,11 +853,21 @@ struct Block {
             }
           lane[l]->r[in.d[i].index] = v;
         }
+    } else if (in.op == SET_REGISTERS) {
+      unsigned count = (unsigned)value(*lane[0], in.s[0]), has = lane[0]->may_use;
+      if (count % 8 || count < 24 || count > 256 || (in.more ? count < has : count > has))
+        fault(*lane[0], "registers: a warp has " + std::to_string(has));
+      if (in.more && 32 * (count - has) > registers_left) return false;
+      registers_left += 32 * has - 32 * count;
+      for (auto t : lane) t->may_use = count;
+    } else if (in.op == WARP_SYNC) {
+      meet(32 * warp, 32);
     }
     for (auto t : lane) {
       t->pc++;
       t->state = RUNNING;
     }
+    return true;
   }
 
   template <int K>
@@ -585,12 +897,30 @@ struct Block {
         bool all = true;
         for (unsigned i = 32 * w; i < 32 * w + 32; i++)
           all &= threads[i].state == AT_WARP && threads[i].pc == threads[32 * w].pc;
+        if (all) moved |= together(w);
+      }
+      for (unsigned w = 0; w < warpgroups.size(); w++) {
+        bool all = true;
+        for (unsigned i = WARPGROUP * w; i < WARPGROUP * (w + 1); i++)
+          all &= threads[i].state == AT_WARPGROUP && threads[i].pc == threads[WARPGROUP * w].pc;
         if (all) {
-          together(w);
+          together_as_warpgroup(w);
           moved = true;
         }
       }
+      for (auto& t : threads)
+        if (t.state == AT_MBARRIER) {
+          const Instruction& in = kernel.code[t.pc];
+          if (is_over(barriers.at(address(t, in.s[0])), value(t, in.s[1]))) {
+            t.state = RUNNING;
+            moved = true;
+          }
+        }
       if (moved) continue;
+      if (!bulks.empty()) {
+        finish_newest_bulk();
+        continue;
+      }
       unsigned done = 0, barrier = 0, grid = 0;
       int pc = -1;
       for (auto& t : threads) {
@@ -606,6 +936,7 @@ struct Block {
       if (barrier && done + barrier == threads.size()) {
         if (done) fault(threads[0], "a barrier that some threads of the block never reach");
         epoch++;
+        meet(0, (unsigned)threads.size());
         for (auto& t : threads)
           if (t.state == AT_BARRIER) {
             t.state = RUNNING;

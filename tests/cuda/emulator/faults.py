@@ -19,7 +19,38 @@ def run(kernel, threads=64, size=64, blocks=1):
     cuda.synchronize()
     print(out.copy_to_host().tolist())
 """
+# Thread 0 copies 64 numbers; WAIT and BYTES are filled in.
+BULK_COPY = """
+from fastbp.kernels.cuda import warpgroup
+
+@cuda.jit
+def kernel(source, out):
+    shared, i, barrier = cuda.shared.array(0, int32), cuda.threadIdx.x, 64
+    if i == 0:
+        warpgroup.make_barrier(shared, barrier, int32(1))
+        warpgroup.show_barriers()
+    cuda.syncthreads()
+    if i == 0:
+        warpgroup.announce(shared, barrier, int32(BYTES))
+        warpgroup.copy_panel(shared, 0, source, 0, int32(256), barrier)
+    while WAIT:
+        pass
+    out[i] = shared[i]
+
+source, out = cuda.to_device(np.arange(63, -1, -1, np.int32)), cuda.to_device(np.zeros(64, np.float32))
+kernel[1, 64, 0, 264](source, out)
+cuda.synchronize()
+print(out.copy_to_host().tolist())
+"""
+WAIT = "warpgroup.is_over(shared, barrier, int32(0)) == 0"
 KERNELS = {
+    "a bulk copy": (BULK_COPY.replace("WAIT", WAIT).replace("BYTES", "256"), None),
+    "a bulk copy that nobody waits for": (BULK_COPY.replace("WAIT", "False").replace("BYTES", "256"), "race"),
+    "a wait for the phase before": (
+        BULK_COPY.replace("WAIT", WAIT.replace("(0)", "(1)")).replace("BYTES", "256"),
+        "to which a copy is under way",
+    ),
+    "bytes that never come": (BULK_COPY.replace("WAIT", WAIT).replace("BYTES", "512"), "deadlock"),
     "sums": (
         """
 @cuda.jit

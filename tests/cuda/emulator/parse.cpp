@@ -2,6 +2,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <sstream>
 
 #include "ptx.hpp"
@@ -61,6 +62,7 @@ struct Parser {
   const std::map<std::string, uint64_t>& symbols;  // of shared memory, in its window
   std::map<std::string, int> scratch;              // parameters of calls
   std::vector<std::pair<int, std::string>> jumps;
+  std::function<void(const std::string&)> declare;  // an array in shared memory
 
   [[noreturn]] void fail(const std::string& what, const std::string& statement) {
     throw std::runtime_error("PTX: " + what + " in: " + statement);
@@ -196,6 +198,8 @@ struct Parser {
       size_t bracket = name.find('[');
       name = name.substr(0, bracket);
       if (!scratch.count(name)) scratch[name] = 16 * (int)scratch.size();
+    } else if (s.rfind(".shared", 0) == 0) {
+      declare(s);
     } else if (s.rfind(".pragma", 0) == 0 || s.rfind(".loc", 0) == 0) {
     } else {
       fail("unknown directive", s);
@@ -320,7 +324,54 @@ struct Parser {
       in.op = BAR;
       return;
     }
+    if (op == "fence" && has("proxy")) {
+      if (!has("async")) fail("proxy", whole);
+      in.op = FENCE_PROXY;
+      return;
+    }
     if (op == "membar" || op == "fence") return;
+    if (op == "mbarrier") {
+      kernel.asynchronous = true;
+      if (!has("shared::cta") || !has("b64")) fail("mbarrier", whole);
+      if (has("init")) {
+        in.op = MBARRIER_INIT;
+        in.s = {address(parts[0]), operand(parts[1], U32)};
+      } else if (has("arrive")) {
+        in.op = MBARRIER_ARRIVE;
+        if (parts[0] != "_" || (parts.size() == 3) != has("expect_tx")) fail("mbarrier", whole);
+        in.s = {address(parts[1])};
+        if (has("expect_tx")) in.s.push_back(operand(parts[2], U32));
+      } else if (has("try_wait") && has("parity") && parts.size() == 3) {
+        in.op = MBARRIER_WAIT;
+        in.d = {operand(parts[0], PRED)};
+        in.s = {address(parts[1]), operand(parts[2], U32)};
+      } else fail("mbarrier", whole);
+      return;
+    }
+    if (op == "setmaxnreg") {
+      in.op = SET_REGISTERS;
+      in.more = has("inc");
+      in.s = {operand(parts[0], U32)};
+      return;
+    }
+    if (op == "wgmma") {
+      if (has("fence")) in.op = WGMMA_FENCE;
+      else if (has("commit_group")) in.op = WGMMA_COMMIT;
+      else if (has("wait_group")) {
+        in.op = WGMMA_WAIT;
+        in.s = {operand(parts[0], U32)};
+      } else {
+        in.op = WGMMA;
+        if (sscanf(w[4].c_str(), "m64n%dk16", &in.columns) != 1 || !has("f32") || !has("bf16")) fail("wgmma", whole);
+        in.d = operands(parts[0], F32);
+        if ((int)in.d.size() != in.columns / 2 || parts.size() != 8) fail("wgmma", whole);
+        in.s = {operand(parts[1], B64), operand(parts[2], B64)};
+        const char* added_and_along_k[] = {"1", "1", "1", "0", "0"};
+        for (int i = 0; i < 5; i++)
+          if (parts[3 + i] != added_and_along_k[i]) fail("wgmma", whole);
+      }
+      return;
+    }
     if (op == "call") {
       std::string callee;
       for (auto& part : parts)
@@ -367,7 +418,14 @@ struct Parser {
         in.d = {o};
         return;
       }
-      if (!has("async") || !has("global") || has("bulk")) fail("cp", whole);
+      if (has("bulk")) {
+        if (!has("shared::cluster") || !has("global") || !has("mbarrier::complete_tx::bytes")) fail("cp", whole);
+        in.op = BULK_COPY;
+        in.d = {address(parts[0])};
+        in.s = {address(parts[1]), operand(parts[2], U32), address(parts[3])};
+        return;
+      }
+      if (!has("async") || !has("global")) fail("cp", whole);
       in.op = CP_ASYNC;
       in.d = {address(parts[0])};
       in.s = {address(parts[1]), operand(parts[2], U32)};
@@ -386,7 +444,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
   std::map<std::string, uint64_t> symbols;
   int shared = 0;
   size_t i = 0;
-  // Declarations outside of functions.
+  // Declarations, outside of functions or in one.
   auto declare = [&](const std::string& s) {
     bool is_shared = s.find(".shared") != std::string::npos;
     if (!is_shared) return;
@@ -449,7 +507,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
       if (text[end] == '{') depth++;
       if (text[end] == '}' && --depth == 0) break;
     }
-    Parser parser{*kernel, {}, {}, symbols, {}, {}};
+    Parser parser{*kernel, {}, {}, symbols, {}, {}, declare};
     std::string part;
     for (size_t q = body + 1; q < end; q++) {
       if (text[q] == ';') {
@@ -470,8 +528,8 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     for (auto& [name, index] : parser.registers) {
       static const char* SPECIAL[] = {"%tid.x",    "%tid.y",    "%tid.z",   "%ntid.x",  "%ntid.y",
                                       "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
-                                      "%nctaid.y", "%nctaid.z", "%laneid"};
-      for (int s = 0; s < 13; s++)
+                                      "%nctaid.y", "%nctaid.z", "%laneid",  "%dynamic_smem_size"};
+      for (int s = 0; s < 14; s++)
         if (name == SPECIAL[s]) kernel->special.push_back({s, index});
       if (name[0] == '%' && name.find('.') != std::string::npos) {
         bool known = false;

@@ -6,7 +6,8 @@ from numba.cuda.codegen import CUDACodeLibrary
 
 
 def ptx_as_code(library, cc=None):
-    return ObjectCode.from_ptx(library.get_asm_str(cc).encode())
+    text = library.get_lto_ptx(cc) if library._lto else library.get_asm_str(cc)
+    return ObjectCode.from_ptx(text.encode())
 
 
 CUDACodeLibrary.get_cubin = ptx_as_code

@@ -82,7 +82,17 @@ enum Op : uint8_t {
   BFE,
   CLZ,
   POPC,
-  PRMT
+  PRMT,
+  MBARRIER_INIT,
+  MBARRIER_ARRIVE,
+  MBARRIER_WAIT,
+  FENCE_PROXY,
+  BULK_COPY,
+  SET_REGISTERS,
+  WGMMA_FENCE,
+  WGMMA,
+  WGMMA_COMMIT,
+  WGMMA_WAIT
 };
 enum Compare : uint8_t { EQ, NE, LT, LE, GT, GE, EQU, NEU, LTU, LEU, GTU, GEU, NUM, NAN_ };
 enum Space : uint8_t { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
@@ -104,6 +114,8 @@ struct Instruction {
   bool negated = false;     // the predicate
   bool transposed = false;  // matrices that ldmatrix reads
   bool to_tf32 = false;
+  bool more = false;        // registers that setmaxnreg asks for
+  int columns = 0;          // of a warpgroup's product
   int guard = -1;  // register of the predicate
   int target = -1;
   std::vector<Operand> d, s;
@@ -120,6 +132,8 @@ struct Kernel {
   std::vector<Instruction> code;
   std::vector<Parameter> parameters;
   int registers = 0, parameter_bytes = 0, shared_bytes = 0, most_threads = 1024, local_bytes = 0;
+  unsigned most_dynamic_shared = 49152;      // unless the host asks for more
+  bool asynchronous = false;                 // has barriers in shared memory, and what they are for
   std::vector<std::string> lines;            // the text of every instruction
   std::vector<std::pair<int, int>> special;  // special registers: which, and the register that holds it
 };

@@ -1,0 +1,28 @@
+"""Kernels that have not run on a GPU yet are chosen only where the environment variable FASTBP_CUDA lists them."""
+
+import os
+from functools import cache
+
+KERNELS = ("cluster", "wgmma")
+
+
+def asked(name: str) -> bool:
+    """Whether FASTBP_CUDA lists a name of `KERNELS`, as ``FASTBP_CUDA=cluster,wgmma`` does.
+
+    Raises
+    ------
+    ValueError
+        FASTBP_CUDA lists a name that is none of these.
+    """
+    return name in _names(os.environ.get("FASTBP_CUDA", ""))
+
+
+@cache
+def _names(text):
+    names = {name.strip() for name in text.split(",")} - {""}
+    if unknown := sorted(names.difference(KERNELS)):
+        raise ValueError(
+            f"FASTBP_CUDA may list, separated by commas, {', '.join(KERNELS)}; got {', '.join(unknown)}: leave it out, "
+            "or unset FASTBP_CUDA"
+        )
+    return names

@@ -1,0 +1,180 @@
+"""What only compute capability 9.0 has (sm_90a): products by 4 warps together, copies of whole panels, barriers that
+count bytes, registers that go from one group of warps to another.
+
+Device functions, as those of ptx.py, without twins: nothing here runs in the simulator. ``shared`` is the block's
+dynamic shared memory as int32, and places in it are numbers of its elements.
+"""
+
+from functools import cache
+
+from .driver import simulated, types
+
+WARPGROUP = 128  # threads that make a product together
+ROWS = 64  # of A, of a warpgroup's product
+TERMS = 16  # of an instruction
+UNIT = 8  # bfloat16 numbers in 16 bytes; rows and terms of a core matrix
+PAIR_BYTES = 4  # two of them, an element of `shared`
+BARRIER = 2  # elements of `shared` that a barrier takes
+
+if not simulated:
+    from llvmlite import ir
+
+    from .driver import intrinsic
+
+    I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def _element(context, builder, array_type, array, index):
+    """The address of an element of a flat array."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    return builder.gep(data, [index], inbounds=True)
+
+
+def _in_space(builder, pointer, space, integer):
+    """An address as the instructions of a memory take it: 3 is shared memory, 1 global."""
+    return builder.ptrtoint(builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(space)), integer)
+
+
+def _emit(builder, text, values, result=None):
+    """A line of PTX on integers, before and after which memory is as it was; its warp stays together."""
+    letters = ["r" if value.type == I32 else "l" for value in values]
+    outputs = [] if result is None else ["=r"]
+    function = ir.FunctionType(ir.VoidType() if result is None else result, [value.type for value in values])
+    asm = ir.InlineAsm(function, text, ",".join([*outputs, *letters, "~{memory}"]), side_effect=True)
+    return builder.call(asm, values, attrs=("convergent",))
+
+
+def _of_barrier(text, number=False, answers=False):
+    """A device function ``(shared, barrier[, number])`` that is one line of PTX on a barrier in shared memory."""
+
+    def make(context, builder, signature, arguments):
+        barrier = _element(context, builder, signature.args[0], arguments[0], arguments[1])
+        values = [_in_space(builder, barrier, 3, I32), *arguments[2:]]
+        found = _emit(builder, text, values, I32 if answers else None)
+        return found if answers else context.get_dummy_value()
+
+    returned = types.int32 if answers else types.void
+
+    @intrinsic
+    def on_barrier(typing_context, shared, barrier):
+        return returned(shared, barrier), make
+
+    @intrinsic
+    def on_barrier_with_number(typing_context, shared, barrier, number):
+        return returned(shared, barrier, types.int32), make
+
+    return on_barrier_with_number if number else on_barrier
+
+
+def _of_warp(text):
+    """A device function without arguments that is one line of PTX."""
+
+    @intrinsic
+    def function(typing_context):
+        def make(context, builder, signature, arguments):
+            _emit(builder, text, [])
+            return context.get_dummy_value()
+
+        return types.void(), make
+
+    return function
+
+
+# -------------------------------------------------------------------------------- barriers and copies
+# A barrier (`mbarrier`) is in a phase until as many threads have arrived as it was made for, and as many bytes have
+# come as they announced; then the next phase begins. Who waits names the parity of the phase that is to be over, 0 for
+# the first: of a new barrier, the phase of parity 1 counts as over.
+if not simulated:
+    # (shared, barrier, arrivals): a barrier in its first phase, by one thread.
+    make_barrier = _of_barrier("mbarrier.init.shared::cta.b64 [$0], $1;", number=True)
+    # (): copies see new barriers; other threads do after the next barrier of the block.
+    show_barriers = _of_warp("fence.proxy.async.shared::cta;")
+    # (shared, barrier): a thread arrives.
+    arrive = _of_barrier("mbarrier.arrive.shared::cta.b64 _, [$0];")
+    # (shared, barrier, bytes): a thread arrives, and the phase lasts until so many bytes have come.
+    announce = _of_barrier("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", number=True)
+    # (shared, barrier, parity): 1 if the phase is over, and what came in it is seen; 0 otherwise, after some time.
+    is_over = _of_barrier(
+        "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [$1], $2; selp.u32 $0, 1, 0, over; }",
+        number=True, answers=True,
+    )  # fmt: skip
+
+    @intrinsic
+    def copy_panel(typing_context, shared, to, array, index, size, barrier):
+        """Begin to copy ``size`` bytes from element ``index`` of a global array to ``shared``, by one thread.
+
+        Addresses and size are multiples of 16 bytes. The bytes count for the phase that ``barrier`` is in.
+        """
+
+        def make(context, builder, signature, arguments):
+            places = [_element(context, builder, shared, arguments[0], arguments[at]) for at in (1, 5)]
+            target, counter = (_in_space(builder, place, 3, I32) for place in places)
+            source = _in_space(builder, _element(context, builder, array, arguments[2], arguments[3]), 1, I64)
+            text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
+            _emit(builder, text, [target, source, arguments[4], counter])
+            return context.get_dummy_value()
+
+        return types.void(shared, to, array, index, types.int32, barrier), make
+
+
+# ------------------------------------------------------------------------------------------- registers
+@cache
+def limit_registers(how, count):
+    """A device function: all warps of a warpgroup give registers back (``"dec"``) or wait for more (``"inc"``)."""
+    return _of_warp(f"setmaxnreg.{how}.sync.aligned.u32 {count};")
+
+
+# ------------------------------------------------------------------------------------------- products
+def descriptor_of(extent):
+    """What a descriptor says of a panel besides its address: no swizzle, both operands along k.
+
+    A panel of ``extent`` rows has the first `UNIT` terms of all its rows, then the next: so 8 rows of 16 bytes, a core
+    matrix, touch. In units of 16 bytes it is ``extent`` to the next terms ("leading"), 8 to the next 8 rows ("stride").
+    """
+    return extent << 16 | UNIT << 32
+
+
+@cache
+def multiply_panel(rows_a, columns, terms):
+    """A device function: a warpgroup's ``acc += A B`` for a panel of ``terms`` terms, and wait for it.
+
+    ``multiply(acc, shared, a, b)``: A's `ROWS` rows begin at ``a``, in a panel of ``rows_a`` rows; B's ``columns`` are
+    those of the panel at ``b``. With ``lane, warp`` of a thread in its warpgroup, ``acc[4 j + 2 h + e]`` is the sum of
+    row ``16 warp + lane // 4 + 8 h`` and column ``8 j + 2 (lane % 4) + e``.
+
+    One piece of PTX: until the sums are waited for, nothing may touch their registers, not even a move.
+    """
+    sums, steps = columns // 2, terms // TERMS
+    registers = ", ".join(f"${e}" for e in range(sums))
+    shape = f"wgmma.mma_async.sync.aligned.m{ROWS}n{columns}k{TERMS}.f32.bf16.bf16"
+    # After the descriptors: that sums are added to, signs, and that terms of both operands touch.
+    products = [
+        f"{shape} {{{registers}}}, ${sums + step}, ${sums + steps + step}, 1, 1, 1, 0, 0;" for step in range(steps)
+    ]
+    text = "\n".join(
+        ["wgmma.fence.sync.aligned;", *products, "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
+    )
+    constraints = ",".join(["=f"] * sums + ["l"] * (2 * steps) + [str(e) for e in range(sums)] + ["~{memory}"])
+
+    @intrinsic
+    def multiply(typing_context, acc, shared, a, b):
+        def make(context, builder, signature, arguments):
+            def descriptors(at, extent):
+                address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, I32)
+                first = builder.zext(builder.lshr(address, I32(4)), I64)
+                first = builder.or_(first, I64(descriptor_of(extent)))
+                return [builder.add(first, I64(step * extent * TERMS // UNIT)) for step in range(steps)]
+
+            data = context.make_array(acc)(context, builder, value=arguments[0]).data
+            places = [builder.gep(data, [I64(e)], inbounds=True) for e in range(sums)]
+            operands = [*descriptors(arguments[2], rows_a), *descriptors(arguments[3], columns)]
+            function = ir.FunctionType(ir.LiteralStructType([F32] * sums), [I64] * (2 * steps) + [F32] * sums)
+            asm = ir.InlineAsm(function, text, constraints, side_effect=True)
+            made = builder.call(asm, [*operands, *map(builder.load, places)], attrs=("convergent",))
+            for e, place in enumerate(places):
+                builder.store(builder.extract_value(made, e), place)
+            return context.get_dummy_value()
+
+        return types.void(acc, shared, a, b), make
+
+    return multiply

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -213,8 +214,12 @@ class Chunk:
 
     def order(self, model: Sequential, shuffle: Shuffle, epoch: int) -> Array:
         """The rows in the order of one epoch, drawn by the generator of the model or given by a function."""
+        return self.order_by(model.generator, model._kernels, shuffle, epoch)
+
+    def order_by(self, generator: np.random.Generator, kernels: Kernels, shuffle: Shuffle, epoch: int) -> Array:
+        """`order`, drawn by a generator."""
         rows = self.places if callable(shuffle) else self.rows if isinstance(self.rows, range) else self.rows.copy()
-        return epoch_rows(model._kernels, model.generator, rows, shuffle, self.weight, epoch)
+        return epoch_rows(kernels, generator, rows, shuffle, self.weight, epoch)
 
     def step_weights(self, order: Array, batch_size: int) -> Array:
         """The sums of the weights of the batches of an epoch."""
@@ -233,6 +238,37 @@ class Chunk:
     def epoch(self, done: int = 0) -> tuple[Chunk, ...]:
         """The chunks of an epoch: this one, unless it is done."""
         return (self,)[done:]
+
+
+class OrderAhead:
+    """The order of the next epoch, drawn while this one runs, by a copy of the generator: nobody sees that it was.
+
+    Where the generator is then not as it was, because a callback has drawn from it, the order is drawn as ever, and
+    none is drawn ahead any more.
+    """
+
+    def __init__(self) -> None:
+        self.drawn: tuple[Chunk, Array, bytes, Any] | None = None  # whose, the order, the generator before and after
+        self.useful = True
+
+    def draw(self, chunk: Chunk, model: Sequential, shuffle: Shuffle) -> None:
+        """Draw the next order of a chunk; a function is asked for no order before its epoch."""
+        if self.useful and self.drawn is None and shuffle and not callable(shuffle):
+            generator = copy.deepcopy(model.generator)
+            before = pickle.dumps(generator.bit_generator.state)
+            order = chunk.order_by(generator, model._kernels, shuffle, 0)
+            self.drawn = chunk, order, before, generator.bit_generator.state
+
+    def take(self, chunk: Chunk, model: Sequential, shuffle: Shuffle, epoch: int) -> Array:
+        """The order of an epoch that begins."""
+        drawn, self.drawn = self.drawn, None
+        if drawn is not None:
+            of, order, before, after = drawn
+            if of is chunk and before == pickle.dumps(model.generator.bit_generator.state):
+                model.generator.bit_generator.state = after
+                return order
+            self.useful = False
+        return chunk.order(model, shuffle, epoch)
 
 
 def split(

@@ -122,10 +122,6 @@ class DeviceKernels:
         """The array on the host: a copy of one of the device."""
         return array if isinstance(array, np.ndarray) else self.module.to_host(array)
 
-    def send(self, array: Array, to: Any) -> Any:
-        """Copy an array of the host into the first rows of an array on the device."""
-        return self.memory.to_device(array, to[: len(array)])
-
     # -------------------------------------------------------------------------------------- data
     def resident(self, arrays: Sequence[Any], dtype: DTypeLike) -> list[Any] | None:
         """Copies of the arrays on the device, or None where they would take too much of its free memory.

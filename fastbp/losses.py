@@ -184,6 +184,11 @@ class Loss:
             checks.within(argument, target, *self.target_range)
         return target
 
+    @property
+    def weighs_by_target(self) -> bool:
+        """Whether `row_weight` looks at the targets."""
+        return False
+
     def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
         """The weights of the rows, float64 (n,) or None, from their checked targets and sample weights."""
         return sample_weight
@@ -437,9 +442,14 @@ class CrossEntropyLoss(Loss):
         labels[ignored] = NO_LABEL
         return labels
 
+    @property
+    def weighs_by_target(self) -> bool:
+        """With class weights, or labels that are ignored."""
+        return self.class_weight is not None or self.ignore_index is not None
+
     def row_weight(self, target: Array, sample_weight: Array | None) -> Array | None:
         """Sample weights times class weights; 0 for rows that are ignored."""
-        if self.class_weight is None and self.ignore_index is None:
+        if not self.weighs_by_target:
             return sample_weight
         labels = self.takes_labels(target)
         if self.class_weight is None:

@@ -297,6 +297,10 @@ class Parameters:
         """Whether no value is NaN or infinite."""
         return self.backend.all_finite(self.places, self.values)
 
+    def launch_all_finite(self) -> Callable[[], bool]:
+        """`all_finite` on a device, which goes on: a function to be called once its launches have been waited for."""
+        return self.backend.launch_all_finite(self.places, self.values)
+
     def copied_values(self, to: Any = None) -> Any:
         """Values and statistics in buffers of their device, for `restore_values`; ``to`` are some there already."""
         to = to or tuple(self.backend.empty(buffer.size, self.dtype) for buffer in (self.values, self.statistics))

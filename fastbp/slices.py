@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from .optimizers import Optimizer
 from .parameters import Parameters
 
 if TYPE_CHECKING:
-    from .steps import CompiledSteps, StoredSteps
+    from .steps import CompiledSteps, Meanwhile, StoredSteps
 
 SLICE_SECONDS = 0.1  # of training steps in one call of the kernels: Ctrl-C is answered between calls
 SLOW = 1e9  # operations a second that the first slice assumes
@@ -92,12 +92,19 @@ class Slices:
         self.steps = None
 
     def __call__(
-        self, run_steps: CompiledSteps | StoredSteps, order: Array, step_loss: Array, step_hits: Array, done: int = 0
+        self,
+        run_steps: CompiledSteps | StoredSteps,
+        order: Array,
+        step_loss: Array,
+        step_hits: Array,
+        done: int = 0,
+        meanwhile: Meanwhile | None = None,
     ) -> Iterator[tuple[int, int, bool]]:
         """Run the batches of ``order`` that are not done; yields (first, end, failed) after every slice.
 
-        Where it failed, the loss in ``step_loss[end]`` is not finite, and that batch is left out. A Ctrl-C that came
-        during a slice is left to the caller.
+        ``meanwhile`` is for the last slice, of steps that let the host go on. Where a slice failed, the loss in
+        ``step_loss[end]`` is not finite, and that batch is left out. A Ctrl-C that came during a slice is left to the
+        caller.
         """
         batch_size, steps = run_steps.batch_size, len(step_loss)
         if self.steps is None:
@@ -107,6 +114,7 @@ class Slices:
             most = run_steps.most if self.most is None else self.most
             stop = min(done + max(1, min(self.steps, most)), steps)
             rows = order[done * batch_size : stop * batch_size]
+            run_steps.meanwhile = meanwhile if stop == steps else None
             begin = time.perf_counter()
             self.interrupts.deferred = True
             with self.network.changes.under_way():
@@ -136,6 +144,7 @@ class Snapshot:
         self._network, self._optimizer = network, optimizer
         self.before = optimizer.step_count
         self.values = self.epoch = self._found = None
+        self._looked: tuple[int, bool] | None = None  # version of the weights, and whether they were finite then
 
     def take(self, epoch: int) -> None:
         """Keep the weights, unless some are not finite."""
@@ -145,12 +154,25 @@ class Snapshot:
             network.kept = self.values = network.copied_values(network.kept)
             self.epoch = epoch
 
+    def look(self) -> Callable[[], None]:
+        """Begin to look at the weights that launches of steps will leave; to be called once these have been made."""
+        version, finite = self._network.version, self._network.launch_all_finite()
+
+        def seen():
+            self._looked = version, finite()
+
+        return seen
+
     def finite_after(self, epoch: int) -> bool:
         """Whether the weights at the end of an epoch are finite, where they were so at its start."""
+        looked, self._looked = self._looked, None
         if self.epoch != epoch:
             return True
-        self._found = self._network.version if self._network.all_finite() else None
-        return self._found is not None
+        version, finite = looked or (None, False)
+        if version != self._network.version:  # nobody has looked, or somebody has written since
+            finite = self._network.all_finite()
+        self._found = self._network.version if finite else None
+        return finite
 
     def restore(self) -> str:
         """Restore the weights and reset the optimizer, where there were updates; returns what was done."""

@@ -7,9 +7,10 @@ target) -> (value, gradient)``, an optimizer with ``clip_norm``, and ``accumulat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from .optimizers import Optimizer
 if TYPE_CHECKING:
     from .data import Chunk
     from .model import Sequential
+
+# What the host does while steps run: a function that returns another, which is called when they are done, or None.
+Meanwhile: TypeAlias = Callable[[], Callable[[], object] | None]
 
 STAGING_BYTES = 16 << 20  # rows, as given and converted, held at once where the kernels cannot read the data directly
 
@@ -93,14 +97,20 @@ class CompiledStep:
         n = len(x)
         if self.meets:
             checks.batch_that_meets(n)
-        y = self.target(y, n)
-        weight = self.loss.row_weight(y, None)
+        unchecked = False
+        if self.staging is not None and checks.on_device(y):
+            y = self.model._kernels.borrowing.as_device_array(y)
+            unchecked = self.stays(y, n)
+        if not unchecked:
+            y = self.target(y, n)
+        weight = None if unchecked else self.loss.row_weight(y, None)
         if n > self.ready[0] or y.ndim != self.ready[1] or n == 0:
             self.make_ready(x, y)
         _, _, all_rows, workspace = self.ready
         if self.staging is not None:
             x, y, weight = self.staging(x, y, weight)
-        optimizer = self.optimizer
+        optimizer, generator = self.optimizer, self.model.generator.bit_generator
+        before = generator.state if unchecked and self.model.program.drops else None
         coefficients = optimizer.next_coefficients()
         keys = self.model.step_keys(1)
         self.network.discard_gradients()
@@ -113,7 +123,25 @@ class CompiledStep:
         except BaseException:
             optimizer.step_count += finished_steps(self.step_loss, self.step_hits)
             raise
-        return self.step_loss.item()
+        if self.staging is not None:
+            self.staging.used()
+        value = self.step_loss.item()
+        if unchecked and self.labels and not math.isfinite(value):  # as a label that is out of range makes it
+            try:
+                self.loss.checked_target("y", self.model._kernels.to_host(y), n, self.outputs)
+            except ValueError:
+                if before is not None:
+                    generator.state = before
+                raise
+        return value
+
+    def stays(self, y: Any, rows: int) -> bool:
+        """Whether a target on the device is as a kernel reads it, and nothing asks for a look at it before the step."""
+        if self.ready[1] == 0 or self.loss.weighs_by_target or not y.is_c_contiguous():
+            return False
+        if self.labels:
+            return y.dtype == np.int64 and tuple(y.shape) == (rows,)
+        return y.dtype == self.dtype and tuple(y.shape) == (rows, self.outputs) and not self.bounded
 
     def make_ready(self, x: Array, y: Array) -> None:
         """Make a workspace for batches like this one: for its rows, and for labels or a matrix of targets."""
@@ -252,6 +280,7 @@ class CompiledSteps:
         self.optimizer, self.batch_size = optimizer, batch_size
         self.dtype, self.X, self.y, self.weight, self.first = model.dtype, chunk.X, chunk.y, chunk.weight, chunk.first
         self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
+        self.on_device = not model.network.on_host
         if model.network.on_host:
             self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
         else:
@@ -277,6 +306,7 @@ class CompiledSteps:
 
     settled = True  # no gradients wait for an update between calls
     exchange: Any = None  # with other processes, as of `network_train_steps`
+    meanwhile: Meanwhile | None = None  # during the next call; only steps on a device let the host go on
 
     @property
     def most(self) -> int:
@@ -302,6 +332,9 @@ class CompiledSteps:
         keys = self.keys[self.batch : self.batch + steps]
         if self.pieces is not None:
             done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
+        elif self.on_device and step_squares is None:
+            wait = self._launched(coefficients, keys, (self.X, self.y, self.weight), self._numbered(rows))
+            done = self._finished(wait, step_loss, step_hits)
         else:
             done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
         self.batch += done + (done < steps)
@@ -321,8 +354,8 @@ class CompiledSteps:
             y = y[rows] if self.labels else checks.converted(y[rows], self.dtype)
             weight = None if weight is None else weight[rows]
             rows = np.stack([np.arange(len(rows)), rows + self.first])
-        elif self.first:
-            rows = np.stack([rows, rows + self.first])
+        else:
+            rows = self._numbered(rows)
         step_hits.fill(NOT_RUN)
         try:
             done = self.kernels.network_train_steps(
@@ -335,40 +368,96 @@ class CompiledSteps:
         self.optimizer.step_count += done
         return done
 
+    def _numbered(self, rows):
+        """Rows of the data, with the numbers that dropout knows them by where these are others."""
+        return np.stack([rows, rows + self.first]) if self.first else rows
+
     def _run_piece(self, rows, coefficients, keys, step_loss, step_hits):
-        """Run steps on a piece on the device; the host prepares the next one before it waits for the steps."""
+        """Run steps on a piece on the device; meanwhile the host prepares the next one."""
         piece, batch = divmod(self.batch, self.together)
         arrays = self.pieces.arrays_of(piece)
-        wait = self.kernels.launch_train_steps(
-            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays,
-            np.stack([batch * self.batch_size + np.arange(len(rows)), rows + self.first]), self.batch_size,
-        )  # fmt: skip
-        try:
+        numbers = np.stack([batch * self.batch_size + np.arange(len(rows)), rows + self.first])
+        wait = self._launched(coefficients, keys, arrays, numbers)
+
+        def prepare():
             self.pieces.launched(piece)
             self.pieces.prepare(piece + 1)
-        finally:
-            done = wait(step_loss, step_hits)
-            self.optimizer.step_count += done
+
+        return self._finished(wait, step_loss, step_hits, prepare)
+
+    def _launched(self, coefficients, keys, arrays, rows):
+        """Launch steps on arrays of a device; returns the function that waits for them."""
+        return self.kernels.launch_train_steps(
+            self.workspace, self.values, self.statistics, self.optimizer.state, coefficients, keys, *arrays, rows,
+            self.batch_size,
+        )  # fmt: skip
+
+    def _finished(self, wait, step_loss, step_hits, *prepare):
+        """Do what there is to do while steps run, then wait for them."""
+        step_hits.fill(NOT_RUN)
+        try:
+            try:
+                for function in prepare:
+                    function()
+                then = self.meanwhile() if self.meanwhile else None
+            finally:
+                done = wait(step_loss, step_hits)
+        except BaseException:
+            self.optimizer.step_count += finished_steps(step_loss, step_hits)
+            raise
+        self.optimizer.step_count += done
+        if then is not None:
+            then()
         return done
 
 
 class Staging:
-    """Memory of a device for rows from the host, kept from call to call so that its addresses stay the same."""
+    """Memory of a device for the rows of a step, whose addresses stay the same, so that a captured step is replayed.
+
+    Rows of the host go by page-locked memory, from which the device copies while the host goes on; rows that are on the
+    device are copied there.
+    """
 
     def __init__(self, kernels: Kernels) -> None:
-        self.kernels, self.there = kernels, {}
+        self.kernels = kernels
+        self.there: dict[int, Any] = {}  # place among the arguments -> memory of the device
+        self.here: dict[int, Array] = {}  # and page-locked memory of the host
+        self.views: dict[int, tuple[int, Any]] = {}  # and how many rows the last step had, and the memory of these
+        self.under_way = False  # whether copies may not have ended
+        weakref.finalize(self, _release, kernels, self.here).atexit = False
 
     def __call__(self, *arrays: Any) -> list[Any]:
-        """The arrays on the device; None and arrays that are there are returned unchanged."""
-        return [
-            self._sent(place, array) if isinstance(array, np.ndarray) else array for place, array in enumerate(arrays)
-        ]
+        """The arrays in their places; None is returned unchanged. After the step, `used` is to be called."""
+        if self.under_way:  # the step before was interrupted
+            self.kernels.synchronize()
+        self.under_way = True
+        return [None if array is None else self._placed(place, array) for place, array in enumerate(arrays)]
 
-    def _sent(self, place, array):
-        there = self.there.get(place)
-        if there is None or len(there) < len(array) or (there.dtype, there.shape[1:]) != (array.dtype, array.shape[1:]):
+    def used(self) -> None:
+        """Note that the host has waited for a step."""
+        self.under_way = False
+
+    def _placed(self, place, array):
+        rows, of_host, there = len(array), isinstance(array, np.ndarray), self.there.get(place)
+        if there is None or len(there) < rows or (there.dtype, there.shape[1:]) != (array.dtype, array.shape[1:]):
             there = self.there[place] = self.kernels.empty(array.shape, array.dtype)
-        return self.kernels.send(array, there)
+            self.here.pop(place, None)
+            self.views.pop(place, None)
+        if self.views.get(place, (None, None))[0] != rows:
+            self.views[place] = rows, there[:rows]
+        view = self.views[place][1]
+        if of_host:
+            if place not in self.here:
+                self.here[place] = self.kernels.memory.pinned(there.shape, there.dtype)
+            array, given = self.here[place][:rows], array
+            array[...] = given
+        return self.kernels.memory.to_device(array, view)
+
+
+def _release(kernels, here):
+    """Wait for the copies that may still read page-locked memory, before it is freed."""
+    if here:
+        kernels.synchronize()
 
 
 class Rows:
@@ -399,6 +488,7 @@ class StoredSteps:
     """Runs batches through stored gradients, one a call, with an update after every ``accumulate`` of them."""
 
     most = 1
+    meanwhile: Meanwhile | None = None  # never called: these steps wait for what they have launched
 
     def __init__(
         self,

@@ -328,7 +328,7 @@ class Training:
         watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
         self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
         self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
-        self.progress, self.chunk_generator = Progress(), None
+        self.progress, self.chunk_generator, self.ahead = Progress(), None, data.OrderAhead()
         if self.stored is not None:
             keeping.restore(self.stored, self)
         while self.progress.epoch <= settings.epochs and not self.progress.stopped:
@@ -343,6 +343,13 @@ class Training:
             self._keep_epoch(record["epoch"])
         watching.call(self.callbacks, "on_fit_end", model, history)
         return history
+
+    def _meanwhile(self):
+        """While the last steps of a chunk run on a device: draw the next order, and look whether weights are finite."""
+        last = self.progress.epoch == self.settings.epochs
+        if isinstance(self.source, data.Chunk) and not last and not self.each_batch:
+            self.ahead.draw(self.source, self.model, self.settings.shuffle)
+        return self.snapshot.look() if self.snapshot else None
 
     def _keep_epoch(self, epoch):
         """Write a checkpoint after an epoch, where it is time for one."""
@@ -419,7 +426,7 @@ class Training:
             now, generator.state = generator.state, self.chunk_generator
         elif self.checkpoints:
             self.chunk_generator = generator.state
-        order = chunk.order(self.model, self.settings.shuffle, progress.epoch)
+        order = self.ahead.take(chunk, self.model, self.settings.shuffle, progress.epoch)
         if self.settings.drop_last:
             order = order[: len(order) - len(order) % self.settings.batch_size]
         if not len(order):
@@ -458,7 +465,8 @@ class Training:
     def _run(self, run_steps, order):
         """Run the batches of a chunk that are left."""
         progress, step_loss = self.progress, self.step_loss
-        for first, end, failed in self.slices(run_steps, order, step_loss, self.step_hits, progress.batch):
+        slices = self.slices(run_steps, order, step_loss, self.step_hits, progress.batch, self._meanwhile)
+        for first, end, failed in slices:
             if self.checkpoints is None:
                 self.interrupts.raise_deferred()
             elif self.interrupts.came:

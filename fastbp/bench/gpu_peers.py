@@ -9,14 +9,14 @@ import numpy as np
 from .peers import Operation, TorchSteps
 
 
-def _torch():
-    """PyTorch with a GPU, its products in float32 throughout."""
+def _torch(tf32=False):
+    """PyTorch with a GPU, its products in float32 throughout, or of factors in TF32."""
     import torch
 
     if not torch.cuda.is_available():
         raise ValueError("this PyTorch has no GPU")
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     return torch
 
 
@@ -37,9 +37,10 @@ class Torch(TorchSteps):
 
     name = "torch"
     how = "eager, Adam(fused=True), zero_grad(set_to_none=True), TF32 off, data on the GPU"
+    tf32 = False
 
     def __init__(self, task, weights, rows, threads, **adam):
-        super().__init__(_torch(), task, weights, rows, "cuda", **adam)
+        super().__init__(_torch(self.tf32), task, weights, rows, "cuda", **adam)
 
     def train(self):
         self.launch()

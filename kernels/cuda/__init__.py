@@ -215,13 +215,36 @@ def all_finite(places, buffer):
     return _parameter_sum("zero_if_finite", places, buffer) == 0
 
 
+def launch_all_finite(places, buffer):
+    """`all_finite` of what launches before have left in the buffer, while the host goes on.
+
+    Returns
+    -------
+    function () -> bool
+        To be called once the host has waited for launches, and before the calling thread begins another.
+    """
+    if not hasattr(_answers, "pinned"):
+        _answers.pinned = memory.pinned(1, np.float64)
+    pinned = _answers.pinned
+    memory.fetch(_launch_parameter_sum("zero_if_finite", places, buffer), pinned)
+    return lambda: bool(pinned[0] == 0)
+
+
+_answers = threading.local()  # pinned: page-locked memory for one number
+
+
 def _parameter_sum(formula, places, buffer):
     """The sum of a formula of `buffers` over the weights and biases at ``places``, as a float."""
+    return memory.to_host(_launch_parameter_sum(formula, places, buffer)).item()
+
+
+def _launch_parameter_sum(formula, places, buffer):
+    """That sum, as an array of the device."""
     driver.require()
     pieces = buffers.pieces_of(buffer.size)
     sums = _scratch(pieces + 1, np.dtype(np.float64))
     buffers.parameter_sum(formula, memory.flat(places), memory.flat(buffer), sums, streams.stream())
-    return memory.to_host(sums[pieces : pieces + 1]).item()
+    return sums[pieces : pieces + 1]
 
 
 def scale(x, factor, out):

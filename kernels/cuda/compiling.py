@@ -16,6 +16,8 @@ if not simulated:
     from cuda.bindings import driver as bindings
     from cuda.core import LaunchConfig, launch
 
+    from .addresses import Vector
+
     MAX_DYNAMIC_SHARED = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -76,19 +78,17 @@ class Kernel:
 
     The first launch compiles it. A launch by Numba looks at the type of every argument, which takes tens of
     microseconds, and more where arrays are in tuples. Here the types are known: a launch turns the arguments into
-    numbers and calls the driver.
+    numbers, an array into its address, and calls the driver.
 
     Raises
     ------
     TypeError
-        A launch has an array of another dtype than the kernel's.
-    ValueError
-        A launch has more arguments than the kernel, or fewer.
+        A launch has an array of another dtype than the kernel's, more arguments than the kernel, or fewer.
     """
 
     def __init__(self, dispatcher, signature, shared):
         self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
-        self.adders = [_adder(kind) for kind in signature]
+        self.words = None if simulated else _words_of(signature)
         self.code = None
 
     def __getitem__(self, configuration):
@@ -118,9 +118,12 @@ class Kernel:
         self.load()
         if not hasattr(_of_thread, "context"):
             _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
-        words = []
-        for add, argument in zip(self.adders, arguments, strict=True):
-            add(words, argument)
+        try:
+            words = self.words(*arguments)
+        except AttributeError:  # of an array that is new
+            for kind, argument in zip(self.signature, arguments, strict=True):
+                _keep_addresses(kind, argument)
+            words = self.words(*arguments)
         configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
         launch(streams.core_stream(stream), configuration, self.code, *words)
 
@@ -128,39 +131,39 @@ class Kernel:
 _of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
 
 
-def _adder(kind):
-    """A function ``(words, argument)`` that appends an argument of a type to the numbers a compiled kernel takes."""
+def _words_of(signature):
+    """A function of the arguments of a launch: the numbers that the compiled kernel takes.
+
+    It is written out for the signature, as a launch is to take a microsecond or two. An array keeps its address, for it
+    does not move, as an attribute that names its dtype: so the attribute is missing where the dtype is another.
+    """
+
+    def terms(kind, argument):
+        if isinstance(kind, types.Array):
+            return [f"{argument}.{_kept_in(kind)}"]
+        if isinstance(kind, types.BaseTuple):
+            return [term for place, field in enumerate(kind) for term in terms(field, f"{argument}[{place}]")]
+        return [f"{ {types.int64: 'int', types.float64: 'float'}[kind] }({argument})"]
+
+    names = [f"argument_{place}" for place in range(len(signature))]
+    words = [term for kind, name in zip(signature, names, strict=True) for term in terms(kind, name)]
+    return eval(f"lambda {', '.join(names)}: ({', '.join(words)},)")
+
+
+def _kept_in(kind):
+    """The attribute of an array that has its address, if its dtype is that of an array type."""
+    return f"address_of_{kind.dtype.name}"
+
+
+def _keep_addresses(kind, argument):
+    """Give the arrays in an argument the attributes that `_words_of` reads."""
     if isinstance(kind, types.Array):
-        return _array_adder(np.dtype(np.bool_ if kind.dtype == types.boolean else kind.dtype.name))
-    if isinstance(kind, types.BaseTuple):
-        return _tuple_adder([_adder(field) for field in kind])
-    number = {types.int64: int, types.float64: float}[kind]
-    return lambda words, argument: words.append(number(argument))
-
-
-def _tuple_adder(adders):
-    def add_tuple(words, argument):
-        for add, field in zip(adders, argument, strict=True):
-            add(words, field)
-
-    return add_tuple
-
-
-def _array_adder(dtype):
-    """That function for flat arrays; an array keeps its numbers as an attribute, as its memory does not move."""
-
-    def add_array(words, array):
-        if array.dtype != dtype:
-            raise TypeError(f"the kernel is compiled for arrays of {dtype}, got {array.dtype}")
-        try:
-            words.extend(array.words)
-        except AttributeError:
-            size, itemsize = array.size, dtype.itemsize
-            # An array is passed as its parent, memory info, size, bytes of an element, address, shape and strides.
-            array.words = 0, 0, size, itemsize, borrowing.address(array), size, itemsize
-            words.extend(array.words)
-
-    return add_array
+        if _type_of(argument.dtype) != kind.dtype:
+            raise TypeError(f"the kernel is compiled for arrays of {kind.dtype.name}, got {argument.dtype}")
+        setattr(argument, _kept_in(kind), borrowing.address(argument) or 0)
+    elif isinstance(kind, types.BaseTuple):
+        for field, value in zip(kind, argument, strict=True):
+            _keep_addresses(field, value)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _launch_configuration(grid, block, cooperative, shared):
 
 def vector(dtype):
     """The type of a flat device array of a dtype, for the signature of a kernel."""
-    return types.Array(_type_of(dtype), 1, "C")
+    return (types.Array if simulated else Vector)(_type_of(dtype), 1, "C")
 
 
 def _type_of(dtype):

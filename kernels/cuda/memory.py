@@ -76,6 +76,11 @@ def to_host(array, to=None):
     return result
 
 
+def fetch(array, pinned):
+    """Begin to copy an array to page-locked memory of the host; it is there once launches have been waited for."""
+    array.copy_to_host(pinned, stream=streams.stream())
+
+
 def pinned(shape, dtype):
     """An uninitialised array of the host in page-locked memory, from which `send` copies while the host goes on.
 

@@ -213,9 +213,10 @@ class TrainingWorkspace(_Workspace):
         step_loss(n, record, self.rows, stream)
         self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
         for part in self.program.trained:
-            values, gradient, *state = (
-                buffer[part] for buffer in (run.parameters, self.parameter_gradient, *run.state)
-            )
+            buffers = run.parameters, self.parameter_gradient, *run.state
+            if part != slice(0, run.parameters.size):  # Numba takes longer to cut an array than to launch
+                buffers = tuple(buffer[part] for buffer in buffers)
+            values, gradient, *state = buffers
             optimizer_step(self.optimizer, record, values, gradient, state, stream)
 
     def steps(self, run, n, count):

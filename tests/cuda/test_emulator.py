@@ -44,6 +44,10 @@ def test_clusters(emulated):
     emulated("tests/cuda/test_cluster.py")
 
 
+def test_counts(emulated):
+    emulated("tests/cuda/test_counts.py")
+
+
 def test_models(emulated):
     emulated("tests/cuda/test_front.py", "tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py")
 

@@ -19,6 +19,7 @@ import fastbp
 from fastbp import device as front
 from fastbp import steps
 from fastbp.bench import comparisons, measure, products, report, training_steps
+from fastbp.data import Chunk, OrderAhead
 from fastbp.kernels import cuda
 
 pytestmark = pytest.mark.skipif(
@@ -357,6 +358,58 @@ def test_tensors_of_pytorch_are_used_where_they_are(data):
     assert prediction.cpu().numpy().tobytes() == models[0].predict(X).tobytes()
 
 
+@pytest.mark.parametrize("drawing", [False, True], ids=["alone", "a callback draws too"])
+def test_an_order_drawn_ahead_is_that_of_its_epoch(data, drawing, monkeypatch):
+    """Losses, weights and the generator are those of a run that draws nothing ahead, to the bit."""
+
+    class Draws:
+        def on_epoch_end(self, model, record):
+            model.generator.random(int(drawing))
+
+    drawn, draw = [], Chunk.order_by
+    monkeypatch.setattr(Chunk, "order_by", lambda chunk, generator, *others: (
+        drawn.append(generator is model.generator), draw(chunk, generator, *others)
+    )[1])  # fmt: skip
+    outcomes = []
+    for ahead in (True, False):
+        if not ahead:
+            monkeypatch.setattr(OrderAhead, "draw", lambda *_: None)
+        model = network(dropout=0.3)
+        losses = trained(model, *data, epochs=4, callbacks=[Draws()])["loss"]
+        outcomes.append((losses, model.flat_parameters.tobytes(), model.generator.bit_generator.state))
+    assert outcomes[0] == outcomes[1]
+    # By a copy of the generator each but the first; where somebody else draws, one in vain and then none.
+    assert drawn[:-4] == ([True, False, True, True, True] if drawing else [True, False, False, False])
+
+
+def test_a_step_of_labels_on_the_gpu_checks_them_afterwards(data, there):
+    X, y = data
+    model, optimizer = network(dropout=0.3), fastbp.SGD(lr=0.1)
+    x, right, wrong = there(X), there(y), there(np.where(np.arange(ROWS) == 2, 3, y))
+    for _ in range(2):
+        model.train_step(x, right, LOSS, optimizer)
+    before = model.flat_parameters.tobytes(), model.generator.bit_generator.state, optimizer.step_count
+    with pytest.raises(ValueError, match=r"y must hold labels from 0 to 2.*y\[2\] = 3"):
+        model.train_step(x, wrong, LOSS, optimizer)
+    assert (model.flat_parameters.tobytes(), model.generator.bit_generator.state, optimizer.step_count) == before
+    assert np.isfinite(model.train_step(x, right, LOSS, optimizer))
+
+
+def test_rows_of_a_step_that_was_interrupted_are_not_overwritten_on_their_way(data, monkeypatch):
+    """Page-locked memory is written again only after the copies from there have ended."""
+    model, optimizer, waited = network(), fastbp.SGD(lr=0.1), []
+    model.train_step(*data, LOSS, optimizer)
+    monkeypatch.setattr(cuda, "synchronize", lambda: waited.append(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(model._step, "steps", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.train_step(*data, LOSS, optimizer)
+    assert not waited
+    for _ in range(2):
+        model.train_step(*data, LOSS, optimizer)
+    assert waited == [1]
+
+
 def test_arrays_of_the_gpu_are_checked(data, there):
     X, y = data
     model = network()
@@ -413,7 +466,7 @@ def test_copies_of_the_weights_stay_there(data, copies):
     assert losses == sorted(losses, reverse=True)
     assert copies["there", size] == 3 + 3 + 1
     assert not copies["sent", size] + copies["fetched", size]
-    assert copies["fetched", 1] == 1 + 3  # whether they are finite, before the first epoch and after each
+    assert copies["fetched", 1] == 1  # whether they are finite, before the first epoch; afterwards nobody waits for it
 
 
 def test_early_stopping_restores_the_best_weights(data):

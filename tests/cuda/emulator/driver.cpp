@@ -58,6 +58,7 @@ struct Event {
 std::map<Handle, Event> events;
 std::map<Handle, std::shared_ptr<Module>> libraries;
 std::map<Handle, std::shared_ptr<Kernel>> functions;
+std::map<std::string, uint64_t> counts;  // of what the host has asked for, by emulator_count
 
 double now() {
   timespec t;
@@ -91,12 +92,14 @@ void drain_all() {
 Result result() { return failure.empty() ? 0 : 719; }
 
 // The legacy default stream waits for all blocking streams, and they for it.
-void enqueue(Handle s, std::function<void()> f) {
+void enqueue(Handle s, std::function<void()> f, const char* what = "other") {
   auto& stream = streams[s];
   if (stream.graph) {
     graphs[stream.graph]->push_back(f);
+    counts["captured"]++;
     return;
   }
+  counts[what]++;
   if (s == nullptr || s == (Handle)1) {
     for (auto& [o, x] : streams)
       if (o != s && x.blocking) drain(o);
@@ -126,6 +129,14 @@ bool is_allocated(uint64_t p, uint64_t n) {
   return p + n <= a->first + a->second;
 }
 }  // namespace emulator
+
+// How often the host has asked for this since the process began: "launch", "replay", "copy", "wait", "allocation",
+// "free"; "captured" are the nodes of graphs. A copy from or to memory that is not page-locked is a wait as well: the
+// driver may wait for the stream before it reads, and does until it has written.
+extern "C" __attribute__((visibility("default"))) uint64_t emulator_count(const char* what) {
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  return counts[what];
+}
 
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
 #define LOG(...)                            \
@@ -213,6 +224,7 @@ API cuCtxGetDevice(int* d) {
 API cuCtxSynchronize(void) {
   LOCKED;
   LOG("synchronize");
+  counts["wait"]++;
   drain_all();
   return result();
 }
@@ -238,6 +250,7 @@ static Pointer reserve(size_t n) {
 }
 API cuMemAlloc_v2(Pointer* p, size_t n) {
   LOCKED;
+  counts["allocation"]++;
   if (allocated + n > MEMORY) return 2;
   *p = reserve(n);
   allocations[*p] = n;
@@ -246,6 +259,7 @@ API cuMemAlloc_v2(Pointer* p, size_t n) {
 }
 API cuMemFree_v2(Pointer p) {
   LOCKED;
+  counts["free"]++;
   drain_all();
   auto a = allocations.find(p);
   if (a == allocations.end()) return 1;
@@ -266,12 +280,14 @@ API cuMemGetInfo_v2(size_t* f, size_t* t) {
 }
 API cuMemHostAlloc(void** p, size_t n, unsigned) {
   LOCKED;
+  counts["allocation"]++;
   *p = (void*)reserve(n);
   pinned[(Pointer)*p] = n;
   return 0;
 }
 API cuMemFreeHost(void* p) {
   LOCKED;
+  counts["free"]++;
   drain_all();
   pinned.erase((Pointer)p);
   free(p);
@@ -296,12 +312,16 @@ API cuMemHostGetDevicePointer_v2(Pointer* d, void* p, unsigned) {
 static Result copy(Pointer to, Pointer from, size_t n, Handle s, bool wait, const char* what) {
   LOG("%s %zu bytes, stream %p", what, n, s);
   if (is_pinned(from, n) || is_allocated(from, n)) {
-    enqueue(s, [=] { memmove((void*)to, (void*)from, n); });  // reads when it comes to it
+    enqueue(s, [=] { memmove((void*)to, (void*)from, n); }, "copy");  // reads when it comes to it
   } else {
     auto held = std::make_shared<std::vector<char>>((char*)from, (char*)from + n);
-    enqueue(s, [=] { memcpy((void*)to, held->data(), n); });
+    enqueue(s, [=] { memcpy((void*)to, held->data(), n); }, "copy");
+    counts["wait"] += !wait;
   }
-  if (wait) drain(s);
+  if (wait) {
+    counts["wait"]++;
+    drain(s);
+  }
   return result();
 }
 API cuMemcpyHtoDAsync_v2(Pointer d, const void* h, size_t n, Handle s) {
@@ -398,6 +418,7 @@ API cuStreamDestroy_v2(Handle s) {
 API cuStreamSynchronize(Handle s) {
   LOCKED;
   LOG("synchronize stream %p", s);
+  counts["wait"]++;
   if (s == nullptr)
     for (auto& [o, x] : streams)
       if (x.blocking) drain(o);
@@ -479,6 +500,7 @@ API cuStreamWaitEvent(Handle s, Handle e, unsigned) {
 API cuEventSynchronize(Handle e) {
   LOCKED;
   LOG("synchronize event %p", e);
+  counts["wait"]++;
   reach(e, events[e].number);
   return result();
 }
@@ -579,7 +601,7 @@ static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, v
   }
   LOG("launch %.90s grid %u,%u,%u block %u,%u,%u cluster %u shared %u stream %p%s", l.kernel->name.c_str(), grid.x,
       grid.y, grid.z, block.x, block.y, block.z, cluster.x, shared, s, cooperative ? " cooperative" : "");
-  enqueue(s, [l] { execute(l); });
+  enqueue(s, [l] { execute(l); }, "launch");
   return result();
 }
 API cuLaunchKernel(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -666,9 +688,12 @@ API cuGraphLaunch(Handle x, Handle s) {
   LOCKED;
   LOG("launch graph in stream %p", s);
   auto g = graphs[x];
-  enqueue(s, [g] {
-    for (auto& f : *g) f();
-  });
+  enqueue(
+      s,
+      [g] {
+        for (auto& f : *g) f();
+      },
+      "replay");
   return result();
 }
 API cuGraphExecDestroy(Handle x) {

@@ -1,0 +1,93 @@
+"""How often the host asks the GPU for something: in an epoch of `fit`, in a train step, in a loop of one's own.
+
+It cannot be counted on a GPU; test_emulator.py runs this on the emulated one.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
+
+import fastbp
+from fastbp import slices
+from fastbp.kernels import cuda
+
+from .emulator.counts import Counts, counted
+
+pytestmark = pytest.mark.skipif(
+    Path(os.environ.get("NUMBA_CUDA_DRIVER", ".")).parent.parent.name != "emulator",
+    reason="needs the emulated GPU: test_emulator.py runs it there",
+)
+
+STEPS, BATCH = 6, 16
+
+
+@pytest.fixture(autouse=True)
+def one_slice_an_epoch(monkeypatch):
+    """However slow the emulated GPU is."""
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 1e6)
+
+
+@pytest.fixture(params=["graph", "one kernel"])
+def way(request, monkeypatch):
+    """How steps are made."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", 1024 if request.param == "one kernel" else -1)
+    return request.param
+
+
+def task(dropout=0.0):
+    """Keywords of `fit`, and a model; a batch of rows and labels."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((STEPS * BATCH, 8), dtype=np.float32), rng.integers(0, 4, STEPS * BATCH)
+    dropped = [fastbp.Dropout(dropout)] if dropout else []
+    layers = fastbp.Linear(8, 16), fastbp.ReLU(), *dropped, fastbp.Linear(16, 4)
+    model = fastbp.Sequential(*layers, device="cuda", seed=0)
+    return model, fastbp.CrossEntropyLoss(), fastbp.Adam(lr=1e-3), X, y
+
+
+def of_an_epoch(fit):
+    """What one epoch more asks for; ``fit(epochs)`` trains."""
+    fit(3)  # compiled, captured, allocated
+    first, second = counted(lambda: fit(3)), counted(lambda: fit(4))
+    return Counts(*(more - less for less, more in zip(first, second, strict=True)))
+
+
+def test_an_epoch_of_fit(way):
+    """Beside the steps: the run there and back, the snapshot of the weights, and whether they are finite; one wait."""
+    model, loss, optimizer, X, y = task(dropout=0.1)
+    options = {"loss": loss, "optimizer": optimizer, "batch_size": BATCH, "verbose": False}
+    found = of_an_epoch(lambda epochs: model.fit(X, y, epochs=epochs, **options))
+    steps = {"launches": 2, "replays": STEPS} if way == "graph" else {"launches": 3, "replays": 0}
+    assert found == Counts(**steps, copies=4, waits=1, allocations=0)
+
+
+def test_a_train_step(way):
+    """Rows of the host, or rows that are on the GPU at other addresses each time."""
+    model, loss, optimizer, X, y = task()
+    x, y = X[:BATCH], y[:BATCH]
+    there = [(cuda.to_device(x), cuda.to_device(y)) for _ in range(4)]
+    for _ in range(4):
+        model.train_step(x, y, loss, optimizer)
+    one = {"launches": 0, "replays": 1} if way == "graph" else {"launches": 1, "replays": 0}
+    expected = Counts(**one, copies=4, waits=1, allocations=0)
+    assert counted(lambda: model.train_step(x, y, loss, optimizer)) == expected
+    found = [counted(lambda pair=pair: model.train_step(*pair, loss, optimizer)) for pair in there]
+    assert found == [expected] * 4
+
+
+def test_a_loop_of_ones_own():
+    model, loss, _, X, y = task()
+    optimizer = fastbp.Adam(model.parameters(), lr=1e-3)
+    x, y = X[:BATCH], y[:BATCH]
+
+    def step():
+        _, grad = loss(model(x), y)
+        model.backward_parameters(grad)
+        optimizer.step()
+
+    for _ in range(4):
+        step()
+    assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from . import backend
 __all__ = ["Communicator", "alone", "mpi", "nccl"]
 
 ABORTED = 1  # the exit code of ranks that one of them has ended
+PASSING_ON = 0.5  # seconds in which the launcher passes on what ranks have printed: what it has not, an abort loses
 
 
 class Communicator(Protocol):
@@ -170,6 +172,7 @@ def _end_all_on_error(ranks):
         before(kind, error, traceback)
         print(f"fastbp: rank {ranks.rank} of {ranks.size} failed, which ends all of them", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        time.sleep(PASSING_ON)
         ranks.abort()
 
     sys.excepthook = report_and_abort

@@ -102,7 +102,7 @@ def test_gradients_in_parts(monkeypatch, path):
     plans, plan_of = [], cuda.gemm.plan_of
     monkeypatch.setattr(cuda.gemm, "plan_of", lambda *product: plans.append(plan_of(*product)) or plans[-1])
     assert_steps_are_the_reference(NETWORK, TRAINING._replace(examples=440, used=440, batch_size=200))
-    assert any(plan.parts > 1 for plan in plans) == (path == "a launch an instruction")
+    assert any(plan.parts > 1 for plan in plans) == (path == LAUNCHES)
 
 
 def test_steps_a_launch_change_no_bits(monkeypatch):

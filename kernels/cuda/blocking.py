@@ -176,7 +176,8 @@ def plan_of(shape, cut, itemsize, precision, multiprocessors) -> Plan:
 def most_parts(shape) -> int:
     """That the terms of a product may be cut into."""
     m, n, k = shape
-    return max(min(MOST_PARTS, k // LEAST_TERMS, PARTS_ELEMENTS // (m * padded_columns(n))), 1)
+    elements = max(m * padded_columns(n), 1)
+    return max(min(MOST_PARTS, k // LEAST_TERMS, PARTS_ELEMENTS // elements), 1)
 
 
 def padded_columns(n) -> int:

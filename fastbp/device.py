@@ -27,7 +27,7 @@ class DeviceKernels:
     Parameters
     ----------
     module : module
-        With the names of ``kernels/reference.py``, and its modules ``driver``, ``memory`` and ``borrowing``.
+        With the names of ``kernels/reference.py``, and modules ``driver``, ``memory``, ``borrowing`` and ``streams``.
     """
 
     def __init__(self, module: Any) -> None:

@@ -38,6 +38,7 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_configure_node(node):
+    """Tell a process of the run whether it is one of all tests."""
     node.workerinput["whole"] = is_whole(node.config)
 
 
@@ -73,6 +74,11 @@ def backend(device):
 
 
 def in_fresh_process(function, *arguments, cwd=ROOT, **environment):
+    """Call a function of a test module, with literals, in a process of its own.
+
+    ``environment`` has variables, None takes one out; packages are imported from ``cwd`` first. A process that fails, is
+    killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
+    """
     code = (
         f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"
         f"from {function.__module__} import {function.__name__} as function\n"
@@ -89,11 +95,7 @@ def in_fresh_process(function, *arguments, cwd=ROOT, **environment):
 
 @pytest.fixture(scope="session")
 def fresh():
-    """Call a function of a test module in a process of its own: ``fresh(function, *literals, **environment)``.
-
-    None takes a variable out of the environment; packages are imported from ``cwd`` first. A process that fails, is
-    killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
-    """
+    """`in_fresh_process`."""
     return in_fresh_process
 
 

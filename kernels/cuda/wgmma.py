@@ -120,6 +120,7 @@ def tile_of(number, m, n):
 
 @device_function
 def tiles_of(m, n):
+    """How many tiles C has."""
     return (m + BM - 1) // BM * ((n + BN - 1) // BN)
 
 
@@ -134,6 +135,7 @@ def next_stage(stage, parity):
 
 @device_function
 def wait_until_over(shared, barrier, parity):
+    """Wait until the phase of a barrier that has this parity is over."""
     while warpgroup.is_over(shared, barrier, parity) == 0:
         pass
 

@@ -76,8 +76,8 @@ def backend(device):
 def in_fresh_process(function, *arguments, cwd=ROOT, **environment):
     """Call a function of a test module, with literals, in a process of its own.
 
-    ``environment`` has variables, None takes one out; packages are imported from ``cwd`` first. A process that fails, is
-    killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
+    ``environment`` has variables, None takes one out; packages are imported from ``cwd`` first. A process that fails,
+    is killed or hangs fails the test, with the stacks of its threads; the finished one is returned.
     """
     code = (
         f"import faulthandler; faulthandler.dump_traceback_later({PATIENCE}, exit=True)\n"

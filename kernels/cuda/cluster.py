@@ -26,7 +26,7 @@ from . import driver, memory, ptx, steps
 from .asked import asked
 from .compiling import Clusters, device_function, kernel, vector
 from .driver import cuda, types
-from .elementwise import splitmix64
+from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, sum_over_lanes
 from .losses import loss_of_row
@@ -555,11 +555,7 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
         thread = cuda.threadIdx.x
         scale = 1 / np.float64(n)
         if data.weighted:
-            total = np.float64(0)
-            for i in range(thread, n, THREADS):
-                total += data.row_weight[record[start + i]]
-            total = sum_over_lanes(sums, total, thread, THREADS)
-            scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
+            scale = weight_scale(n, record, start, data.row_weight, sums)
         for i in range(thread, rows, THREADS):
             weight = data.row_weight[record[start + first + i]] * scale if data.weighted else scale
             wide[room.weights + i] = weight

@@ -174,6 +174,16 @@ def gather_rows(rows, columns, index, x, out, stream):
         function[grid, block, stream](rows, columns, index, x, out, index, index)
 
 
+@device_function
+def weight_scale(rows, record, start, row_weight, shared):
+    """1 / the sum of the weights of a batch's rows, for all threads of a block; 0 below `layout.LEAST_WEIGHT`."""
+    total = np.float64(0)
+    for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
+        total += row_weight[record[start + i]]
+    total = launch.sum_over_lanes(shared, total, cuda.threadIdx.x, cuda.blockDim.x)
+    return 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
+
+
 @cache
 def weights_kernel():
     """The kernel of the weights of the rows of a batch, which are divided by their sum.
@@ -185,13 +195,7 @@ def weights_kernel():
     def weights_kernel(rows, record, row_weight, batch_weight):
         shared = cuda.shared.array(THREADS, np.float64)
         start = record[ROWS] + record[NEXT] * record[BATCH]
-        total = np.float64(0)
-        for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
-            total += row_weight[record[start + i]]
-        total = launch.sum_over_lanes(shared, total, cuda.threadIdx.x, cuda.blockDim.x)
-        scale = np.float64(0)
-        if total >= layout.LEAST_WEIGHT:
-            scale = 1 / total
+        scale = weight_scale(rows, record, start, row_weight, shared)
         for i in range(cuda.threadIdx.x, rows, cuda.blockDim.x):
             batch_weight[i] = row_weight[record[start + i]] * scale
 

@@ -20,7 +20,7 @@ from .. import layout, program
 from . import compiling
 from .compiling import device_function, kernel, vector
 from .driver import cuda
-from .elementwise import splitmix64
+from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
 from .launch import THREADS, lanes_of_row, multiprocessors, sum_over_lanes
 from .losses import loss_of_row, rows_type
@@ -328,11 +328,7 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
             start, key = record[ROWS] + step * record[BATCH], record[record[KEYS] + step]
             scale = 1 / np.float64(n)
             if data.weighted:
-                total = np.float64(0)
-                for i in range(thread, n, threads):
-                    total += data.row_weight[record[start + i]]
-                total = sum_over_lanes(shared_sum, total, thread, threads)
-                scale = 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
+                scale = weight_scale(n, record, start, data.row_weight, shared_sum)
             gather_x(data.x, fan_in, record, start, first, rows, memory.input)
             gather_target(data.target, 1 if labelled else classes, record, start, first, rows, targets)
             for i in range(first + thread, first + rows, threads):

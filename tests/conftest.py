@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import concurrent.futures
+import contextlib
 import importlib
 import os
 import shutil
@@ -91,6 +92,30 @@ def in_fresh_process(function, *arguments, cwd=ROOT, **environment):
     )  # fmt: skip
     assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr[-6000:]}"
     return process
+
+
+def bfloat16_units():
+    """For parametrize: every unit that multiplies bfloat16 on the CPU, those that this machine lacks as skipped."""
+    from fastbp.kernels.cpu import units
+
+    def has(unit):
+        with contextlib.suppress(ValueError):
+            return bool(units.usable(unit))
+        return False
+
+    return [
+        pytest.param(unit, marks=pytest.mark.skipif(not has(unit), reason=f"this machine has no {unit}"))
+        for unit in units.NAMES
+    ]
+
+
+@pytest.fixture
+def unit(request, monkeypatch):
+    """The unit that multiplies bfloat16: the parameter, by `bfloat16_units`."""
+    from fastbp.kernels.cpu import units
+
+    monkeypatch.setenv(units.VARIABLE, request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,20 @@ import pytest
 
 import fastbp
 from fastbp.kernels import contract, cpu, layout
-from fastbp.kernels.cpu import factors
+from fastbp.kernels.cpu import factors, units
 
+from .conftest import bfloat16_units
 from .contract.cases import assert_same_bits, with_fewer_bits
 
 PRECISIONS = ["bf16", "bf16x3"]
 LOSS = fastbp.CrossEntropyLoss()
 ROWS, FEATURES, CLASSES = 75, 19, 5
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+each_unit = pytest.mark.parametrize("unit", bfloat16_units(), indirect=True)
+
+
+def each_precision(test):
+    """By every unit that multiplies bfloat16."""
+    return each_unit(pytest.mark.parametrize("precision", PRECISIONS)(test))
 
 
 def network(precision, device="cpu", norms=True):
@@ -54,7 +60,7 @@ def trained(model, X, y, epochs=2, **options):
 
 
 @each_precision
-def test_compiled_steps_are_those_of_single_products(data, precision):
+def test_compiled_steps_are_those_of_single_products(data, precision, unit):
     """``clip_norm`` makes steps of stored gradients, by products that round their factors each time."""
     compiled = trained(network(precision), *data)
     stored = trained(network(precision), *data, optimizer=fastbp.Adam(lr=1e-2, clip_norm=1e30))
@@ -64,7 +70,7 @@ def test_compiled_steps_are_those_of_single_products(data, precision):
 
 
 @each_precision
-def test_a_prediction_is_that_of_a_loop_and_of_a_row(data, precision):
+def test_a_prediction_is_that_of_a_loop_and_of_a_row(data, precision, unit):
     X, _ = data
     model = network(precision)
     whole = model.predict(X)
@@ -76,7 +82,7 @@ def test_a_prediction_is_that_of_a_loop_and_of_a_row(data, precision):
 
 
 @each_precision
-def test_few_rows_are_rows_of_many_on_the_way_back(rng, precision):
+def test_few_rows_are_rows_of_many_on_the_way_back(rng, precision, unit):
     """Few rows are multiplied by the weight, many by its transpose: an element is one chain in one order."""
     model = fastbp.Sequential(fastbp.Linear(300, 280), fastbp.Tanh(), fastbp.Linear(280, 270), precision=precision)
     grad = rng.standard_normal((400, 270), dtype=np.float32)
@@ -89,7 +95,7 @@ def test_few_rows_are_rows_of_many_on_the_way_back(rng, precision):
 
 
 @each_precision
-def test_threads_change_no_bit(data, precision):
+def test_threads_change_no_bit(data, precision, unit):
     X, y = data
     found = []
     try:
@@ -105,7 +111,7 @@ def test_threads_change_no_bit(data, precision):
 
 
 @each_precision
-def test_beside_the_reference(data, precision):
+def test_beside_the_reference(data, precision, unit):
     """A number next to the middle of two may be rounded either way, so weights of bf16 are near, not equal."""
     X, y = data
     ours, reference = (network(precision, device) for device in ("cpu", "reference"))
@@ -119,7 +125,8 @@ def test_beside_the_reference(data, precision):
     assert ours.history["loss"] == pytest.approx(reference.history["loss"], rel=limit)
 
 
-def test_master_weights_are_float32(data):
+@each_unit
+def test_master_weights_are_float32(data, unit):
     """Updates far below the distance of bfloat16 numbers are not lost."""
     model = network("bf16")
     before = model.flat_parameters
@@ -130,7 +137,7 @@ def test_master_weights_are_float32(data):
 
 
 @each_precision
-def test_weights_that_somebody_changes_are_those_multiplied(data, precision):
+def test_weights_that_somebody_changes_are_those_multiplied(data, precision, unit):
     """By a view, by assigning, by loading: what was stored of the weights before counts for nothing."""
     X, y = data
     layers = fastbp.Linear(FEATURES, 33), fastbp.Tanh(), fastbp.Linear(33, CLASSES)
@@ -153,7 +160,7 @@ def test_weights_that_somebody_changes_are_those_multiplied(data, precision):
 
 
 @each_precision
-def test_one_call_of_many_steps_is_many_calls(data, precision):
+def test_one_call_of_many_steps_is_many_calls(data, precision, unit):
     """A weight that is not stored anew after its update would be seen by the next step of the same call only."""
     X, y = data
     layers = (fastbp.Linear(FEATURES, 300), fastbp.Tanh(), fastbp.Linear(300, CLASSES))
@@ -166,7 +173,7 @@ def test_one_call_of_many_steps_is_many_calls(data, precision):
 
 
 @each_precision
-def test_frozen_layers_and_accumulated_gradients(data, precision):
+def test_frozen_layers_and_accumulated_gradients(data, precision, unit):
     X, y = data
     models = [network(precision, norms=False) for _ in range(2)]
     for model in models:
@@ -181,7 +188,7 @@ def test_frozen_layers_and_accumulated_gradients(data, precision):
 
 
 @each_precision
-def test_many_models_and_many_threads(data, precision):
+def test_many_models_and_many_threads(data, precision, unit):
     """Each trains as alone: of `fit_many`, and of threads of the user's own beside the team."""
     X, y = data
     alone = trained(network(precision), X, y).flat_parameters
@@ -195,8 +202,9 @@ def test_many_models_and_many_threads(data, precision):
         assert_same_bits(model.flat_parameters, alone)
 
 
+@each_unit
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_trains(data):
+def test_a_forked_child_trains(data, unit):
     X, y = data
     expected = trained(network("bf16x3"), X, y).flat_parameters
     read, write = os.pipe()
@@ -229,7 +237,7 @@ def test_a_network_of_the_dtype_stores_nothing():
 
 
 @each_precision
-def test_every_factor_is_stored_once_between_its_last_writer_and_its_first_product(precision):
+def test_every_factor_is_stored_once_between_its_last_writer_and_its_first_product(precision, unit):
     lowered = network(precision).program
     for listing in (lowered.training, lowered.evaluation, lowered.inference):
         plan = factors.planned(lowered, listing)
@@ -237,16 +245,16 @@ def test_every_factor_is_stored_once_between_its_last_writer_and_its_first_produ
         for instruction in plan.instructions:
             if instruction.operation == factors.STORE:
                 source, *parts = instruction.operands[:3]
-                assert source not in made.values()
-                made |= dict.fromkeys(filter(None, parts), source)
+                assert (source, instruction.number) not in made.values()
+                made |= dict.fromkeys(filter(None, parts), (source, instruction.number))
                 continue
             declaration = contract.FUNCTIONS[instruction.operation]
             named = dict(zip(declaration.operands, instruction.operands, strict=False))
-            assert not {named[name] for name in declaration.writes}.intersection(made.values())
+            assert not {named[name] for name in declaration.writes}.intersection(source for source, _ in made.values())
             if instruction.operation in factors.PRODUCTS:
-                first, second, *_ = instruction.operands
-                assert first in made
-                assert second in made or second.buffer == factors.WEIGHT_FACTORS
+                forms = factors.forms_of(instruction.operation, unit)
+                for factor, form in zip(instruction.operands[:2], forms, strict=True):
+                    assert factor.buffer == factors.WEIGHT_FACTORS or made[factor][1] == form
         assert plan.phases[-1][2] == len(plan.instructions)
 
 
@@ -261,7 +269,7 @@ def test_precisions_of_dtypes_and_devices():
 
 
 @each_precision
-def test_copies_and_files(data, tmp_path, precision):
+def test_copies_and_files(data, tmp_path, precision, unit):
     """A copy keeps the precision; a file is the same for all, and who loads it says how it is to compute."""
     X, y = data
     model = trained(network(precision), X, y)
@@ -275,7 +283,8 @@ def test_copies_and_files(data, tmp_path, precision):
     assert_same_bits(loaded.to("cpu").predict(X), model.to("cpu").predict(X))
 
 
-def test_what_is_no_usual_number_in_a_network():
+@each_unit
+def test_what_is_no_usual_number_in_a_network(unit):
     """A row with NaN or infinity gives NaN or infinity, and no other row does."""
     model = fastbp.Sequential(fastbp.Linear(4, 3), fastbp.Tanh(), fastbp.Linear(3, 2), seed=0)
     X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -296,8 +305,8 @@ def test_a_checkpoint_says_by_which_unit_it_was_made(data, tmp_path, monkeypatch
     assert_same_bits(resumed.flat_parameters, expected)
     with pytest.warns(UserWarning, match=r"'precision': 'bf16'.*'bfloat16 unit': 'float32'.*the last bits may differ"):
         trained(network("ieee"), X, y, epochs=3, resume=tmp_path)
-    monkeypatch.setattr(factors, "UNIT", "another")
-    with pytest.warns(UserWarning, match=r"'bfloat16 unit': 'float32'.* here it is .*'bfloat16 unit': 'another'"):
+    monkeypatch.setenv(units.VARIABLE, "amx-emulated")
+    with pytest.warns(UserWarning, match=r"'bfloat16 unit': 'float32'.* here it is .*'bfloat16 unit': 'amx-emulated'"):
         trained(network("bf16"), X, y, epochs=3, resume=tmp_path)
 
 

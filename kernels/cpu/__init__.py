@@ -14,7 +14,7 @@ import numpy as np
 from .. import jit, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
-from . import blocking, context, factors, linear, network, norms, team
+from . import blocking, context, factors, formats, linear, network, norms, team, units
 from .team import get_num_threads
 from .team import serial as serial
 from .team import set_num_threads as set_num_threads
@@ -96,9 +96,10 @@ def _panel(dtype):
     return _layout.aligned_empty(blocking.PACKED_BYTES, np.uint8).view(dtype)
 
 
-def _products(dtype, transposes=False):
-    """The fields of `operands.Products`."""
-    kernels = context.product(dtype).address, transpose_address(dtype, transposes), context.column_sum(dtype).address
+def _products(dtype, unit, transposes=False):
+    """The fields of `operands.Products`; of pairs nothing is made by its transpose."""
+    transpose = transpose_address(dtype, transposes and unit == units.FLOAT32)
+    kernels = context.product(dtype, unit).address, transpose, context.column_sum(dtype).address
     return *kernels, dtype.itemsize, blocking.SIZES.ctypes.data
 
 
@@ -112,64 +113,78 @@ def precisions(dtype) -> tuple[str, ...]:
     return tuple(factors.PARTS) if dtype == np.float32 else ("ieee",)
 
 
-def _parts(array, precision):
-    """What a product of this precision reads of an array: (high, low), low None where it has no such part."""
-    name = _layout.PRECISIONS[precision]
-    if name not in precisions(array.dtype):
-        raise ValueError(f"precision {name!r} is none of the CPU's for {array.dtype}: {precisions(array.dtype)}")
-    if not factors.PARTS[name]:
-        return array, None
-    high, low = (
-        _layout.aligned_empty(array.shape, array.dtype) if part < factors.PARTS[name] else None for part in range(2)
-    )
-    _call(
-        context.store_factor(array.dtype), context.STORE_FACTOR, *array.shape, _address(array), _ld(array),
-        _address(high), _pointer(low), _ld(high),
-    )  # fmt: skip
-    return high, low
+class _Factors:
+    """The factors of a product as a precision has them: the unit, and of each its operand and its low part.
+
+    Attributes
+    ----------
+    unit : str
+        Of `units.NAMES`.
+    operands : list of tuple
+        The fields of `operands.Operand`, of the high part or of the array itself.
+    low : list of int
+        Addresses; 0 where there is no such part.
+    """
+
+    def __init__(self, operation, arrays, precision):
+        name, dtype = _layout.PRECISIONS[precision], arrays[0].dtype
+        if name not in precisions(dtype):
+            raise ValueError(f"precision {name!r} is none of the CPU's for {dtype}: {precisions(dtype)}")
+        self.unit, self.low, self.kept = units.FLOAT32, [0, 0], []
+        self.operands = [_operand(array) for array in arrays]
+        if parts := factors.PARTS[name]:
+            self.unit = units.chosen()
+            for i, (array, form) in enumerate(zip(arrays, factors.forms_of(operation, self.unit), strict=True)):
+                ld, size = formats.room(form, *array.shape)
+                high, *low = (_layout.aligned_empty(size, dtype) for _ in range(parts))
+                self.kept += [high, *low]
+                self.operands[i], self.low[i] = (_address(high), ld, array.shape[1]), _pointer(*low)
+                _call(
+                    context.store_factor(dtype, form), context.STORE_FACTOR, *array.shape, _address(array), _ld(array),
+                    _address(high), self.low[i], ld,
+                )  # fmt: skip
 
 
-def _pointer(array):
+def _pointer(array=None):
     """The address of an array, 0 for none."""
     return 0 if array is None else _address(array)
 
 
 def linear_forward(x, weight, bias, activation, activation_parameter, out, saved, precision=0):
     """On the calling thread: gemm from the bias, activation on every finished panel."""
-    (x, x_low), (weight, weight_low) = _parts(x, precision), _parts(weight, precision)
+    of = _Factors("linear_forward", (x, weight), precision)
     activate = 0
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
     panel = _panel(x.dtype)
     context.linear_function("linear_forward")(
-        *_products(x.dtype), activate, activation_parameter, len(x), *_operand(x), *_operand(weight),
-        *_operand(bias), *_operand(out), *_operand(saved), _address(panel), _pointer(x_low), _pointer(weight_low),
+        *_products(x.dtype, of.unit), activate, activation_parameter, len(x), *of.operands[0], *of.operands[1],
+        *_operand(bias), *_operand(out), *_operand(saved), _address(panel), *of.low,
     )  # fmt: skip
 
 
 def linear_backward_input(grad_z, weight, saved, activation, activation_parameter, grad_z_prev, precision=0):
     """On the calling thread: gemm with transposed panels of the weight, derivative on every finished panel."""
-    (grad_z, grad_low), (weight, weight_low) = _parts(grad_z, precision), _parts(weight, precision)
+    of = _Factors("linear_backward_input", (grad_z, weight), precision)
     derive = 0
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
     swaps = linear.swaps.py_func(len(grad_z), *weight.shape)
     panel, scratch = _panel(grad_z.dtype), _layout.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
-        *_products(grad_z.dtype, swaps), derive, activation_parameter, len(grad_z), *_operand(grad_z),
-        *_operand(weight), *_operand(saved), *_operand(grad_z_prev), _address(panel), _address(scratch),
-        _pointer(grad_low), _pointer(weight_low),
+        *_products(grad_z.dtype, of.unit, swaps), derive, activation_parameter, len(grad_z), *of.operands[0],
+        *of.operands[1], *_operand(saved), *_operand(grad_z_prev), _address(panel), _address(scratch), *of.low,
     )  # fmt: skip
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
     panel, narrow = _panel(x.dtype), not beta and is_narrow(x.dtype, *grad_weight.shape)
-    summed, (x, x_low), (grad_z, grad_low) = grad_z, _parts(x, precision), _parts(grad_z, precision)
+    of = _Factors("linear_backward_params", (x, grad_z), precision)
     context.linear_function("linear_backward_params")(
-        *_products(x.dtype, narrow), len(x), *_operand(x), *_operand(grad_z), beta,
-        _address(grad_weight), _ld(grad_weight), _pointer(grad_bias), _address(panel), _pointer(x_low),
-        _pointer(grad_low), _address(summed), _ld(summed),
+        *_products(x.dtype, of.unit, narrow), len(x), *of.operands[0], *of.operands[1], beta,
+        _address(grad_weight), _ld(grad_weight), _pointer(grad_bias), _address(panel), *of.low,
+        _address(grad_z), _ld(grad_z),
     )  # fmt: skip
 
 
@@ -412,7 +427,12 @@ def warmup(dtype, activations, losses, optimizers):
         context.gather(np.dtype(source), dtype)
     context.dropout(dtype)
     if precisions(dtype) != ("ieee",):
-        context.store_factor(dtype)
+        unit = units.chosen()
+        context.product(dtype, unit)
+        for form in {form for operation in factors.PRODUCTS for form in factors.forms_of(operation, unit)}:
+            context.store_factor(dtype, form)
+        if unit != units.FLOAT32:
+            context.store_weight(dtype)
     context.loss_sum(dtype)
     context.transpose(dtype)
     context.shuffle()
@@ -443,10 +463,12 @@ def config():
     """Instruction set, tile, threads and cache in force."""
     isa = blocking.ISA
     directory = jit.cache_directory()
+    others = {"other bfloat16 units": f"{', '.join(found)} by {units.VARIABLE}"} if (found := units.others()) else {}
     return {
         "backend": "cpu",
         "instruction set": isa.name + ("" if blocking.HAS_FMA else ", no fused multiply-add"),
-        "bfloat16 unit": factors.UNIT,
+        "bfloat16 unit": units.chosen(),
+        **others,
         "register tile": f"{isa.mr} x {isa.nv} vectors of {isa.vector_bytes} bytes",
         "threads": str(get_num_threads()),
         "cores available": str(team.available_cores()),

@@ -13,7 +13,21 @@ from numba import from_dtype, types
 
 from .. import layout
 from ..jit import Kernel, compile_kernel
-from . import buffers, elementwise, gemm, linear, losses, network, norms, optimizers, probabilities
+from . import (
+    buffers,
+    elementwise,
+    formats,
+    gemm,
+    gemm_amx,
+    gemm_avx512,
+    linear,
+    losses,
+    network,
+    norms,
+    optimizers,
+    probabilities,
+    units,
+)
 from .operands import Factor, Finish, Matrix, Operand, Origin, Packing, Products, Rows, Strided
 from .simd import Pointer
 
@@ -65,12 +79,16 @@ def c_function(kernel: Kernel, *arguments):
 
 
 @cache
-def product(dtype) -> Kernel:
-    """The gemm kernel."""
+def product(dtype, unit=units.FLOAT32) -> Kernel:
+    """The gemm kernel of a unit, one of `units.NAMES`."""
+    function = gemm.gemm
+    if unit != units.FLOAT32:
+        of_pairs = gemm_amx if units.has_tiles(unit) else gemm_avx512
+        function = of_pairs.kernel(units.is_emulated(unit))
     p = _real(dtype)
     a, b, origin = _fields(Strided, p, INT, INT), _fields(Factor, p, INT, INT), _fields(Origin, INT, p)
     c, finish = _fields(Matrix, p, INT), _fields(Finish, INT, p, INT, FLOAT)
-    return _compiled(gemm.gemm, INT, INT, INT, a, b, origin, c, _fields(Packing, p, INTS), finish)
+    return _compiled(function, INT, INT, INT, a, b, origin, c, _fields(Packing, p, INTS), finish)
 
 
 _forward_kernels = cache(elementwise.activation_forward_kernel)
@@ -113,10 +131,17 @@ def transpose(dtype) -> Kernel:
 
 
 @cache
-def store_factor(dtype) -> Kernel:
-    """`elementwise.store_factor`."""
+def store_factor(dtype, form) -> Kernel:
+    """What stores parts of a factor in a form of `formats`."""
     p = _real(dtype)
-    return _compiled(elementwise.store_factor, INT, INT, p, INT, p, p, INT)
+    return _compiled(formats.KERNELS[form], INT, INT, p, INT, p, p, INT)
+
+
+@cache
+def store_weight(dtype) -> Kernel:
+    """`formats.store_weight`."""
+    p = _real(dtype)
+    return _compiled(formats.store_weight, INT, INT, p, INT, INT, INTS, INT, p, INT)
 
 
 @cache

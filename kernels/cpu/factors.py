@@ -3,21 +3,24 @@
 Of ``"bf16"`` a factor is rounded to bfloat16, of ``"bf16x3"`` it is the sum of two such numbers, a high and a low part.
 It is stored once, right after what makes it, not in a product: values and their gradients by an instruction after the
 one that wrote them, in the same block of rows; weights by the walk, at the beginning of a call and after every update.
-The unit that multiplies here is that of float32, so a stored part is a float32 number whose lower 16 bits are 0, laid
-out as what it is made of.
+`formats` has the forms in which factors are stored: one for the unit of float32, four for those of bfloat16.
 """
 
 from typing import NamedTuple
 
 from .. import contract, layout, program
+from . import formats, units
 
-UNIT = "float32"  # that multiplies, on every CPU; what sums and bits of bf16 and bf16x3 depend on
 PARTS = {"ieee": 0, "bf16": 1, "bf16x3": 2}  # that are stored of a factor
-STORE = "store_factor"  # the instruction that stores: operands x, high, low
+STORE = "store_factor"  # the instruction that stores: operands x, high, low; its number is the form
 OPERATIONS = (*program.OPERATIONS, STORE)
-WEIGHT_FACTORS = len(program.BUFFERS)  # the code of the buffer: like the parameters; then the low parts
-# What is a factor among the operands of a product: the first two.
-PRODUCTS = ("linear_forward", "linear_backward_input", "linear_backward_params")
+WEIGHT_FACTORS = len(program.BUFFERS)  # the code of the buffer: high parts of all weights, then low parts
+# What is a factor among the operands of a product, the first two, and the forms that a unit of bfloat16 reads.
+PRODUCTS = {
+    "linear_forward": (formats.ROWS, formats.PANELS),
+    "linear_backward_input": (formats.ROWS, formats.TURNED),
+    "linear_backward_params": (formats.LINES, formats.PANELS),
+}
 
 
 class Plan(NamedTuple):
@@ -31,21 +34,46 @@ class Plan(NamedTuple):
     phases : list
     activations, gradients : int
         Elements that a row of the batch needs in these buffers.
+    weights : list of Stored
+    weight_size : int
+        Elements that one part of all weights takes.
+    unit : str
+        That multiplies, of `units.NAMES`.
     """
 
     instructions: list
     phases: list
     activations: int
     gradients: int
+    weights: list
+    weight_size: int
+    unit: str
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the unit is one of bfloat16, so that factors are pairs (`pairs`)."""
+        return self.unit != units.FLOAT32
+
+
+class Stored(NamedTuple):
+    """A weight, and its high parts by their form."""
+
+    array: program.Array
+    forms: dict  # form -> program.Operand
+
+
+def forms_of(operation, unit):
+    """The forms of the two factors of a product."""
+    return (formats.PLAIN, formats.PLAIN) if unit == units.FLOAT32 else PRODUCTS[operation]
 
 
 def planned(lowered, listing) -> Plan:
     """The plan of a listing of a program; where nothing is rounded, the listing itself."""
     parts = PARTS[lowered.precision]
     if not parts:
-        return Plan(listing.decoded, listing.phases, listing.width, listing.width)
+        return Plan(listing.decoded, listing.phases, listing.width, listing.width, [], 0, units.FLOAT32)
     end = listing.phases[-1][2]
-    stored = _Stored(lowered, listing, parts)
+    stored = _Stored(lowered, listing, parts, units.chosen())
     changed = [stored.reading(instruction) for instruction in listing.decoded[:end]]
     after = stored.after(listing.decoded[:end])
     instructions, phases = [], []
@@ -56,31 +84,57 @@ def planned(lowered, listing) -> Plan:
         for number in range(first, last):
             instructions += [changed[number], *after.get(number, [])]
         phases.append((kind, begin, len(instructions)))
-    return Plan(instructions, phases, stored.widths[program.ACTIVATIONS], stored.widths[program.GRADIENTS])
+    widths = stored.widths[program.ACTIVATIONS], stored.widths[program.GRADIENTS]
+    return Plan(instructions, phases, *widths, list(stored.weights.values()), stored.weight_size, stored.unit)
 
 
 class _Stored:
     """The stored factors of a listing, by what they are made of."""
 
-    def __init__(self, lowered, listing, parts):
-        self.parts, self.size, self.itemsize = parts, lowered.size, lowered.itemsize
+    def __init__(self, lowered, listing, parts, unit):
+        self.parts, self.itemsize, self.unit = parts, lowered.itemsize, unit
         self.widths = {program.ACTIVATIONS: listing.width, program.GRADIENTS: listing.width}
-        self.factors = {}  # operand -> its parts
+        self.factors = {}  # (operand, form) -> its parts
+        self.weights = {}  # offset -> Stored
+        used = [one for one in listing.decoded[: listing.phases[-1][2]] if one.operation == "linear_backward_input"]
+        self.weight_size = self._place_weights(lowered, {instruction.operands[1].offset for instruction in used})
 
-    def of(self, operand):
-        """(high, low) of an operand, low None where there is none."""
-        if operand not in self.factors:
+    def _place_weights(self, lowered, turned):
+        """Say where weights lie, in panels or as among the parameters, ``turned`` both ways; how much a part takes."""
+        end = 0
+        for array in lowered.arrays:
+            if len(array.shape) == 2:
+                rows, columns = array.shape
+                if self.unit == units.FLOAT32:
+                    forms = {formats.PLAIN: program.Operand(WEIGHT_FACTORS, array.offset, array.ld, columns)}
+                else:
+                    forms, shapes = {}, {formats.PANELS: (rows, columns)}
+                    if array.offset in turned:
+                        shapes[formats.TURNED] = columns, rows
+                    for form, (terms, others) in shapes.items():
+                        ld = formats.leading_dimension(others)
+                        forms[form] = program.Operand(WEIGHT_FACTORS, end, ld, columns)
+                        end += formats.chunks(terms) * ld
+                self.weights[array.offset] = Stored(array, forms)
+        return lowered.size if self.unit == units.FLOAT32 else end
+
+    def of(self, operand, form):
+        """(high, low) of an operand in a form, low None where there is none."""
+        if (operand, form) not in self.factors:
             make = self._of_weight if operand.buffer == program.PARAMETERS else self._of_rows
-            parts = [make(operand, part) for part in range(self.parts)]
-            self.factors[operand] = parts[0], parts[1] if self.parts == 2 else None
-        return self.factors[operand]
+            parts = [make(operand, form, part) for part in range(self.parts)]
+            self.factors[operand, form] = parts[0], parts[1] if self.parts == 2 else None
+        return self.factors[operand, form]
 
-    def _of_weight(self, operand, part):
-        return operand._replace(buffer=WEIGHT_FACTORS, offset=operand.offset + part * self.size)
+    def _of_weight(self, operand, form, part):
+        high = self.weights[operand.offset].forms[form]
+        return high._replace(offset=high.offset + part * self.weight_size)
 
-    def _of_rows(self, operand, part):
+    def _of_rows(self, operand, form, part):
         buffer = program.GRADIENTS if operand.buffer == program.GRADIENTS else program.ACTIVATIONS
         ld = layout.leading_dimension(operand.columns, self.itemsize)
+        if form != formats.PLAIN:
+            ld = formats.leading_dimension(operand.columns)
         offset = self.widths[buffer]
         self.widths[buffer] += ld
         return program.Operand(buffer, offset, ld, operand.columns)
@@ -91,7 +145,8 @@ class _Stored:
             return instruction
         own = len(contract.FUNCTIONS[instruction.operation].operands)
         first, second, *others = instruction.operands[:own]
-        (high, low), (second_high, second_low) = self.of(first), self.of(second)
+        forms = forms_of(instruction.operation, self.unit)
+        (high, low), (second_high, second_low) = self.of(first, forms[0]), self.of(second, forms[1])
         more = [low, second_low] + [second] * (instruction.operation == "linear_backward_params")
         operands = [high, second_high, *others, *more]
         return instruction._replace(operands=(*operands, *[None] * (program.SLOTS - len(operands))))
@@ -105,10 +160,10 @@ class _Stored:
                 if operand is not None and name in declaration.writes:
                     written[operand.buffer, operand.offset] = number
         after = {}
-        for operand, parts in self.factors.items():
+        for (operand, form), parts in self.factors.items():
             if operand.buffer != program.PARAMETERS:
                 number = written.get((operand.buffer, operand.offset), -1)
                 operands = (operand, *parts, *[None] * (program.SLOTS - 3))
-                storing = program.Instruction(STORE, "identity", 0.0, "ieee", 0, operands)
+                storing = program.Instruction(STORE, "identity", 0.0, "ieee", form, operands)
                 after.setdefault(number, []).append(storing)
         return after

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import layout, program
 from ..jit import inline
-from . import blocking, factors
+from . import blocking, factors, formats
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
 from .operands import Matrix, Operand, Products, Rows
@@ -28,12 +28,15 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     THREADS, ITEMSIZE, LANES, INSTRUCTIONS, PHASES, PHASE_COUNT, FEATURES, CLASSES, LD_INPUT,
     # addresses of kernels
     GEMM, SIZES, TRANSPOSE, COPY, DROPOUT, COLUMN_SUM, OPERATE, LOSS, LOSS_PARAMETER, LOSS_SUM, OPTIMIZER,
-    # activations for CAPACITY rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
+    # rows of a batch: what a thread's are multiples of, and how many go through the network at once
+    ROW_UNIT, ROW_BLOCK,
+    # activations for ROW_BLOCK rows (OUTPUTS_BYTES from thread to thread when predicting), and what each thread has for
     # itself: a frame, operands of a call, packed operands of PACKED_BYTES, then converted rows or a block of gradient
-    CAPACITY, OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PACKED_BYTES,
-    # where parts of factors are stored: the kernel that does it, or 0; offset in bytes, rows, columns and leading
-    # dimension of each weight; bytes from a high part of a weight to the low one, or 0
-    STORE_FACTOR, WEIGHTS, WEIGHT_COUNT, LOW_PART,
+    OUTPUTS_BYTES, SCRATCH, SCRATCH_BYTES, PACKED_BYTES,
+    # where parts of factors are stored: the kernel that does it, or 0; that of weights where they are pairs, or 0;
+    # `formats.WEIGHT` numbers of each weight; bytes from a high part of a weight to the low one, or 0; bytes from a
+    # column of a factor of a gradient to the next
+    STORE_FACTOR, STORE_PAIRS, WEIGHTS, WEIGHT_COUNT, LOW_PART, FACTOR_BYTES,
     # training only
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
     BLOCK_SQUARES, SQUARES,  # where squares are summed: a kernel, and a float64 for every block of the phase of weights
@@ -51,7 +54,7 @@ from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exc
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(66)  # fmt: skip
+) = range(69)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -71,7 +74,7 @@ KNOWN = (
 ) = map(factors.OPERATIONS.index, KNOWN)  # fmt: skip
 INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.ACTIVATIONS, program.REDUCTIONS
 WEIGHT_FACTORS = factors.WEIGHT_FACTORS
-WEIGHT = 4  # columns of WEIGHTS
+WEIGHT = formats.WEIGHT  # columns of WEIGHTS
 PARAMETER_AT = 5  # columns of PARAMETERS_AT
 STORED_ROWS = 64  # of a weight that a thread takes at once
 
@@ -102,9 +105,8 @@ def barrier(record, phase):
 
 
 @inline
-def share(count, thread, threads):
-    """The rows ``[first, last)`` of this thread, in multiples of the micro-kernel's tail height."""
-    unit = blocking.MR_TAIL
+def share(count, thread, threads, unit):
+    """The rows ``[first, last)`` of this thread, in multiples of the record's unit."""
     first = count * thread // threads // unit * unit
     last = count * (thread + 1) // threads // unit * unit
     if thread == threads - 1:
@@ -320,10 +322,14 @@ def update(record, coefficients, at_parameter, rows, columns, ld, gradient, ld_g
 @inline
 def store_weight(record, at_parameter, rows, columns, ld):
     """Store the parts of a block of a weight, ``at_parameter`` bytes into the buffer."""
+    weight = record[BASES + program.PARAMETERS] + at_parameter
+    if record[STORE_PAIRS]:
+        place = at_parameter, record[WEIGHTS], record[WEIGHT_COUNT], record[BASES + WEIGHT_FACTORS], record[LOW_PART]
+        call(record[STORE_PAIRS], (rows, columns, weight, ld, place))
+        return
     high, low = record[BASES + WEIGHT_FACTORS] + at_parameter, 0
     if record[LOW_PART]:
         low = high + record[LOW_PART]
-    weight = record[BASES + program.PARAMETERS] + at_parameter
     call(record[STORE_FACTOR], (rows, columns, weight, ld, high, low, ld))
 
 
@@ -359,6 +365,11 @@ def from_column(frame, instruction, slot, skipped, columns):
 @inline
 def block_sizes(record, n, fan_in, fan_out, ld):
     """Rows and columns of the blocks of a weight, and the leading dimension of their gradients."""
+    if record[STORE_PAIRS]:  # whole chunks and panels of its parts
+        width, chunk = min(fan_out, blocking.PAIRS_COLUMNS), formats.CHUNK
+        ld_scratch = round_up(width, record[LANES]) + record[LANES]
+        most = blocking.GRADIENT_MOST // (chunk * ld_scratch) * chunk
+        return min(round_up((fan_in + 15) // 16, chunk), most), width, ld_scratch
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
     fitting = blocking.GRADIENT_SLICE_BYTES // (record[ITEMSIZE] * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT
     width = min(width, max(fitting, blocking.GRADIENT_UNIT))
@@ -373,13 +384,13 @@ def block_sizes(record, n, fan_in, fan_out, ld):
 @inline
 def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel):
     """The gradient of a block of a weight, from row ``i`` and column ``j`` on, and of its biases where wanted."""
-    left, right = record[ITEMSIZE] * i, record[ITEMSIZE] * j
+    left, right = record[FACTOR_BYTES] * i, record[FACTOR_BYTES] * j
     x, grad_z = from_column(frame, instruction, 0, left, rows), from_column(frame, instruction, 1, right, columns)
     x_low, grad_low, summed = 0, 0, Matrix(grad_z.data, grad_z.ld)
     if record[STORE_FACTOR]:
         x_low = from_column(frame, instruction, 4, left, rows).data
         grad_low = from_column(frame, instruction, 5, right, columns).data
-        exact = from_column(frame, instruction, 6, right, columns)  # not rounded
+        exact = from_column(frame, instruction, 6, record[ITEMSIZE] * j, columns)  # not rounded
         summed = Matrix(exact.data, exact.ld)
     linear_backward_params(
         products_of(record, transpose), n, x, grad_z, 0, gradient, sums, panel, x_low, grad_low, summed
@@ -501,13 +512,13 @@ def train_steps(record, thread):
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
-        begin, stop = share(n, thread, record[THREADS])
+        begin, stop = share(n, thread, record[THREADS], record[ROW_UNIT])
         key, scale = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n)
         for p in range(record[PHASE_COUNT]):
             phase = phases + p * PHASE
             if phase[0] == program.ROWS_PHASE:
-                for first in range(begin, stop, blocking.ROWS):
-                    rows = min(blocking.ROWS, stop - first)
+                for first in range(begin, stop, record[ROW_BLOCK]):
+                    rows = min(record[ROW_BLOCK], stop - first)
                     if p == 0:
                         gather(record, start, first, rows, scale)
                     index = given(record, ROWS) + record[NUMBERS] + 8 * (start + first)
@@ -534,7 +545,7 @@ def gradients(record, thread):
     control = exchange_control(DEFAULT_CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases, n = pointer(record[PHASES], np.int64), record[COUNT]
-    begin, stop = share(n, thread, record[THREADS])
+    begin, stop = share(n, thread, record[THREADS], record[ROW_UNIT])
     key, scale = pointer(given(record, KEYS), np.int64)[0], as_floats(record)[SCALE]
     passed = 0
     if record[STORE_FACTOR] and record[FIRST_PHASE] == 0:
@@ -544,8 +555,8 @@ def gradients(record, thread):
     for p in range(record[FIRST_PHASE], record[END_PHASE]):
         phase = phases + p * PHASE
         if phase[0] == program.ROWS_PHASE:
-            for first in range(begin, stop, blocking.ROWS):
-                rows = min(blocking.ROWS, stop - first)
+            for first in range(begin, stop, record[ROW_BLOCK]):
+                rows = min(record[ROW_BLOCK], stop - first)
                 if p == 0:
                     gather(record, 0, first, rows, scale)
                 index = given(record, ROWS) + record[NUMBERS] + 8 * first
@@ -591,7 +602,7 @@ def forward(record, thread):
     fan_in, item = record[FEATURES], record[ITEMSIZE]
     frame[ACTIVATIONS] += thread * record[OUTPUTS_BYTES]
     frame[REDUCTIONS] += thread * record[OUTPUTS_BYTES]
-    begin, stop = share(record[COUNT], thread, record[THREADS])
+    begin, stop = share(record[COUNT], thread, record[THREADS], record[ROW_UNIT])
     if record[STORE_FACTOR]:
         store_weights(record, thread)
         barrier(record, 1)
@@ -599,8 +610,8 @@ def forward(record, thread):
         phase = phases + p * PHASE
         if phase[0] == program.COLUMNS_PHASE:
             columns_phase(record, frame, phase[1], phase[2], 1, 0, 1)
-    for first in range(begin, stop, record[CAPACITY]):
-        rows = min(record[CAPACITY], stop - first)
+    for first in range(begin, stop, record[ROW_BLOCK]):
+        rows = min(record[ROW_BLOCK], stop - first)
         x = given(record, X) + record[X_ITEMSIZE] * first * fan_in
         if record[GATHER_X]:
             converted = panel + record[PACKED_BYTES]

@@ -551,29 +551,34 @@ def row_offsets(tc, tile, ld):
     return ty(tile, ld), codegen
 
 
+def outer_product(b, tile, result, a, offsets, right, multiply_add):
+    """Emit ``result += a[0:rows] outer right``; the elements of ``a`` are at `row_offsets`."""
+    a = _opaque(b, a)
+    for i in range(tile.rows):
+        if i and i % GROUP == 0:
+            a = _opaque(b, b.gep(a, [b.mul(b.extract_value(offsets, GROUP // 2), I64(2))]))
+        address = b.gep(a, [b.extract_value(offsets, i % GROUP)])
+        element = b.load(b.bitcast(address, FLOATS[tile.dtype].as_pointer()))
+        element.align = tile.dtype.bitwidth // 8
+        left = _splat(b, tile, element)
+        for j in range(tile.vectors):
+            q = i * tile.vectors + j
+            result = b.insert_value(result, multiply_add(b, tile, left, right[j], b.extract_value(result, q)), q)
+    return result
+
+
 @intrinsic
 def rank_1(tc, tile, a, offsets, row, columns):
     """``tile += a[0:rows] outer row[0:columns]``; the elements of ``a`` are at `row_offsets`."""
 
     def codegen(ctx, b, sig, args):
         result, a, offsets, row, columns_value = args
-        a = _opaque(b, a)
         masks = _lane_masks(b, tile, columns_value, columns)
         right = [
             _load(b, tile, _at(b, row, tile.dtype, None, tile.vector, j * tile.lanes), masks[j])
             for j in range(tile.vectors)
         ]
-        for i in range(tile.rows):
-            if i and i % GROUP == 0:
-                a = _opaque(b, b.gep(a, [b.mul(b.extract_value(offsets, GROUP // 2), I64(2))]))
-            address = b.gep(a, [b.extract_value(offsets, i % GROUP)])
-            element = b.load(b.bitcast(address, FLOATS[tile.dtype].as_pointer()))
-            element.align = tile.dtype.bitwidth // 8
-            left = _splat(b, tile, element)
-            for j in range(tile.vectors):
-                q = i * tile.vectors + j
-                result = b.insert_value(result, _fma(b, tile, left, right[j], b.extract_value(result, q)), q)
-        return result
+        return outer_product(b, tile, result, a, offsets, right, _fma)
 
     return tile(tile, a, offsets, row, columns), codegen
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import layout
 from .. import program as programs
-from . import blocking, context, factors, linear, network, team
+from . import blocking, context, factors, formats, linear, network, team
 
 
 def transpose_address(dtype, wanted):
@@ -58,6 +58,17 @@ def _linked_operand(operand, itemsize, capacity, target):
     return buffer, itemsize * offset, ld, columns, stride
 
 
+def _linked_weight(weight, item):
+    """A row of `network.WEIGHTS`."""
+    places = [
+        number
+        for form in (formats.PANELS, formats.TURNED)
+        for operand in [weight.forms.get(form, programs.Operand(0, 0, 0))]
+        for number in (item * operand.offset, operand.ld)
+    ]
+    return item * weight.array.offset, *weight.array.shape, weight.array.ld, *places
+
+
 def _kernel(instruction, dtype):
     """The address of the kernel that an instruction calls; 0 where the walk knows it, or there is nothing to do."""
     operation, activation = instruction.operation, instruction.activation
@@ -69,15 +80,21 @@ def _kernel(instruction, dtype):
     if operation in ("linear_backward_params", "dropout", "loss_forward_backward"):
         return 0
     if operation == factors.STORE:
-        return context.store_factor(dtype).address
+        return context.store_factor(dtype, instruction.number).address
     return context.operation(dtype, operation).address
 
 
 class _Workspace:
     """A record for the walk, and the arrays its addresses point to."""
 
-    def __init__(self, program, listing, dtype, capacity, target=(0, 0)):
+    def __init__(self, program, listing, dtype, rows, target=(0, 0)):
         self.program, self.dtype, self.plan = program, np.dtype(dtype), factors.planned(program, listing)
+        # Of pairs a thread has whole chunks of rows: the next one's terms would else share an element with its own.
+        row_unit, row_block, capacity, column = blocking.MR_TAIL, blocking.ROWS, rows, self.dtype.itemsize
+        if self.plan.has_pairs:
+            row_unit, row_block, capacity = formats.CHUNK, formats.chunks(blocking.ROWS), formats.chunks(rows)
+            column = formats.COLUMN_BYTES
+        self.capacity = capacity
         self.record = np.zeros(network.FIELDS, np.int64)
         self.address = self.record.ctypes.data
         self.bytes, self.fields = memoryview(self.record).cast("B"), memoryview(self.record)
@@ -95,11 +112,13 @@ class _Workspace:
             PHASE_COUNT=len(self.plan.phases),
             FEATURES=self.fan_in,
             CLASSES=self.fan_out,
-            GEMM=context.product(self.dtype).address,
+            GEMM=context.product(self.dtype, self.plan.unit).address,
             SIZES=blocking.SIZES.ctypes.data,
             COPY=context.activation_forward(self.dtype, "identity").address,
             OPERATE=0 if operations <= set(network.KNOWN) else context.operate().address,
-            CAPACITY=capacity,
+            ROW_UNIT=row_unit,
+            ROW_BLOCK=row_block,
+            FACTOR_BYTES=column,
             PACKED_BYTES=blocking.PACKED_BYTES,
             BARRIER=self.keep(np.zeros(1, np.int64)),
             YIELD=team.yield_address(),
@@ -107,15 +126,16 @@ class _Workspace:
         self.barrier = self.arrays[-1]
         parts = factors.PARTS[program.precision]
         if parts:
-            item = self.dtype.itemsize
-            weights = [(item * a.offset, *a.shape, a.ld) for a in program.arrays if len(a.shape) == 2]
+            item, size = self.dtype.itemsize, self.plan.weight_size
+            store = context.store_weight(self.dtype) if self.plan.has_pairs else context.store_factor(self.dtype, 0)
             self.set(
-                STORE_FACTOR=context.store_factor(self.dtype).address,
-                WEIGHTS=self.keep(np.array(weights, np.int64)),
-                WEIGHT_COUNT=len(weights),
-                LOW_PART=item * program.size * (parts - 1),
+                STORE_FACTOR=store.address,
+                STORE_PAIRS=store.address if self.plan.has_pairs else 0,
+                WEIGHTS=self.keep(np.array([_linked_weight(weight, item) for weight in self.plan.weights], np.int64)),
+                WEIGHT_COUNT=len(self.plan.weights),
+                LOW_PART=item * size * (parts - 1),
             )
-            self.record[network.BASES + factors.WEIGHT_FACTORS] = self.buffer(parts * program.size)
+            self.record[network.BASES + factors.WEIGHT_FACTORS] = self.buffer(parts * size)
 
     def keep(self, array) -> int:
         """The address of an array that lives as long as the workspace."""
@@ -178,7 +198,7 @@ class _Workspace:
 
 
 class InferenceWorkspace(_Workspace):
-    """Activations of ``blocking.ROWS`` rows for every thread."""
+    """Activations of a block of rows for every thread."""
 
     def __init__(self, program, dtype):
         super().__init__(program, program.inference, dtype, blocking.ROWS)
@@ -189,9 +209,9 @@ class InferenceWorkspace(_Workspace):
         """Activations and scratch for this many threads."""
         if threads > self.members:
             item = self.dtype.itemsize
-            activations = _lines(blocking.ROWS * self.plan.activations * item)
+            activations = _lines(self.capacity * self.plan.activations * item)
             own = activations + _lines(self.program.reductions * item)
-            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(blocking.ROWS * self.fan_in * item)
+            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(self.capacity * self.fan_in * item)
             outputs = self.buffer(threads * own, np.uint8)
             self.place(ACTIVATIONS=outputs, REDUCTIONS=outputs + activations)
             self.set(OUTPUTS_BYTES=own, SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
@@ -217,7 +237,7 @@ class TrainingWorkspace(_Workspace):
         self.members = 0
         ld = layout.leading_dimension(program.in_features, item)
         self.set(
-            TRANSPOSE=transpose_address(self.dtype, self.transposes(batch_size)),
+            TRANSPOSE=transpose_address(self.dtype, not self.plan.has_pairs and self.transposes(batch_size)),
             DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
@@ -230,8 +250,8 @@ class TrainingWorkspace(_Workspace):
         )
         self.place(
             INPUT=self.buffer(batch_size * ld),
-            ACTIVATIONS=self.buffer(batch_size * self.plan.activations),
-            GRADIENTS=self.buffer(batch_size * self.plan.gradients),
+            ACTIVATIONS=self.buffer(self.capacity * self.plan.activations),
+            GRADIENTS=self.buffer(self.capacity * self.plan.gradients),
             REDUCTIONS=self.buffer(program.reductions),
             TARGET=self.buffer(batch_size, np.int64) if self.labels else self.buffer(batch_size * ldt),
             ROW_WEIGHT=self.buffer(batch_size, np.float64),
@@ -312,7 +332,7 @@ class _SharedWorkspace(TrainingWorkspace):
         operations = [instruction.operation for instruction in instructions]
         end = self.plan.phases[-1][2]
         self.set(
-            INSTRUCTIONS=self.keep(_linked(instructions, self.dtype, batch_size, self.target)),
+            INSTRUCTIONS=self.keep(_linked(instructions, self.dtype, self.capacity, self.target)),
             FIRST_STATISTIC=operations.index("update_statistics") if "update_statistics" in operations else end,
             END_STATISTIC=end,
             PARAMETERS_AT=self.keep(np.array(places, np.int64)),

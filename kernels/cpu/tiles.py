@@ -19,13 +19,13 @@ from numba.extending import intrinsic
 
 from . import blocking
 from .pairs import flushed, halves
-from .simd import I32, I64, _call
+from .simd import I32, I64, _call, _opaque
 
 SIDE = 16  # rows of a tile, pairs or float32 numbers of a row
 ROW_BYTES = 64
 TILES = 8
 I8 = ir.IntType(8)
-VECTOR = ir.VectorType(ir.FloatType(), SIDE)
+VECTOR, INTEGERS = ir.VectorType(ir.FloatType(), SIDE), ir.VectorType(I32, SIDE)
 TILE = ir.ArrayType(VECTOR, SIDE)
 # Palette 1; of every tile the bytes of a row, then the rows.
 CONFIGURATION = [1, *[0] * 15, *[ROW_BYTES, 0] * TILES, *[0] * 16, *[SIDE] * TILES, *[0] * 8]
@@ -134,7 +134,9 @@ class _Emulated:
         """Where a row of a tile is."""
         function = b.function
         if not hasattr(function, "tiles"):
-            function.tiles = cgutils.alloca_once(b, ir.ArrayType(TILE, TILES))
+            with b.goto_entry_block():  # not by Numba, which would fill them with zeros
+                function.tiles = b.alloca(ir.ArrayType(TILE, TILES))
+                function.tiles.align = ROW_BYTES
         return b.gep(function.tiles, [I64(0), I64(number), row])
 
     @staticmethod
@@ -152,8 +154,9 @@ class _Emulated:
 
     @classmethod
     def zero(cls, b, number):
+        zeros = _in_all(b, _opaque(b, I32(0)))  # LLVM would call memset, and kernels call no library
         with cgutils.for_range(b, I64(SIDE)) as loop:
-            b.store(ir.Constant(VECTOR, [0.0] * SIDE), cls._row(b, number, loop.index))
+            b.store(zeros, cls._row(b, number, loop.index))
 
     @classmethod
     def load(cls, b, number, p, stride):
@@ -176,15 +179,19 @@ class _Emulated:
                 b.store(zeros, place)
             left = b.bitcast(cls._row(b, x, rows.index), integer)
             with cgutils.for_range(b, I64(SIDE)) as terms:
-                pair = b.load(b.gep(left, [terms.index]))
-                pair = b.insert_element(ir.Constant(ir.VectorType(I32, SIDE), ir.Undefined), pair, I32(0))
-                pair = b.shuffle_vector(pair, pair, ir.Constant(ir.VectorType(I32, SIDE), [0] * SIDE))
-                factors = halves(b, b.bitcast(pair, VECTOR)), halves(b, b.load(cls._row(b, y, terms.index)))
+                pair = _in_all(b, b.load(b.gep(left, [terms.index])))
+                factors = halves(b, pair), halves(b, b.load(cls._row(b, y, terms.index)))
                 for place, u, v in zip(of_row, *factors, strict=True):
                     b.store(flushed(b, _fused(b, u, v, b.load(place))), place)
             place = cls._row(b, c, rows.index)
             sums = flushed(b, b.fadd(*(b.load(place) for place in of_row)))
             b.store(flushed(b, b.fadd(flushed(b, b.load(place)), sums)), place)
+
+
+def _in_all(b, integer):
+    """The 32 bits in every lane."""
+    first = b.insert_element(ir.Constant(INTEGERS, ir.Undefined), integer, I32(0))
+    return b.bitcast(b.shuffle_vector(first, first, ir.Constant(INTEGERS, [0] * SIDE)), VECTOR)
 
 
 def _fused(b, x, y, z):

@@ -217,6 +217,80 @@ def test_product_for_neon_assembled_not_run(fresh):
         check_product(text, ARM, product["isa"])
 
 
+# ------------------------------------------------------------------------------- units of bfloat16
+AVX512_FEATURES = ("avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma", "avx512bf16")
+# Machines that have them, whether or not this one does: the code is read, not run.
+CPUS = {
+    "avx512-bf16": ("znver4", AVX512_FEATURES),
+    "amx": ("sapphirerapids", (*AVX512_FEATURES, "amx-tile", "amx-bf16")),
+}
+TILE_LINES = {name: re.compile(rf"\t{name}\t") for name in ("tileloadd", "tilestored", "tilezero", "tdpbf16ps")}
+DOT = re.compile(r"\tvdpbf16ps\t(.*), %zmm\d+, %(zmm\d+)$")
+
+
+def print_unit(unit):
+    """The register tile of this process, and the text of the unit's product."""
+    text = context.product(np.dtype("float32"), unit).assembly()
+    print(json.dumps({"isa": blocking.ISA._asdict(), "text": text}))
+
+
+@pytest.fixture
+def unit_product(fresh):
+    """``unit_product(unit)``: (the code of each innermost loop, all code in loops, all code, the register tile)."""
+
+    def call(unit):
+        if platform.machine() not in ("x86_64", "AMD64"):
+            pytest.skip("not an x86-64")
+        name, features = CPUS[unit]
+        environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ",".join(f"+{feature}" for feature in features)}
+        printed = json.loads(fresh(print_unit, unit, FASTBP_CACHE="0", **environment).stdout)
+        blocks = basic_blocks(printed["text"], X86)
+        bodies = loops(blocks)
+        innermost = [code_of(blocks, body) for body in bodies if not any(other < body for other in bodies)]
+        lines = [line for block in blocks for line in block.code]
+        return innermost, code_of(blocks, set().union(*bodies)), lines, printed["isa"]
+
+    return call
+
+
+def test_dot_products_of_pairs(unit_product):
+    """Tiles of C stay in registers; of a pair each vector of the right factor is loaded once, each number of the left."""
+    innermost, around, _, isa = unit_product("avx512-bf16")
+    assert not [line for line in around if X86.stack.search(line) and "%zmm" in line and X86.store.match(line)]
+    # Full, tail and single rows, of two vectors and of one.
+    shapes = {rows * vectors: (rows, vectors) for rows in (isa["mr"], isa["mr_tail"], 1) for vectors in (1, 2)}
+    seen = []
+    for code in innermost:
+        dots = [match for line in code if (match := DOT.match(line))]
+        if dots:
+            on_stack = [line for line in code if X86.stack.search(line)]
+            assert not [line for line in on_stack if X86.vector.search(line) or X86.store.match(line)]
+            seen.append(len({match[2] for match in dots}))
+            loads = sum("{1to16}" in match[1] for match in dots)
+            loads += sum(line.startswith(("\tvmovups", "\tvbroadcastss")) for line in code)
+            assert loads == len(dots) // seen[-1] * sum(shapes[seen[-1]])
+    assert sorted(seen) == sorted(shapes)
+
+
+def test_tiles(unit_product):
+    """Four dot products for four loads, tiles that are neither stored nor loaded again in a loop over terms."""
+    innermost, around, lines, _ = unit_product("amx")
+    counts = []
+    for code in innermost:
+        found = {name: sum(map(bool, map(pattern.match, code))) for name, pattern in TILE_LINES.items()}
+        if found["tdpbf16ps"]:
+            assert not found["tilestored"] + found["tilezero"], found
+            counts.append((found["tdpbf16ps"], found["tileloadd"]))
+            assert not [line for line in code if "mm" in line and "tmm" not in line], "vectors beside the tiles"
+    # Of 2 x 2 tiles, 1 x 2 and 2 x 1, and one; LLVM may take some terms at once.
+    assert {dots / loads for dots, loads in counts} == {4 / 4, 2 / 3, 1 / 2}
+    of_tiles = [line for line in lines if "%tmm" in line]
+    assert not [line for line in of_tiles if X86.stack.search(line)]
+    configured = [line for line in lines if line.startswith(("\tldtilecfg", "\ttilerelease"))]
+    assert [line.split()[0] for line in configured] == ["ldtilecfg", "tilerelease"]
+    assert not [line for line in configured if line in around]
+
+
 # -------------------------------------------------------------------------------------- exponentials
 def print_exponentials():
     """The register tile of this process, and the text of kernels that are made of exponentials, float32."""

@@ -254,7 +254,7 @@ def unit_product(fresh):
 
 
 def test_dot_products_of_pairs(unit_product):
-    """Tiles of C stay in registers; of a pair each vector of the right factor is loaded once, each number of the left."""
+    """Tiles of C stay in registers; each vector of the right factor and each pair of the left one is read once."""
     innermost, around, _, isa = unit_product("avx512-bf16")
     assert not [line for line in around if X86.stack.search(line) and "%zmm" in line and X86.store.match(line)]
     # Full, tail and single rows, of two vectors and of one.

@@ -48,7 +48,7 @@ def measured(shape, trainers, dtype="float64", **settings):
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """A machine whose limit never changes and whose core is never taken."""
-    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: 100.0)
+    monkeypatch.setattr(measure, "fma_limit", lambda *_: 100.0)
     monkeypatch.setattr(measure, "STEADY", 0.0)
     monkeypatch.setattr(clocks, "SAMPLES", (5, 5))
 
@@ -252,7 +252,7 @@ def test_disturbed_rounds_are_dropped_counted_and_repeated(monkeypatch):
     monkeypatch.setattr(measure, "STEADY", 0.93)
     monkeypatch.setattr(measure, "_cpu_seconds", lambda: 1e9 * time.perf_counter())
     limits = iter([100.0] * 3 + [100.0, 100.0, 92.0] + [100.0, 94.0, 100.0])  # of one, before and after, a round
-    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: next(limits))
+    monkeypatch.setattr(measure, "fma_limit", lambda *_: next(limits))
     result = measured(SHAPE, [Exact])
     assert (result["rounds_used"], result["rounds_dropped"]) == (2, 1)
     assert len(result["rounds"]) == 3

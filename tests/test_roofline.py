@@ -14,7 +14,7 @@ SHAPE = (6, 5, 4, 3), "tanh", 8, {}
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """A machine whose limit is known, and small arrays."""
-    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: 100.0)
+    monkeypatch.setattr(measure, "fma_limit", lambda *_: 100.0)
     monkeypatch.setattr(roofline, "SECONDS", 0.0)
     monkeypatch.setattr(roofline, "FOOTPRINTS", {"near": 1 << 10, "memory": 1 << 16})
     monkeypatch.setattr(training_steps, "BATCHES", 2)
@@ -86,6 +86,23 @@ def test_bad_arguments_are_refused_before_anything_is_measured(capsys):
 
 
 def test_a_device_that_has_no_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device: None)
+    monkeypatch.setattr(measure, "fma_limit", lambda *_: None)
     with pytest.raises(ValueError, match="use --device cpu"):
         roofline.measure_step(SHAPE, "float32", "reference")
+
+
+@pytest.mark.parametrize("unit", ["float32", "amx-emulated", "avx512-bf16-emulated"])
+def test_products_of_less_precision_have_the_limit_of_their_unit(unit, monkeypatch, capsys):
+    """A limit of a unit is that of its kernel, which reads zeros of the right size."""
+    limit = backend.load("cpu").fma_limit
+    monkeypatch.setenv("FASTBP_BF16_UNIT", unit)
+    assert limit("float32", "bf16", 1e-3) > 0
+    asked = []
+    monkeypatch.setattr(measure, "fma_limit", lambda dtype, device, precision="ieee": asked.append(precision) or 100.0)
+    monkeypatch.setattr(process, "in_force", lambda variables: True)
+    monkeypatch.setattr(process, "pin", lambda threads: [])
+    assert main(["roofline", "--shape", "6-5-3@8", "--precision", "bf16x3"]) == 0
+    told = capsys.readouterr().out
+    assert f"precision bf16x3 by the {unit} unit" in told
+    assert "a train step of 6-5-3 @ 8, float32, products in bf16x3" in told
+    assert set(asked) == {"ieee", "bf16x3"}  # that of a step beside others is float32's

@@ -216,7 +216,7 @@ def _cpu_seconds():
     return time.process_time() + times.children_user + times.children_system
 
 
-def fma_limit(dtype, device) -> float | None:
+def fma_limit(dtype, device, precision="ieee") -> float | None:
     """GFLOP/s of multiply-adds on registers, one thread, at this moment; None where the backend cannot say."""
     kernels = backend.load(device)
-    return kernels.fma_limit(dtype, LIMIT_SECONDS) if kernels.name == "cpu" else None
+    return kernels.fma_limit(dtype, precision, LIMIT_SECONDS) if kernels.name == "cpu" else None

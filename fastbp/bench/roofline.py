@@ -46,11 +46,15 @@ class Kernel:
     call: object
 
 
-def kernels_of(shape, dtype, device) -> list[Kernel]:
-    """Every kernel that one train step calls, but for the gathering of its rows, on operands of its own."""
+def kernels_of(shape, dtype, device, precision="ieee") -> list[Kernel]:
+    """Every kernel that one train step calls, but for the gathering of its rows, on operands of its own.
+
+    A product of less precision has its factors stored for it in the call, which a step does once for all products.
+    """
     widths, activation, batch, _ = shape
     kernels, rng, itemsize = backend.load(device), np.random.default_rng(0), np.dtype(dtype).itemsize
     code, identity = (layout.ACTIVATIONS.index(name) for name in (activation, "identity"))
+    precision = layout.PRECISIONS.index(precision)
 
     def array(*shape):
         return laid_out(rng.standard_normal(shape, dtype=dtype))
@@ -69,17 +73,17 @@ def kernels_of(shape, dtype, device) -> list[Kernel]:
         forward.append(
             kernel(
                 "forward", layer, flops, batch * a + a * b + b + batch * b,
-                kernels.linear_forward, x, w, bias, after, 0.0, z, z,
+                kernels.linear_forward, x, w, bias, after, 0.0, z, z, precision,
             )
         )  # fmt: skip
         of_layer = [
             kernel(
                 "grad input", layer, flops, batch * b + a * b + 2 * batch * a,
-                kernels.linear_backward_input, grad_z, w, x, code, 0.0, grad_x,
+                kernels.linear_backward_input, grad_z, w, x, code, 0.0, grad_x, precision,
             ),
             kernel(
                 "grad weight", layer, flops, batch * a + batch * b + a * b + b,
-                kernels.linear_backward_params, x, grad_z, 0, grad_w, grad_bias,
+                kernels.linear_backward_params, x, grad_z, 0, grad_w, grad_bias, precision,
             ),
             kernel(
                 "Adam", layer, ADAM_OPERATIONS * values.size, ADAM_PASSES * values.size,
@@ -107,12 +111,12 @@ def roof_seconds(flops, size, limit_gflops, bandwidth_gbytes) -> float:
     return max(flops / limit_gflops, size / bandwidth_gbytes) / 1e9
 
 
-def measure_step(shape, dtype, device) -> dict:
+def measure_step(shape, dtype, device, precision="ieee") -> dict:
     """Measure the limits, every kernel of a step, and a step of ``fit``; JSON can hold it."""
-    if measure.fma_limit(dtype, device) is None:
+    if measure.fma_limit(dtype, device, precision) is None:
         raise ValueError(f"device {device!r} cannot measure its limit of multiply-adds; use --device cpu")
     bandwidths = {name: _bandwidth_clock(size) for name, size in FOOTPRINTS.items()}
-    kernels = kernels_of(shape, dtype, device)
+    kernels = kernels_of(shape, dtype, device, precision)
     clocks = [Clock(kernel.call) for kernel in kernels]
     for clock in clocks:
         clock.prepare(SECONDS)
@@ -121,7 +125,7 @@ def measure_step(shape, dtype, device) -> dict:
         for name, (moved, traffic) in bandwidths.items():
             seen[name].append(traffic / moved.read()["seconds"] / 1e9)
         for clock, seconds in zip(clocks, taken, strict=True):
-            limits.append(measure.fma_limit(dtype, device))
+            limits.append(measure.fma_limit(dtype, device, precision))
             seconds.append(clock.read()["seconds"])
     limit, gbytes = max(limits), {name: max(values) for name, values in seen.items()}
     rows = []
@@ -143,10 +147,11 @@ def measure_step(shape, dtype, device) -> dict:
                 "bound_by": "multiply-adds" if roof == kernel.flops / limit / 1e9 else level,
             }
         )
-    step = measure.Protocol(rounds=3, dtype=dtype, device=device)
+    step = measure.Protocol(rounds=3, dtype=dtype, device=device, precision=precision)
     return {
         "title": title_of(shape),
         "dtype": dtype,
+        "precision": precision,
         "limit_gflops": limit,
         "median_limit_gflops": statistics.median(limits),
         "bandwidth_gbytes": gbytes,
@@ -167,8 +172,9 @@ def _bandwidth_clock(size):
 def lines(found) -> list[str]:
     """The table and what it says, as text."""
     bandwidths = found["bandwidth_gbytes"].items()
+    rounded = f", products in {found['precision']}" * (found["precision"] != "ieee")
     text = [
-        f"a train step of {found['title']}, {found['dtype']}",
+        f"a train step of {found['title']}, {found['dtype']}{rounded}",
         f"limits: {found['limit_gflops']:.0f} GFLOP/s of multiply-adds; "
         + ", ".join(f"{value:.0f} GB/s ({name})" for name, value in bandwidths),
         "",

@@ -1,11 +1,16 @@
 """``fastbp roofline``: where each kernel of a train step stands against the machine's limits."""
 
 from ..bench import roofline, shapes
-from . import measuring
+from . import machine, measuring
+
+PRECISIONS = "ieee", "bf16", "bf16x3"  # of the CPU, whose limit is known
 
 
 def add_options(parser):
     """The shape, the picture, and where."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="ieee", help="of products, and of their limit (%(default)s)"
+    )
     parser.add_argument("--shape", default="S5", help="an id, or layers and batch: 784-256-10@128 (%(default)s)")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="also a picture: .svg, .png or .pdf, or a page: .html (needs matplotlib)"
@@ -24,8 +29,10 @@ def run(options):
     if code is not None:
         return code
     measuring.settle(options, 1)
+    for line in machine.multiplied(options.device, options.precision):
+        print(line)
     print()
-    found = roofline.measure_step(*shape.values(), options.dtype, options.device)
+    found = roofline.measure_step(*shape.values(), options.dtype, options.device, options.precision)
     for line in roofline.lines(found):
         print(line)
     if options.output:

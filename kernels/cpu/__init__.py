@@ -478,20 +478,25 @@ def config():
     }
 
 
-def fma_limit(dtype, seconds=0.02):
-    """The machine's multiply-add limit on this thread at this minute, in GFLOP/s.
+def fma_limit(dtype, precision="ieee", seconds=0.02):
+    """The machine's multiply-add limit on this thread at this minute, in GFLOP/s, by the unit of a precision.
 
-    A product whose operands stay in the first-level cache: every row of A, and every row tile of C, is the same.
+    A product whose operands stay in the first-level cache: every row of A, and every block of C, is the same. Of
+    ``"bf16x3"`` it is a third, as a product is three.
     """
-    dtype = np.dtype(dtype)
-    rows, k, width = 1000 * blocking.MR, 256, blocking.NV * blocking.VECTOR_BYTES // dtype.itemsize
-    a, b, c = (_layout.aligned_zeros(shape, dtype) for shape in (k, (k, width), width))
-    function = context.c_function(context.product(dtype), *context.PRODUCT)
+    dtype, parts = np.dtype(dtype), factors.PARTS[precision]
+    unit = units.chosen() if parts else units.FLOAT32
+    width = blocking.NV * blocking.VECTOR_BYTES // dtype.itemsize if unit == units.FLOAT32 else formats.CHUNK
+    rows, k = 1000 * blocking.MR, 256
+    # Zeros lie alike in every form; pairs take less room than numbers.
+    a, b, c = (_layout.aligned_zeros(shape, dtype) for shape in (k, (k, width), (formats.CHUNK, width)))
+    ldb, panel = width if unit == units.FLOAT32 else formats.PAIRS, _panel(dtype)
+    function = context.c_function(context.product(dtype, unit), *context.PRODUCT)
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         function(
-            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, width, 0, 0, 0, c.ctypes.data, 0, 0,
-            blocking.SIZES.ctypes.data, 0, 0, 0, 0.0,
+            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, ldb, 0, 0, 0, c.ctypes.data, 0,
+            panel.ctypes.data if unit != units.FLOAT32 else 0, blocking.SIZES.ctypes.data, 0, 0, 0, 0.0,
         )  # fmt: skip
         best = min(best, time.perf_counter() - start)
-    return 2e-9 * rows * k * width / best
+    return 2e-9 * rows * k * width / best / (3 if precision == "bf16x3" else 1)

@@ -43,6 +43,7 @@ class Bug(NamedTuple):
 GEMM, MICROKERNEL, SIMD = "kernels/cpu/gemm.py", "kernels/cpu/microkernel.py", "kernels/cpu/simd.py"
 LINEAR, ELEMENTWISE, NETWORK = "kernels/cpu/linear.py", "kernels/cpu/elementwise.py", "kernels/cpu/network.py"
 BUFFERS, WORKSPACES = "kernels/cpu/buffers.py", "kernels/cpu/workspaces.py"
+FORMATS, UNITS = "kernels/cpu/formats.py", "tests/test_units.py"
 GRAPH, CPU, PROGRAM, NORMS = (
     "backpropagation.py", "kernels/cpu/__init__.py", "kernels/program.py", "kernels/cpu/norms.py"
 )  # fmt: skip
@@ -270,6 +271,52 @@ BUGS = [
         "kernels/cpu/factors.py", "written[operand.buffer, operand.offset] = number",
         "written.setdefault((operand.buffer, operand.offset), number)",
         "tests/test_precision.py -k 'single_products or once_between'",
+    ),
+    # ---------------------------------------------------------------------------- units of bfloat16
+    Bug(
+        "tiles at the right edge of a product are stored whole",
+        "kernels/cpu/gemm_amx.py", "rows == BLOCK and columns == BLOCK, c", "rows == BLOCK, c",
+        f"{UNITS} -k 'manual or beyond'",
+    ),
+    Bug(
+        "of a bias only the first tile of columns has its own",
+        "kernels/cpu/gemm_amx.py", "load_tile(1, origin.bias + SIDE, 0)", "load_tile(1, origin.bias, 0)",
+        f"{UNITS} -k manual",
+    ),
+    Bug(
+        "the last panel of vdpbf16ps begins where the one before it does",
+        "kernels/cpu/gemm_avx512.py", "j // CHUNK * CHUNK * PAIRS + j % CHUNK", "j // CHUNK * CHUNK * PAIRS",
+        f"{UNITS} -k manual",
+    ),
+    Bug(
+        "a term beyond the last row of a batch is what memory held",
+        FORMATS, "2 * ldx, (rows - row) // 2, columns - j)", "2 * ldx, (rows - row + 1) // 2, columns - j)",
+        f"{UNITS} -k 'forms or manual'",
+    ),
+    Bug(
+        "the other way round a weight keeps its first values",
+        FORMATS, "            if place[7]:\n", "            if place[7] and row == 0:\n",
+        f"{UNITS} -k single_products",
+    ),
+    Bug(
+        "NaN becomes infinity where its bits are below those of bfloat16",
+        "kernels/cpu/pairs.py", "b.or_(bits, constant(bits, QUIET))", "bits",
+        f"{UNITS} -k usual",
+    ),
+    Bug(
+        "a thread begins within 32 rows of another",
+        WORKSPACES, "row_unit, row_block, capacity = formats.CHUNK,", "row_unit, row_block, capacity = 2,",
+        f"{UNITS} -k threads_change",
+    ),
+    Bug(
+        "blocks of a gradient begin within a panel",
+        "kernels/cpu/blocking.py", "PAIRS_COLUMNS = 256", "PAIRS_COLUMNS = 240",
+        f"{UNITS} -k single_products",
+    ),
+    Bug(
+        "tile registers are used without asking the system",
+        "kernels/cpu/units.py", "        if has_tiles(unit):\n", "        if not has_tiles(unit):\n",
+        f"{UNITS} -k system",
     ),
     # ------------------------------------------------------------------------------------ products
     Bug(

@@ -194,9 +194,18 @@ def data(rng):
 
 
 def trained(model, data, epochs=2, **options):
-    loss, optimizer = fastbp.CrossEntropyLoss(), fastbp.Adam(lr=1e-2)
+    loss, optimizer = fastbp.CrossEntropyLoss(), options.pop("optimizer", None) or fastbp.Adam(lr=1e-2)
     model.fit(*data, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=130, verbose=False, **options)
     return model
+
+
+@each_unit
+@pytest.mark.parametrize("precision", ["bf16", "bf16x3"])
+def test_compiled_steps_are_those_of_single_products(unit, precision, data):
+    """More columns than a block of a gradient has, rows and columns that end within a chunk and a panel."""
+    compiled = trained(network(precision), data)
+    apart = trained(network(precision), data, optimizer=fastbp.Adam(lr=1e-2, clip_norm=1e30))
+    assert_same_bits(compiled.flat_parameters, apart.flat_parameters)
 
 
 @each_unit

@@ -4,6 +4,7 @@ Where the CPU has not got a unit, the same kernels run with vector instructions 
 forms, edges and bits are those of the unit. The machine code of the real ones is read in test_assembly.py.
 """
 
+import concurrent.futures
 import json
 import signal
 import threading
@@ -228,6 +229,19 @@ def test_threads_change_no_bit_and_rows_are_those_of_any_batch(unit, precision, 
     assert_same_bits(whole[:290], whole[-290:])
     for i, j in ((0, 1), (31, 64), (500, 533), (1100, 1450)):
         assert_same_bits(model.predict(many[i:j]), whole[i:j])
+
+
+@each_unit
+def test_different_models_train_side_by_side(unit, data):
+    """Each in a thread of its own, which configures its own tiles and has its own scratch."""
+
+    def training(number):
+        return trained(network(("bf16", "bf16x3", "ieee", "bf16")[number], seed=number), data, epochs=4)
+
+    alone = [training(number).flat_parameters for number in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(training, range(4)), strict=True):
+            assert_same_bits(one, other.flat_parameters)
 
 
 @each_unit

@@ -152,7 +152,7 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
                     else:
                         right = Matrix(source, b.ld)
                 if columns == width:
-                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, ask, before, target, None)
+                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, ask, before, target, None, True)
                 elif columns > vector:
                     valid = InLast(columns)
                     column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, None, before, target, valid)

@@ -5,8 +5,9 @@ stride: NN and TN differ only there. B is read along the rows of a column panel;
 
 Where `blocking.product_sizes` says so, A of TN is copied to strips of as many rows as a tile has, term after term, and
 used for the panels of B; and a panel of B is copied, and used for all strips. The next panel's lines are
-asked for meanwhile. Where A passes in several blocks of rows, as many copied panels as fit are kept for all of them. Every element of C is one chain of multiply-adds in the order of k, and blocks of k continue it in
-C, so neither blocks nor packing change a bit.
+asked for meanwhile. Where A passes in several blocks of rows, as many copied panels as fit are kept for all of them.
+Every element of C is one chain of multiply-adds in the order of k, and blocks of k continue it in C, so neither blocks
+nor packing change a bit.
 """
 
 from ..jit import inline

@@ -314,6 +314,11 @@ BUGS = [
         f"{UNITS} -k single_products",
     ),
     Bug(
+        "what stores a factor is taken for a function of the contract when several ranks train",
+        WORKSPACES, " if i.operation != factors.STORE]", "]",
+        f"{UNITS} -k ranks",
+    ),
+    Bug(
         "tile registers are used without asking the system",
         "kernels/cpu/units.py", "        if has_tiles(unit):\n", "        if not has_tiles(unit):\n",
         f"{UNITS} -k system",

@@ -19,8 +19,8 @@ from fastbp.kernels.cpu import blocking, context, formats, units
 from .conftest import bfloat16_units
 from .contract import cases
 from .contract.cases import assert_same_bits
+from .test_distributed import on_threads
 
-LINEAR = ("linear_forward", "linear_backward_input", "linear_backward_params")
 each_unit = pytest.mark.parametrize("unit", bfloat16_units(), indirect=True)
 of_pairs = pytest.mark.parametrize("unit", bfloat16_units()[1:], indirect=True)
 FLOAT32 = np.dtype("float32")
@@ -242,6 +242,22 @@ def test_different_models_train_side_by_side(unit, data):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for one, other in zip(alone, pool.map(training, range(4)), strict=True):
             assert_same_bits(one, other.flat_parameters)
+
+
+@each_unit
+@pytest.mark.parametrize("precision", ["bf16", "bf16x3"])
+def test_ranks_train_as_one_process_does(unit, precision, data):
+    """Sums over the rows of the batch, moments among them, leave the walk between instructions that store factors."""
+
+    def weights(rows, **options):
+        layers = fastbp.Linear(40, 50), fastbp.BatchNorm1d(50), fastbp.Tanh(), fastbp.Linear(50, 5)
+        model = fastbp.Sequential(*layers, seed=0, precision=precision)
+        return trained(model, [x[rows] for x in data], optimizer=fastbp.SGD(lr=0.1), **options).flat_parameters
+
+    alone = weights(slice(None))
+    ranks = on_threads(2, lambda one: weights(slice(145 * one.rank, 145 * (one.rank + 1)), communicator=one))
+    assert_same_bits(*ranks)
+    assert np.abs(ranks[0] - alone).max() < {"bf16": 2e-3, "bf16x3": 1e-5}[precision]
 
 
 @each_unit

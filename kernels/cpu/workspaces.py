@@ -340,9 +340,7 @@ class _SharedWorkspace(TrainingWorkspace):
         )
         self.segments, begin, loss_at = [], 0, operations.index("loss_forward_backward")
         for number, (_, first, end) in enumerate(self.plan.phases, 1):
-            called = [
-                i for i in instructions[first:end] if i.operation != factors.STORE
-            ]  # which is none of the contract
+            called = [i for i in instructions[first:end] if i.operation != factors.STORE]  # no function of the contract
             sums = [self.values(i) for i in called if programs.leaves_sums(i.call()[1])]
             if sums or number == len(self.plan.phases):
                 weighs = self.plan.phases[begin][1] <= loss_at < end

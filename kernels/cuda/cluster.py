@@ -99,7 +99,7 @@ def gathering(source, dtype):
     return gather
 
 
-def labels(source):
+def of_labels(source):
     """Device functions that bring the labels of a batch, and give that of a row."""
     gather = gathering(source, np.dtype(np.int64))
 
@@ -114,7 +114,7 @@ def labels(source):
     return gather_labels, label_of
 
 
-def targets(source):
+def of_targets(source):
     """The same of targets that are as many numbers as a prediction."""
     gather = gathering(source, DTYPE)
 
@@ -132,8 +132,8 @@ def targets(source):
 
 @cache
 def target_functions(loss, y_dtype):
-    """Those of `labels` or of `targets`, as a loss takes them."""
-    return (labels if loss in layout.LABEL_LOSSES else targets)(y_dtype)
+    """Those of `of_labels` or of `of_targets`, as a loss takes them."""
+    return (of_labels if loss in layout.LABEL_LOSSES else of_targets)(y_dtype)
 
 
 @device_function

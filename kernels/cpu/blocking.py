@@ -32,7 +32,7 @@ class InstructionSet(NamedTuple):
 # some 0.93 of the time of four, and 0.9 of that of one).
 INSTRUCTION_SETS = (
     InstructionSet("AVX-512", "avx512vl", 64, 12, 4, 2, 4, "avx512f"),
-    InstructionSet("AVX2", "avx2", 32, 6, 2, 2, 2, "fma"),
+    InstructionSet("AVX2", "avx2", 32, 6, 4, 2, 2, "fma"),
     InstructionSet("NEON", "neon", 16, 8, 4, 3, 4, ""),
     InstructionSet("generic", "", 16, 6, 2, 2, 2, "fma"),
 )
@@ -87,7 +87,7 @@ CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 REACH_BYTES = 64 * 4096
 
 # What `gemm` is told when it runs: so kernels in the cache are those of an instruction set, not of a cache.
-TERMS, STRIPS_BYTES, FAR_BYTES, SPAN_BYTES, STRIP_PANELS, COPY_TILES = range(6)
+TERMS, STRIPS_BYTES, FAR_BYTES, SPAN_BYTES, STRIP_PANELS, COPY_TILES, PANELS = range(7)
 
 
 def l2_bytes(directory=CPU_CACHES) -> int:
@@ -105,18 +105,27 @@ def product_sizes(l2) -> np.ndarray:
 
     - A panel of B has 512 terms, fewer where that is more than a 16th of L2: it comes from L2 for the first tile, and C
       is read and written once for so many terms.
-    - Strips of A take half of L2 while every panel of B passes. B is far if it is larger than L2.
+    - Strips of A take half of L2 while panels of B pass. B is far if it is larger than L2.
+    - Copied panels that are kept for the next rows of A take twice as much as L2, and come from L3.
     - What is read in more pages than the TLB reaches is packed: A down its columns if it is used for 4 panels of B or
       more, a panel of B if it is used for 8 tiles of A or more.
     """
-    sizes, panel = np.zeros(6, np.int64), l2 // 16 // (NV * VECTOR_BYTES)
+    sizes, panel = np.zeros(7, np.int64), l2 // 16 // (NV * VECTOR_BYTES)
     sizes[TERMS] = min(max(panel // 64 * 64, 128), 512)
     sizes[STRIPS_BYTES] = max(l2 // 2, 128 * 1024)
     sizes[FAR_BYTES], sizes[SPAN_BYTES] = l2, REACH_BYTES
     sizes[STRIP_PANELS], sizes[COPY_TILES] = 4, 8
+    sizes[PANELS] = max(2 * l2 // (int(sizes[TERMS]) * NV * VECTOR_BYTES), 1)
     return sizes
 
 
 SIZES = product_sizes(l2_bytes())
-# Scratch for packed operands: a panel of B and strips of A, or a narrow gradient.
-PACKED_BYTES = max(int(SIZES[TERMS]) * NV * VECTOR_BYTES + int(SIZES[STRIPS_BYTES]), NARROW_BYTES)
+
+
+def packed_bytes(sizes) -> int:
+    """Bytes of scratch that `gemm` needs: panels of B, of which a last one may be several narrow, and strips of A."""
+    return int((sizes[PANELS] + NV - 1) * sizes[TERMS]) * NV * VECTOR_BYTES + int(sizes[STRIPS_BYTES])
+
+
+# Scratch for packed operands, or for a narrow gradient. Of what no product uses no page is ever touched.
+PACKED_BYTES = max(packed_bytes(SIZES), NARROW_BYTES)

@@ -4,9 +4,10 @@
 stride: NN and TN differ only there. B is read along the rows of a column panel; for NT the panel is a transposed copy.
 
 Where `blocking.product_sizes` says so, A of TN is copied to strips of as many rows as a tile has, term after term, and
-used for all panels of B; and a panel of B is copied, and used for all strips. The next panel's lines are
-asked for meanwhile. Every element of C is one chain of multiply-adds in the order of k, and blocks of k continue it in
-C, so neither blocks nor packing change a bit.
+used for the panels of B; and a panel of B is copied, and used for all strips. The next panel's lines are
+asked for meanwhile. Where A passes in several blocks of rows, as many copied panels as fit are kept for all of them.
+Every element of C is one chain of multiply-adds in the order of k, and blocks of k continue it in C, so neither blocks
+nor packing change a bit.
 """
 
 from ..jit import inline
@@ -16,6 +17,7 @@ from .blocking import (
     FAR_BYTES,
     MR,
     NV,
+    PANELS,
     SPAN_BYTES,
     STRIP_PANELS,
     STRIPS_BYTES,
@@ -115,50 +117,59 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     """
     width, vector, item = NV * lanes(c.data), lanes(c.data), VECTOR_BYTES // lanes(c.data)
     sizes, panel = packing.sizes, packing.scratch
-    strips, nowhere = panel + sizes[TERMS] * width, pointer_like(0, panel)
+    strips, nowhere = panel + (sizes[PANELS] + NV - 1) * sizes[TERMS] * width, pointer_like(0, panel)
     depth = balanced(k, sizes[TERMS], 1)
     length, may = strip_length(depth, vector), is_not_null(panel)
     packs = may and pays(sizes, n // width, depth, a, item)
     copies = may and m >= sizes[COPY_TILES] * MR and depth * b.ld * item > sizes[SPAN_BYTES]
     far = k * n * item > sizes[FAR_BYTES]
-    height = max(m, 1)
+    height, group, kept = max(m, 1), max(n, 1), 0
     if (m + MR - 1) * length * item > MR * sizes[STRIPS_BYTES]:
         height = balanced(m, max(sizes[STRIPS_BYTES] // (length * item), 1) * MR, MR)
-    for i in range(0, m, height):
-        rows = min(height, m - i)
-        for start in range(0, max(k, 1), depth):
-            terms = min(depth, k - start)
-            beginning = origin.kind if start == 0 else FROM_OUTPUT
-            last = start + terms >= k
-            left, apart = Strided(a.data + i * a.ld + start * a.step, a.ld, a.step), MR * a.ld
-            if packs:
-                pack_strips(rows, terms, left, strips, length)
-                left, apart = Strided(strips, 1, MR), length
-            j = 0
-            while j < n:
-                columns = min(width, n - j)
-                if columns <= width - vector:
-                    columns = min(vector, columns)
-                before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
-                right, ask = Matrix(panel, width), Matrix(nowhere, 0)
-                if b.transposed:
-                    transpose_panel(terms, columns, b.data + j * b.ld + start, b.ld, far * AHEAD, panel, width)
-                else:
-                    source = b.data + start * b.ld + j
-                    if far or copies:
-                        ask = Matrix(source + width, b.ld)  # the next panel's lines
-                    if copies and columns == width:
-                        copy_terms(zeros(panel, 1, NV), terms, source, b.ld, panel, width, None)
+        if copies or b.transposed:
+            group, kept = sizes[PANELS] * width, sizes[TERMS] * width
+    for start in range(0, max(k, 1), depth):
+        terms = min(depth, k - start)
+        beginning = origin.kind if start == 0 else FROM_OUTPUT
+        last = start + terms >= k
+        for first in range(0, n, group):
+            end = min(first + group, n)
+            for i in range(0, m, height):
+                rows, again = min(height, m - i), kept and i
+                left, apart = Strided(a.data + i * a.ld + start * a.step, a.ld, a.step), MR * a.ld
+                if packs:
+                    pack_strips(rows, terms, left, strips, length)
+                    left, apart = Strided(strips, 1, MR), length
+                j, place = first, panel
+                while j < end:
+                    columns = min(width, n - j)
+                    if columns <= width - vector:
+                        columns = min(vector, columns)
+                    before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
+                    right, ask = Matrix(place, width), Matrix(nowhere, 0)
+                    if b.transposed:
+                        if not again:
+                            source = b.data + j * b.ld + start
+                            transpose_panel(terms, columns, source, b.ld, far * AHEAD, place, width)
                     else:
-                        right = Matrix(source, b.ld)
-                if columns == width:
-                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, ask, before, target, None)
-                elif columns > vector:
-                    valid = InLast(columns)
-                    column_panel(zeros(c.data, 1, NV), rows, terms, left, apart, right, None, before, target, valid)
-                else:
-                    column_panel(zeros(c.data, 1, 1), rows, terms, left, apart, right, None, before, target, columns)
-                if last and finish.kernel:
-                    other = finish.other + i * finish.ld + j
-                    call(finish.kernel, (rows, columns, target, Matrix(other, finish.ld), finish.parameter))
-                j += columns
+                        source = b.data + start * b.ld + j
+                        if (far or copies) and not again:
+                            ask = Matrix(source + width, b.ld)  # the next panel's lines
+                        if not copies or columns < width:
+                            right = Matrix(source, b.ld)
+                        elif not again:
+                            copy_terms(zeros(panel, 1, NV), terms, source, b.ld, place, width, None)
+                    if columns == width:
+                        row = zeros(c.data, 1, NV)
+                        column_panel(row, rows, terms, left, apart, right, ask, before, target, None, True)
+                    elif columns > vector:
+                        row, valid = zeros(c.data, 1, NV), InLast(columns)
+                        column_panel(row, rows, terms, left, apart, right, None, before, target, valid)
+                    else:
+                        row = zeros(c.data, 1, 1)
+                        column_panel(row, rows, terms, left, apart, right, None, before, target, columns)
+                    if last and finish.kernel:
+                        other = finish.other + i * finish.ld + j
+                        call(finish.kernel, (rows, columns, target, Matrix(other, finish.ld), finish.parameter))
+                    j += columns
+                    place += kept

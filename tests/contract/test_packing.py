@@ -19,7 +19,8 @@ PACKED = {
     "panels": {"STRIP_PANELS": NEVER, "COPY_TILES": 0},
     "both": {"STRIP_PANELS": 0, "COPY_TILES": 0},
 }
-BLOCKS = (16, 1, 0), (48, 2, NEVER), (int(blocking.SIZES[blocking.TERMS]), 40, 0)  # terms, strips, what is far
+# terms, strips, what is far, panels that are kept
+BLOCKS = (16, 1, 0, 2), (48, 2, NEVER, 1), (16, 2, 0, 5), (int(blocking.SIZES[blocking.TERMS]), 40, 0, 3)
 MR, LANES = blocking.MR, blocking.VECTOR_BYTES // 4
 SHAPES = (
     (1, 1, 1), (MR, 2 * LANES, 16), (MR + 1, 2 * LANES + 1, 17), (2 * MR, 4 * LANES - 1, 15), (3 * MR + 5, 70, 49),
@@ -27,14 +28,14 @@ SHAPES = (
 )  # fmt: skip
 
 
-def sizes_of(dtype, packed, terms, strips, far):
+def sizes_of(dtype, packed, terms, strips, far, panels):
     """What gemm is told, and the bytes of scratch that it may use then."""
     sizes, item = blocking.SIZES.copy(), dtype.itemsize
     strip = gemm.strip_length.py_func(terms, blocking.VECTOR_BYTES // item) * item
-    values = {"TERMS": terms, "STRIPS_BYTES": strips * strip, "FAR_BYTES": far, "SPAN_BYTES": 0, **PACKED[packed]}
-    for name, value in values.items():
+    values = {"TERMS": terms, "STRIPS_BYTES": strips * strip, "FAR_BYTES": far, "SPAN_BYTES": 0, "PANELS": panels}
+    for name, value in (values | PACKED[packed]).items():
         sizes[getattr(blocking, name)] = value
-    return sizes, terms * blocking.NV * blocking.VECTOR_BYTES + strips * strip
+    return sizes, blocking.packed_bytes(sizes)
 
 
 def in_place(value, pad):
@@ -116,7 +117,7 @@ def test_a_network_trains_to_the_same_bits_whatever_is_packed(dtype):
     try:
         for packed, threads in (("nothing", 1), ("strips", 2), ("panels", 1), *(("both", t) for t in (1, 2, 3, 7))):
             # Fewer strips than the workspace has room for.
-            blocking.SIZES[:] = sizes_of(np.dtype(dtype), packed, 48, 3, 0)[0]
+            blocking.SIZES[:] = sizes_of(np.dtype(dtype), packed, 48, 3, 0, 2)[0]
             fastbp.set_num_threads(threads)
             model = fastbp.Sequential(
                 fastbp.Linear(37, 131), fastbp.Tanh(), fastbp.Linear(131, 67), fastbp.ReLU(), fastbp.Linear(67, 5),

@@ -25,6 +25,7 @@ MR, LANES = blocking.MR, blocking.VECTOR_BYTES // 4
 SHAPES = (
     (1, 1, 1), (MR, 2 * LANES, 16), (MR + 1, 2 * LANES + 1, 17), (2 * MR, 4 * LANES - 1, 15), (3 * MR + 5, 70, 49),
     (61, 5 * LANES + 3, 131), (4 * MR, LANES - 1, 97), (2, 131, 33), (3 * MR, 6 * LANES, 600),
+    (MR + 2 * blocking.MR_TAIL, 3 * LANES, 35),
 )  # fmt: skip
 
 

@@ -330,13 +330,13 @@ class CompiledSteps:
         steps = len(step_loss)
         coefficients = self.optimizer.next_coefficients(steps) if decay is None else self.optimizer.next_decaying(decay)
         keys = self.keys[self.batch : self.batch + steps]
-        if self.pieces is not None:
+        if not self.on_device or step_squares is not None:  # which a device refuses
+            done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
+        elif self.pieces is not None:
             done = self._run_piece(rows, coefficients, keys, step_loss, step_hits)
-        elif self.on_device and step_squares is None:
+        else:
             wait = self._launched(coefficients, keys, (self.X, self.y, self.weight), self._numbered(rows))
             done = self._finished(wait, step_loss, step_hits)
-        else:
-            done = self._run(rows, coefficients, keys, step_loss, step_hits, step_squares)
         self.batch += done + (done < steps)
         if done < steps and self.labels:
             failed = rows[done * self.batch_size : (done + 1) * self.batch_size]
@@ -383,7 +383,7 @@ class CompiledSteps:
             self.pieces.launched(piece)
             self.pieces.prepare(piece + 1)
 
-        return self._finished(wait, step_loss, step_hits, prepare)
+        return self._finished(wait, step_loss, step_hits, prepare=prepare)
 
     def _launched(self, coefficients, keys, arrays, rows):
         """Launch steps on arrays of a device; returns the function that waits for them."""
@@ -392,13 +392,13 @@ class CompiledSteps:
             self.batch_size,
         )  # fmt: skip
 
-    def _finished(self, wait, step_loss, step_hits, *prepare):
-        """Do what there is to do while steps run, then wait for them."""
+    def _finished(self, wait, step_loss, step_hits, *, prepare=None):
+        """Call ``prepare``, where there is one, and do what else there is to do while steps run; then wait for them."""
         step_hits.fill(NOT_RUN)
         try:
             try:
-                for function in prepare:
-                    function()
+                if prepare is not None:
+                    prepare()
                 then = self.meanwhile() if self.meanwhile else None
             finally:
                 done = wait(step_loss, step_hits)

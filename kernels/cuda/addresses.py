@@ -5,10 +5,8 @@ check no bounds and count nothing from the end. Within a function a `Vector` is 
 """
 
 from llvmlite import ir
-from numba.cuda.datamodel.models import ArrayModel
-from numba.cuda.models import register_model
 
-from .driver import types
+from .driver import ArrayModel, register_model, types
 
 
 class Vector(types.Array):

@@ -9,16 +9,12 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from . import borrowing, disk_cache, streams
+from . import borrowing, disk_cache, driver, streams
 from .driver import cuda, simulated, types
 
 if not simulated:
-    from cuda.bindings import driver as bindings
-    from cuda.core import LaunchConfig, launch
-
     from .addresses import Vector
-
-    MAX_DYNAMIC_SHARED = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    from .driver import LaunchConfig, launch
 
 
 def device_function(function):
@@ -109,10 +105,7 @@ class Kernel:
     def allow_shared(self, size):
         """Let its launches have up to so many bytes of dynamic shared memory."""
         self.load()
-        device = cuda.get_current_device().id
-        (status,) = bindings.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, size, self.code.handle, device)
-        if status != bindings.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
+        driver.allow_shared(self.code, size)
 
     def _launch(self, grid, block, stream, *arguments):
         self.load()

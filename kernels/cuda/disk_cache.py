@@ -8,7 +8,18 @@ from .driver import __version__, config, simulated, types
 from .fingerprint import fingerprint
 
 if not simulated:
-    from .driver import CUDACodeLibrary, NullCache, dispatchers, normalize_signature
+    from .driver import (
+        CUDACodeLibrary,
+        NullCache,
+        ObjectCode,
+        bindings,
+        core,
+        dispatchers,
+        get_cudalib,
+        get_libdevice,
+        normalize_signature,
+        pathfinder,
+    )
 
     class Files(NullCache):
         """The cache of a kernel, which Numba asks before it compiles and tells afterwards; files are those of `jit`.
@@ -36,8 +47,6 @@ if not simulated:
                 parts = jit.read_entry(path)
             if parts is None:
                 return None
-            from cuda.core import ObjectCode
-
             name, cooperative, code = parts
             library = CUDACodeLibrary(None, name.decode(), entry_name=name.decode())
             library._cubin_cache[library._ensure_cc(None)] = ObjectCode.from_cubin(code, name=name.decode())
@@ -82,9 +91,6 @@ def cache_directory() -> Path | None:
 @cache
 def _stamp() -> str:
     """A hash of all that the machine code of every kernel depends on: sources, versions, compiler and settings."""
-    from cuda import bindings, core, pathfinder
-    from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
-
     # These libraries do not change their version with every release, so size and time of their files are hashed.
     libraries = [pathfinder.load_nvidia_dynamic_lib(name).abs_path for name in ("nvvm", "nvJitLink")]
     files = [Path(path).resolve() for path in (*libraries, get_libdevice(), get_cudalib("cudadevrt", static=True))]

@@ -1,9 +1,9 @@
 """Finds and loads numba-cuda, and the GPU: which releases fit, what an error says, which device is there.
 
-All that the library takes from numba.cuda is imported here, after the check of its release, and by the other files from
-here. With NUMBA_ENABLE_CUDASIM=1 every kernel runs in Numba's simulator, where a thread of Python stands for a thread
-of the GPU: `simulated` tells the few places where something else stands in for what the simulator lacks (libdevice,
-graphs, intrinsics).
+All that the library takes from numba.cuda, and from cuda.core and cuda.bindings on which that stands, is imported here,
+after the check of the release, and by the other files from here. With NUMBA_ENABLE_CUDASIM=1 every kernel runs in
+Numba's simulator, where a thread of Python stands for a thread of the GPU: `simulated` tells the few places where
+something else stands in for what the simulator lacks (libdevice, graphs, intrinsics).
 """
 # ruff: noqa: F401 - what other files import from here
 
@@ -75,13 +75,19 @@ if simulated:
         hiloint2double=lambda high, low: (np.int64(high) << 32 | np.int64(low) & 0xFFFFFFFF).view(np.float64),
     )
 else:
+    from cuda import bindings, core, pathfinder
+    from cuda.bindings import driver as _calls
+    from cuda.core import Device, LaunchConfig, ObjectCode, Stream, launch
     from numba.cuda import dispatcher as dispatchers
     from numba.cuda import libdevice
     from numba.cuda.codegen import CUDACodeLibrary
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
     from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
+    from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
+    from numba.cuda.datamodel.models import ArrayModel
     from numba.cuda.extending import intrinsic
+    from numba.cuda.models import register_model
 
 _process = None  # the id of the process that uses the GPU, once one does
 
@@ -121,6 +127,14 @@ def compute_capability() -> tuple[int, int]:
 def most_shared() -> int:
     """The most bytes of shared memory that a block may have if its kernel asks for them."""
     return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
+
+def allow_shared(code, size):
+    """Let the launches of a kernel, as cuda.core has it, have up to so many bytes of dynamic shared memory."""
+    attribute = _calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = _calls.cuKernelSetAttribute(attribute, size, code.handle, cuda.get_current_device().id)
+    if status != _calls.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
 
 
 def describe() -> dict[str, str]:

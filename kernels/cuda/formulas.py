@@ -36,35 +36,43 @@ def typed(function, dtype):
 # ----------------------------------------------------------------------------------------- primitives
 # For float32 and float64 where they differ; `formulas` gives them the names that kernels/formulas.py expects.
 def fma(x, y, z):
+    """``x y + z``, rounded once."""
     return cuda.fma(x, y, z)
 
 
 def select(condition, x, y):
+    """``x`` where the condition holds, else ``y``."""
     return x if condition else y
 
 
 def absolute(x):
+    """``|x|``."""
     return abs(x)
 
 
 def square_root(x):
+    """``sqrt(x)``, rounded correctly."""
     return np.sqrt(x) if simulated else math.sqrt(x)
 
 
 def single(x):
+    """Whether ``x`` is a float32, of one that is."""
     return True
 
 
 def double(x):
+    """The same of a float64."""
     return False
 
 
 def power_single(x, factor):
+    """``n``, the integer nearest to ``x factor``, and ``2**n``, from the bits of its exponent; float32."""
     n = libdevice.rintf(x * factor)
     return n, libdevice.int_as_float(np.int32((libdevice.float2int_rn(n) + 127) << 23))
 
 
 def power_double(x, factor):
+    """The same in float64."""
     n = libdevice.rint(x * factor)
     return n, libdevice.hiloint2double(np.int32((libdevice.double2int_rn(n) + 1023) << 20), np.int32(0))
 
@@ -73,6 +81,7 @@ ROOT_2 = 1.4142135623730951
 
 
 def parts_single(x):
+    """``e`` and ``m`` with ``x = m 2**e`` and ``m`` from ``sqrt(1/2)`` to ``sqrt(2)``; ``x`` is positive and normal."""
     bits = libdevice.float_as_int(x)
     e = np.int32((bits >> 23) - 127)
     m = libdevice.int_as_float(np.int32((bits & 0x7FFFFF) | 0x3F800000))
@@ -81,6 +90,7 @@ def parts_single(x):
 
 
 def parts_double(x):
+    """The same of a float64."""
     bits = libdevice.double2hiint(x)
     e = np.int32((bits >> 20) - 1023)
     m = libdevice.hiloint2double(np.int32((bits & 0xFFFFF) | 0x3FF00000), libdevice.double2loint(x))

@@ -113,6 +113,7 @@ class Part(NamedTuple):
     key: int
 
 
+# ------------------------------------------------------------------------------------- device functions
 def by_code(functions):
     """A device function ``(code, x, parameter)``: the one of ``functions``, a list of pairs, that has the code."""
     (code, function), *others = functions
@@ -152,33 +153,54 @@ def unit_dropped(dtype):
 
 
 @cache
-def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
-    """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
-    parts, number, zero = formulas(dtype), dtype.type, dtype.type(0)
-    codes = [layout.ACTIVATIONS.index(name) for name in activations]
-    value = by_code([(code, parts[name]) for code, name in zip(codes, activations, strict=True)])
-    derivative = by_code([(code, parts[f"{name}_derivative"]) for code, name in zip(codes, activations, strict=True)])
-    loss_of, fma = loss_of_row(loss, dtype), parts["fma"]
-    coefficients, update = update_of_element(optimizer, dtype)
-    dropped = unit_dropped(dtype)
-    labelled = loss in layout.LABEL_LOSSES
+def activation_by_code(names, dtype):
+    """``act`` and ``act'`` as device functions ``(code, x, parameter)``, of the activations that a network has."""
+    parts, codes = formulas(dtype), [layout.ACTIVATIONS.index(name) for name in names]
+    value = by_code([(code, parts[name]) for code, name in zip(codes, names, strict=True)])
+    derivative = by_code([(code, parts[f"{name}_derivative"]) for code, name in zip(codes, names, strict=True)])
+    return value, derivative
+
+
+@device_function
+def operand(listing, memory, at, slot):
+    """An operand in rows, of the instruction at ``at``: where it begins, its leading dimension, its columns."""
+    place, instructions = at + HEAD + slot * OPERAND, listing.instructions
+    begin = instructions[place + program.OFFSET] * memory.capacity
+    if instructions[place + program.BUFFER] == INPUT:
+        begin = memory.input.offset
+    return begin, instructions[place + program.LD], instructions[place + program.COLUMNS]
+
+
+@device_function
+def parameter(listing, at, slot):
+    """An operand in the parameters: where it begins, -1 if there is none, and its leading dimension."""
+    place, instructions = at + HEAD + slot * OPERAND, listing.instructions
+    if instructions[place + program.BUFFER] < 0:
+        return np.int64(-1), np.int64(0)
+    return instructions[place + program.OFFSET], instructions[place + program.LD]
+
+
+@cache
+def gathering(dtype):
+    """A device function that brings rows of a batch together, converted to a dtype."""
+    number = dtype.type
 
     @device_function
-    def operand(listing, memory, at, slot):
-        """An operand in rows, of the instruction at ``at``: where it begins, its leading dimension, its columns."""
-        place, instructions = at + HEAD + slot * OPERAND, listing.instructions
-        begin = instructions[place + program.OFFSET] * memory.capacity
-        if instructions[place + program.BUFFER] == INPUT:
-            begin = memory.input.offset
-        return begin, instructions[place + program.LD], instructions[place + program.COLUMNS]
+    def gather(source, columns, record, start, first, rows, out):
+        """``out[i] = source[record[start + i]]`` for ``rows`` rows of the batch, from ``first`` on."""
+        for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
+            i = first + e // columns
+            j = e % columns
+            out.data[element(out, i, j)] = number(source.data[element(source, record[start + i], j)])
 
-    @device_function
-    def parameter(listing, at, slot):
-        """An operand in the parameters: where it begins, -1 if there is none, and its leading dimension."""
-        place, instructions = at + HEAD + slot * OPERAND, listing.instructions
-        if instructions[place + program.BUFFER] < 0:
-            return np.int64(-1), np.int64(0)
-        return instructions[place + program.OFFSET], instructions[place + program.LD]
+    return gather
+
+
+@cache
+def walking(dtype, activations):
+    """Device functions that take the rows of a part forward, to the loss, and back from its gradient."""
+    number, zero, fma, dropped = dtype.type, dtype.type(0), formulas(dtype)["fma"], unit_dropped(dtype)
+    value, derivative = activation_by_code(activations, dtype)
 
     @device_function
     def unit_kept(x, probability, part, row, unit, layer):
@@ -259,6 +281,41 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
                 gradients[out + i * ldo + j] = g
             cuda.syncthreads()
 
+    return forward, backward
+
+
+@cache
+def losses_of_part(dtype, loss):
+    """A device function: the losses and hits of the rows of a part, and the gradient of the prediction."""
+    number, loss_of = dtype.type, loss_of_row(loss, dtype)
+
+    @device_function
+    def losses(task, listing, memory, part, of_batch, team):
+        at, height = listing.loss * program.WIDTH, cuda.blockDim.x // team.count
+        targets, batch, last = of_batch.targets, of_batch.rows, part.first + part.rows
+        prediction, ldo, classes = operand(listing, memory, at, 0)
+        grad, ldg, _ = operand(listing, memory, at, 5)
+        for base in range(part.first, last, height):
+            i = base + cuda.threadIdx.x // team.count
+            inside = i < last
+            weight = batch.weight[i] if inside else np.float64(0)
+            predicted, to = Row(memory.values, prediction + i * ldo), Row(memory.gradients, grad + i * ldg)
+            loss, hit = loss_of(
+                team, inside, classes, number(task.loss_parameter), predicted, row_of(targets, i), weight, to
+            )
+            if inside and team.lane == 0:
+                batch.loss[i] = loss
+                batch.hit[i] = hit
+
+    return losses
+
+
+@cache
+def updating(dtype, optimizer):
+    """Device functions: the coefficients of a step, and the gradients of all parameters with their update."""
+    zero, fma = dtype.type(0), formulas(dtype)["fma"]
+    coefficients, update = update_of_element(optimizer, dtype)
+
     @device_function
     def update_all(listing, memory, n, c, states):
         """Make the gradients of this thread's parameters and update these: weights, then biases, of every layer."""
@@ -285,19 +342,51 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
                         g += gradients[grad + i * ldg + j]
                     update(c, bias + j, g, memory.parameters, states)
 
-    def gathering(number):
-        @device_function
-        def gather(source, columns, record, start, first, rows, out):
-            """``out[i] = source[record[start + i]]`` for ``rows`` rows of the batch, from ``first`` on."""
-            for e in range(cuda.threadIdx.x, rows * columns, cuda.blockDim.x):
-                i = first + e // columns
-                j = e % columns
-                out.data[element(out, i, j)] = number(source.data[element(source, record[start + i], j)])
+    return coefficients, update_all
 
-        return gather
 
+@device_function
+def weigh(n, record, start, part, data, weight, sums):
+    """The weights of a part's rows in the loss of a batch of ``n``."""
+    scale = 1 / np.float64(n)
+    if data.weighted:
+        scale = weight_scale(n, record, start, data.row_weight, sums)
+    for i in range(part.first + cuda.threadIdx.x, part.first + part.rows, cuda.blockDim.x):
+        weight[i] = data.row_weight[record[start + i]] * scale if data.weighted else scale
+
+
+@device_function
+def sum_losses(n, batch, sums, counts):
+    """The loss of a batch and its hits, the same in every block."""
+    loss_sum, hits = np.float64(0), np.int64(0)
+    for i in range(cuda.threadIdx.x, n, cuda.blockDim.x):
+        loss_sum += batch.weight[i] * np.float64(batch.loss[i])
+        hits += batch.hit[i]
+    loss_sum = sum_over_lanes(sums, loss_sum, cuda.threadIdx.x, cuda.blockDim.x)
+    return loss_sum, sum_over_lanes(counts, hits, cuda.threadIdx.x, cuda.blockDim.x)
+
+
+@device_function
+def note(record, floats, step, loss_sum, hits):
+    """Note the loss of a step and its hits, and that the next one is due, or none where the loss is not finite."""
+    floats[record[STEP_LOSS] + step] = loss_sum
+    record[record[STEP_HITS] + step] = hits
+    if loss_sum - loss_sum == 0:
+        record[NEXT] = step + 1
+    else:
+        record[STOPPED] = 1
+
+
+# ---------------------------------------------------------------------------------------------- kernel
+@cache
+def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
+    """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
+    labelled = loss in layout.LABEL_LOSSES
     target_dtype = np.dtype(np.int64) if labelled else dtype
-    gather_x, gather_target = gathering(number), gathering(target_dtype.type)
+    gather_x, gather_target = gathering(dtype), gathering(target_dtype)
+    forward, backward = walking(dtype, activations)
+    losses = losses_of_part(dtype, loss)
+    coefficients, update_all = updating(dtype, optimizer)
     a, m = vector(dtype), matrix(dtype)
     task_type, notes_type = type_of(Task, INT, INT, INT, INT, FLOAT), type_of(Notes, INTS, FLOATS)
     listing_type = type_of(Listing, INTS, FLOATS, INT, INT, INT)
@@ -313,11 +402,9 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
         shared = cuda.shared.array(THREADS, dtype)
         shared_sum = cuda.shared.array(THREADS, np.float64)
         shared_count = cuda.shared.array(THREADS, np.int64)
-        grid, thread, threads = cuda.cg.this_grid(), cuda.threadIdx.x, cuda.blockDim.x
+        grid, thread = cuda.cg.this_grid(), cuda.threadIdx.x
         team = Lanes(thread % lanes, lanes, shared, shared_count)
-        loss_parameter = number(task.loss_parameter)
-        prediction, ldo, classes = operand(listing, memory, listing.loss * program.WIDTH, 0)
-        grad, ldg, _ = operand(listing, memory, listing.loss * program.WIDTH, 5)
+        _, _, classes = operand(listing, memory, listing.loss * program.WIDTH, 0)
         of_block = (n + cuda.gridDim.x - 1) // cuda.gridDim.x
         first = min(cuda.blockIdx.x * of_block, n)
         rows = min(of_block, n - first)
@@ -326,43 +413,20 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
             steps = 0
         for step in range(begin, begin + steps):
             start, key = record[ROWS] + step * record[BATCH], record[record[KEYS] + step]
-            scale = 1 / np.float64(n)
-            if data.weighted:
-                scale = weight_scale(n, record, start, data.row_weight, shared_sum)
+            part = Part(first, rows, record, start - record[ROWS] + record[NUMBERS], key)
             gather_x(data.x, fan_in, record, start, first, rows, memory.input)
             gather_target(data.target, 1 if labelled else classes, record, start, first, rows, targets)
-            for i in range(first + thread, first + rows, threads):
-                batch.weight[i] = data.row_weight[record[start + i]] * scale if data.weighted else scale
+            weigh(n, record, start, part, data, batch.weight, shared_sum)
             cuda.syncthreads()
-            part = Part(first, rows, record, start - record[ROWS] + record[NUMBERS], key)
             forward(listing, memory, part)
-            for base in range(first, first + rows, threads // lanes):
-                i = base + thread // lanes
-                inside = i < first + rows
-                weight = batch.weight[i] if inside else np.float64(0)
-                predicted, to = Row(memory.values, prediction + i * ldo), Row(memory.gradients, grad + i * ldg)
-                loss, hit = loss_of(team, inside, classes, loss_parameter, predicted, row_of(targets, i), weight, to)
-                if inside and team.lane == 0:
-                    batch.loss[i] = loss
-                    batch.hit[i] = hit
+            losses(task, listing, memory, part, of_batch, team)
             cuda.syncthreads()
             backward(listing, memory, part)
             grid.sync()
-            loss_sum, hits = np.float64(0), np.int64(0)
-            for i in range(thread, n, threads):
-                loss_sum += batch.weight[i] * np.float64(batch.loss[i])
-                hits += batch.hit[i]
-            loss_sum = sum_over_lanes(shared_sum, loss_sum, thread, threads)
-            hits = sum_over_lanes(shared_count, hits, thread, threads)
-            finite = loss_sum - loss_sum == 0
+            loss_sum, hits = sum_losses(n, batch, shared_sum, shared_count)
             if thread == 0 and cuda.blockIdx.x == 0:
-                floats[record[STEP_LOSS] + step] = loss_sum
-                record[record[STEP_HITS] + step] = hits
-                if finite:
-                    record[NEXT] = step + 1
-                else:
-                    record[STOPPED] = 1
-            if not finite:
+                note(record, floats, step, loss_sum, hits)
+            if loss_sum - loss_sum != 0:
                 break
             c = coefficients(floats, record[COEFFICIENTS] + step * layout.COEFFICIENTS)
             update_all(listing, memory, n, c, states)
@@ -371,6 +435,7 @@ def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     return steps_kernel
 
 
+# ------------------------------------------------------------------------------------------------ host
 def suits(workspace, n):
     """Whether this kernel makes steps of ``n`` rows."""
     training = workspace.program.training

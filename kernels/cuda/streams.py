@@ -7,7 +7,7 @@ import time
 from .driver import cuda, require, simulated
 
 if not simulated:
-    from cuda.core import Stream
+    from .driver import Device, Stream
 
 
 def stream():
@@ -75,8 +75,6 @@ def capture(launches):
     """
     if simulated:
         return lambda: launches(stream())
-    from cuda.core import Device
-
     device = Device()
     device.set_current()
     builder = device.create_graph_builder()

@@ -133,21 +133,23 @@ def test_product_of_any_alignment(dtype, precision, trans, tile, capability):
     assemble(product(dtype, trans, "none", tile, precision, "elements"), capability)
 
 
+# By default forward in one dtype and backward in the other, in turn: so every activation with both, in each dtype.
 @pytest.mark.parametrize(
-    ("number", "dtype", "precision"),
+    ("number", "trans", "step", "dtype", "precision"),
     [
-        pytest.param(number, *kind, id=f"{activation}-{'-'.join(kind)}")
-        for number, activation in enumerate(layout.ACTIVATIONS)
-        for kind in (*IEEE, TENSOR_CORES[number % 2])
-        if activation != "identity"
+        pytest.param(
+            number, *step, *kind, id=f"{step[1]}-{layout.ACTIVATIONS[number]}-{'-'.join(kind)}",
+            marks=[pytest.mark.long] * ((number + i + j) % 2),
+        )
+        for number in range(1, len(layout.ACTIVATIONS))  # after the identity
+        for i, kind in enumerate((*IEEE, TENSOR_CORES[number // 2 % 2]))
+        for j, step in enumerate((("NN", "forward"), ("NT", "backward")))
     ],
-)
-def test_product_with_activation(number, dtype, precision):
-    activation = layout.ACTIVATIONS[number]
+)  # fmt: skip
+def test_product_with_activation(number, trans, step, dtype, precision):
     tiles = blocking.tiles_of(np.dtype(dtype).itemsize, precision)
     tile, capability = tiles[number % len(tiles)], CAPABILITIES[number // 3 % len(CAPABILITIES)]
-    assemble(product(dtype, "NN", f"forward:{activation}", tile, precision), capability)
-    assemble(product(dtype, "NT", f"backward:{activation}", tile, precision), capability)
+    assemble(product(dtype, trans, f"{step}:{layout.ACTIVATIONS[number]}", tile, precision), capability)
 
 
 # ------------------------------------------------------------------------------- products by warpgroups
@@ -205,7 +207,18 @@ OTHERS = (
 )
 
 
-# By default every kernel for one of the architectures, in turn.
+def by_default(kernel, i, j):
+    """A kernel for one of the architectures, in turn; that of all steps for one of the dtypes, in turn too.
+
+    What it is made of, a loss, an optimizer and activations, is there in each dtype as kernels of their own.
+    """
+    in_turn = kernel.name not in STEPS or kernel.dtype == DTYPES[STEPS.index(kernel.name) % len(DTYPES)]
+    return in_turn and (i + j) % len(CAPABILITIES) == 0
+
+
+STEPS = [kernel.name for kernel in OTHERS if kernel.name.startswith("steps") and kernel.dtype == DTYPES[0]]
+
+
 @pytest.mark.parametrize(
     ("kernel", "capability"),
     [
@@ -213,7 +226,7 @@ OTHERS = (
             kernel,
             capability,
             id=f"{kernel.name} {kernel.dtype}-{architecture(capability)}",
-            marks=[pytest.mark.long] * ((i + j) % len(CAPABILITIES) > 0),
+            marks=[pytest.mark.long] * (not by_default(kernel, i, j)),
         )
         for i, kernel in enumerate(OTHERS)
         for j, capability in enumerate(CAPABILITIES)

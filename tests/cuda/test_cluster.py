@@ -12,7 +12,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 
 import fastbp
 from fastbp.kernels import cuda, layout
-from fastbp.kernels.cuda import cluster
+from fastbp.kernels.cuda import cluster, cluster_plan
 
 pytestmark = pytest.mark.skipif(
     not cuda.driver.cuda.is_available() or cuda.driver.compute_capability() < cluster.LEAST_CAPABILITY,
@@ -124,6 +124,6 @@ def test_what_does_not_suit_takes_the_ordinary_ways(monkeypatch):
 def test_rows_of_shared_memory_meet_in_no_bank():
     """Eight threads that read 16 bytes each of rows that follow one another read eight different groups of banks."""
     for columns in range(1, 300):
-        ld = cluster.leading(columns)
+        ld = cluster_plan.leading(columns)
         assert ld >= columns
         assert len({row * ld % 32 // 4 for row in range(8)}) == 8

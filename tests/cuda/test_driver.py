@@ -179,13 +179,13 @@ def test_what_the_driver_refuses_is_compiled(fresh, filled):
 
 def print_names():
     """The file of every kernel, by the kernel."""
-    from fastbp.kernels.cuda import catalogue
+    from fastbp.kernels.cuda import catalogue, cluster, wgmma
 
     with on_a_gpu_of(CAPABILITY):
-        found = {}
-        for kernel in catalogue.kernels():
-            path = kernel.function.dispatcher._cache.path(kernel.function.signature)
-            found.setdefault(str(path), []).append((id(kernel.function), kernel.name))
+        found, known = {}, [(kernel.name, kernel.function) for kernel in catalogue.kernels()]
+        for name, function in (*known, *cluster.kernels(), ("wgmma", wgmma.product_kernel("none"))):
+            path = function.dispatcher._cache.path(function.signature)
+            found.setdefault(str(path), []).append((id(function), name))
         print(json.dumps(found))
 
 

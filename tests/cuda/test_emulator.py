@@ -3,6 +3,7 @@
 The driver is chosen when a process starts, so all of it runs in processes of its own.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory, pytestconfig):
-    """Run pytest in a process with the emulated GPU."""
-    environment = emulator.environment(tmp_path_factory.mktemp("emulator"))
+    """Run pytest in a process with the emulated GPU; all processes of a run share its library and compiled kernels."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):
+        folder = folder.parent
+    environment = emulator.environment(folder / "emulator")
 
     def run(*arguments, **variables):
         plugins = ["-p", "tests.cuda.emulator.plugin", "-p", "no:cacheprovider"]
@@ -28,6 +32,7 @@ def emulated(tmp_path_factory, pytestconfig):
         command = [sys.executable, "-m", "pytest", "-q", *long, *plugins, *arguments]
         process = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-4000:]
+        assert re.search(r"\d+ passed", process.stdout), process.stdout[-6000:]  # not all skipped
 
     return run
 

@@ -5,6 +5,7 @@ pieces in the simulator, where test_simulator.py starts it, or on a GPU.
 """
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,6 +214,21 @@ def test_a_batch_that_is_left_out_leaves_the_others_in_place(data, late, no_room
     no_room()
     assert trained(X, y, **options) == expected
     assert np.isfinite(expected[0]).all()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_squares_of_weights_are_refused(data, cuda, no_room, fits):
+    """Whether the data come in pieces or not."""
+    model, optimizer = fastbp.Sequential(fastbp.Linear(3, 2), device="cuda", seed=1), fastbp.SGD(lr=0.1)
+    if not fits:
+        no_room()
+    chunk = SimpleNamespace(X=data[0][:4], y=data[1][:4], weight=None, labels=True, first=0)
+    optimizer.bind(model.network)
+    run = steps.CompiledSteps(model, fastbp.CrossEntropyLoss(), optimizer, chunk, 4)
+    assert (run.pieces is None) == fits
+    run.start(np.arange(4), 1)
+    with pytest.raises(ValueError, match="the GPU sums no squares of weights"):
+        run(np.arange(4), np.zeros(1), np.zeros(1, np.int64), step_squares=np.zeros(1))
 
 
 def test_chunks_of_an_iterable_come_in_pieces(data, late):

@@ -257,7 +257,7 @@ def test_wide_sums_of_columns_go_by_chunks():
 
 def test_steps_learn():
     """Five steps on one batch lower its loss."""
-    network = cases.Network((4, 6, 3), ("tanh", "identity"), separate=True)
+    network = cases.Network((4, 6, 3), ("gelu", "identity"), separate=True)  # in the kernel of `NETWORK`
     arguments = cases.training_arguments(
         network, TRAINING._replace(used=8, batch_size=8), np.random.default_rng(1), np.float32, padding=0.0
     )

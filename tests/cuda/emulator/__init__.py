@@ -7,6 +7,7 @@ compute-sanitizer would on a GPU (execute.cpp), and a stream does nothing before
 It says nothing about time, machine code, or the order in which a GPU would run threads.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -28,15 +29,20 @@ def compiler() -> str | None:
 
 
 def build(folder) -> Path:
-    """Compile the library into a folder, where it is not there already; returns the library's folder."""
+    """Compile the library into a folder, where it is not there already; returns the library's folder.
+
+    Of processes that do so at once one compiles, and the others wait for it.
+    """
     sources = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.hpp")])
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     there = Path(folder) / digest
-    if not (there / NAME).exists():
-        there.mkdir(parents=True, exist_ok=True)
-        files = [str(source) for source in sources if source.suffix == ".cpp"]
-        subprocess.run([compiler(), *FLAGS, *files, "-o", str(there / "new"), "-ldl"], check=True)
-        (there / "new").rename(there / NAME)
+    there.mkdir(parents=True, exist_ok=True)
+    with (there / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (there / NAME).exists():
+            files = [str(source) for source in sources if source.suffix == ".cpp"]
+            subprocess.run([compiler(), *FLAGS, *files, "-o", str(there / "new"), "-ldl"], check=True)
+            (there / "new").rename(there / NAME)
     return there
 
 

@@ -20,9 +20,17 @@ class Counts(NamedTuple):
 NAMES = "launch", "replay", "copy", "wait", "allocation"  # of driver.cpp
 
 
+def library():
+    """The driver's library, which is loaded already, where it is the emulated one; else None."""
+    if "NUMBA_CUDA_DRIVER" not in os.environ:
+        return None
+    loaded = ctypes.CDLL(os.environ["NUMBA_CUDA_DRIVER"])
+    return loaded if hasattr(loaded, "emulator_count") else None
+
+
 def counted(work: Callable[[], object]) -> Counts:
     """What one call of ``work`` asks for; nothing is collected meanwhile, which would free memory of before."""
-    count = ctypes.CDLL(os.environ["NUMBA_CUDA_DRIVER"]).emulator_count  # the library that is loaded already
+    count = library().emulator_count
     count.restype, count.argtypes = ctypes.c_uint64, [ctypes.c_char_p]
     gc.collect()
     before = [count(name.encode()) for name in NAMES]

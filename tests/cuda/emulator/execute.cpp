@@ -1,9 +1,10 @@
-// Runs a launch: a block at a time (those of a cluster, or of all, where they wait for one another), a thread until it
-// waits.
+// Runs a launch: a block at a time (those of a cluster, or of all, at once where they wait for one another), a thread
+// until it waits.
 //
 // What happens while threads go on is as late as it may be: a bulk copy comes when no thread can go on without it, the
 // newest first; a warpgroup's product reads shared memory when it is waited for. Whether something happened before
-// something else follows from clocks that threads hand on by barriers, so a race is found whoever ran first.
+// something else follows from clocks that threads hand on by barriers, those of a cluster too, so a race is found
+// whoever ran first.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -68,12 +69,17 @@ bool compare(Compare c, T a, T b) {
 
 enum State : uint8_t { RUNNING, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, AT_GRID, AT_CLUSTER, DONE };
 
-// For each thread, warpgroup and barrier how much of what it did is known. Those of a warpgroup are products that are
-// waited for, of a barrier the phases that are over.
-typedef std::vector<uint32_t> Clock;
-void join(Clock& into, const Clock& other) {
+// For each thread of the blocks of a cluster, and each warpgroup and barrier, how much of what it did is known. Those of
+// a warpgroup are products that are waited for, of a barrier the phases that are over.
+typedef std::vector<uint64_t> Ticks;
+void join(Ticks& into, const Ticks& other) {
   for (size_t i = 0; i < into.size(); i++) into[i] = std::max(into[i], other[i]);
 }
+
+// What a thread knows; one is shared by threads that know the same.
+struct Clock {
+  Ticks ticks, least;  // least: of each block, what is known of all of its threads
+};
 
 struct Copy {
   uint64_t to, from;
@@ -88,7 +94,8 @@ struct Thread {
   std::vector<uint64_t> r;
   std::vector<uint8_t> local;
   std::deque<std::vector<Copy>> groups;  // of asynchronous copies; the last is open
-  Clock clock;
+  std::shared_ptr<Clock> clock;   // what it knows of others
+  uint64_t tick = 1;              // of what it does now
   bool told_no = false;           // that a phase is not over; the next time it waits
   unsigned may_use = 0;           // registers
   uint64_t time = 0, fenced = 0;  // of instructions; of the last fence before products
@@ -96,15 +103,23 @@ struct Thread {
   std::vector<bool> under_way;    // registers of sums that are not waited for
 };
 
+// Who touched a byte of shared memory, and at which of its ticks.
+struct Access {
+  int rank = -1, thread = -1;
+  uint64_t tick = 0;     // 0: nobody
+  bool several = false;  // threads: this is one of them, with the highest tick of any
+};
+const int SEVERAL = 1 << 20;  // the rank of blocks of which none is meant
+
 const unsigned WARPGROUP = 128, WARPGROUPS = 8, BARRIERS = 64;
 
 struct Barrier {
   uint64_t phase = 0;
   int64_t arrivals = 0, left = 0, bytes = 0;  // bytes: announced, and not there
   bool shown = false;                         // to copies
-  unsigned number = 0, maker = 0;
-  uint32_t made = 0, tick = 0;  // the epoch, the maker's tick
-  Clock arriving, over;         // what those knew that arrived in this phase, and before
+  unsigned number = 0;
+  Access made;
+  Ticks arriving, over;  // what those knew that arrived in this phase, and before
 };
 
 struct Bulk {
@@ -124,14 +139,6 @@ struct Warpgroup {
   uint32_t tick = 0;
 };
 
-// Who touched a byte of shared memory, after how many barriers of its block and how many arrivals at the cluster's.
-struct Access {
-  int rank = -1, thread = -1;
-  uint32_t epoch = 0, arrived = 0;
-  bool several = false;  // threads between the same barriers: this is one of them, with the most arrivals of any
-  uint32_t tick = 0;     // of the thread's clock
-};
-
 // Of a byte of shared memory: its last write, and what has read it since, in the byte's own block and in others.
 struct Shadow {
   Access written, read, read_by_others;
@@ -139,8 +146,14 @@ struct Shadow {
   int copier = -1;  // the barrier that a bulk copy of it counted for, and in which phase
   uint32_t copied = 0;
 };
-const int SEVERAL = 1 << 20;  // the rank of blocks of which none is meant
 const uint64_t WINDOW = 1 << 24;  // shared memory of block r of a cluster is at (r + 1) * WINDOW, and one's own at 0 too
+
+struct Block;
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  Ticks arriving;  // what those knew that have arrived at its barrier
+};
+const int PHASE = 32;  // ticks of a thread count from 2^PHASE times how often it has arrived
 
 struct Block {
   const Launch& launch;
@@ -149,17 +162,17 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<uint8_t> shared;
   std::vector<Shadow> shadow;
-  uint32_t epoch = 1;
   std::map<uint64_t, Barrier> barriers;  // by their addresses
   std::vector<Bulk> bulks;               // under way
   std::vector<Warpgroup> warpgroups;
   std::vector<std::array<uint32_t, WARPGROUPS>> product_reads;  // of a byte: the last product of each warpgroup
   unsigned registers_left = 0;
   int rank;
-  std::vector<std::unique_ptr<Block>>* cluster;
-  int64_t touched = -1;  // the most arrivals of a thread of another block that has touched this one's shared memory
+  Cluster* cluster;
+  unsigned numbers;  // of the clock that a block takes
+  Access touched;    // by threads of other blocks
 
-  Block(const Launch& launch, Dim at, int rank = 0, std::vector<std::unique_ptr<Block>>* cluster = nullptr)
+  Block(const Launch& launch, Dim at, int rank = 0, Cluster* cluster = nullptr)
       : launch(launch), kernel(*launch.kernel), at(at), rank(rank), cluster(cluster) {
     unsigned n = launch.block.x * launch.block.y * launch.block.z;
     size_t size = kernel.shared_bytes;
@@ -181,6 +194,10 @@ struct Block {
                                  launch.dynamic_shared};
       for (auto [which, index] : kernel.special) t.r[index] = values[which];
     }
+    numbers = n + (kernel.asynchronous ? WARPGROUPS + BARRIERS : 0);
+    unsigned blocks = std::max(launch.cluster, 1u);
+    auto nothing = std::make_shared<Clock>(Clock{Ticks(blocks * numbers, 0), Ticks(blocks, 0)});
+    for (auto& t : threads) t.clock = nothing;
     if (kernel.asynchronous) {
       unsigned each = std::min(65536 / n / 8 * 8, 255u);
       registers_left = 65536 - each * n;
@@ -188,8 +205,6 @@ struct Block {
       product_reads.resize(size);
       for (auto& t : threads) {
         t.may_use = each;
-        t.clock.assign(n + WARPGROUPS + BARRIERS, 0);
-        t.clock[t.index] = 1;
         t.set.assign(kernel.registers, 0);
         t.under_way.assign(kernel.registers, false);
       }
@@ -197,30 +212,79 @@ struct Block {
   }
 
   // ------------------------------------------------------------------------------- what is known
-  bool knows(const Thread& t, int who, uint32_t tick) const { return kernel.asynchronous && t.clock[who] >= tick; }
-  void release(Thread& t, Clock& into) {
-    join(into, t.clock);
-    t.clock[t.index]++;
+  int number_of(const Thread& t) const { return (int)(rank * numbers + t.index); }
+  int number_of(const Warpgroup& w) const { return (int)(rank * numbers + threads.size() + (&w - warpgroups.data())); }
+  int number_of(const Barrier& b) const { return (int)(rank * numbers + threads.size() + WARPGROUPS + b.number); }
+
+  bool knows(const Thread& t, int number, uint64_t tick) const { return t.clock->ticks[number] >= tick; }
+  // Whether an access comes before what a thread does now. Of several threads all of their blocks have to be known.
+  bool knows(const Thread& t, const Access& a) const {
+    if (!a.tick) return true;
+    if (!a.several) return (a.rank == rank && a.thread == (int)t.index) || knows(t, a.rank * numbers + a.thread, a.tick);
+    auto& least = t.clock->least;
+    return (a.rank == SEVERAL ? *std::min_element(least.begin(), least.end()) : least[a.rank]) >= a.tick;
   }
-  void meet(unsigned first, unsigned count) {
-    if (!kernel.asynchronous) return;
-    Clock all = threads[first].clock;
-    for (unsigned i = first; i < first + count; i++) join(all, threads[i].clock);
-    for (unsigned i = first; i < first + count; i++) {
-      threads[i].clock = all;
-      threads[i].clock[i]++;
+
+  void learn(Clock& clock, const Ticks& ticks) {
+    join(clock.ticks, ticks);
+    for (size_t r = 0; r < clock.least.size(); r++) {
+      auto first = clock.ticks.begin() + r * numbers;
+      clock.least[r] = *std::min_element(first, first + threads.size());
     }
   }
-  int clock_of(const Warpgroup& w) { return (int)(threads.size() + (&w - warpgroups.data())); }
-  int clock_of(const Barrier& b) { return (int)(threads.size() + WARPGROUPS + b.number); }
+  // Threads that know the same before do so after.
+  void learn(Thread* first, unsigned count, const Ticks& ticks) {
+    std::shared_ptr<Clock> before, after;
+    for (Thread* t = first; t < first + count; t++) {
+      if (t->clock != before) {
+        before = t->clock;
+        after = std::make_shared<Clock>(*before);
+        learn(*after, ticks);
+      }
+      t->clock = after;
+    }
+  }
+  void release(Thread& t, Ticks& into) {
+    join(into, t.clock->ticks);
+    into[number_of(t)] = t.tick++;
+  }
+  // Their ticks are the same after it, so that several of them are known as soon as one is.
+  void meet(unsigned first, unsigned count) {
+    auto all = std::make_shared<Clock>(*threads[first].clock);
+    uint64_t most = 0;
+    const Clock* last = nullptr;
+    for (unsigned i = first; i < first + count; i++) {
+      if (threads[i].clock.get() != last) join(all->ticks, threads[i].clock->ticks);
+      last = threads[i].clock.get();
+      most = std::max(most, threads[i].tick);
+    }
+    for (unsigned i = first; i < first + count; i++) all->ticks[number_of(threads[i])] = most;
+    learn(*all, all->ticks);
+    for (unsigned i = first; i < first + count; i++) {
+      threads[i].clock = all;
+      threads[i].tick = most + 1;
+    }
+  }
+  void arrive_at_cluster(Thread& t) {
+    if (t.arrived++ != t.waited) fault(t, "a second arrival at a barrier of the cluster");
+    t.tick = ((uint64_t)t.arrived << PHASE) - 1;
+    release(t, cluster->arriving);
+  }
+  void leave_cluster() {
+    learn(threads.data(), (unsigned)threads.size(), cluster->arriving);
+    for (auto& t : threads) {
+      t.waited++;
+      t.state = RUNNING;
+      t.pc++;
+    }
+  }
 
   // --------------------------------------------------------------------------- barriers and copies
   Barrier& barrier_at(Thread& t, uint64_t at) {
     auto found = barriers.find(at);
     if (found == barriers.end()) fault(t, "no barrier at " + std::to_string(at));
     auto& b = found->second;
-    if (b.made == epoch && b.maker != t.index && !knows(t, b.maker, b.tick))
-      fault(t, "race: a barrier that thread " + std::to_string(b.maker) + " makes");
+    if (!knows(t, b.made)) fault(t, "race: a barrier that thread " + std::to_string(b.made.thread) + " makes");
     return b;
   }
 
@@ -232,10 +296,8 @@ struct Block {
     Barrier b;
     b.arrivals = b.left = arrivals;
     b.number = (unsigned)barriers.size();
-    b.maker = t.index;
-    b.made = epoch;
-    b.tick = t.clock[t.index];
-    b.arriving = b.over = Clock(t.clock.size(), 0);
+    b.made = {rank, (int)t.index, t.tick, false};
+    b.arriving = b.over = Ticks(t.clock->ticks.size(), 0);
     barriers[at] = b;
   }
 
@@ -244,7 +306,7 @@ struct Block {
     b.phase++;
     b.left = b.arrivals;
     join(b.over, b.arriving);
-    b.over[clock_of(b)] = (uint32_t)b.phase;
+    b.over[number_of(b)] = b.phase;
   }
 
   void arrive(Thread& t, uint64_t at, uint32_t bytes) {
@@ -266,12 +328,13 @@ struct Block {
     for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
       auto& s = shadow[at];
       std::string byte = "shared byte " + std::to_string(at);
-      if (s.written.rank >= 0 || s.read.rank >= 0) fault(t, byte + " was accessed by threads: a fence before a copy is missing");
+      if (s.written.tick || s.read.tick || s.read_by_others.tick)
+        fault(t, byte + " was accessed by threads: a fence before a copy is missing");
       if (s.copied_to) fault(t, "race: " + byte + ", to which a copy is under way");
       if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: " + byte + ", copied to before");
       for (auto& w : warpgroups)
         if (uint32_t tick = product_reads[at][&w - warpgroups.data()])
-          if (!knows(t, clock_of(w), tick)) fault(t, "race: " + byte + ", which a product may still read");
+          if (!knows(t, number_of(w), tick)) fault(t, "race: " + byte + ", which a product may still read");
       s.copied_to = true;
       shared[at] = 0xff;  // NaN
     }
@@ -285,7 +348,7 @@ struct Block {
     memcpy(shared.data() + bulk.to, (const void*)bulk.from, bulk.bytes);
     for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
       shadow[at].copied_to = false;
-      shadow[at].copier = clock_of(b);
+      shadow[at].copier = number_of(b);
       shadow[at].copied = (uint32_t)b.phase + 1;
     }
     b.bytes -= bulk.bytes;
@@ -321,7 +384,7 @@ struct Block {
           for (uint64_t b = at; b < at + 16; b++) {
             auto& s = shadow[b];
             std::string byte = "shared byte " + std::to_string(b);
-            if (s.written.rank >= 0) fault(*first, byte + " was written by threads: a fence before a product is missing");
+            if (s.written.tick) fault(*first, byte + " was written by threads: a fence before a product is missing");
             if (s.copied_to) fault(*first, "race: " + byte + ", to which a copy is under way");
             if (s.copier >= 0)
               for (unsigned i = 0; i < WARPGROUP; i++)
@@ -368,7 +431,9 @@ struct Block {
     while (w.groups.size() - 1 > keep) {
       for (auto& p : w.groups.front()) {
         finish_product(first, p);
-        for (unsigned i = 0; i < WARPGROUP; i++) first[i].clock[clock_of(w)] = p.tick;
+        Ticks done(first->clock->ticks.size(), 0);
+        done[number_of(w)] = p.tick;
+        learn(first, WARPGROUP, done);
       }
       w.groups.pop_front();
     }
@@ -407,14 +472,6 @@ struct Block {
   uint64_t value(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index]; }
   uint64_t address(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index] + o.value; }
 
-  // Whether an access comes before what a thread does now: it is the thread's own, or a barrier of the cluster that its
-  // thread has arrived at since is behind this one, or a barrier of the block of both, or the thread knows by its clock.
-  bool is_before(const Access& a, const Thread& t) const {
-    if (a.rank < 0 || t.waited > a.arrived) return true;
-    return a.rank == rank &&
-           (a.epoch != epoch || (!a.several && (a.thread == (int)t.index || knows(t, a.thread, a.tick))));
-  }
-
   // Of a byte that a thread of block `by` touches.
   void watch(Block& by, Thread& t, uint64_t at, int bytes, bool write) {
     for (uint64_t b = at; b < at + bytes; b++) {
@@ -425,25 +482,23 @@ struct Block {
       auto& s = shadow[b];
       if (s.copied_to) race(", to which a copy is under way", {});
       if (s.copier >= 0 && !by.knows(t, s.copier, s.copied)) race(", copied to", {});
-      if (!by.is_before(s.written, t)) race(write ? " written, written by thread " : " read, written by thread ", s.written);
-      Access me{by.rank, (int)t.index, by.epoch, t.arrived, false, kernel.asynchronous ? t.clock[t.index] : 0};
+      if (!by.knows(t, s.written)) race(write ? " written, written by thread " : " read, written by thread ", s.written);
       if (write) {
         for (auto* read : {&s.read, &s.read_by_others})
-          if (!by.is_before(*read, t)) race(" written, read by thread ", *read);
-        s.written = me;
+          if (!by.knows(t, *read)) race(" written, read by thread ", *read);
+        s.written = {by.rank, (int)t.index, t.tick, false};
         s.read = s.read_by_others = {};
         continue;
       }
-      Access& before = by.rank == rank ? s.read : s.read_by_others;
-      if (!by.is_before(before, t)) {
-        me.arrived = std::max(me.arrived, before.arrived);
-        me.several = true;
-        if (before.rank != me.rank) me.rank = SEVERAL;
-      } else if (by.rank == rank) {  // a barrier of the block says nothing to other blocks
-        me.arrived = std::max(me.arrived, before.arrived);
-      }
-      before = me;
+      by.add(t, by.rank == rank ? s.read : s.read_by_others);
     }
+  }
+
+  // An access of a thread to those before it, which it stands for if it knows them.
+  void add(const Thread& t, Access& before) const {
+    Access me{rank, (int)t.index, t.tick, false};
+    if (!knows(t, before)) me = {before.rank == rank ? rank : SEVERAL, me.thread, std::max(me.tick, before.tick), true};
+    before = me;
   }
 
   uint8_t* memory(Thread& t, Space space, uint64_t at, int bytes, bool write, int aligned) {
@@ -456,15 +511,15 @@ struct Block {
     }
     if (space == CLUSTER) {
       uint64_t other = at < WINDOW ? rank : at / WINDOW - 1;
-      if (other >= (cluster ? cluster->size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
+      if (other >= (cluster ? cluster->blocks.size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
       if ((int)other == rank) return memory(t, SHARED, at % WINDOW, bytes, write, 0);
-      auto& owner = *(*cluster)[other];
+      auto& owner = *cluster->blocks[other];
       for (auto& u : owner.threads)
         if (u.state == DONE) fault(t, "shared memory of a block that has ended");
       if (at % WINDOW + bytes > owner.shared.size())
         fault(t, "shared access at " + std::to_string(at % WINDOW) + " beyond " + std::to_string(owner.shared.size()));
       owner.watch(*this, t, at % WINDOW, bytes, write);
-      owner.touched = std::max(owner.touched, (int64_t)t.arrived);
+      add(t, owner.touched);
       return owner.shared.data() + at % WINDOW;
     }
     if (space == LOCAL) fault(t, "local memory");
@@ -785,7 +840,7 @@ struct Block {
             t.groups.emplace_back();
             finish_copies(t, 0);
           }
-          if (touched >= (int64_t)t.waited) fault(t, "an end, after which others may touch the shared memory");
+          if (!knows(t, touched)) fault(t, "an end, after which others may touch the shared memory");
           t.state = DONE;
           return;
         case BAR: t.state = AT_BARRIER; return;
@@ -799,7 +854,8 @@ struct Block {
           t.state = AT_GRID;
           return;
         case CLUSTER_ARRIVE:
-          if (t.arrived++ != t.waited) fault(t, "a second arrival at a barrier of the cluster");
+          if (!cluster) fault(t, "a barrier of the cluster in a launch without clusters");
+          arrive_at_cluster(t);
           break;
         case CLUSTER_WAIT:
           if (t.arrived != t.waited + 1) fault(t, "a wait at a barrier of the cluster without an arrival");
@@ -815,7 +871,7 @@ struct Block {
         case MBARRIER_WAIT: {
           auto& b = barrier_at(t, address(t, in.s[0]));
           if (is_over(b, S(1))) {
-            join(t.clock, b.over);
+            learn(&t, 1, b.over);
             D(1);
           } else if (t.told_no) {
             t.state = AT_MBARRIER;
@@ -826,7 +882,7 @@ struct Block {
         }
         case FENCE_PROXY:
           for (auto& [at, b] : barriers)
-            if (b.maker == t.index) b.shown = true;
+            if (b.made.thread == (int)t.index) b.shown = true;
           break;
         case BULK_COPY:
           begin_bulk(t, {address(t, in.d[0]), address(t, in.s[0]), address(t, in.s[2]), (int)S(1)});
@@ -984,7 +1040,6 @@ struct Block {
       if (done == threads.size()) return true;
       if (barrier && done + barrier == threads.size()) {
         if (done) fault(threads[0], "a barrier that some threads of the block never reach");
-        epoch++;
         meet(0, (unsigned)threads.size());
         for (auto& t : threads)
           if (t.state == AT_BARRIER) {
@@ -1011,20 +1066,16 @@ void execute(const Launch& launch) {
     throw std::runtime_error("launch: grid");
   if (launch.cluster) {
     for (unsigned first = 0; first < launch.grid.x; first += launch.cluster) {
-      std::vector<std::unique_ptr<Block>> blocks;
+      Cluster cluster;
       for (unsigned r = 0; r < launch.cluster; r++)
-        blocks.push_back(std::make_unique<Block>(launch, Dim{first + r, 0, 0}, (int)r, &blocks));
+        cluster.blocks.push_back(std::make_unique<Block>(launch, Dim{first + r, 0, 0}, (int)r, &cluster));
+      cluster.arriving.assign(launch.cluster * cluster.blocks[0]->numbers, 0);
       for (;;) {
         unsigned done = 0;
-        for (auto& b : blocks) done += b->advance();
-        if (done == blocks.size()) break;
+        for (auto& b : cluster.blocks) done += b->advance();
+        if (done == launch.cluster) break;
         if (done) throw std::runtime_error("some blocks ended while others wait for the cluster, in " + launch.kernel->name);
-        for (auto& b : blocks)
-          for (auto& t : b->threads) {
-            t.waited++;
-            t.state = RUNNING;
-            t.pc++;
-          }
+        for (auto& b : cluster.blocks) b->leave_cluster();
       }
     }
     return;
@@ -1040,7 +1091,7 @@ void execute(const Launch& launch) {
       if (done == blocks.size()) return;
       if (done) throw std::runtime_error("some blocks ended while others wait for the grid, in " + launch.kernel->name);
       for (auto& b : blocks) {
-        b->epoch++;
+        b->meet(0, threads);
         for (auto& t : b->threads) {
           uint64_t ok = 0;
           memcpy(t.local.data() + (b->kernel.code[t.pc].d[0].value - b->kernel.parameter_bytes), &ok, 4);

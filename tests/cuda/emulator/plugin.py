@@ -6,8 +6,12 @@ from numba.cuda.codegen import CUDACodeLibrary
 
 
 def ptx_as_code(library, cc=None):
-    text = library.get_lto_ptx(cc) if library._lto else library.get_asm_str(cc)
-    return ObjectCode.from_ptx(text.encode())
+    """The PTX of a kernel; of one that comes from disk what was written there."""
+    architecture = library._ensure_cc(cc)
+    if architecture not in library._cubin_cache:
+        text = library.get_lto_ptx(cc) if library._lto else library.get_asm_str(cc)
+        library._cubin_cache[architecture] = ObjectCode.from_ptx(text.encode())
+    return library._cubin_cache[architecture]
 
 
 CUDACodeLibrary.get_cubin = ptx_as_code

@@ -1,0 +1,129 @@
+"""What FASTBP_CUDA asks for: products by warpgroups, and steps in a cluster. Right? How fast?"""
+
+import itertools
+import os
+import sys
+import time
+
+import numpy as np
+
+from .tools import LAUNCHES, RUNS, least, network
+
+# ---------------------------------------------------------------------------------------- warpgroups
+# Of products by warpgroups: less than a tile, a tile and a panel, tails of all, every place used again and many tiles.
+WARPGROUP_SHAPES = ((16, 8, 16), (128, 256, 64), (131, 261, 323), (1500, 2100, 1111))
+WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
+
+
+def wgmma():
+    """Products by warpgroups, which FASTBP_CUDA=wgmma asks for: are they right? Then what each launch takes."""
+    from fastbp.kernels import cuda
+    from fastbp.kernels.cuda import driver, streams, wgmma
+    from fastbp.kernels.cuda.operands import Matrix
+
+    driver.require()
+    if driver.compute_capability() != wgmma.CAPABILITY:
+        print(f"left out: needs compute capability {wgmma.CAPABILITY}, here is {driver.compute_capability()}")
+        return
+    rng, wrong = np.random.default_rng(0), 0
+
+    def on_device(x):
+        return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
+
+    for (m, n, k), trans in itertools.product(WARPGROUP_SHAPES, ("NN", "NT", "TN")):
+        # Small integers: every order of summing gives the same bits.
+        a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
+        stored = on_device(a.T if trans == "TN" else a), on_device(b.T if trans == "NT" else b)
+        found = set()
+        for _ in range(RUNS):
+            c = Matrix(cuda.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
+            wgmma.gemm(trans, (m, n, k), *stored, c, streams.stream())
+            found.add(cuda.to_host(c.data).tobytes())
+        different = np.argwhere(np.frombuffer(found.pop(), np.float32).reshape(m, n) != a @ b)
+        right = not len(different) and not found
+        wrong += not right
+        words = "right" if right else f"WRONG, {len(different)} elements from {different[:1].tolist()}"
+        print(f"{trans} {m} x {n} x {k}: {words}; {1 + len(found)} results of {RUNS} runs", flush=True)
+    if wrong:
+        sys.exit(f"{wrong} products are wrong")
+
+    size = WARPGROUP_SIZE
+    a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
+    c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
+    sizes = (wgmma.packed_size(extent, size, size) for extent in (wgmma.BM, wgmma.BN))
+    a_packed, b_packed = (cuda.zeros((elements,), np.int32) for elements in sizes)
+    stream, panels = streams.stream(), wgmma.panels_of(size)
+    blocks, after = driver.multiprocessors(), wgmma.finish_of(c, wgmma.Epilogue())
+    kernel = wgmma.product_kernel("none")
+    ways = {
+        "A along k": lambda: wgmma.pack(wgmma.BM, True, size, size, a, a_packed, stream),
+        "B across k": lambda: wgmma.pack(wgmma.BN, False, size, size, b, b_packed, stream),
+        "the product": lambda: kernel[blocks, wgmma.THREADS, stream](size, size, panels, a_packed, b_packed, c, after),
+        "all": lambda: wgmma.gemm("NN", (size, size, size), a, b, c, stream),
+    }
+    for name, launch in ways.items():
+
+        def work(launch=launch):
+            for _ in range(LAUNCHES):
+                launch()
+
+        print(f"{size} x {size} x {size}, {name}: {least(work, LAUNCHES):.1f} µs", flush=True)
+
+
+# ------------------------------------------------------------------------------------------- clusters
+CLUSTER_SHAPES = ((32, 64, 64, 1), 256), ((32, 64, 64, 8), 256), ((4, 32, 32, 2), 32), ((10, 46, 46, 10), 128)
+CLUSTER_BATCHES, CLUSTER_RUNS, CLUSTER_NETWORKS = 64, 5, 16
+
+
+def asking(names):
+    """Ask for kernels by name, or for none."""
+    os.environ["FASTBP_CUDA"] = names
+    return names or "ordinary"
+
+
+def clusters():
+    """Small networks in a thread-block cluster: losses as in the ordinary way, equal runs, microseconds a step."""
+    from fastbp.bench import shapes, trainer
+    from fastbp.kernels.cuda import cluster
+
+    for widths, batch in CLUSTER_SHAPES:
+        shape, losses, times = (widths, "relu", batch, {}), {}, {}
+        task, rows = trainer.random_task(shape, CLUSTER_BATCHES, "float32")
+        for names in ("", "cluster"):
+            way, outcomes = asking(names), set()
+            for _ in range(CLUSTER_RUNS):
+                ours = trainer.Ours(task, batch, "float32", "cuda")
+                ours.train()
+                outcomes.add(ours.model.flat_parameters.tobytes())
+            assert len(outcomes) == 1, f"{len(outcomes)} different results of {CLUSTER_RUNS} runs, {way}"
+            ((*_, workspace),) = ours.model._training_workspaces.values()
+            assert cluster.suits(workspace) == bool(names)
+            losses[way] = ours.model.history[-1]["loss"]
+            times[way] = least(ours.launch(rows), len(rows))
+        np.testing.assert_allclose(losses["cluster"], losses["ordinary"], rtol=1e-4)
+        figures = ", ".join(f"{way} {time:.1f} µs" for way, time in times.items())
+        print(f"{shapes.title_of(shape):<26}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
+    _networks_side_by_side()
+
+
+def _networks_side_by_side():
+    """`fit_many` of small networks: seconds one after another in clusters, and side by side; the same bits."""
+    import fastbp
+    from fastbp.bench import trainer
+    from fastbp.kernels.cuda import cluster
+
+    widths, batch = CLUSTER_SHAPES[0]
+    task, _ = trainer.random_task((widths, "relu", batch, {}), CLUSTER_BATCHES, "float32")
+    asking("cluster")
+    at_once, found = cluster.side_by_side, {}
+    for way, threads in {"one after another": lambda: 1, "side by side": at_once}.items():
+        cluster.side_by_side = threads
+        models = [network(widths, seed=seed) for seed in range(CLUSTER_NETWORKS)]
+        options = {"loss": fastbp.MSELoss(), "batch_size": batch, "epochs": 2}
+        start = time.perf_counter()
+        fastbp.fit_many(models, task.x, task.y, optimizer=lambda: fastbp.Adam(lr=1e-3), **options)
+        seconds = time.perf_counter() - start
+        found[way] = [model.flat_parameters.tobytes() for model in models]
+        print(f"fit_many, {CLUSTER_NETWORKS} networks {way}, {threads()} at once: {seconds:.3f} s", flush=True)
+    cluster.side_by_side = at_once
+    assert len(set(map(tuple, found.values()))) == 1, "networks side by side are not those one after another"

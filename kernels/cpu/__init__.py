@@ -91,16 +91,23 @@ def shuffle(rows, key):
     context.shuffle()(len(rows), _address(rows), int(key))
 
 
-def _panel(dtype):
-    """Scratch for a transposed panel."""
-    return _layout.aligned_empty(blocking.PACKED_BYTES, np.uint8).view(dtype)
+@functools.lru_cache(256)
+def _sizes(longest, itemsize):
+    """`blocking.sizes_for` of matrices with no longer side."""
+    return blocking.sizes_for(longest, longest, itemsize)
 
 
-def _products(dtype, unit, transposes=False):
+def _packing(dtype, *lengths):
+    """Scratch for packed operands, and the sizes, of a product of matrices with these lengths."""
+    sizes = _sizes(max(lengths), dtype.itemsize)
+    return _layout.aligned_empty(blocking.scratch_bytes(sizes), np.uint8).view(dtype), sizes
+
+
+def _products(dtype, unit, sizes, transposes=False):
     """The fields of `operands.Products`; of pairs nothing is made by its transpose."""
     transpose = transpose_address(dtype, transposes and unit == units.FLOAT32)
     kernels = context.product(dtype, unit).address, transpose, context.column_sum(dtype).address
-    return *kernels, dtype.itemsize, blocking.SIZES.ctypes.data
+    return *kernels, dtype.itemsize, sizes.ctypes.data
 
 
 def _operand(array):
@@ -156,9 +163,9 @@ def linear_forward(x, weight, bias, activation, activation_parameter, out, saved
     activate = 0
     if _name(activation) != "identity" or _address(saved) != _address(out):
         activate = context.activation_forward(x.dtype, _name(activation)).address
-    panel = _panel(x.dtype)
+    panel, sizes = _packing(x.dtype, len(x), *weight.shape)
     context.linear_function("linear_forward")(
-        *_products(x.dtype, of.unit), activate, activation_parameter, len(x), *of.operands[0], *of.operands[1],
+        *_products(x.dtype, of.unit, sizes), activate, activation_parameter, len(x), *of.operands[0], *of.operands[1],
         *_operand(bias), *_operand(out), *_operand(saved), _address(panel), *of.low,
     )  # fmt: skip
 
@@ -170,19 +177,21 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
     if _name(activation) != "identity":
         derive = context.activation_backward(grad_z.dtype, _name(activation)).address
     swaps = linear.swaps.py_func(len(grad_z), *weight.shape)
-    panel, scratch = _panel(grad_z.dtype), _layout.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
+    panel, sizes = _packing(grad_z.dtype, len(grad_z), *weight.shape)
+    scratch = _layout.aligned_empty(blocking.GRADIENT_SCRATCH, grad_z.dtype)
     context.linear_function("linear_backward_input")(
-        *_products(grad_z.dtype, of.unit, swaps), derive, activation_parameter, len(grad_z), *of.operands[0],
+        *_products(grad_z.dtype, of.unit, sizes, swaps), derive, activation_parameter, len(grad_z), *of.operands[0],
         *of.operands[1], *_operand(saved), *_operand(grad_z_prev), _address(panel), _address(scratch), *of.low,
     )  # fmt: skip
 
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
-    panel, narrow = _panel(x.dtype), not beta and is_narrow(x.dtype, *grad_weight.shape)
+    narrow = not beta and is_narrow(x.dtype, *grad_weight.shape)
+    panel, sizes = _packing(x.dtype, len(x), *grad_weight.shape)
     of = _Factors("linear_backward_params", (x, grad_z), precision)
     context.linear_function("linear_backward_params")(
-        *_products(x.dtype, of.unit, narrow), len(x), *of.operands[0], *of.operands[1], beta,
+        *_products(x.dtype, of.unit, sizes, narrow), len(x), *of.operands[0], *of.operands[1], beta,
         _address(grad_weight), _ld(grad_weight), _pointer(grad_bias), _address(panel), *of.low,
         _address(grad_z), _ld(grad_z),
     )  # fmt: skip
@@ -490,13 +499,14 @@ def fma_limit(dtype, precision="ieee", seconds=0.02):
     rows, k = 1000 * blocking.MR, 256
     # Zeros lie alike in every form; pairs take less room than numbers.
     a, b, c = (_layout.aligned_zeros(shape, dtype) for shape in (k, (k, width), (formats.CHUNK, width)))
-    ldb, panel = width if unit == units.FLOAT32 else formats.PAIRS, _panel(dtype)
+    ldb = width if unit == units.FLOAT32 else formats.PAIRS
+    panel, sizes = _packing(dtype, k)
     function = context.c_function(context.product(dtype, unit), *context.PRODUCT)
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         function(
             rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, ldb, 0, 0, 0, c.ctypes.data, 0,
-            panel.ctypes.data if unit != units.FLOAT32 else 0, blocking.SIZES.ctypes.data, 0, 0, 0, 0.0,
+            panel.ctypes.data if unit != units.FLOAT32 else 0, sizes.ctypes.data, 0, 0, 0, 0.0,
         )  # fmt: skip
         best = min(best, time.perf_counter() - start)
     return 2e-9 * rows * k * width / best / (3 if precision == "bf16x3" else 1)

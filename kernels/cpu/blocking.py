@@ -129,5 +129,19 @@ def packed_bytes(sizes) -> int:
     return int((sizes[PANELS] + NV - 1) * sizes[TERMS]) * NV * VECTOR_BYTES + int(sizes[STRIPS_BYTES])
 
 
-# Scratch for packed operands, or for a narrow gradient. Of what no product uses no page is ever touched.
-PACKED_BYTES = max(packed_bytes(SIZES), NARROW_BYTES)
+def scratch_bytes(sizes) -> int:
+    """Bytes of scratch for packed operands, or for a narrow gradient."""
+    return max(packed_bytes(sizes), NARROW_BYTES)
+
+
+def sizes_for(rows, widest, itemsize) -> np.ndarray:
+    """`SIZES` with no more panels than products of so many rows can keep, whose factors have so many columns at most.
+
+    Where the rows are one block there is nothing to keep them for, and the scratch of a small network stays small.
+    """
+    sizes = SIZES.copy()
+    panels = -(-widest * itemsize // (NV * VECTOR_BYTES))
+    if rows * min(widest, int(sizes[TERMS])) * itemsize <= sizes[STRIPS_BYTES]:
+        panels = 1
+    sizes[PANELS] = max(min(panels, int(sizes[PANELS])), 1)
+    return sizes

@@ -126,7 +126,7 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     height, group, kept = max(m, 1), max(n, 1), 0
     if (m + MR - 1) * length * item > MR * sizes[STRIPS_BYTES]:
         height = balanced(m, max(sizes[STRIPS_BYTES] // (length * item), 1) * MR, MR)
-        if copies or b.transposed:
+        if sizes[PANELS] > 1 and (copies or b.transposed):
             group, kept = sizes[PANELS] * width, sizes[TERMS] * width
     for start in range(0, max(k, 1), depth):
         terms = min(depth, k - start)

@@ -44,7 +44,7 @@ class Factor(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Where a product may copy its operands to, 0 where it may not, and the sizes of `blocking.SIZES`."""
+    """Where a product may copy its operands to, 0 where it may not, and the sizes of `blocking.sizes_for`."""
 
     scratch: object
     sizes: object
@@ -73,7 +73,7 @@ class Products(NamedTuple):
     transpose: int  # 0: nothing is made by its transpose
     column_sum: int
     itemsize: int
-    sizes: int  # the address of `blocking.SIZES`
+    sizes: int  # the address of those of `blocking.sizes_for`
 
 
 class Rows(NamedTuple):

@@ -104,6 +104,9 @@ class _Workspace:
         self.gathered = self.dtype, 0  # the last source dtype and the address of its kernel
         self.fan_in, self.fan_out, self.work = program.in_features, program.out_features, program.multiply_adds
         operations = {instruction.operation for instruction in self.plan.instructions}
+        widest = max(max(array.shape) for array in program.arrays)
+        sizes = blocking.sizes_for(min(capacity, row_block), widest, self.dtype.itemsize)
+        self.packed_bytes = blocking.scratch_bytes(sizes)
         self.set(
             ITEMSIZE=self.dtype.itemsize,
             LANES=blocking.VECTOR_BYTES // self.dtype.itemsize,
@@ -113,13 +116,13 @@ class _Workspace:
             FEATURES=self.fan_in,
             CLASSES=self.fan_out,
             GEMM=context.product(self.dtype, self.plan.unit).address,
-            SIZES=blocking.SIZES.ctypes.data,
+            SIZES=self.keep(sizes),
             COPY=context.activation_forward(self.dtype, "identity").address,
             OPERATE=0 if operations <= set(network.KNOWN) else context.operate().address,
             ROW_UNIT=row_unit,
             ROW_BLOCK=row_block,
             FACTOR_BYTES=column,
-            PACKED_BYTES=blocking.PACKED_BYTES,
+            PACKED_BYTES=self.packed_bytes,
             BARRIER=self.keep(np.zeros(1, np.int64)),
             YIELD=team.yield_address(),
         )
@@ -211,7 +214,7 @@ class InferenceWorkspace(_Workspace):
             item = self.dtype.itemsize
             activations = _lines(self.capacity * self.plan.activations * item)
             own = activations + _lines(self.program.reductions * item)
-            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + _lines(self.capacity * self.fan_in * item)
+            stride = network.HEAD_BYTES + self.packed_bytes + _lines(self.capacity * self.fan_in * item)
             outputs = self.buffer(threads * own, np.uint8)
             self.place(ACTIVATIONS=outputs, REDUCTIONS=outputs + activations)
             self.set(OUTPUTS_BYTES=own, SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
@@ -301,7 +304,7 @@ class TrainingWorkspace(_Workspace):
         """Scratch for this many threads."""
         if threads > self.members:
             elements = blocking.GRADIENT_COLUMNS + blocking.GRADIENT_SCRATCH
-            stride = network.HEAD_BYTES + blocking.PACKED_BYTES + elements * self.dtype.itemsize
+            stride = network.HEAD_BYTES + self.packed_bytes + elements * self.dtype.itemsize
             self.set(SCRATCH=self.buffer(threads * stride, np.uint8), SCRATCH_BYTES=stride)
             self.members = threads
 

@@ -112,7 +112,7 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     origin : Origin
     c : Matrix
     packing : Packing
-        ``PACKED_BYTES`` of scratch, which a transposed factor needs.
+        `blocking.packed_bytes` of scratch, which a transposed factor needs.
     finish : Finish
     """
     width, vector, item = NV * lanes(c.data), lanes(c.data), VECTOR_BYTES // lanes(c.data)

@@ -73,14 +73,14 @@ def expected(unit, a, b, origin, precision):
     k = a.shape[1]
     a, b = np.pad(a, ((0, 0), (0, -k % 32))), np.pad(b, ((0, -k % 32), (0, 0)))
     multiply = by_tiles if units.has_tiles(unit) else by_pairs
-    high = nearest(a), nearest(b)
+    high = nearest(flushed(a)), nearest(flushed(b))
     products = [high]
     if precision == "bf16x3":
-        low = nearest(a - high[0]), nearest(b - high[1])
+        low = nearest(flushed(a - high[0])), nearest(flushed(b - high[1]))
         products += [(high[0], low[1]), (low[0], high[1])]
     c = np.broadcast_to(origin, (len(a), b.shape[1])).astype(np.float32)
     for left, right in products:
-        c = multiply(flushed(left), flushed(right), c)
+        c = multiply(left, right, c)
     return c
 
 
@@ -153,18 +153,19 @@ def test_the_contract(unit, case):
 
 
 # ------------------------------------------------------------------------------------------------- forms
-@pytest.mark.parametrize("form", [formats.ROWS, formats.LINES, formats.PANELS, formats.TURNED])
+@pytest.mark.parametrize("form", [formats.ROWS, formats.LINES, formats.PANELS, formats.STACKED, formats.TURNED])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (31, 33), (32, 32), (70, 45), (64, 100)])
 def test_forms(form, rows, columns, rng):
     """Every number is where the form says, and terms beyond the last are 0."""
     x = rng.standard_normal((rows, columns + 3), dtype=np.float32)[:, :columns]
     x[0, 0] = np.nan
+    x[-1, -1], x[rows // 2, 0] = np.float32(1.17e-38), -1e-40  # subnormal: 0
     ld, size = formats.room(form, rows, columns)
     parts = [np.full(size, np.nan, np.float32) for _ in range(2)]
     arguments = rows, columns, x.ctypes.data, x.strides[0] // 4, *(part.ctypes.data for part in parts), ld
     context.c_function(context.store_factor(FLOAT32, form), *context.STORE_FACTOR)(*arguments)
     i, j = np.indices((formats.chunks(rows), formats.chunks(columns)))
-    if form in (formats.LINES, formats.PANELS):
+    if form in (formats.LINES, formats.PANELS, formats.STACKED):
         term, other, i, j = i, j, i[:, :columns], j[:, :columns]
     else:
         term, other, i, j = j, i, i[:rows], j[:rows]
@@ -174,11 +175,12 @@ def test_forms(form, rows, columns, rng):
         formats.ROWS: i * ld + term // 2,
         formats.LINES: chunk + other * 16 + q,
         formats.PANELS: chunk + other // 32 * 512 + q * 32 + other % 32,
-        formats.TURNED: chunk + other // 32 * 512 + q * 32 + other % 32,
+        formats.STACKED: (other // 32 * -(-rows // 32) + i // 32) * 512 + q * 32 + other % 32,
+        formats.TURNED: (other // 32 * -(-columns // 32) + j // 32) * 512 + q * 32 + other % 32,
     }[form]
     padded = np.pad(x, ((0, len(i) - rows), (0, i.shape[1] - columns)))
-    high = nearest(padded)
-    for part, values in zip(parts, (high, nearest(padded - high)), strict=True):
+    high = nearest(flushed(padded))
+    for part, values in zip(parts, (high, nearest(flushed(padded - high))), strict=True):
         halves = part.view(np.uint16)[2 * place + term % 2].astype(np.uint32) << 16
         np.testing.assert_array_equal(halves.view(np.float32), values)
 

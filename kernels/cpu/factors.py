@@ -17,7 +17,7 @@ OPERATIONS = (*program.OPERATIONS, STORE)
 WEIGHT_FACTORS = len(program.BUFFERS)  # the code of the buffer: high parts of all weights, then low parts
 # What is a factor among the operands of a product, the first two, and the forms that a unit of bfloat16 reads.
 PRODUCTS = {
-    "linear_forward": (formats.ROWS, formats.PANELS),
+    "linear_forward": (formats.ROWS, formats.STACKED),
     "linear_backward_input": (formats.ROWS, formats.TURNED),
     "linear_backward_params": (formats.LINES, formats.PANELS),
 }
@@ -108,13 +108,11 @@ class _Stored:
                 if self.unit == units.FLOAT32:
                     forms = {formats.PLAIN: program.Operand(WEIGHT_FACTORS, array.offset, array.ld, columns)}
                 else:
-                    forms, shapes = {}, {formats.PANELS: (rows, columns)}
-                    if array.offset in turned:
-                        shapes[formats.TURNED] = columns, rows
-                    for form, (terms, others) in shapes.items():
-                        ld = formats.leading_dimension(others)
+                    forms = {}
+                    for form in (formats.STACKED, *[formats.TURNED] * (array.offset in turned)):
+                        ld, size = formats.room(form, rows, columns)
                         forms[form] = program.Operand(WEIGHT_FACTORS, end, ld, columns)
-                        end += formats.chunks(terms) * ld
+                        end += size
                 self.weights[array.offset] = Stored(array, forms)
         return lowered.size if self.unit == units.FLOAT32 else end
 

@@ -9,10 +9,10 @@ from functools import cache
 
 from ..jit import inline
 from .blocking import STRIPS_BYTES
-from .formats import CHUNK, PAIRS, PANEL, left_factor
+from .formats import CHUNK, PAIRS, left_factor, panels_apart
 from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO
 from .operands import Matrix, Origin, Strided
-from .simd import call, lanes, load, store, zeros
+from .simd import call, lanes, load, prefetch_to_write, store, zeros
 from .tiles import SIDE, lowered
 
 BLOCK = 2 * SIDE  # rows and columns of C
@@ -58,8 +58,11 @@ def kernel(emulated):
                 load_tile(2, lower, c.ld)
             if two_rows and two_columns:
                 load_tile(3, lower + SIDE, c.ld)
-        x, y = a.data, b.data
+        x, y, row = a.data, b.data, c.data
         for _ in range(chunks):
+            prefetch_to_write(row)
+            prefetch_to_write(row + SIDE)
+            row += c.ld
             load_tile(4, x, a.ld)
             load_tile(6, y, CHUNK)
             dot(0, 4, 6)
@@ -107,14 +110,14 @@ def kernel(emulated):
     def gemm(m, n, k, a, b, origin, c, packing, finish):
         """`gemm.gemm`; nothing is packed, the factors are stored as they are read. ``packing`` has the scratch."""
         chunks, scratch = (k + CHUNK - 1) // CHUNK, packing.scratch
-        whole = left_factor(a)
+        whole, apart = left_factor(a), panels_apart(k, b.ld)
         configure(scratch + CONFIGURATION)
         height = max(packing.sizes[STRIPS_BYTES] // (4 * PAIRS * max(chunks, 1)) // BLOCK * BLOCK, BLOCK)
         for top in range(0, m, height):  # of A, which stay in L2
             end = min(top + height, m)
             for j in range(0, n, BLOCK):
                 columns = min(BLOCK, n - j)
-                right = Matrix(b.data + j // CHUNK * PANEL, CHUNK * b.ld)
+                right = Matrix(b.data + j // CHUNK * apart, CHUNK * b.ld)
                 for i in range(top, end, BLOCK):
                     left = Strided(whole.data + i * whole.ld, whole.ld, whole.step)
                     before, target = Origin(origin.kind, origin.bias + j), Matrix(c.data + (i * c.ld + j), c.ld)

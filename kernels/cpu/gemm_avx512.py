@@ -8,7 +8,7 @@ from functools import cache
 
 from ..jit import inline
 from .blocking import MR, MR_TAIL
-from .formats import CHUNK, PAIRS, left_factor
+from .formats import CHUNK, PAIRS, left_factor, panels_apart
 from .microkernel import FROM_BIAS, FROM_OUTPUT
 from .operands import Matrix, Origin, Strided
 from .pairs import dot_product
@@ -56,12 +56,12 @@ def kernel(emulated):
     def gemm(m, n, k, a, b, origin, c, packing, finish):
         """`gemm.gemm`; nothing is packed, the factors are stored as they are read."""
         vector, chunks = lanes(c.data), (k + CHUNK - 1) // CHUNK
-        left, j = left_factor(a), 0
+        left, apart, j = left_factor(a), panels_apart(k, b.ld), 0
         while j < n:
             columns = min(2 * vector, n - j)
             if columns < 2 * vector:
                 columns = min(vector, columns)
-            right = Matrix(b.data + (j // CHUNK * CHUNK * PAIRS + j % CHUNK), CHUNK * b.ld)
+            right = Matrix(b.data + (j // CHUNK * apart + j % CHUNK), CHUNK * b.ld)
             before, target = Origin(origin.kind, origin.bias + j), Matrix(c.data + j, c.ld)
             if columns > vector:
                 column_panel(zeros(c.data, 1, 2), m, chunks, left, right, before, target, None)

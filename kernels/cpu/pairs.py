@@ -16,7 +16,10 @@ from numba.extending import intrinsic
 from . import blocking
 from .simd import I32, _at, _call, _fma, _load, _tile, _vectors, outer_product
 
-UPPER, QUIET, SIGN, MAGNITUDE, LEAST_NORMAL = 0xFFFF0000, 0x00400000, 0x80000000, 0x7FFFFFFF, 0x00800000
+UPPER, HALF, QUIET, SIGN = 0xFFFF0000, 0x00007FFF, 0x00400000, 0x80000000
+MAGNITUDE, LEAST_NORMAL = 0x7FFFFFFF, 0x00800000
+I16 = ir.IntType(16)
+NARROWS = "avx512bf16" in blocking.FEATURES and blocking.VECTOR_BYTES == 64  # whether the CPU rounds two vectors to one
 
 
 class _BFloat(ir.Type):
@@ -42,31 +45,53 @@ def constant(integers, value):
     return ir.Constant(integers.type, [value] * integers.type.count)
 
 
-@intrinsic
-def pairs(tc, even, odd):
-    """Tiles that `nearest_bfloat16` has rounded, as one of pairs; NaN becomes a quiet one, lest it lose its bits."""
+def _rounded(b, v):
+    """Emit the bits of the nearest numbers of bfloat16, ties to even, of float32 numbers; in the upper halves.
 
-    def codegen(ctx, b, sig, args):
-        made = []
-        for two in zip(*(_vectors(b, value, even) for value in args), strict=True):
-            halves = []
-            for v in two:
-                bits = _integers(b, v)
-                halves.append(b.select(b.fcmp_unordered("uno", v, v), b.or_(bits, constant(bits, QUIET)), bits))
-            lower = b.lshr(halves[0], constant(halves[0], 16))
-            upper = b.and_(halves[1], constant(halves[1], UPPER))
-            made.append(b.bitcast(b.or_(lower, upper), even.vector))
-        return _tile(b, made)
-
-    return even(even, odd), codegen
+    Subnormal numbers become 0 and NaN a quiet one, as ``vcvtne2ps2bf16`` has it.
+    """
+    bits = _integers(b, flushed(b, v))
+    odd = b.and_(b.lshr(bits, constant(bits, 16)), constant(bits, 1))
+    nearest = b.add(b.add(bits, constant(bits, HALF)), odd)
+    return b.select(b.fcmp_unordered("uno", v, v), b.or_(bits, constant(bits, QUIET)), nearest)
 
 
-def _every_second(start, doc):
+def _in_halves(b, even, odd):
+    """Emit elements with the upper halves of ``even`` in the lower ones, and those of ``odd`` in the upper ones."""
+    even, odd = _rounded(b, even), _rounded(b, odd)
+    return b.or_(b.lshr(even, constant(even, 16)), b.and_(odd, constant(odd, UPPER)))
+
+
+def _narrowed(b, first, second):
+    """Emit ``vcvtne2ps2bf16``: vectors one after another as numbers of bfloat16."""
+    name = f"llvm.x86.avx512bf16.cvtne2ps2bf16.{8 * blocking.VECTOR_BYTES}"
+    return _call(b, name, ir.VectorType(_BFloat(), 2 * first.type.count), [second, first])
+
+
+def _interleaved(b, even, odd):
+    """Emit elements of pairs from vectors of the even and the odd terms."""
+    if not NARROWS:
+        return _in_halves(b, even, odd)
+    lanes, words = even.type.count, ir.VectorType(I16, 2 * even.type.count)
+    order = ir.Constant(ir.VectorType(I32, 2 * lanes), [i // 2 + i % 2 * lanes for i in range(2 * lanes)])
+    narrowed = b.bitcast(_narrowed(b, even, odd), words)
+    return b.shuffle_vector(narrowed, narrowed, order)
+
+
+def _adjacent(b, first, second):
+    """Emit elements of pairs of neighbours."""
+    if NARROWS:
+        return _narrowed(b, first, second)
+    indices = (list(range(start, 2 * first.type.count, 2)) for start in range(2))
+    order = [ir.Constant(ir.VectorType(I32, first.type.count), index) for index in indices]
+    return _in_halves(b, *(b.shuffle_vector(first, second, of) for of in order))
+
+
+def _made_by(emit, doc):
     def typed(tc, first, second):
         def codegen(ctx, b, sig, args):
-            order = ir.Constant(ir.VectorType(I32, first.lanes), list(range(start, 2 * first.lanes, 2)))
-            rows = zip(_vectors(b, args[0], first), _vectors(b, args[1], first), strict=True)
-            return _tile(b, [b.shuffle_vector(x, y, order) for x, y in rows])
+            rows = zip(*(_vectors(b, value, first) for value in args), strict=True)
+            return _tile(b, [b.bitcast(emit(b, *row), first.vector) for row in rows])
 
         return first(first, second), codegen
 
@@ -74,8 +99,8 @@ def _every_second(start, doc):
     return intrinsic(typed)
 
 
-evens = _every_second(0, "The even elements of each row of a tile, then those of the other tile.")
-odds = _every_second(1, "The odd elements of each row of a tile, then those of the other tile.")
+pairs = _made_by(_interleaved, "Tiles of the even and of the odd terms, rounded, as one of pairs.")
+neighbours = _made_by(_adjacent, "Each row of a tile and then that of the other, rounded, as pairs of neighbours.")
 
 
 def flushed(b, v):

@@ -496,6 +496,17 @@ def prefetch(tc, p):
 
 
 @intrinsic
+def prefetch_to_write(tc, p):
+    """Ask L1 for the line at ``p``, which will be written; never faults."""
+
+    def codegen(ctx, b, sig, args):
+        _call(b, "llvm.prefetch.p0", ir.VoidType(), [args[0], I32(1), I32(3), I32(1)])
+        return ctx.get_dummy_value()
+
+    return types.void(p), codegen
+
+
+@intrinsic
 def prefetch_row(tc, tile, p):
     """Ask L2 for the lines of one row of the tile at ``p``; never faults."""
 

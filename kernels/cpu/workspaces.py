@@ -60,12 +60,10 @@ def _linked_operand(operand, itemsize, capacity, target):
 
 def _linked_weight(weight, item):
     """A row of `network.WEIGHTS`."""
-    places = [
-        number
-        for form in (formats.PANELS, formats.TURNED)
-        for operand in [weight.forms.get(form, programs.Operand(0, 0, 0))]
-        for number in (item * operand.offset, operand.ld)
-    ]
+    places = []
+    for form, terms in zip((formats.STACKED, formats.TURNED), weight.array.shape, strict=True):
+        operand = weight.forms.get(form)
+        places += [0, 0] if operand is None else [item * operand.offset, formats.panels_apart.py_func(terms, operand.ld)]
     return item * weight.array.offset, *weight.array.shape, weight.array.ld, *places
 
 

@@ -698,8 +698,8 @@ BUGS = [
     ),
     Bug(
         "threads keep their control register",
-        NETWORK, 'leaves the number of steps done in the record."""\n    control = exchange_control(DEFAULT_CONTROL)',
-        'leaves the number of steps done in the record."""\n    control = DEFAULT_CONTROL',
+        NETWORK, 'leaves the number of steps done in the record."""\n    control = exchange_control(CONTROL)',
+        'leaves the number of steps done in the record."""\n    control = CONTROL',
         "tests/test_trust.py -k 'control_register'",
     ),
     Bug(

@@ -20,7 +20,7 @@ from . import blocking, factors, formats
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
 from .operands import Matrix, Operand, Products, Rows
-from .simd import DEFAULT_CONTROL, as_floats, atomic_add, atomic_load, call, exchange_control, pointer, prefetch
+from .simd import CONTROL, as_floats, atomic_add, atomic_load, call, exchange_control, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
 # field holds where NumPy keeps its address (see `given`).
@@ -499,7 +499,7 @@ def finite_loss(record, step, n, thread, scratch):
 
 def train_steps(record, thread):
     """`reference.network_train_steps` for one thread; leaves the number of steps done in the record."""
-    control = exchange_control(DEFAULT_CONTROL)
+    control = exchange_control(CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases = pointer(record[PHASES], np.int64)
     count, batch = record[COUNT], record[BATCH]
@@ -542,7 +542,7 @@ def train_steps(record, thread):
 
 def gradients(record, thread):
     """The phases of a shared step that the record names, for one thread; the last stores the gradients, packed."""
-    control = exchange_control(DEFAULT_CONTROL)
+    control = exchange_control(CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases, n = pointer(record[PHASES], np.int64), record[COUNT]
     begin, stop = share(n, thread, record[THREADS], record[ROW_UNIT])
@@ -572,7 +572,7 @@ def gradients(record, thread):
 
 def apply_gradients(record, thread):
     """What is left of a shared step, for one thread: statistics learn, and parameters are updated in blocks."""
-    control = exchange_control(DEFAULT_CONTROL)
+    control = exchange_control(CONTROL)
     frame, item, task = frame_of(record, thread), record[ITEMSIZE], 0
     columns_phase(
         record, frame, record[FIRST_STATISTIC], record[END_STATISTIC], record[COUNT], thread, record[THREADS]
@@ -596,7 +596,7 @@ def apply_gradients(record, thread):
 
 def forward(record, thread):
     """`reference.network_forward` for one thread: blocks of rows through activations of its own."""
-    control = exchange_control(DEFAULT_CONTROL)
+    control = exchange_control(CONTROL)
     frame, panel = frame_of(record, thread), panel_of(record, thread)
     phases = pointer(record[PHASES], np.int64)
     fan_in, item = record[FEATURES], record[ITEMSIZE]

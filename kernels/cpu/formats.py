@@ -29,6 +29,7 @@ from .simd import (
     load_corner,
     nearest_bfloat16,
     pointer_like,
+    prefetch_to_write,
     square,
     store,
     transpose,
@@ -172,6 +173,7 @@ def panels(rows, columns, x, ldx, high, low, ld, apart):
             source, target, left = x + (i * ldx + j), i * ld + j // CHUNK * apart + j % CHUNK, columns - j
             if rows - i >= CHUNK and left >= width:
                 for _ in range(PAIRS):
+                    prefetch_to_write(high + (target + apart))  # the next panel's: it comes from memory meanwhile
                     panel_of_chunk(source, None, None, ldx, high + target, low + target, both)
                     source += 2 * ldx
                     target += CHUNK
@@ -195,6 +197,8 @@ def turned(rows, columns, x, ldx, high, low, apart):
                 source = x + (i * ldx + column)
                 target = j * PAIRS + i // CHUNK * apart + q * CHUNK + i % CHUNK
                 if rows - i >= width and left >= 2 * width:
+                    for line in range(width):  # of the next chunk
+                        prefetch_to_write(high + (target + PANEL + line * CHUNK))
                     turned_of_chunk(source, ldx, None, None, None, high + target, low + target, both)
                 else:
                     turned_of_chunk(source, ldx, rows - i, left, left - width, high + target, low + target, both)

@@ -7,8 +7,9 @@ formula of `updates`.
 
 from .. import layout
 from ..jit import inline
+from .blocking import AHEAD
 from .formulas import FORMULAS
-from .simd import lanes, load, store, zeros
+from .simd import lanes, load, prefetch_to_write, store, zeros
 
 
 @inline
@@ -41,14 +42,28 @@ def kernel(name):
             store(top, state_3, 0, columns)
         store(w, values, 0, columns)
 
+    @inline
+    def ask(values, state_1, state_2, state_3):
+        """Ask for the lines of one place in all buffers."""
+        prefetch_to_write(values)
+        if states > 0:
+            prefetch_to_write(state_1)
+        if states > 1:
+            prefetch_to_write(state_2)
+        if states > 2:
+            prefetch_to_write(state_3)
+
     def optimizer_step(rows, columns, coefficients, values, ldv, grad, ldg, state_1, state_2, state_3):
         if ldv == columns and ldg == columns:
             columns, rows = rows * columns, 1
         scalars, width = scalars_of(coefficients), lanes(values)
+        ahead = ldv if rows > 1 else AHEAD  # what is asked for: the next row
         for i in range(rows):
             at = i * ldv
             whole = columns - columns % width
             for j in range(0, whole, width):
+                later = at + j + ahead
+                ask(values + later, state_1 + later, state_2 + later, state_3 + later)
                 step(
                     scalars, values + (at + j), grad + (i * ldg + j), state_1 + (at + j), state_2 + (at + j),
                     state_3 + (at + j), None,

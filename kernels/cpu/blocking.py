@@ -69,7 +69,7 @@ GRADIENT_LEAST = 4096
 GRADIENT_UNIT = 64
 GRADIENT_COLUMNS = 4096
 # Columns of such a block where factors are pairs, whose blocks have 32 rows or more.
-PAIRS_COLUMNS = 256
+PAIRS_COLUMNS = 512
 # Scratch for one block of gradient: the largest, or MR rows of GRADIENT_COLUMNS and two registers of padding.
 GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2))
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).

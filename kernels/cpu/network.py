@@ -368,7 +368,7 @@ def block_sizes(record, n, fan_in, fan_out, ld):
     if record[STORE_PAIRS]:  # whole chunks and panels of its parts
         width, chunk = min(fan_out, blocking.PAIRS_COLUMNS), formats.CHUNK
         ld_scratch = round_up(width, record[LANES]) + record[LANES]
-        most = blocking.GRADIENT_MOST // (chunk * ld_scratch) * chunk
+        most = blocking.GRADIENT_SCRATCH // (chunk * ld_scratch) * chunk
         return min(round_up((fan_in + 15) // 16, chunk), most), width, ld_scratch
     width = min(fan_out, blocking.GRADIENT_COLUMNS)
     fitting = blocking.GRADIENT_SLICE_BYTES // (record[ITEMSIZE] * n) // blocking.GRADIENT_UNIT * blocking.GRADIENT_UNIT

@@ -287,9 +287,13 @@ def test_after_an_interrupt_runs_have_the_same_bits(unit, data):
 # ------------------------------------------------------------------------------------------------ choice
 def test_the_rule_and_what_is_asked_for(monkeypatch):
     monkeypatch.delenv(units.VARIABLE, raising=False)
-    assert units.chosen() == cpu.config()["bfloat16 unit"] == units.RULE == "float32"
+    assert units.chosen() == cpu.config()["bfloat16 unit"] == units.rule() in ("float32", "amx")
     monkeypatch.setenv(units.VARIABLE, "")
-    assert units.chosen() == "float32"
+    assert units.chosen() == units.rule()
+    monkeypatch.setattr(blocking, "FEATURES", set())
+    units.usable.cache_clear()
+    assert units.rule.__wrapped__() == "float32"
+    units.usable.cache_clear()
     monkeypatch.setenv(units.VARIABLE, "amx-emulated")
     assert units.chosen() == cpu.config()["bfloat16 unit"] == "amx-emulated"
     monkeypatch.setenv(units.VARIABLE, "AMX2")
@@ -304,7 +308,7 @@ def test_a_unit_that_the_cpu_has_not_is_refused(monkeypatch, unit, feature):
     if not set(units.FEATURES[unit]) - blocking.FEATURES:
         pytest.skip("this CPU has it")
     monkeypatch.setenv(units.VARIABLE, unit)
-    why = f"FASTBP_BF16_UNIT={unit}: this CPU has no .*{feature}.*unset it to use float32"
+    why = f"FASTBP_BF16_UNIT={unit}: this CPU has no .*{feature}.*unset it, or name float32"
     with pytest.raises(ValueError, match=why):
         network("bf16").predict(np.zeros((1, 40)))
     network("ieee").predict(np.zeros((1, 40)))  # no unit is asked for
@@ -326,9 +330,13 @@ def test_tiles_that_the_system_does_not_grant_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"the system does not grant tile registers \(\w+, .*supported\)"):
         units.usable.__wrapped__("amx")
     assert asked == [(158, 0x1023, 18)]
+    units.usable.cache_clear()
+    assert units.rule.__wrapped__() == "float32"  # which info and the first line of training show
+    units.usable.cache_clear()
 
 
 def test_info_names_units_that_may_be_asked_for(monkeypatch):
+    monkeypatch.setenv(units.VARIABLE, "float32")
     monkeypatch.setattr(blocking, "FEATURES", blocking.FEATURES | set(units.FEATURES["amx"]))
     assert "amx" in cpu.config()["other bfloat16 units"]
     monkeypatch.setattr(blocking, "FEATURES", set())

@@ -285,12 +285,17 @@ BUGS = [
     ),
     Bug(
         "the last panel of vdpbf16ps begins where the one before it does",
-        "kernels/cpu/gemm_avx512.py", "j // CHUNK * CHUNK * PAIRS + j % CHUNK", "j // CHUNK * CHUNK * PAIRS",
+        "kernels/cpu/gemm_avx512.py", "j // CHUNK * apart + j % CHUNK", "j // CHUNK * apart",
         f"{UNITS} -k manual",
     ),
     Bug(
         "a term beyond the last row of a batch is what memory held",
-        FORMATS, "2 * ldx, (rows - row) // 2, columns - j)", "2 * ldx, (rows - row + 1) // 2, columns - j)",
+        FORMATS, "(left + 1) // 2, left // 2, columns - j", "(left + 1) // 2, (left + 1) // 2, columns - j",
+        f"{UNITS} -k 'forms or manual'",
+    ),
+    Bug(
+        "stacked panels are as far from each other as those that lie side by side",
+        FORMATS, "* PANEL if ld == PAIRS else PANEL", "* PANEL if ld == 0 else PANEL",
         f"{UNITS} -k 'forms or manual'",
     ),
     Bug(
@@ -310,7 +315,7 @@ BUGS = [
     ),
     Bug(
         "blocks of a gradient begin within a panel",
-        "kernels/cpu/blocking.py", "PAIRS_COLUMNS = 256", "PAIRS_COLUMNS = 240",
+        "kernels/cpu/blocking.py", "PAIRS_COLUMNS = 512", "PAIRS_COLUMNS = 528",
         f"{UNITS} -k single_products",
     ),
     Bug(

@@ -299,6 +299,7 @@ def test_what_is_no_usual_number_in_a_network(unit):
 
 def test_a_checkpoint_says_by_which_unit_it_was_made(data, tmp_path, monkeypatch):
     X, y = data
+    monkeypatch.setenv(units.VARIABLE, "float32")
     expected = trained(network("bf16"), X, y, epochs=3).flat_parameters
     trained(network("bf16"), X, y, checkpoint=tmp_path)
     resumed = trained(network("bf16"), X, y, epochs=3, resume=tmp_path)
@@ -338,7 +339,7 @@ def test_commands_have_it(tmp_path, monkeypatch, capsys):
     options = ["--hidden", "8", "--epochs", "3"]
     assert main(["train", "digits", *options, "--precision", "bf16"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert "float32 · precision bf16 by the float32 unit · seed 0" in first
+    assert f"float32 · precision bf16 by the {units.chosen()} unit · seed 0" in first
     assert main(["train", "digits", *options]) == 0
     assert "precision" not in capsys.readouterr().out.splitlines()[0]
     loaded = fastbp.load("runs/digits-001", precision="bf16").model

@@ -74,7 +74,7 @@ PAIRS_COLUMNS = 512
 GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2))
 # Multiply-adds of one parallel region below which a second thread costs more than it gives (some 20 us of work).
 SERIAL_WORK = 2_000_000
-# How many elements ahead the lines of a transposed matrix B are asked for, where it is not in L2.
+# How many elements ahead the optimizer asks for lines, where parameters lie one after another.
 AHEAD = 128
 # How far ahead a gather asks memory for what it will read: nothing foresees shuffled rows (S9 650 -> 570 us).
 VECTORS_AHEAD = 32

@@ -166,7 +166,7 @@ def store_lines(rows, columns, x, ldx, high, low, ld):
 
 @inline
 def panels(rows, columns, x, ldx, high, low, ld, apart):
-    """Store x in panels, ``apart`` elements from one to that of the next columns; it begins with a chunk and a panel."""
+    """Store x in panels, ``apart`` elements from one to that of the next columns; it begins with both."""
     width, both = lanes(x), is_not_null(low)
     for i in range(0, rows, CHUNK):
         for j in range(0, columns, width):

@@ -62,8 +62,10 @@ def _linked_weight(weight, item):
     """A row of `network.WEIGHTS`."""
     places = []
     for form, terms in zip((formats.STACKED, formats.TURNED), weight.array.shape, strict=True):
-        operand = weight.forms.get(form)
-        places += [0, 0] if operand is None else [item * operand.offset, formats.panels_apart.py_func(terms, operand.ld)]
+        place = 0, 0
+        if (operand := weight.forms.get(form)) is not None:
+            place = item * operand.offset, formats.panels_apart.py_func(terms, operand.ld)
+        places += place
     return item * weight.array.offset, *weight.array.shape, weight.array.ld, *places
 
 

@@ -12,7 +12,7 @@ from fastbp.kernels.cpu import blocking, context, gemm
 from . import cases
 from .test_memory import pytestmark as needs_mprotect
 
-NEVER = 1 << 60
+NEVER = 1 << 40
 PACKED = {
     "nothing": {"STRIP_PANELS": NEVER, "COPY_TILES": NEVER},
     "strips": {"STRIP_PANELS": 0, "COPY_TILES": NEVER},

@@ -107,14 +107,14 @@ def product_sizes(l2) -> np.ndarray:
 
     - A panel of B has 512 terms, fewer where that is more than a 16th of L2: it comes from L2 for the first tile, and C
       is read and written once for so many terms.
-    - Strips of A take half of L2 while panels of B pass. B is far if it is larger than L2.
+    - Strips of A take half of L2, or all but half a megabyte, while panels of B pass. B is far if it is larger than L2.
     - Copied panels that are kept for the next rows of A take twice as much as L2, and come from L3.
     - What is read in more pages than the TLB reaches is packed: A down its columns if it is used for 4 panels of B or
       more, a panel of B if it is used for 8 tiles of A or more.
     """
     sizes, panel = np.zeros(7, np.int64), l2 // 16 // (NV * VECTOR_BYTES)
     sizes[TERMS] = min(max(panel // 64 * 64, 128), 512)
-    sizes[STRIPS_BYTES] = max(l2 // 2, 128 * 1024)
+    sizes[STRIPS_BYTES] = max(l2 // 2, l2 - 512 * 1024, 128 * 1024)
     sizes[FAR_BYTES], sizes[SPAN_BYTES] = l2, REACH_BYTES
     sizes[STRIP_PANELS], sizes[COPY_TILES] = 4, 8
     sizes[PANELS] = max(2 * l2 // (int(sizes[TERMS]) * NV * VECTOR_BYTES), 1)

@@ -12,7 +12,6 @@ nor packing change a bit.
 
 from ..jit import inline
 from .blocking import (
-    AHEAD,
     COPY_TILES,
     FAR_BYTES,
     MR,
@@ -25,7 +24,7 @@ from .blocking import (
     VECTOR_BYTES,
 )  # fmt: skip
 from .microkernel import FROM_OUTPUT, column_panel
-from .operands import InLast, Matrix, Origin, Strided
+from .operands import Block, InLast, Matrix, Origin, Strided
 from .simd import (
     across,
     call,
@@ -33,8 +32,6 @@ from .simd import (
     lanes,
     load,
     load_corner,
-    pointer_like,
-    prefetch_row,
     square,
     store,
     transpose,
@@ -45,14 +42,11 @@ AT_ONCE = 16  # terms of all strips are copied before the next: the lines that t
 
 
 @inline
-def transpose_panel(k, columns, b, ldb, ahead, panel, width):
+def transpose_panel(k, columns, b, ldb, panel, width):
     """``panel[0:k, 0:columns] = b[0:columns, 0:k].T``; rows of the panel are ``width`` apart."""
     block = lanes(b)
     for j in range(0, columns, block):
         for i in range(0, k, block):
-            if ahead:
-                for row in range(block):
-                    prefetch_row(zeros(b, 1, 1), b + (j + row) * ldb + (i + ahead))
             corner = load_corner(square(b), b + j * ldb + i, ldb, columns - j, k - i)
             store(transpose(corner), panel + i * width + j, width, None)
 
@@ -117,7 +111,7 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     """
     width, vector, item = NV * lanes(c.data), lanes(c.data), VECTOR_BYTES // lanes(c.data)
     sizes, panel = packing.sizes, packing.scratch
-    strips, nowhere = panel + (sizes[PANELS] + NV - 1) * sizes[TERMS] * width, pointer_like(0, panel)
+    strips = panel + (sizes[PANELS] + NV - 1) * sizes[TERMS] * width
     depth = balanced(k, sizes[TERMS], 1)
     length, may = strip_length(depth, vector), is_not_null(panel)
     packs = may and pays(sizes, n // width, depth, a, item)
@@ -146,15 +140,17 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
                     if columns <= width - vector:
                         columns = min(vector, columns)
                     before, target = Origin(beginning, origin.bias + j), Matrix(c.data + i * c.ld + j, c.ld)
-                    right, ask = Matrix(place, width), Matrix(nowhere, 0)
+                    right, ask = Matrix(place, width), Block(b.data, b.ld, 0, 0)
                     if b.transposed:
                         if not again:
                             source = b.data + j * b.ld + start
-                            transpose_panel(terms, columns, source, b.ld, far * AHEAD, place, width)
+                            transpose_panel(terms, columns, source, b.ld, place, width)
+                            if far:  # the next panel's lines
+                                ask = Block(source + width * b.ld, b.ld, width, terms)
                     else:
                         source = b.data + start * b.ld + j
                         if (far or copies) and not again:
-                            ask = Matrix(source + width, b.ld)  # the next panel's lines
+                            ask = Block(source + width, b.ld, terms, width)
                         if not copies or columns < width:
                             right = Matrix(source, b.ld)
                         elif not again:

@@ -5,9 +5,9 @@ result has the same bits wherever the blocks and tails are.
 """
 
 from ..jit import inline
-from .blocking import MR, MR_TAIL
+from .blocking import MR, MR_TAIL, NV
 from .operands import Matrix, Strided
-from .simd import is_not_null, load, load_row, prefetch_row, rank_1, row_offsets, store, tall
+from .simd import lanes, load, load_row, prefetch_row, rank_1, row_offsets, store, tall
 
 # What a tile holds before the first update.
 FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
@@ -18,19 +18,14 @@ SPLITS = 2 * MR_TAIL > MR  # whether two lower tiles take more rows than one of 
 
 
 @inline
-def update(tile, k, a, b, ask, origin, c, columns, turns=None):
-    """``C = origin + A B`` for one tile; asks for a row of ``ask`` with every term, unless that is None.
-
-    Unless ``turns`` is None, TURN terms are added in a turn of the loop.
-    """
+def update(tile, k, a, b, origin, c, columns, turns=None):
+    """``C = origin + A B`` for one tile; unless ``turns`` is None, TURN terms are added in a turn of the loop."""
     if origin.kind == FROM_OUTPUT:
         tile = load(tile, c.data, c.ld, columns)
     elif origin.kind == FROM_BIAS:
         tile = load_row(tile, origin.bias, columns)
     offsets = row_offsets(tile, a.ld)
     left, right = a.data, b.data
-    if ask is not None:
-        asked = ask.data
     if turns is not None:
         for _ in range(k // TURN):
             for _ in range(TURN):
@@ -39,9 +34,6 @@ def update(tile, k, a, b, ask, origin, c, columns, turns=None):
                 right += b.ld
         k %= TURN
     for _ in range(k):
-        if ask is not None:
-            prefetch_row(tile, asked)
-            asked += ask.ld
         tile = rank_1(tile, left, offsets, right, columns)
         left += a.step
         right += b.ld
@@ -52,30 +44,35 @@ def update(tile, k, a, b, ask, origin, c, columns, turns=None):
 def column_panel(row, m, k, a, apart, b, ask, origin, c, columns, whole=None):
     """``C = origin + A B`` for m rows of a column panel as wide as ``row``, a tile of one row.
 
-    From one MR rows of A to the next it is ``apart`` elements. The first tile asks for the k rows of ``ask``, unless
-    that is None or lies nowhere. Unless ``whole`` is None the panel is of the widest, which most of the time goes to:
-    its code may be long.
+    From one MR rows of A to the next it is ``apart`` elements. Unless ``whole`` is None the panel is of the widest,
+    which most of the time goes to: its code may be long, and before each tile it asks for a part of ``ask``, which
+    comes while the tiles are made.
     """
     rows, splits = 0, SPLITS and apart == MR * a.ld  # a strip ends after MR rows
-    if ask is not None:  # noqa: SIM102 - compiled only where there is something to ask for
-        if is_not_null(ask.data) and m >= MR + MR_TAIL:
-            rows = MR
-            update(tall(row, MR), k, a, b, ask, origin, c, columns)
+    if whole is not None:
+        asked, left = ask.data, ask.rows
+        at_once = (left * MR + m - 1) // max(m, 1)
     while True:
         m -= rows
         a = Strided(a.data + (apart if rows == MR else rows * a.ld), a.ld, a.step)
         c = Matrix(c.data + rows * c.ld, c.ld)
+        if whole is not None:
+            for _ in range(min(at_once, left)):
+                for j in range(0, ask.columns, NV * lanes(asked)):
+                    prefetch_row(row, asked + j)
+                asked += ask.ld
+            left -= at_once
         if m >= MR and not (splits and 2 * MR_TAIL <= m < MR + MR_TAIL):
             rows = MR
-            update(tall(row, MR), k, a, b, None, origin, c, columns, whole)
+            update(tall(row, MR), k, a, b, origin, c, columns, whole)
         elif m >= MR_TAIL:
             rows = MR_TAIL
-            update(tall(row, MR_TAIL), k, a, b, None, origin, c, columns)
+            update(tall(row, MR_TAIL), k, a, b, origin, c, columns)
         elif m >= 2 and whole is not None:
             rows = 2
-            update(tall(row, 2), k, a, b, None, origin, c, columns)
+            update(tall(row, 2), k, a, b, origin, c, columns)
         elif m > 0:
             rows = 1
-            update(tall(row, 1), k, a, b, None, origin, c, columns)
+            update(tall(row, 1), k, a, b, origin, c, columns)
         else:
             break

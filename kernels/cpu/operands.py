@@ -13,6 +13,15 @@ class Matrix(NamedTuple):
     ld: int
 
 
+class Block(NamedTuple):
+    """A part of a matrix."""
+
+    data: object
+    ld: int
+    rows: int
+    columns: int
+
+
 class InLast(NamedTuple):
     """The valid columns of a tile, which reach into the last of its vectors: only that one is masked."""
 

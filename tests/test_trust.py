@@ -367,7 +367,8 @@ def bits_under_control():
             function(0x1F80, before.ctypes.data)
             assert before[0] & 0x8040 == control & 0x8040  # as it was
             results.append((model.flat_parameters.tobytes(), out.tobytes()))
-            assert (np.abs(out[out != 0]) >= np.finfo(np.float32).tiny).all() and (out == 0).any()
+            assert (np.abs(out[out != 0]) >= np.finfo(np.float32).tiny).all()
+            assert (out == 0).any()
     assert all(result == results[0] for result in results)
 
 

@@ -233,6 +233,54 @@ def test_threads_change_no_bit_and_rows_are_those_of_any_batch(unit, precision, 
         assert_same_bits(model.predict(many[i:j]), whole[i:j])
 
 
+@pytest.mark.parametrize("unit", bfloat16_units()[2:3], indirect=True)
+def test_no_tiles_are_left_in_use(unit, data):
+    """As the processor says (XINUSE): the system saves what a thread has in use with every switch."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    from fastbp.kernels.cpu import simd, tiles
+    from fastbp.kernels.jit import compile_kernel
+
+    of_unit, scratch, found = tiles.lowered(False), layout.aligned_zeros(64, FLOAT32), np.zeros(1, np.int64)
+    configure, release, zero = of_unit.configure, of_unit.release, of_unit.zero
+
+    @intrinsic
+    def in_use(tc):
+        def codegen(ctx, b, sig, args):
+            function = ir.FunctionType(ir.IntType(64), [ir.IntType(32)])
+            read = cgutils.get_or_insert_function(b.module, function, "llvm.x86.xgetbv")
+            return b.call(read, [ir.IntType(32)(1)])
+
+        return types.int64(), codegen
+
+    def look(using, scratch, found):
+        if using:
+            configure(scratch)
+            zero(0)
+        found[0] = in_use()
+        if using:
+            release()
+
+    arguments = types.intp, simd.Pointer(types.float32), simd.Pointer(types.int64)
+    function = context.c_function(compile_kernel(look, types.void(*arguments)), *[types.intp] * 3)
+
+    def tiles_in_use(using=False):
+        function(using, scratch.ctypes.data, found.ctypes.data)
+        return bool(found[0] >> 18 & 1)  # XTILEDATA
+
+    assert tiles_in_use(using=True)
+    assert not tiles_in_use()
+    cpu.set_num_threads(1)
+    try:
+        trained(network("bf16"), data).predict(data[0])
+    finally:
+        cpu.set_num_threads(None)
+    assert not tiles_in_use()
+
+
 @each_unit
 def test_different_models_train_side_by_side(unit, data):
     """Each in a thread of its own, which configures its own tiles and has its own scratch."""

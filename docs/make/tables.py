@@ -20,6 +20,8 @@ def made(folder) -> dict:
         "steps": lambda: steps(found["steps"]),
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
+        "steps-xeon": lambda: steps(found["steps-xeon"]),
+        "steps-bf16": lambda: steps_rounded(found["steps-bf16"]),
         "tables": lambda: real_tables(found["tables"]),
         "ranks": lambda: ranks(found["distributed"]),
         "ranks-model": lambda: ranks_model(found["distributed"]),
@@ -139,6 +141,17 @@ def steps_short(report) -> str:
 def steps_odd(report) -> str:
     rows = [(step["title"], ratio(step["peers"]["jax"]["ratio"])) for step in report["steps"]]
     return f"{table(['layers @ batch', 'JAX'], rows)}\n\n{source(report)}"
+
+
+def steps_rounded(report) -> str:
+    """Steps of a lower precision beside those of float32, ours and others'."""
+    peers = "ours, float32", "torch", "torch-medium", "torch-autocast", "jax"
+    rows = [
+        (step["name"], step["title"], time(step["us"]), *(ratio(step["peers"][peer]["ratio"]) for peer in peers))
+        for step in report["steps"]
+    ]
+    columns = "id", "layers @ batch", "ours µs", "ours in float32", "PyTorch", '"medium"', "autocast", "JAX"
+    return f"{table(columns, rows)}\n\n{source(report)}"
 
 
 def steps_further(*reports) -> str:

@@ -294,6 +294,16 @@ BUGS = [
         f"{UNITS} -k 'forms or manual'",
     ),
     Bug(
+        "on tiles the product with a low part takes the high one",
+        "kernels/cpu/gemm_amx.py", "                y = low.b\n", "                y = b.data\n",
+        f"{UNITS} -k manual",
+    ),
+    Bug(
+        "low parts come in another order where a product is made by its transpose",
+        "kernels/cpu/microkernel.py", "(part == 1) == (low.swapped != 0)", "part == 2",
+        "tests/test_precision.py",
+    ),
+    Bug(
         "stacked panels are as far from each other as those that lie side by side",
         FORMATS, "* PANEL if ld == PAIRS else PANEL", "* PANEL if ld == 0 else PANEL",
         f"{UNITS} -k 'forms or manual'",
@@ -315,7 +325,7 @@ BUGS = [
     ),
     Bug(
         "blocks of a gradient begin within a panel",
-        "kernels/cpu/blocking.py", "PAIRS_COLUMNS = 512", "PAIRS_COLUMNS = 528",
+        "kernels/cpu/blocking.py", "PAIRS_COLUMNS = 512", "PAIRS_COLUMNS = 48",
         f"{UNITS} -k single_products",
     ),
     Bug(

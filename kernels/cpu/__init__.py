@@ -505,7 +505,7 @@ def fma_limit(dtype, precision="ieee", seconds=0.02):
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         function(
-            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, ldb, 0, 0, 0, c.ctypes.data, 0,
+            rows, width, k, a.ctypes.data, 0, 1, b.ctypes.data, ldb, 0, 0, 0, 0, 0, 0, c.ctypes.data, 0,
             panel.ctypes.data if unit != units.FLOAT32 else 0, sizes.ctypes.data, 0, 0, 0, 0.0,
         )  # fmt: skip
         best = min(best, time.perf_counter() - start)

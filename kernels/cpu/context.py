@@ -28,14 +28,14 @@ from . import (
     probabilities,
     units,
 )
-from .operands import Factor, Finish, Matrix, Operand, Origin, Packing, Products, Rows, Strided
+from .operands import Factor, Finish, Low, Matrix, Operand, Origin, Packing, Products, Rows, Strided
 from .simd import Pointer
 
 INT, FLOAT = types.intp, types.float64
 INTS, FLOATS = Pointer(types.int64), Pointer(types.float64)
 
 # The kernels as Python calls them: pointers are integers.
-PRODUCT = (INT,) * 18 + (FLOAT,)
+PRODUCT = (INT,) * 21 + (FLOAT,)
 ELEMENTWISE = (INT,) * 6 + (FLOAT,)
 SOFTMAX = (INT,) * 7
 LOSS = INT, INT, FLOAT, *(INT,) * 10
@@ -88,7 +88,8 @@ def product(dtype, unit=units.FLOAT32) -> Kernel:
     p = _real(dtype)
     a, b, origin = _fields(Strided, p, INT, INT), _fields(Factor, p, INT, INT), _fields(Origin, INT, p)
     c, finish = _fields(Matrix, p, INT), _fields(Finish, INT, p, INT, FLOAT)
-    return _compiled(function, INT, INT, INT, a, b, origin, c, _fields(Packing, p, INTS), finish)
+    low, packing = _fields(Low, p, p, INT), _fields(Packing, p, INTS)
+    return _compiled(function, INT, INT, INT, a, b, low, origin, c, packing, finish)
 
 
 _forward_kernels = cache(elementwise.activation_forward_kernel)

@@ -23,7 +23,7 @@ from .blocking import (
     TERMS,
     VECTOR_BYTES,
 )  # fmt: skip
-from .microkernel import FROM_OUTPUT, column_panel
+from .microkernel import FROM_OUTPUT, column_panel, part_of, parts_of
 from .operands import Block, InLast, Matrix, Origin, Strided
 from .simd import (
     across,
@@ -94,7 +94,7 @@ def pays(sizes, panels, terms, a, item):
     return a.ld == 1 and panels >= sizes[STRIP_PANELS] and terms * a.step * item > sizes[SPAN_BYTES]
 
 
-def gemm(m, n, k, a, b, origin, c, packing, finish):
+def gemm(m, n, k, a, b, low, origin, c, packing, finish):
     """``C = origin + A B``, and ``finish`` called on every finished block of a column panel while it is in L1.
 
     Parameters
@@ -103,12 +103,21 @@ def gemm(m, n, k, a, b, origin, c, packing, finish):
     a : Strided
     b : Factor
         Transposed: ``b`` holds ``B^T`` (n, k).
+    low : Low
     origin : Origin
     c : Matrix
     packing : Packing
         `blocking.packed_bytes` of scratch, which a transposed factor needs.
     finish : Finish
     """
+    for part in range(parts_of(low)):
+        left, right, before, after = part_of(part, a, b, low, origin, finish)
+        add_product(m, n, k, left, right, before, c, packing, after)
+
+
+@inline
+def add_product(m, n, k, a, b, origin, c, packing, finish):
+    """`gemm` of factors that are one number each."""
     width, vector, item = NV * lanes(c.data), lanes(c.data), VECTOR_BYTES // lanes(c.data)
     sizes, panel = packing.sizes, packing.scratch
     strips = panel + (sizes[PANELS] + NV - 1) * sizes[TERMS] * width

@@ -10,8 +10,8 @@ from functools import cache
 from ..jit import inline
 from .blocking import STRIPS_BYTES
 from .formats import CHUNK, PAIRS, left_factor, panels_apart
-from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO
-from .operands import Matrix, Origin, Strided
+from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO, parts_of
+from .operands import Low, Matrix, Origin, Strided
 from .simd import call, lanes, load, prefetch_to_write, store, zeros
 from .tiles import SIDE, lowered
 
@@ -37,7 +37,7 @@ def kernel(emulated):
     load_tile, store_tile = tiles.load, tiles.store
 
     @inline
-    def multiply(chunks, a, b, origin, c, two_rows, two_columns):
+    def multiply(parts, chunks, a, b, low, origin, c, two_rows, two_columns):
         """A block of C in 2 x 2 tiles, or in fewer."""
         lower, right = c.data + SIDE * c.ld, c.data + SIDE
         if origin.kind == FROM_ZERO:
@@ -58,24 +58,30 @@ def kernel(emulated):
                 load_tile(2, lower, c.ld)
             if two_rows and two_columns:
                 load_tile(3, lower + SIDE, c.ld)
-        x, y, row = a.data, b.data, c.data
-        for _ in range(chunks):
-            prefetch_to_write(row)
-            prefetch_to_write(row + SIDE)
-            row += c.ld
-            load_tile(4, x, a.ld)
-            load_tile(6, y, CHUNK)
-            dot(0, 4, 6)
-            if two_columns:
-                load_tile(7, y + SIDE, CHUNK)
-                dot(1, 4, 7)
-            if two_rows:
-                load_tile(5, x + SIDE * a.ld, a.ld)
-                dot(2, 5, 6)
-            if two_rows and two_columns:
-                dot(3, 5, 7)
-            x += a.step
-            y += b.ld
+        row = c.data
+        for part in range(parts):
+            x, y = a.data, b.data
+            if part == 1:
+                y = low.b
+            elif part == 2:
+                x = low.a
+            for _ in range(chunks):
+                prefetch_to_write(row)  # a row of C, which comes while its sums are made
+                prefetch_to_write(row + SIDE)
+                row += c.ld
+                load_tile(4, x, a.ld)
+                load_tile(6, y, CHUNK)
+                dot(0, 4, 6)
+                if two_columns:
+                    load_tile(7, y + SIDE, CHUNK)
+                    dot(1, 4, 7)
+                if two_rows:
+                    load_tile(5, x + SIDE * a.ld, a.ld)
+                    dot(2, 5, 6)
+                if two_rows and two_columns:
+                    dot(3, 5, 7)
+                x += a.step
+                y += b.ld
         store_tile(0, c.data, c.ld)
         if two_columns:
             store_tile(1, right, c.ld)
@@ -85,7 +91,7 @@ def kernel(emulated):
             store_tile(3, lower + SIDE, c.ld)
 
     @inline
-    def block(rows, columns, chunks, a, b, origin, c, scratch):
+    def block(rows, columns, parts, chunks, a, b, low, origin, c, scratch):
         """At most 32 x 32 of C."""
         whole, target = rows == BLOCK and columns == BLOCK, c
         if not whole:
@@ -97,19 +103,22 @@ def kernel(emulated):
                 origin = Origin(FROM_BIAS, scratch + BIAS)
         if rows > SIDE:
             if columns > SIDE:
-                multiply(chunks, a, b, origin, target, True, True)
+                multiply(parts, chunks, a, b, low, origin, target, True, True)
             else:
-                multiply(chunks, a, b, origin, target, True, False)
+                multiply(parts, chunks, a, b, low, origin, target, True, False)
         elif columns > SIDE:
-            multiply(chunks, a, b, origin, target, False, True)
+            multiply(parts, chunks, a, b, low, origin, target, False, True)
         else:
-            multiply(chunks, a, b, origin, target, False, False)
+            multiply(parts, chunks, a, b, low, origin, target, False, False)
         if not whole:
             copy_block(rows, columns, scratch, BLOCK, c.data, c.ld)
 
-    def gemm(m, n, k, a, b, origin, c, packing, finish):
-        """`gemm.gemm`; nothing is packed, the factors are stored as they are read. ``packing`` has the scratch."""
-        chunks, scratch = (k + CHUNK - 1) // CHUNK, packing.scratch
+    def gemm(m, n, k, a, b, low, origin, c, packing, finish):
+        """`gemm.gemm`; nothing is packed, the factors are stored as they are read. ``packing`` has the scratch.
+
+        Nothing is made by its transpose, and of factors with low parts all sums are made while C is in the tiles.
+        """
+        chunks, scratch, parts = (k + CHUNK - 1) // CHUNK, packing.scratch, parts_of(low)
         whole, apart = left_factor(a), panels_apart(k, b.ld)
         configure(scratch + CONFIGURATION)
         height = max(packing.sizes[STRIPS_BYTES] // (4 * PAIRS * max(chunks, 1)) // BLOCK * BLOCK, BLOCK)
@@ -117,11 +126,15 @@ def kernel(emulated):
             end = min(top + height, m)
             for j in range(0, n, BLOCK):
                 columns = min(BLOCK, n - j)
-                right = Matrix(b.data + j // CHUNK * apart, CHUNK * b.ld)
+                at_panel = j // CHUNK * apart
+                right = Matrix(b.data + at_panel, CHUNK * b.ld)
                 for i in range(top, end, BLOCK):
-                    left = Strided(whole.data + i * whole.ld, whole.ld, whole.step)
+                    at_row = i * whole.ld
+                    left, lows = Strided(whole.data + at_row, whole.ld, whole.step), Low(low.a, low.b, 0)
+                    if parts > 1:
+                        lows = Low(low.a + at_row, low.b + at_panel, 0)
                     before, target = Origin(origin.kind, origin.bias + j), Matrix(c.data + (i * c.ld + j), c.ld)
-                    block(min(BLOCK, end - i), columns, chunks, left, right, before, target, scratch)
+                    block(min(BLOCK, end - i), columns, parts, chunks, left, right, lows, before, target, scratch)
                 if finish.kernel:
                     target = Matrix(c.data + (top * c.ld + j), c.ld)
                     other = Matrix(finish.other + (top * finish.ld + j), finish.ld)

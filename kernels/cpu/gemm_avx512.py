@@ -9,7 +9,7 @@ from functools import cache
 from ..jit import inline
 from .blocking import MR, MR_TAIL
 from .formats import CHUNK, PAIRS, left_factor, panels_apart
-from .microkernel import FROM_BIAS, FROM_OUTPUT
+from .microkernel import FROM_BIAS, FROM_OUTPUT, part_of, parts_of
 from .operands import Matrix, Origin, Strided
 from .pairs import dot_product
 from .simd import call, lanes, load, load_row, row_offsets, store, tall, zeros
@@ -53,8 +53,15 @@ def kernel(emulated):
             a = Strided(a.data + rows * a.ld, a.ld, a.step)
             c = Matrix(c.data + rows * c.ld, c.ld)
 
-    def gemm(m, n, k, a, b, origin, c, packing, finish):
+    def gemm(m, n, k, a, b, low, origin, c, packing, finish):
         """`gemm.gemm`; nothing is packed, the factors are stored as they are read."""
+        for part in range(parts_of(low)):
+            left, right, before, after = part_of(part, a, b, low, origin, finish)
+            add_product(m, n, k, left, right, before, c, after)
+
+    @inline
+    def add_product(m, n, k, a, b, origin, c, finish):
+        """`gemm` of factors that are one number each."""
         vector, chunks = lanes(c.data), (k + CHUNK - 1) // CHUNK
         left, apart, j = left_factor(a), panels_apart(k, b.ld), 0
         while j < n:

@@ -9,33 +9,16 @@ a factor is one number.
 
 from ..jit import inline
 from .blocking import GRADIENT_SCRATCH, MC, NARROW_BYTES
-from .microkernel import FROM_BIAS, FROM_OUTPUT, FROM_ZERO
-from .operands import Factor, Finish, Matrix, Origin, Packing, Strided
+from .microkernel import FROM_BIAS, FROM_ZERO
+from .operands import Factor, Finish, Low, Matrix, Origin, Packing, Strided
 from .simd import call
 
 
 @inline
 def product(products, m, n, k, a, b, a_low, b_low, swapped, origin, c, panel, finish):
-    """`gemm.gemm`; of factors with low parts ``a b + a b_low + a_low b``, the last two ``swapped`` where a and b are.
-
-    So an element is one chain of multiply-adds in one order, whichever factor is the left one.
-    """
-    packing = Packing(panel, products.sizes)
-    last, turn = 0, 0
-    if b_low:
-        last, turn = 2, 1 if swapped else 2  # the last of the products, and the one of a_low
-    for part in range(last + 1):
-        left, right, start, end = a.data, b.data, origin, Finish(0, 0, 0, 0.0)
-        if part:
-            start = Origin(FROM_OUTPUT, 0)
-            if part == turn:
-                left = a_low
-            else:
-                right = b_low
-        if part == last:
-            end = finish
-        factor = Factor(right, b.ld, b.transposed)
-        call(products.gemm, (m, n, k, Strided(left, a.ld, a.step), factor, start, c, packing, end))
+    """`gemm.gemm` by the unit's kernel."""
+    low, packing = Low(a_low, b_low, swapped), Packing(panel, products.sizes)
+    call(products.gemm, (m, n, k, a, b, low, origin, c, packing, finish))
 
 
 @inline
@@ -46,7 +29,7 @@ def linear_forward(products, finish, parameter, rows, x, weight, bias, out, save
     epilogue = Finish(finish, out.data, out.ld, parameter)
     c = Matrix(saved.data, saved.ld)
     product(
-        products, rows, out.columns, x.columns, a, b, x_low, weight_low, False, origin, c, panel, epilogue
+        products, rows, out.columns, x.columns, a, b, x_low, weight_low, 0, origin, c, panel, epilogue
     )  # fmt: skip
 
 
@@ -73,7 +56,7 @@ def linear_backward_input(
             rows = min(MC, fan_in - i)
             skipped, nothing = item * i * weight.ld, Finish(0, 0, 0, 0.0)
             a, a_low = Strided(weight.data + skipped, weight.ld, 1), weight_low + skipped
-            product(products, rows, n, fan_out, a, b, a_low, grad_low, True, zero, c, panel, nothing)
+            product(products, rows, n, fan_out, a, b, a_low, grad_low, 1, zero, c, panel, nothing)
             block = out.data + item * i
             call(products.transpose, (n, rows, c, Matrix(block, out.ld)))
             if finish:
@@ -82,7 +65,7 @@ def linear_backward_input(
         a, b = Strided(grad_z.data, grad_z.ld, 1), Factor(weight.data, weight.ld, 1)
         epilogue = Finish(finish, saved.data, saved.ld, parameter)
         c = Matrix(out.data, out.ld)
-        product(products, n, fan_in, fan_out, a, b, grad_low, weight_low, False, zero, c, panel, epilogue)
+        product(products, n, fan_in, fan_out, a, b, grad_low, weight_low, 0, zero, c, panel, epilogue)
 
 
 @inline
@@ -102,11 +85,11 @@ def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias,
     if products.transpose:
         a, b, c = Strided(grad_z.data, 1, grad_z.ld), Factor(x.data, x.ld, 0), Matrix(panel, (fan_in + 15) // 16 * 16)
         zero = Origin(FROM_ZERO, 0)
-        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, True, zero, c, 0, nothing)
+        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, 1, zero, c, 0, nothing)
         call(products.transpose, (fan_in, fan_out, c, grad_weight))
     else:
         a, b = Strided(x.data, 1, x.ld), Factor(grad_z.data, grad_z.ld, 0)
         origin = Origin(beta, 0)
-        product(products, fan_in, fan_out, n, a, b, x_low, grad_low, False, origin, grad_weight, panel, nothing)
+        product(products, fan_in, fan_out, n, a, b, x_low, grad_low, 0, origin, grad_weight, panel, nothing)
     if grad_bias:
         call(products.column_sum, (n, fan_out, summed.data, summed.ld, beta, grad_bias))

@@ -6,8 +6,8 @@ result has the same bits wherever the blocks and tails are.
 
 from ..jit import inline
 from .blocking import MR, MR_TAIL, NV
-from .operands import Matrix, Strided
-from .simd import lanes, load, load_row, prefetch_row, rank_1, row_offsets, store, tall
+from .operands import Factor, Finish, Matrix, Origin, Strided
+from .simd import is_not_null, lanes, load, load_row, prefetch_row, rank_1, row_offsets, store, tall
 
 # What a tile holds before the first update.
 FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
@@ -15,6 +15,31 @@ FROM_ZERO, FROM_OUTPUT, FROM_BIAS = 0, 1, 2
 # where another thread has the other half of the core.
 TURN = 4
 SPLITS = 2 * MR_TAIL > MR  # whether two lower tiles take more rows than one of MR
+
+
+@inline
+def part_of(part, a, b, low, origin, finish):
+    """Of the products that a product of factors with low parts consists of, one: its factors, origin and finish."""
+    kind, kernel, left, right = origin.kind, finish.kernel, a.data, b.data
+    if is_not_null(low.b):
+        if part < 2:
+            kernel = 0
+        if part > 0:
+            kind = FROM_OUTPUT
+            if (part == 1) == (low.swapped != 0):
+                left = low.a
+            else:
+                right = low.b
+    return (
+        Strided(left, a.ld, a.step), Factor(right, b.ld, b.transposed), Origin(kind, origin.bias),
+        Finish(kernel, finish.other, finish.ld, finish.parameter),
+    )  # fmt: skip
+
+
+@inline
+def parts_of(low):
+    """How many products a product consists of."""
+    return 3 if is_not_null(low.b) else 1
 
 
 @inline

@@ -52,6 +52,18 @@ class Factor(NamedTuple):
     transposed: int
 
 
+class Low(NamedTuple):
+    """The low parts of the factors of a product, laid out as the high ones; null where a factor is one number.
+
+    The product is ``a b + a b_low + a_low b`` then, one sum after the other; the last two the other way round where it
+    is made ``swapped``, by its transpose: so an element is one chain of multiply-adds in one order.
+    """
+
+    a: object
+    b: object
+    swapped: int
+
+
 class Packing(NamedTuple):
     """Where a product may copy its operands to, 0 where it may not, and the sizes of `blocking.sizes_for`."""
 

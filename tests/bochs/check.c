@@ -2,7 +2,7 @@
 #include "symbols.h"
 #include "cases.h"
 
-enum { MOST = 1 << 16, UNTOUCHED = 0x41414141, BEYOND = 5, FROM_ZERO = 0, FROM_OUTPUT = 1, FROM_BIAS = 2 };
+enum { MOST = 1 << 16, UNTOUCHED = 0x41414141, BEYOND = 5, FROM_ZERO = 0, FROM_OUTPUT = 1, FROM_BIAS = 2, STACKED = 16 };
 typedef unsigned bits;
 typedef float array[MOST] __attribute__((aligned(64)));
 
@@ -62,13 +62,13 @@ static long differing(long at) {
   }
   for (long i = 0; i < m; i++)
     for (long j = 0; j < n; j++) as_bits(c)[i * ldc + j] = product == 2 ? before[i * n + j] : 0x7fc00000;
-  long lda = leading(product == 2 ? m : k), ldb = leading(n);
+  long lda = leading(product == 2 ? m : k), ldb = product == 2 ? leading(n) : STACKED;
   if (product == 2)
     store_2(k, m, turned(a, m, k, a_turned), m, a_high, low_a, lda);
   else
     store_1(m, k, a, k, a_high, low_a, lda);
   if (product == 1)
-    store_4(n, k, turned(b, k, n, b_turned), k, b_high, low_b, ldb);
+    store_5(n, k, turned(b, k, n, b_turned), k, b_high, low_b, ldb);
   else
     store_3(k, n, b, n, b_high, low_b, ldb);
   for (long part = 0; part < products; part++) {
@@ -76,7 +76,7 @@ static long differing(long at) {
     long row = product == 2 ? 1 : lda, term = product == 2 ? lda : 1;
     long origin = part || product == 2 ? FROM_OUTPUT : product == 0 ? FROM_BIAS : FROM_ZERO;
     (unit ? gemm_1 : gemm_0)(
-        m, n, k, left, row, term, right, ldb, product == 1, origin, bias, c, ldc, scratch, sizes, 0, 0, 0, 0.0);
+        m, n, k, left, row, term, right, ldb, product == 1, 0, 0, 0, origin, bias, c, ldc, scratch, sizes, 0, 0, 0, 0.0);
     if (tiles()) text("tiles are in use after a product\n");
   }
   long count = 0;

@@ -53,7 +53,8 @@ def write_objects(folder):
     from fastbp.kernels.cpu import context, formats
 
     single, declared = np.dtype("float32"), []
-    kernels = {f"store_{form}": context.store_factor(single, form) for form in range(1, len(formats.KERNELS))}
+    forms = formats.ROWS, formats.LINES, formats.PANELS, formats.TURNED  # panels are stacked by the same kernel
+    kernels = {f"store_{form}": context.store_factor(single, form) for form in forms}
     kernels |= {f"gemm_{number}": context.product(single, unit) for number, unit in enumerate(UNITS)}
     for name, kernel in kernels.items():
         _, _, (code, _) = kernel.library.serialize_using_object_code()
@@ -61,8 +62,8 @@ def write_objects(folder):
         arguments = "long, long, float *, long, float *, float *, long"
         if name.startswith("gemm"):
             arguments = (
-                "long, long, long, float *, long, long, float *, long, long, long, float *, float *, long, float *, "
-                "long *, void *, float *, long, double"
+                "long, long, long, float *, long, long, float *, long, long, float *, float *, long, long, float *, "
+                "float *, long, float *, long *, void *, float *, long, double"
             )
         declared.append(f'void {name}({arguments}) __asm__("{kernel.symbol}");')
     (Path(folder) / "symbols.h").write_text("\n".join(declared) + "\n")

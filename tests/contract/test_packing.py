@@ -56,7 +56,7 @@ def product(kind, a, b, sizes, scratch, out):
     (m, n), k = out.shape, len(a) if kind == "TN" else a.shape[1]
     strides = (1, ld(a)) if kind == "TN" else (ld(a), 1)
     context.c_function(context.product(out.dtype), *context.PRODUCT)(
-        m, n, k, a.ctypes.data, *strides, b.ctypes.data, ld(b), kind == "NT", 1, 0, out.ctypes.data, ld(out),
+        m, n, k, a.ctypes.data, *strides, b.ctypes.data, ld(b), kind == "NT", 0, 0, 0, 1, 0, out.ctypes.data, ld(out),
         scratch.ctypes.data, sizes.ctypes.data, 0, 0, 0, 0.0,
     )  # fmt: skip
 

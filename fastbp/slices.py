@@ -121,6 +121,7 @@ class Slices:
                 finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
             self.interrupts.deferred = False
             seconds = time.perf_counter() - begin
+            run_steps.meanwhile = None  # it holds on to the training, which holds on to these steps
             if finished:
                 self.steps = min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps)
             end = done + finished

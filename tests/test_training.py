@@ -1,11 +1,13 @@
 """Training as the field knows it: validation split, evaluate, callbacks that change the optimizer, what is shown."""
 
+import gc
 import logging
 import os
 import re
 import signal
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -422,6 +424,18 @@ def test_weights_that_a_callback_spoils_are_not_kept():
     with pytest.raises(FloatingPointError, match="weights are back at those epoch 1 began with"):
         fit(model, *data(8), epochs=2, callbacks=[Spoil()])
     np.testing.assert_array_equal(model.flat_parameters, before)
+
+
+def test_the_data_are_free_when_training_ends():
+    x, y = data()
+    held = weakref.ref(x)
+    gc.disable()  # free without it
+    try:
+        fit(make("cpu"), x, y)
+        del x
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_handler_that_a_callback_set_stays():

@@ -455,12 +455,16 @@ class Training:
         if self.snapshot is None:  # on_nonfinite="continue" may have left some out
             trained = np.isfinite(step_loss)
             step_loss, step_hits, sizes, shares = (part[trained] for part in (step_loss, step_hits, sizes, shares))
+        if shares is sizes:  # a batch counts by its rows
+            weight = labelled = len(order)
+        else:
+            weight, labelled = float(np.add.reduce(shares)), int(np.add.reduce(sizes))
         progress.steps += steps
-        progress.loss += np.add.reduce(step_loss * shares).item()
-        progress.weight += np.add.reduce(shares).item()
+        progress.loss += float(np.add.reduce(step_loss * shares))
+        progress.weight += weight
         if chunk.labels:
-            progress.hits += np.add.reduce(step_hits).item()
-            progress.labelled += int(np.add.reduce(sizes))
+            progress.hits += int(np.add.reduce(step_hits))
+            progress.labelled += labelled
 
     def _run(self, run_steps, order):
         """Run the batches of a chunk that are left."""

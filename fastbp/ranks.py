@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +36,13 @@ def of(communicator: Any) -> Ranks | None:
     return Ranks(communicator) if communicator.size > 1 else None
 
 
-@contextmanager
-def agreed(ranks: Ranks | None) -> Iterator[None]:
+def agreed(ranks: Ranks | None) -> AbstractContextManager[None]:
     """What follows succeeds on all ranks, or raises on all: an error of one is told to the others."""
-    if ranks is None:
-        yield
-        return
+    return nullcontext() if ranks is None else _agreed(ranks)
+
+
+@contextmanager
+def _agreed(ranks):
     failure = None
     try:
         yield

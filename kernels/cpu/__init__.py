@@ -297,10 +297,10 @@ def squared_norm(places, buffer):
     return result.item()
 
 
+@np.errstate(all="ignore")
 def all_finite(places, buffer):
     """By the sum of the buffer, which is finite only where everything is; element by element where it is not."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(places, buffer)
+    return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(places, buffer)
 
 
 # --------------------------------------------------------------------------------------------- networks

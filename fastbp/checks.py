@@ -157,10 +157,12 @@ def readable(array: Array) -> bool:
     return flags.c_contiguous and flags.aligned
 
 
-@np.errstate(all="ignore")
 def converted(array: Array, dtype: DTypeLike) -> Array:
     """The array in this dtype and a layout that kernels read; not copied where it has them."""
-    array = np.ascontiguousarray(array, dtype)
+    if type(array) is np.ndarray and array.ndim and array.dtype == dtype and readable(array):
+        return array
+    with np.errstate(all="ignore"):
+        array = np.ascontiguousarray(array, dtype)
     return array if array.flags.aligned else array.copy()
 
 

@@ -282,7 +282,10 @@ class CompiledSteps:
         self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         self.on_device = not model.network.on_host
         if model.network.on_host:
-            self.direct = all(checks.readable(array) and kernels.gathers(array.dtype) for array in (self.X, self.y))
+            X, y = self.X, self.y
+            self.direct = (
+                checks.readable(X) and checks.readable(y) and kernels.gathers(X.dtype) and kernels.gathers(y.dtype)
+            )
         else:
             once = once and isinstance(self.X, np.ndarray)
             there = None if once else kernels.resident((self.X, self.y, self.weight), self.dtype)

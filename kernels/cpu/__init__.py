@@ -27,6 +27,7 @@ name = "cpu"
 _set_rows, _ROWS_AT = struct.Struct("=6q").pack_into, 8 * network.GATHER_X
 _set_steps, _STEPS_AT = struct.Struct("=14q").pack_into, 8 * network.COEFFICIENTS
 _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + _program.STATISTICS
+_STATES = network.STATE_1, network.STATE_2, network.STATE_3
 _PARAMETER_GRADIENTS = network.BASES + _program.PARAMETER_GRADIENTS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
 
@@ -331,12 +332,10 @@ def network_train_steps(
         workspace.prepare(threads)
     if step_squares is not None:
         workspace.sums_squares()
-    state_1, state_2, state_3, *_ = *state, None, None, None
     workspace.point(_PARAMETERS, parameters)
     workspace.point(_STATISTICS, statistics)
-    workspace.point(network.STATE_1, state_1)
-    workspace.point(network.STATE_2, state_2)
-    workspace.point(network.STATE_3, state_3)
+    for field, buffer in zip(_STATES, state, strict=False):  # as many as the workspace's optimizer has
+        workspace.point(field, buffer)
     gather_target = ldt = 0
     if not workspace.labels:
         gather_target, ldt = context.gather(target.dtype, workspace.dtype).address, target.shape[1]

@@ -20,7 +20,6 @@ def made(folder) -> dict:
         "steps": lambda: steps(found["steps"]),
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
-        "steps-xeon": lambda: steps(found["steps-xeon"]),
         "steps-bf16": lambda: steps_rounded(found["steps-bf16"]),
         "tables": lambda: real_tables(found["tables"]),
         "ranks": lambda: ranks(found["distributed"]),

@@ -38,8 +38,9 @@ def chosen() -> str:
 def rule() -> str:
     """The unit of this family of CPUs, as steps of `fit` were measured on it: tile registers where there are some.
 
-    On a Xeon of 2023 (Emerald Rapids) steps of S4 to S7 take 0.30 to 0.6 of the time of float32 with ``amx``, and 1.6
-    to 1.7 times as long with ``avx512-bf16``. Of AMD's processors, which have that one alone, none has been measured.
+    On a Xeon of 2023 (Emerald Rapids) ``amx`` takes 0.3 to 0.6 of the time of a step in float32 (S4 to S7), and
+    ``avx512-bf16`` 1.4 times as long as the unit of float32 does on rounded factors (S4 to S6). AMD's processors have
+    that one alone; none of them has been measured.
     """
     try:
         return usable(AMX)

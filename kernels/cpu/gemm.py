@@ -166,7 +166,7 @@ def add_product(m, n, k, a, b, origin, c, packing, finish):
                             copy_terms(zeros(panel, 1, NV), terms, source, b.ld, place, width, None)
                     if columns == width:
                         row = zeros(c.data, 1, NV)
-                        column_panel(row, rows, terms, left, apart, right, ask, before, target, None, True)
+                        column_panel(row, rows, terms, left, apart, right, ask, before, target, None)
                     elif columns > vector:
                         row, valid = zeros(c.data, 1, NV), InLast(columns)
                         column_panel(row, rows, terms, left, apart, right, None, before, target, valid)

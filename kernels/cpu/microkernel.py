@@ -66,22 +66,22 @@ def update(tile, k, a, b, origin, c, columns, turns=None):
 
 
 @inline
-def column_panel(row, m, k, a, apart, b, ask, origin, c, columns, whole=None):
+def column_panel(row, m, k, a, apart, b, ask, origin, c, columns):
     """``C = origin + A B`` for m rows of a column panel as wide as ``row``, a tile of one row.
 
-    From one MR rows of A to the next it is ``apart`` elements. Unless ``whole`` is None the panel is of the widest,
-    which most of the time goes to: its code may be long, and before each tile it asks for a part of ``ask``, which
-    comes while the tiles are made.
+    From one MR rows of A to the next it is ``apart`` elements. Unless ``ask`` is None the panel is of the widest, which
+    most of the time goes to: its code may be long, and before each tile it asks for a part of that block, which comes
+    while the tiles are made.
     """
     rows, splits = 0, SPLITS and apart == MR * a.ld  # a strip ends after MR rows
-    if whole is not None:
+    if ask is not None:
         asked, left = ask.data, ask.rows
         at_once = (left * MR + m - 1) // max(m, 1)
     while True:
         m -= rows
         a = Strided(a.data + (apart if rows == MR else rows * a.ld), a.ld, a.step)
         c = Matrix(c.data + rows * c.ld, c.ld)
-        if whole is not None:
+        if ask is not None:
             for _ in range(min(at_once, left)):
                 for j in range(0, ask.columns, NV * lanes(asked)):
                     prefetch_row(row, asked + j)
@@ -89,11 +89,11 @@ def column_panel(row, m, k, a, apart, b, ask, origin, c, columns, whole=None):
             left -= at_once
         if m >= MR and not (splits and 2 * MR_TAIL <= m < MR + MR_TAIL):
             rows = MR
-            update(tall(row, MR), k, a, b, origin, c, columns, whole)
+            update(tall(row, MR), k, a, b, origin, c, columns, ask)
         elif m >= MR_TAIL:
             rows = MR_TAIL
             update(tall(row, MR_TAIL), k, a, b, origin, c, columns)
-        elif m >= 2 and whole is not None:
+        elif m >= 2 and ask is not None:
             rows = 2
             update(tall(row, 2), k, a, b, origin, c, columns)
         elif m > 0:

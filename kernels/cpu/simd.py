@@ -484,12 +484,17 @@ def store(tc, tile, p, ld, columns):
     return types.void(tile, p, types.intp, columns), codegen
 
 
+def _ask(b, p, writes=0, locality=2):
+    """Emit a request for the line at ``p``: by L2, with locality 3 by L1."""
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), [p, I32(writes), I32(locality), I32(1)])
+
+
 @intrinsic
 def prefetch(tc, p):
     """Ask L2 for the line at ``p``; never faults."""
 
     def codegen(ctx, b, sig, args):
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), [args[0], I32(0), I32(2), I32(1)])
+        _ask(b, args[0])
         return ctx.get_dummy_value()
 
     return types.void(p), codegen
@@ -500,7 +505,7 @@ def prefetch_to_write(tc, p):
     """Ask L1 for the line at ``p``, which will be written; never faults."""
 
     def codegen(ctx, b, sig, args):
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), [args[0], I32(1), I32(3), I32(1)])
+        _ask(b, args[0], writes=1, locality=3)
         return ctx.get_dummy_value()
 
     return types.void(p), codegen
@@ -514,7 +519,7 @@ def prefetch_row(tc, tile, p):
         step = max(64 // blocking.VECTOR_BYTES, 1)
         for j in range(0, tile.vectors, step):
             line = _at(b, args[1], tile.dtype, None, ir.IntType(8), j * tile.lanes)
-            _call(b, "llvm.prefetch.p0", ir.VoidType(), [line, I32(0), I32(2), I32(1)])
+            _ask(b, line)
         return ctx.get_dummy_value()
 
     return types.void(tile, p), codegen

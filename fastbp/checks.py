@@ -196,11 +196,16 @@ def targets(argument: str, value: Any, rows: int, columns: int) -> Array:
     return array
 
 
+_UNSIGNED = {size: np.dtype(f"=u{size}") for size in (1, 2, 4, 8)}
+
+
 def are_labels(array: Array, classes: int) -> bool:
     """Whether all of these integers are labels ``0 … classes - 1``."""
+    if array.size == 0:
+        return True
     if array.dtype.kind == "i":  # as unsigned numbers negative labels are large: one pass finds both faults
-        array = array.view(array.dtype.str.replace("i", "u"))
-    return bool(np.maximum.reduce(array, initial=0) < classes)
+        array = array.view(_UNSIGNED[array.itemsize])
+    return bool(array.item(array.argmax()) < classes)
 
 
 def labels(argument: str, value: Any, rows: int, classes: int) -> Array:
@@ -274,11 +279,16 @@ def _index(place, block):
     return ", ".join(map(str, (place[0] + block.start, *place[1:])))
 
 
+def are_within(block: Array, least: float, largest: float) -> bool:
+    """Whether no number of an array is outside ``[least, largest]``; NaN is not."""
+    return not (block.min() < least or block.max() > largest)
+
+
 def within(argument: str, array: Array, least: float, largest: float) -> None:
     """Refuse numbers outside ``[least, largest]``; NaN passes."""
     for part in blocks(array):
         block = array[part]
-        if block.min() < least or block.max() > largest:
+        if not are_within(block, least, largest):
             bad = np.argwhere((block < least) | (block > largest))[0]
             index = _index(bad, part)
             raise ValueError(
@@ -292,15 +302,32 @@ def _largest(dtype, wanted):
     return dtype.type(min(np.finfo(wanted).max, np.finfo(dtype).max))
 
 
-def finite(argument: str, array: Array, dtype: DTypeLike) -> None:
-    """Refuse NaN, infinity and what becomes infinite in ``dtype``; the array is read a block at a time."""
+def are_finite(array: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether no number is NaN, infinite, or becomes infinite in ``dtype``; the array is read a block at a time."""
     if array.dtype.kind != "f" or array.size == 0:
+        return True
+    limit = _largest(array.dtype, dtype)
+    if array.nbytes <= BLOCK_BYTES:
+        return _up_to(limit, array)
+    return all(_up_to(limit, array[part]) for part in blocks(array))
+
+
+def _up_to(limit, block):
+    if block.flags.c_contiguous:  # places of extremes cost little beside the pass, unlike reductions
+        least, largest = block.item(block.argmin()), block.item(block.argmax())
+    else:
+        least, largest = np.minimum.reduce(block, axis=None), np.maximum.reduce(block, axis=None)
+    return bool(least >= -limit and largest <= limit)  # false for NaN, which is found as both
+
+
+def finite(argument: str, array: Array, dtype: DTypeLike) -> None:
+    """Refuse what is not `are_finite`."""
+    if are_finite(array, np.dtype(dtype)):
         return
     limit = _largest(array.dtype, np.dtype(dtype))
     for part in blocks(array):
         block = array[part]
-        least, largest = np.minimum.reduce(block, axis=None), np.maximum.reduce(block, axis=None)
-        if not (least >= -limit and largest <= limit):  # false for NaN
+        if not _up_to(limit, block):
             bad = np.argwhere(~(np.abs(block) <= limit))[0]
             index = _index(bad, part)
             value = block[tuple(bad)]

@@ -11,13 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import backend, chains, checks, files, summary, training, validation
 from .checks import Array
+from .kept import Kept
 from .kernels import layout
 from .kernels import program as programs
 from .kernels.walk import Walk
@@ -28,6 +29,8 @@ from .optimizers import OPTIMIZERS, Optimizer
 from .parameters import Parameter, Parameters
 from .steps import single_step
 
+T = TypeVar("T")
+
 # Predictions are made in blocks of about this many multiply-adds and bytes of rows: Ctrl-C is answered between blocks,
 # and a conversion takes no more memory than a block.
 BLOCK_OPERATIONS = 1 << 28
@@ -36,9 +39,18 @@ DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes on
 
 # What other modules use and users do not: `dir` leaves it out.
 _INTERNAL = frozenset(
-    {"backward_input", "checked_inputs", "exclusive", "forward_in_mode", "handed_out", "last_call", "network"}
+    {
+        "backward_input",
+        "checked_inputs",
+        "exclusive",
+        "exclusively",
+        "forward_in_mode",
+        "handed_out",
+        "last_call",
+        "network",
+    }
     | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
-    | {"described", "freeze", "last_loss", "layer_configs", "require_trainable"}
+    | {"described", "freeze", "kept_training", "last_loss", "layer_configs", "require_trainable"}
 )
 
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"
@@ -111,6 +123,7 @@ class Sequential(Called):
         self._inference_workspaces = []  # free ones: every concurrent predict takes one
         self._training_workspaces = {}  # (loss code, optimizer code) -> (capacity, loss parameter, workspace)
         self._step = None  # what the last train_step made ready
+        self.kept_training: Kept | None = None  # of the last fit
         self._walk = None  # of the last forward pass
         row_bytes = (self.in_features + self.out_features) * self.dtype.itemsize
         if self._parameters.on_host:
@@ -362,6 +375,18 @@ class Sequential(Called):
         """The `Parameters`."""
         return self._parameters
 
+    def exclusively(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call a function while the model is held as by `exclusive`, in half of the time; what it returns."""
+        taken = []
+        try:
+            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
+            if not taken[0]:
+                raise RuntimeError(_BUSY)
+            return call(*arguments)
+        finally:
+            if taken == [True]:
+                self._lock.release()
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the model for training; a second trainer is refused."""
@@ -398,19 +423,14 @@ class Sequential(Called):
         step = self._step
         if step is None or step.loss is not loss or step.optimizer is not optimizer:
             step = single_step(self, loss, optimizer)
-        taken = []
-        try:
-            taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after
-            if not taken[0]:
-                raise RuntimeError(_BUSY)
-            value = step(x, y)
-            if step is not self._step:  # only now: a step that is refused changes nothing
-                self.remember_loss(loss)
-                self._step = step
-            return value
-        finally:
-            if taken == [True]:
-                self._lock.release()
+        return self.exclusively(self._train_step, step, x, y)
+
+    def _train_step(self, step, x, y):
+        value = step(x, y)
+        if step is not self._step:  # only now: a step that is refused changes nothing
+            self.remember_loss(step.loss)
+            self._step = step
+        return value
 
     def step_keys(self, steps: int) -> Array:
         """Random bits of the next training steps, uint64 (steps,), for dropout."""

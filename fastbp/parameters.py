@@ -16,7 +16,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,8 @@ from . import backend, checks
 from .checks import Array
 from .kernels import program as programs
 from .kernels.walk import views_in
+
+T = TypeVar("T")
 
 LEAST_SQUARED = 2.0**-900  # of a norm: the squares of smaller numbers lose digits
 
@@ -39,15 +41,14 @@ class Changes:
         self._lock, self._next = threading.RLock(), threading.RLock()  # who waits holds the second, and comes next
         self._thread = None  # that changes; known before the lock is taken, so that a handler never waits for itself
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Hold off those who copy."""
+    def under_way(self, change: Callable[..., T], *arguments: Any) -> T:
+        """Call ``change``, and hold off those who copy; what it returns."""
         before = self._thread
         try:
             with self._next:
                 self._thread = threading.get_ident()
             with self._lock:
-                yield
+                return change(*arguments)
         finally:
             self._thread = before
 
@@ -304,8 +305,7 @@ class Parameters:
     def copied_values(self, to: Any = None) -> Any:
         """Values and statistics in buffers of their device, for `restore_values`; ``to`` are some there already."""
         to = to or tuple(self.backend.empty(buffer.size, self.dtype) for buffer in (self.values, self.statistics))
-        for buffer, copied in zip((self.values, self.statistics), to, strict=True):
-            self.backend.copy(buffer, copied)
+        self._copy((self.values, self.statistics), to)
         return to
 
     def named_views(self, copied: Any) -> dict[str, Any]:
@@ -317,10 +317,13 @@ class Parameters:
 
     def restore_values(self, copied: Any) -> None:
         """Make values and statistics those of a copy."""
-        with self.changes.under_way():
-            for buffer, kept in zip((self.values, self.statistics), copied, strict=True):
-                self.backend.copy(kept, buffer)
+        self.changes.under_way(self._copy, copied, (self.values, self.statistics))
         self.version += 1
+
+    def _copy(self, buffers, to):
+        for buffer, copied in zip(buffers, to, strict=True):
+            if buffer.size:
+                self.backend.copy(buffer, copied)
 
     def named_copy(self, copied: Any) -> dict[str, Array]:
         """Arrays of the host by name, as of `Sequential.state_dict`, from what `copied_values` returned."""

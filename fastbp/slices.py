@@ -34,6 +34,7 @@ class Interrupts:
         self.deferred = True  # until the body of the with statement runs, which then raises what came before
 
     def __enter__(self) -> Interrupts:
+        self.deferred = True
         main = threading.current_thread() is threading.main_thread()
         if main and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
             self.installed = True
@@ -109,21 +110,20 @@ class Slices:
         batch_size, steps = run_steps.batch_size, len(step_loss)
         if self.steps is None:
             row_operations = 6 * self.network.size
-            self.steps = min(int(SLICE_SECONDS * SLOW / (batch_size * row_operations)), FIRST_STEPS)
+            self.steps = max(1, min(int(SLICE_SECONDS * SLOW / (batch_size * row_operations)), FIRST_STEPS))
         while done < steps:
             most = run_steps.most if self.most is None else self.most
-            stop = min(done + max(1, min(self.steps, most)), steps)
+            stop = min(done + min(self.steps, most), steps)
             rows = order[done * batch_size : stop * batch_size]
             run_steps.meanwhile = meanwhile if stop == steps else None
             begin = time.perf_counter()
             self.interrupts.deferred = True
-            with self.network.changes.under_way():
-                finished = run_steps(rows, step_loss[done:stop], step_hits[done:stop])
+            finished = self.network.changes.under_way(run_steps, rows, step_loss[done:stop], step_hits[done:stop])
             self.interrupts.deferred = False
             seconds = time.perf_counter() - begin
             run_steps.meanwhile = None  # it holds on to the training, which holds on to these steps
             if finished:
-                self.steps = min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps)
+                self.steps = max(1, min(int(SLICE_SECONDS * finished / seconds), SLICE_GROWTH * self.steps))
             end = done + finished
             yield done, end, end < stop
             done = end + (end < stop)
@@ -143,8 +143,15 @@ class Snapshot:
 
     def __init__(self, network: Parameters, optimizer: Optimizer) -> None:
         self._network, self._optimizer = network, optimizer
-        self.before = optimizer.step_count
-        self.values = self.epoch = self._found = None
+        self._found = None  # the version of the weights that were found to be finite
+
+    def begin(self) -> None:
+        """A training begins: stored gradients are discarded, which gives the weights another version."""
+        found = self._found == self._network.version
+        self._network.discard_gradients()
+        self._found = self._network.version if found else None
+        self.before = self._optimizer.step_count
+        self.values = self.epoch = None
         self._looked: tuple[int, bool] | None = None  # version of the weights, and whether they were finite then
 
     def take(self, epoch: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -273,11 +272,10 @@ class CompiledSteps:
         before: CompiledSteps | None = None,
     ) -> None:
         kernels = model._kernels
-        self.kernels, self.step_keys = kernels, model.step_keys
-        self.workspace_for = partial(model.training_workspace, loss, loss.kernel(chunk.y), optimizer)
-        self.workspace = self.workspace_for(batch_size)
+        self.kernels, self.model, self.loss, self.loss_kernel = kernels, model, loss, loss.kernel(chunk.y)
         self.values, self.statistics = model.network.values, model.network.statistics
         self.optimizer, self.batch_size = optimizer, batch_size
+        self.workspace = self.workspace_for(batch_size)
         self.dtype, self.X, self.y, self.weight, self.first = model.dtype, chunk.X, chunk.y, chunk.weight, chunk.first
         self.labels, self.outputs, self.pieces = chunk.labels, model.out_features, None
         self.on_device = not model.network.on_host
@@ -300,10 +298,14 @@ class CompiledSteps:
             )
             self.together = max(1, STAGING_BYTES // (batch_size * row_bytes))
 
+    def workspace_for(self, batch_size: int) -> Any:
+        """A workspace for batches of up to so many rows."""
+        return self.model.training_workspace(self.loss, self.loss_kernel, self.optimizer, batch_size)
+
     def start(self, order: Array, steps: int, done: int = 0) -> None:
         """Prepare this many steps on the rows in this order, of which some are done."""
         self.batch = done
-        self.keys = self.step_keys(steps)
+        self.keys = self.model.step_keys(steps)
         if self.pieces is not None:
             self.pieces.start(order, self.together * self.batch_size)
 

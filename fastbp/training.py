@@ -20,6 +20,7 @@ from . import checks, data, shards
 from . import ranks as working
 from .data import Data, Shuffle
 from .distributed import Communicator
+from .kept import Kept, can_be_kept
 from .losses import LossFunction
 from .optimizers import Optimizer
 from .slices import Interrupts, Slices, Snapshot
@@ -29,6 +30,9 @@ from .validation import Validation
 if TYPE_CHECKING:
     from .model import Sequential
     from .ranks import Ranks
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class History(list[dict[str, Any]]):
@@ -164,6 +168,15 @@ def fit(
     Many steps run in one call of the kernels. A user's loss, an optimizer with ``clip_norm``, and ``accumulate`` above
     1 take single steps through stored gradients, with the same numbers.
     """
+    call = (
+        loss, optimizer, epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose, validation_split,
+        validation_data, sample_weight, callbacks, every, checkpoint, resume, communicator,
+    )  # fmt: skip
+    kept, model.kept_training = model.kept_training, None
+    if kept is not None and kept.serves(call, X, y):
+        history = kept.run(model, X, y)
+        model.kept_training = kept
+        return history
     ranks = working.of(communicator)
     with working.agreed(ranks):
         settings = Settings(epochs, batch_size, shuffle, drop_last, accumulate, on_nonfinite, verbose)
@@ -193,7 +206,10 @@ def fit(
         if checkpoint is not None or resume is not None:
             training.keep(checkpoint, every, resume)
     if not settings.verbose:
-        return training.run()
+        history = training.run()
+        if can_be_kept(training, X, y):
+            model.kept_training = Kept(training, call)
+        return history
     reporter = watching.reporter(settings.epochs)
     training.callbacks.insert(0, reporter)
     try:
@@ -285,6 +301,9 @@ class Training:
         self.interrupts = Interrupts() if ranks is None else ranks.interrupts
         self.each_batch = any(hasattr(callback, "on_batch_end") for callback in callbacks)
         self._ready = None, None  # the last chunk and what runs its steps
+        self._divided = 0, 0  # rows and batch size of the last chunk
+        self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
+        self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
         self.checkpoints = self.stored = None
         self.stateful: list[Any] = []  # callbacks whose state checkpoints keep
 
@@ -307,13 +326,15 @@ class Training:
 
     def run(self) -> History:
         """Train; returns the history."""
-        running = keeping.running(self.checkpoints) if self.checkpoints else contextlib.nullcontext()
         try:
-            with self.model.exclusive(), self.interrupts, running:
-                self.interrupts.raise_deferred()
-                return self._train()
+            return self.model.exclusively(self._run_interruptibly)
         finally:
             self.interrupts.restore()  # again: an exception of a signal's handler may have come as the statement ended
+
+    def _run_interruptibly(self):
+        with self.interrupts, keeping.running(self.checkpoints) if self.checkpoints else _NOTHING:
+            self.interrupts.raise_deferred()
+            return self._train()
 
     def _train(self):
         """From the first epoch, or from where a checkpoint has been written, to the last."""
@@ -323,11 +344,12 @@ class Training:
             self.ranks.begin_alike(model, optimizer)
             self.stored = keeping.shared(self.stored, self.ranks)
         model.remember_loss(self.loss)
-        model._parameters.discard_gradients()
+        if self.snapshot:
+            self.snapshot.begin()
+        else:
+            model._parameters.discard_gradients()
         model.history = history = History()
         watching.call(self.callbacks, "on_fit_begin", model, self.run_record)
-        self.slices = Slices(model._parameters, self.interrupts, 1 if self.each_batch else None)
-        self.snapshot = Snapshot(model._parameters, optimizer) if settings.on_nonfinite == "raise" else None
         self.progress, self.chunk_generator, self.ahead = Progress(), None, data.OrderAhead()
         if self.stored is not None:
             keeping.restore(self.stored, self)
@@ -372,7 +394,13 @@ class Training:
                 f"one; use another batch_size, or drop_last=True"
             )
 
-    def _steps_of(self, chunk):
+    @property
+    def plain(self) -> bool:
+        """Whether the arguments of the call say all of this training: nobody watches, and it is of one chunk."""
+        alone = self.ranks is self.validation is self.checkpoints is self.stored is None and not self.callbacks
+        return alone and isinstance(self.source, data.Chunk) and not callable(self.settings.shuffle)
+
+    def steps_of(self, chunk):
         """The object that runs the steps of a chunk."""
         if self._ready[0] is not chunk:
             arguments = self.model, self.loss, self.optimizer, chunk, self._batch_size(chunk)
@@ -420,7 +448,7 @@ class Training:
     def _chunk(self, chunk):
         """Train on what is left of a chunk, and add it to the sums of the epoch."""
         progress, generator = self.progress, self.model.generator.bit_generator
-        run_steps, batch_size = self._steps_of(chunk), self._batch_size(chunk)
+        run_steps, batch_size = self.steps_of(chunk), self._batch_size(chunk)
         now = None
         if progress.batch:  # gone on from a checkpoint: what the chunk began with is drawn again
             now, generator.state = generator.state, self.chunk_generator
@@ -433,12 +461,17 @@ class Training:
             return
         self._check_batches(len(order))
         steps = -(-len(order) // batch_size)
-        step_loss, step_hits = np.empty(steps), np.zeros(steps, np.int64)
+        if self._divided != (len(order), batch_size):  # else what these steps wrote is written anew
+            self._divided = len(order), batch_size
+            self.sizes = np.full(steps, float(batch_size))
+            self.sizes[-1] = len(order) - (steps - 1) * batch_size
+            step_loss, step_hits = np.empty(steps), np.zeros(steps, np.int64)
+            if now is not None:
+                step_loss[: progress.batch], step_hits[: progress.batch] = self.step_loss, self.step_hits
+            self.step_loss, self.step_hits = step_loss, step_hits
         run_steps.start(order, steps, progress.batch)
         if now is not None:
-            step_loss[: progress.batch], step_hits[: progress.batch] = self.step_loss, self.step_hits
             generator.state = now
-        self.step_loss, self.step_hits = step_loss, step_hits
         self._run(run_steps, order)
         self._add(chunk, order, batch_size)
 
@@ -447,8 +480,7 @@ class Training:
         """Add the losses and hits of a chunk to the sums of the epoch."""
         progress, step_loss, step_hits = self.progress, self.step_loss, self.step_hits
         steps = len(step_loss)
-        sizes = np.full(steps, float(batch_size))
-        sizes[-1] = len(order) - (steps - 1) * batch_size
+        sizes = self.sizes
         shares = sizes if chunk.weight is None else chunk.step_weights(order, batch_size)
         if chunk.labels and chunk.weight is not None:  # rows that a loss ignores have weight 0
             sizes = chunk.step_labels(order, batch_size)

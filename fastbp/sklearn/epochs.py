@@ -204,8 +204,7 @@ class Epochs:
             self.order = self.order[self.random.permutation(self.count)]
         step_loss, step_hits = np.empty(self.batches), np.zeros(self.batches, np.int64)
         if self.slices is None:
-            with self.model.network.changes.under_way():
-                self.steps(self.order, step_loss, step_hits)
+            self.model.network.changes.under_way(self.steps, self.order, step_loss, step_hits)
         else:
             self._in_slices(epoch, step_loss, step_hits)
         self._keep(epoch, float(step_loss.dot(self.sizes)) / self.count)

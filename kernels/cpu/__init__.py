@@ -30,14 +30,12 @@ _PARAMETERS, _STATISTICS = network.BASES + _program.PARAMETERS, network.BASES + 
 _STATES = network.STATE_1, network.STATE_2, network.STATE_3
 _PARAMETER_GRADIENTS = network.BASES + _program.PARAMETER_GRADIENTS
 _DATA = object.__basicsize__  # where an array of NumPy keeps its address: after the header, by its C API
+_word_at = ctypes.c_size_t.from_address
 
 
 def _address(array) -> int:
-    """The address of an array's first element; the buffer protocol takes a quarter of the time of ``.ctypes``."""
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
-    except (TypeError, ValueError):  # read-only, strided or empty
-        return array.ctypes.data
+    """The address of an array's first element, in a tenth of the time of ``.ctypes``."""
+    return _word_at(id(array) + _DATA).value
 
 
 # --------------------------------------------------------------------------------------- single layers
@@ -287,6 +285,7 @@ def update_statistics(mean, variance, momentum, running_mean, running_var):
 
 # ---------------------------------------------------------------------------------------- whole buffers
 # A pass of NumPy over memory is as fast as any.
+SMALL = 1 << 14  # elements that two passes find in the first cache, or the second
 scale, copy, clear = reference.scale, reference.copy, reference.clear
 
 
@@ -298,10 +297,21 @@ def squared_norm(places, buffer):
     return result.item()
 
 
-@np.errstate(all="ignore")
 def all_finite(places, buffer):
-    """By the sum of the buffer, which is finite only where everything is; element by element where it is not."""
-    return math.isfinite(np.add.reduce(buffer)) or reference.all_finite(places, buffer)
+    """By the sum of the buffer, which is finite only where everything is; element by element where it is not.
+
+    Of a small buffer by its extremes, two passes that begin sooner than a sum.
+    """
+    if buffer.size <= SMALL:
+        finite = math.isfinite(buffer.item(buffer.argmin())) and math.isfinite(buffer.item(buffer.argmax()))
+    else:
+        finite = _has_finite_sum(buffer)
+    return finite or reference.all_finite(places, buffer)
+
+
+@np.errstate(all="ignore")
+def _has_finite_sum(buffer):
+    return math.isfinite(np.add.reduce(buffer))
 
 
 # --------------------------------------------------------------------------------------------- networks

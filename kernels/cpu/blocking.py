@@ -122,6 +122,16 @@ def product_sizes(l2) -> np.ndarray:
 
 
 SIZES = product_sizes(l2_bytes())
+# Parameters of a network whose batches go through it in groups of rows: their gradients are read and written for each.
+GROUPED_BYTES = 64 * 1024
+
+
+def group_rows(row_bytes, l2=None) -> int:
+    """Rows that go forward and back before the gradients of weights read what they left, a quarter of L2 at most.
+
+    In whole blocks of ROWS, so that a group does not end within one.
+    """
+    return max((l2 or l2_bytes()) // 4 // (row_bytes * ROWS), 1) * ROWS
 
 
 def packed_bytes(sizes) -> int:

@@ -125,6 +125,13 @@ def column_sum(dtype) -> Kernel:
 
 
 @cache
+def column_chains(dtype) -> Kernel:
+    """`elementwise.column_chains`."""
+    p = _real(dtype)
+    return _compiled(elementwise.column_chains, INT, INT, p, INT, INT, p, INT)
+
+
+@cache
 def transpose(dtype) -> Kernel:
     """`elementwise.transpose_rows`."""
     p = _real(dtype)

@@ -110,6 +110,21 @@ def column_sum(rows, columns, z, ldz, beta, out):
             column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, columns - j)
 
 
+def column_chains(rows, columns, z, ldz, beta, chains, ld):
+    """``chains = beta * chains +`` the sums of every CHAINS-th row of z, whose rows are a multiple of CHAINS.
+
+    `column_sum` of the chains is then that of all rows, to the bit.
+    """
+    width = lanes(z)
+    for j in range(0, columns, width):
+        total, tail = tall(zeros(z, 1, 1), CHAINS), columns - j
+        if beta:
+            total = load(total, chains + j, ld, tail)
+        for i in range(0, rows, CHAINS):
+            total += load(total, z + (i * ldz + j), ldz, tail)
+        store(total, chains + j, ld, tail)
+
+
 def transpose_rows(rows, columns, x, ldx, out, ldo):
     """``out = x.T``, ``rows x columns`` elements of it, by squares in registers."""
     side = lanes(out)

@@ -7,7 +7,9 @@ addresses of the kernels to call.
 
 A phase is a parallel region with a barrier after it. In one of rows a thread takes rows of the batch, a block at a
 time, through all its instructions; in one of columns it takes blocks of columns; in that of weights it takes blocks of
-weights through gradient and update, the gradient in a small scratch block that never leaves the cache. Of a shared step
+weights through gradient and update, the gradient in a small scratch block that never leaves the cache. A batch of many
+rows of a narrow network goes through its phases in groups, so that what a row leaves is in a cache when the gradients
+of weights read it: these grow from group to group, each element in one chain, and the last updates. Of a shared step
 the gradients are stored, packed, and the blocks are updated in a call of its own. Every sum runs in an order given by
 the shapes, so the number of threads changes no bit.
 """
@@ -17,9 +19,10 @@ import numpy as np
 from .. import layout, program
 from ..jit import inline
 from . import blocking, factors, formats
+from .elementwise import CHAINS as CHAIN_COUNT
 from .elementwise import splitmix64
 from .linear import is_narrow, linear_backward_input, linear_backward_params, linear_forward
-from .operands import Matrix, Operand, Products, Rows
+from .operands import Group, Matrix, Operand, Products, Rows
 from .simd import CONTROL, as_floats, atomic_add, atomic_load, call, exchange_control, pointer, prefetch
 
 # Fields of the record. Addresses are in bytes, leading dimensions in elements. Of an array that the caller gives, a
@@ -39,6 +42,9 @@ from .simd import CONTROL, as_floats, atomic_add, atomic_load, call, exchange_co
     STORE_FACTOR, STORE_PAIRS, WEIGHTS, WEIGHT_COUNT, LOW_PART, FACTOR_BYTES,
     # training only
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
+    # of a batch that goes through the network in groups of rows: the rows of a group for each thread, 0 where it goes
+    # as a whole; a kernel, and where the chains of column sums lie until the last group
+    GROUP_ROWS, COLUMN_CHAINS, CHAINS,
     BLOCK_SQUARES, SQUARES,  # where squares are summed: a kernel, and a float64 for every block of the phase of weights
     # what changes from call to call: the rows given, and where a prediction goes
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
@@ -54,7 +60,7 @@ from .simd import CONTROL, as_floats, atomic_add, atomic_load, call, exchange_co
     # the addresses of the buffers of program.BUFFERS and of stored weights, then 0, where an operand lies that is not
     # there
     BASES,
-) = range(69)  # fmt: skip
+) = range(72)  # fmt: skip
 BUFFERS = len(program.BUFFERS) + 2
 FIELDS = BASES + BUFFERS  # the number of fields
 
@@ -76,6 +82,7 @@ INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.
 WEIGHT_FACTORS = factors.WEIGHT_FACTORS
 WEIGHT = formats.WEIGHT  # columns of WEIGHTS
 PARAMETER_AT = 5  # columns of PARAMETERS_AT
+WHOLE = Group(1, 1)  # the rows of the batch, all together
 STORED_ROWS = 64  # of a weight that a thread takes at once
 
 FRAME_BYTES, OPERAND_BYTES = 8 * BUFFERS, 16 * program.SLOTS
@@ -259,8 +266,8 @@ def columns_phase(record, frame, begin, end, rows, thread, threads):
 
 
 @inline
-def gather(record, start, first, rows, scale):
-    """Rows ``first ...`` of the batch that begins at ``start``: inputs, targets and their weights."""
+def gather(record, frame, start, first, rows, scale):
+    """Rows ``first ...`` of the batch, or group, that begins at ``start``: inputs, targets and their weights."""
     index_address = given(record, ROWS) + 8 * (start + first)
     index = pointer(index_address, np.int64)
     ldx = record[LD_INPUT]
@@ -276,7 +283,7 @@ def gather(record, start, first, rows, scale):
         ldt = record[LD_TARGET_BATCH]
         y = record[BASES + program.TARGET] + record[ITEMSIZE] * first * ldt
         call(record[GATHER_TARGET], (rows, record[CLASSES], index_address, given(record, TARGET), record[LDT], y, ldt))
-    weight = pointer(record[BASES + program.ROW_WEIGHT], np.float64) + first
+    weight = pointer(frame[program.ROW_WEIGHT], np.float64) + first
     if record[ROW_WEIGHT]:
         row_weight = pointer(given(record, ROW_WEIGHT), np.float64)
         for i in range(rows):
@@ -382,7 +389,7 @@ def block_sizes(record, n, fan_in, fan_out, ld):
 
 
 @inline
-def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel):
+def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, beta, gradient, sums, panel):
     """The gradient of a block of a weight, from row ``i`` and column ``j`` on, and of its biases where wanted."""
     left, right = record[FACTOR_BYTES] * i, record[FACTOR_BYTES] * j
     x, grad_z = from_column(frame, instruction, 0, left, rows), from_column(frame, instruction, 1, right, columns)
@@ -393,7 +400,7 @@ def block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose
         exact = from_column(frame, instruction, 6, record[ITEMSIZE] * j, columns)  # not rounded
         summed = Matrix(exact.data, exact.ld)
     linear_backward_params(
-        products_of(record, transpose), n, x, grad_z, 0, gradient, sums, panel, x_low, grad_low, summed
+        products_of(record, transpose), n, x, grad_z, beta, gradient, sums, panel, x_low, grad_low, summed
     )  # fmt: skip
 
 
@@ -409,7 +416,22 @@ def update_block(record, coefficients, at_weight, rows, columns, ld, gradient, t
 
 
 @inline
-def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients):
+def add_to_chains(record, frame, instruction, n, j, columns, chains, group, sums):
+    """Column sums of a group of rows: chains of sums grow, and with the last group they are added to ``sums``.
+
+    Rows beyond a multiple of CHAIN_COUNT, which only the last group has, lie behind the chains then.
+    """
+    z = from_column(frame, instruction, 1, record[ITEMSIZE] * j, columns)
+    tail, ld = n % CHAIN_COUNT, round_up(instruction[OPERANDS + OPERAND + COLUMNS], record[LANES])
+    call(record[COLUMN_CHAINS], (n - tail, columns, z.data, z.ld, 1 - group.begins, chains, ld))
+    if group.ends:
+        beyond, behind = z.data + record[ITEMSIZE] * (n - tail) * z.ld, chains + record[ITEMSIZE] * CHAIN_COUNT * ld
+        call(record[COPY], (tail, columns, beyond, z.ld, behind, ld, 0.0))
+        call(record[COLUMN_SUM], (CHAIN_COUNT + tail, columns, chains, ld, 0, sums))
+
+
+@inline
+def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients, group):
     """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block.
 
     Without ``coefficients`` nothing is updated: gradients go where the instruction says.
@@ -419,6 +441,7 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
     fan_in, fan_out, ld = instruction[OPERANDS + COLUMNS], instruction[OPERANDS + OPERAND + COLUMNS], weight[LD]
     height, width, ld_scratch = block_sizes(record, n, fan_in, fan_out, ld)
     gradient = Matrix(scratch + item * blocking.GRADIENT_COLUMNS, ld_scratch)  # that of the bias comes before it
+    grows = not (group.begins and group.ends)
     for j in range(0, fan_out, width):
         for i in range(0, fan_in, height):
             if task % record[THREADS] == thread:
@@ -426,14 +449,23 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 at_weight = weight[OFFSET] + item * (i * ld + j)
                 if i == 0 and bias[COLUMNS]:
                     sums = scratch
-                if coefficients is None:
+                if grows or coefficients is None:
                     gradient = Matrix(frame[program.PARAMETER_GRADIENTS] + at_weight, ld)
+                if coefficients is None and sums:
+                    sums = at(frame, bias, 0) + item * j
+                added = sums
+                if grows:
+                    added = 0
                     if sums:
-                        sums = at(frame, bias, 0) + item * j
-                if is_narrow(rows, fan_out, record[LANES], item):
+                        chains = record[CHAINS] + 2 * CHAIN_COUNT * bias[OFFSET] + item * j
+                        add_to_chains(record, frame, instruction, n, j, columns, chains, group, sums)
+                elif is_narrow(rows, fan_out, record[LANES], item):
                     transpose = record[TRANSPOSE]
-                block_gradient(record, frame, instruction, n, i, j, rows, columns, transpose, gradient, sums, panel)
-                if coefficients is not None:
+                block_gradient(
+                    record, frame, instruction, n, i, j, rows, columns, transpose, 1 - group.begins, gradient, added,
+                    panel,
+                )  # fmt: skip
+                if coefficients is not None and group.ends:
                     update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task)
                     if sums:
                         update_vector(record, coefficients, bias[OFFSET] + item * j, columns, sums)
@@ -442,17 +474,18 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
 
 
 @inline
-def weights_phase(record, frame, begin, end, n, thread, panel, coefficients):
+def weights_phase(record, frame, begin, end, n, thread, panel, coefficients, group):
     """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have.
 
-    Without ``coefficients`` nothing is updated: gradients go where the instructions say.
+    Without ``coefficients`` nothing is updated: gradients go where the instructions say. The n rows are a ``group`` of
+    the batch, and linear layers all there is, or the whole of it.
     """
     item, task = record[ITEMSIZE], 0
     scratch = panel + record[PACKED_BYTES]
     for i in range(begin, end):
         instruction = pointer(record[INSTRUCTIONS], np.int64) + i * WIDTH
         if instruction[OPERATION] == LINEAR_BACKWARD_PARAMS:
-            task = linear_weights(record, frame, instruction, n, task, thread, panel, coefficients)
+            task = linear_weights(record, frame, instruction, n, task, thread, panel, coefficients, group)
             continue
         features = instruction[OPERANDS + COLUMNS]
         for column in range(0, features, COLUMN_BLOCK):
@@ -512,27 +545,36 @@ def train_steps(record, thread):
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
-        begin, stop = share(n, thread, record[THREADS], record[ROW_UNIT])
-        key, scale = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n)
-        for p in range(record[PHASE_COUNT]):
-            phase = phases + p * PHASE
-            if phase[0] == program.ROWS_PHASE:
-                for first in range(begin, stop, record[ROW_BLOCK]):
-                    rows = min(record[ROW_BLOCK], stop - first)
-                    if p == 0:
-                        gather(record, start, first, rows, scale)
-                    index = given(record, ROWS) + record[NUMBERS] + 8 * (start + first)
-                    rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
-            elif phase[0] == program.COLUMNS_PHASE:
-                columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
-            else:
-                finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
-                if not finite:
-                    break
-                coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
-                blocks = weights_phase(record, frame, phase[1], phase[2], n, thread, panel, coefficients)
-            passed += 1
-            barrier(record, passed)
+        key, scale, size = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n), n
+        if record[GROUP_ROWS]:
+            size = min(n, record[GROUP_ROWS] * record[THREADS])
+        for begins in range(0, n, size):
+            taken, place = min(size, n - begins), start + begins
+            group = Group(int(begins == 0), int(begins + taken == n))
+            begin, stop = share(taken, thread, record[THREADS], record[ROW_UNIT])
+            frame[program.ROW_WEIGHT] = record[BASES + program.ROW_WEIGHT] + 8 * begins
+            frame[program.ROW_LOSS] = record[BASES + program.ROW_LOSS] + record[ITEMSIZE] * begins
+            frame[program.ROW_HIT] = record[BASES + program.ROW_HIT] + 8 * begins
+            for p in range(record[PHASE_COUNT]):
+                phase = phases + p * PHASE
+                if phase[0] == program.ROWS_PHASE:
+                    for first in range(begin, stop, record[ROW_BLOCK]):
+                        rows = min(record[ROW_BLOCK], stop - first)
+                        if p == 0:
+                            gather(record, frame, place, first, rows, scale)
+                        index = given(record, ROWS) + record[NUMBERS] + 8 * (place + first)
+                        rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
+                elif phase[0] == program.COLUMNS_PHASE:
+                    columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
+                else:
+                    if group.ends:
+                        finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
+                    if not finite:
+                        break
+                    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
+                    blocks = weights_phase(record, frame, phase[1], phase[2], taken, thread, panel, coefficients, group)
+                passed += 1
+                barrier(record, passed)
         if not finite:
             break
         if thread == 0 and record[STEP_SQUARES]:
@@ -558,13 +600,13 @@ def gradients(record, thread):
             for first in range(begin, stop, record[ROW_BLOCK]):
                 rows = min(record[ROW_BLOCK], stop - first)
                 if p == 0:
-                    gather(record, 0, first, rows, scale)
+                    gather(record, frame, 0, first, rows, scale)
                 index = given(record, ROWS) + record[NUMBERS] + 8 * first
                 rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
         elif phase[0] == program.COLUMNS_PHASE:
             columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
         elif finite_loss(record, 0, n, thread, panel + record[PACKED_BYTES]):
-            weights_phase(record, frame, phase[1], record[FIRST_STATISTIC], n, thread, panel, None)
+            weights_phase(record, frame, phase[1], record[FIRST_STATISTIC], n, thread, panel, None, WHOLE)
         passed += 1
         barrier(record, passed)
     exchange_control(control)

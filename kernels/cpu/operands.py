@@ -97,6 +97,13 @@ class Products(NamedTuple):
     sizes: int  # the address of those of `blocking.sizes_for`
 
 
+class Group(NamedTuple):
+    """Whether a group of rows of a batch is the first one, and whether it is the last: 1 or 0."""
+
+    begins: int
+    ends: int
+
+
 class Rows(NamedTuple):
     """What a loss has of every row: weight, value, and whether the label was guessed."""
 

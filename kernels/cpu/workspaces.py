@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import layout
 from .. import program as programs
-from . import blocking, context, factors, formats, linear, network, team
+from . import blocking, context, elementwise, factors, formats, linear, network, team
 
 
 def transpose_address(dtype, wanted):
@@ -251,6 +251,7 @@ class TrainingWorkspace(_Workspace):
             TARGET_IS_LABEL=self.labels,
             LD_TARGET_BATCH=ldt,
         )
+        self._group(batch_size, ld + ldt)
         self.place(
             INPUT=self.buffer(batch_size * ld),
             ACTIVATIONS=self.buffer(self.capacity * self.plan.activations),
@@ -261,6 +262,26 @@ class TrainingWorkspace(_Workspace):
             ROW_LOSS=self.buffer(batch_size),
             ROW_HIT=self.buffer(batch_size, np.int64),
         )
+
+    def _group(self, batch_size, given):
+        """Let a batch go through the network in groups of rows, where it leaves more than the second cache holds.
+
+        ``given`` are the numbers of a row of the batch, padding included. Where rows meet in other instructions than
+        those of linear layers, or factors are stored, it goes as a whole.
+        """
+        item, plan, program = self.dtype.itemsize, self.plan, self.program
+        rows = blocking.group_rows(item * (given + plan.activations + plan.gradients))
+        _, (_, begin, end), *others = plan.phases
+        linear_alone = {one.operation for one in plan.instructions[begin:end]} == {"linear_backward_params"}
+        small = program.size * item <= blocking.GROUPED_BYTES and program.precision == "ieee"
+        if batch_size > rows and not others and linear_alone and small:
+            chains = 2 * elementwise.CHAINS * program.size
+            self.set(
+                GROUP_ROWS=rows,
+                COLUMN_CHAINS=context.column_chains(self.dtype).address,
+                CHAINS=self.buffer(chains),
+            )
+            self.place(PARAMETER_GRADIENTS=self.buffer(program.size))
 
     @functools.cached_property
     def walk(self):

@@ -475,6 +475,8 @@ def warmup(dtype, activations, losses, optimizers):
     context.operate()
     context.walk("forward")
     context.walk("train_steps")
+    context.walk("train_steps_in_groups")
+    context.group_column_sum(dtype)
 
 
 def config():

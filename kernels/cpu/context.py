@@ -125,10 +125,10 @@ def column_sum(dtype) -> Kernel:
 
 
 @cache
-def column_chains(dtype) -> Kernel:
-    """`elementwise.column_chains`."""
+def group_column_sum(dtype) -> Kernel:
+    """`elementwise.group_column_sum`."""
     p = _real(dtype)
-    return _compiled(elementwise.column_chains, INT, INT, p, INT, INT, p, INT)
+    return _compiled(elementwise.group_column_sum, INT, INT, p, INT, INT, INT, p, INT, p)
 
 
 @cache
@@ -229,5 +229,5 @@ def operate() -> Kernel:
 
 @cache
 def walk(name):
-    """`network.forward` or `network.train_steps` as a callable of (record address, thread)."""
+    """`network.forward` or another walk of `network`, as a callable of (record address, thread)."""
     return c_function(_compiled(getattr(network, name), INTS, INT), INTS, INT)

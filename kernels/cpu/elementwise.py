@@ -110,19 +110,26 @@ def column_sum(rows, columns, z, ldz, beta, out):
             column_panel_sum(zeros(z, 1, 2), rows, z + j, ldz, beta, out + j, columns - j)
 
 
-def column_chains(rows, columns, z, ldz, beta, chains, ld):
-    """``chains = beta * chains +`` the sums of every CHAINS-th row of z, whose rows are a multiple of CHAINS.
+def group_column_sum(rows, columns, z, ldz, begins, ends, chains, ld, out):
+    """`column_sum` of rows that come in groups, to the bit: its chains grow in memory, and the last group adds them up.
 
-    `column_sum` of the chains is then that of all rows, to the bit.
+    The first group ``begins`` them; ``rows`` of all but the one that ``ends`` are a multiple of CHAINS.
     """
     width = lanes(z)
     for j in range(0, columns, width):
-        total, tail = tall(zeros(z, 1, 1), CHAINS), columns - j
-        if beta:
+        total, rest, tail = tall(zeros(z, 1, 1), CHAINS), zeros(z, 1, 1), columns - j
+        if not begins:
             total = load(total, chains + j, ld, tail)
-        for i in range(0, rows, CHAINS):
+        whole = rows - rows % CHAINS
+        for i in range(0, whole, CHAINS):
             total += load(total, z + (i * ldz + j), ldz, tail)
-        store(total, chains + j, ld, tail)
+        if not ends:
+            store(total, chains + j, ld, tail)
+        else:
+            for i in range(whole, rows):
+                rest += load_row(rest, z + (i * ldz + j), tail)
+            rest += sum_rows(total)
+            store(rest, out + j, 0, tail)
 
 
 def transpose_rows(rows, columns, x, ldx, out, ldo):

@@ -1,9 +1,9 @@
 """The walk: compiled code that goes through the instructions of a program, forward and back.
 
-`forward`, `train_steps` and the two halves of a shared step, `gradients` and `apply_gradients`, take one argument, the
-address of a record (an ``int64`` array whose fields are named below), and the number of the calling thread. They are
-the same machine code for every architecture, dtype, loss and optimizer: the record and the instructions hold the
-addresses of the kernels to call.
+`forward`, `train_steps`, `train_steps_in_groups` and the two halves of a shared step, `gradients` and
+`apply_gradients`, take one argument, the address of a record (an ``int64`` array whose fields are named below), and the
+number of the calling thread. They are the same machine code for every architecture, dtype, loss and optimizer: the
+record and the instructions hold the addresses of the kernels to call.
 
 A phase is a parallel region with a barrier after it. In one of rows a thread takes rows of the batch, a block at a
 time, through all its instructions; in one of columns it takes blocks of columns; in that of weights it takes blocks of
@@ -44,7 +44,7 @@ from .simd import CONTROL, as_floats, atomic_add, atomic_load, call, exchange_co
     STATE_1, STATE_2, STATE_3, TARGET_IS_LABEL, LD_TARGET_BATCH, BARRIER, YIELD,
     # of a batch that goes through the network in groups of rows: the rows of a group for each thread, 0 where it goes
     # as a whole; a kernel, and where the chains of column sums lie until the last group
-    GROUP_ROWS, COLUMN_CHAINS, CHAINS,
+    GROUP_ROWS, GROUP_COLUMN_SUM, CHAINS,
     BLOCK_SQUARES, SQUARES,  # where squares are summed: a kernel, and a float64 for every block of the phase of weights
     # what changes from call to call: the rows given, and where a prediction goes
     GATHER_X, X, LDX, X_ITEMSIZE, COUNT, OUT,
@@ -82,7 +82,6 @@ INPUT, OUTPUT, ACTIVATIONS, REDUCTIONS = program.INPUT, program.OUTPUT, program.
 WEIGHT_FACTORS = factors.WEIGHT_FACTORS
 WEIGHT = formats.WEIGHT  # columns of WEIGHTS
 PARAMETER_AT = 5  # columns of PARAMETERS_AT
-WHOLE = Group(1, 1)  # the rows of the batch, all together
 STORED_ROWS = 64  # of a weight that a thread takes at once
 
 FRAME_BYTES, OPERAND_BYTES = 8 * BUFFERS, 16 * program.SLOTS
@@ -252,6 +251,17 @@ def rows_phase(record, frame, begin, end, first, rows, panel, index, key):
 
 
 @inline
+def pass_rows(record, frame, phase, begin, stop, start, gathers, scale, panel, key):
+    """Rows ``[begin, stop)`` of the batch, or group, that begins at ``start`` through a phase, a block at a time."""
+    for first in range(begin, stop, record[ROW_BLOCK]):
+        rows = min(record[ROW_BLOCK], stop - first)
+        if gathers:
+            gather(record, frame, start, first, rows, scale)
+        index = given(record, ROWS) + record[NUMBERS] + 8 * (start + first)
+        rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
+
+
+@inline
 def columns_phase(record, frame, begin, end, rows, thread, threads):
     """Instructions ``[begin, end)`` on all rows, this thread's blocks of columns."""
     task = 0
@@ -416,32 +426,29 @@ def update_block(record, coefficients, at_weight, rows, columns, ld, gradient, t
 
 
 @inline
-def add_to_chains(record, frame, instruction, n, j, columns, chains, group, sums):
-    """Column sums of a group of rows: chains of sums grow, and with the last group they are added to ``sums``.
-
-    Rows beyond a multiple of CHAIN_COUNT, which only the last group has, lie behind the chains then.
-    """
-    z = from_column(frame, instruction, 1, record[ITEMSIZE] * j, columns)
-    tail, ld = n % CHAIN_COUNT, round_up(instruction[OPERANDS + OPERAND + COLUMNS], record[LANES])
-    call(record[COLUMN_CHAINS], (n - tail, columns, z.data, z.ld, 1 - group.begins, chains, ld))
-    if group.ends:
-        beyond, behind = z.data + record[ITEMSIZE] * (n - tail) * z.ld, chains + record[ITEMSIZE] * CHAIN_COUNT * ld
-        call(record[COPY], (tail, columns, beyond, z.ld, behind, ld, 0.0))
-        call(record[COLUMN_SUM], (CHAIN_COUNT + tail, columns, chains, ld, 0, sums))
+def add_columns(record, frame, instruction, n, j, columns, group, sums):
+    """Sums of columns of a linear layer, from column ``j`` on, over the rows of a group; the last writes ``sums``."""
+    z, bias = from_column(frame, instruction, 1, record[ITEMSIZE] * j, columns), instruction + OPERANDS + 3 * OPERAND
+    ld = round_up(instruction[OPERANDS + OPERAND + COLUMNS], record[LANES])
+    chains = record[CHAINS] + CHAIN_COUNT * bias[OFFSET] + record[ITEMSIZE] * j, ld
+    call(record[GROUP_COLUMN_SUM], (n, columns, z.data, z.ld, group.begins, group.ends, chains, sums))
 
 
 @inline
 def linear_weights(record, frame, instruction, n, task, thread, panel, coefficients, group):
     """This thread's blocks of a linear layer, the biases with the first; returns the number of the next block.
 
-    Without ``coefficients`` nothing is updated: gradients go where the instruction says.
+    Without ``coefficients`` nothing is updated: gradients go where the instruction says. They grow there with each
+    ``group`` of rows of a batch, unless that is None and the batch a whole.
     """
     item, scratch = record[ITEMSIZE], panel + record[PACKED_BYTES]
     weight, bias = instruction + OPERANDS + 2 * OPERAND, instruction + OPERANDS + 3 * OPERAND
     fan_in, fan_out, ld = instruction[OPERANDS + COLUMNS], instruction[OPERANDS + OPERAND + COLUMNS], weight[LD]
     height, width, ld_scratch = block_sizes(record, n, fan_in, fan_out, ld)
     gradient = Matrix(scratch + item * blocking.GRADIENT_COLUMNS, ld_scratch)  # that of the bias comes before it
-    grows = not (group.begins and group.ends)
+    beta, ends = 0, True
+    if group is not None:
+        beta, ends = 1 - group.begins, group.ends
     for j in range(0, fan_out, width):
         for i in range(0, fan_in, height):
             if task % record[THREADS] == thread:
@@ -449,23 +456,22 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 at_weight = weight[OFFSET] + item * (i * ld + j)
                 if i == 0 and bias[COLUMNS]:
                     sums = scratch
-                if grows or coefficients is None:
+                if coefficients is None or group is not None:
                     gradient = Matrix(frame[program.PARAMETER_GRADIENTS] + at_weight, ld)
-                if coefficients is None and sums:
-                    sums = at(frame, bias, 0) + item * j
                 added = sums
-                if grows:
+                if group is not None:
                     added = 0
                     if sums:
-                        chains = record[CHAINS] + 2 * CHAIN_COUNT * bias[OFFSET] + item * j
-                        add_to_chains(record, frame, instruction, n, j, columns, chains, group, sums)
-                elif is_narrow(rows, fan_out, record[LANES], item):
-                    transpose = record[TRANSPOSE]
+                        add_columns(record, frame, instruction, n, j, columns, group, sums)
+                else:
+                    if coefficients is None and sums:
+                        added = at(frame, bias, 0) + item * j
+                    if is_narrow(rows, fan_out, record[LANES], item):
+                        transpose = record[TRANSPOSE]
                 block_gradient(
-                    record, frame, instruction, n, i, j, rows, columns, transpose, 1 - group.begins, gradient, added,
-                    panel,
+                    record, frame, instruction, n, i, j, rows, columns, transpose, beta, gradient, added, panel
                 )  # fmt: skip
-                if coefficients is not None and group.ends:
+                if coefficients is not None and ends:
                     update_block(record, coefficients, at_weight, rows, columns, ld, gradient, task)
                     if sums:
                         update_vector(record, coefficients, bias[OFFSET] + item * j, columns, sums)
@@ -477,8 +483,8 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
 def weights_phase(record, frame, begin, end, n, thread, panel, coefficients, group):
     """This thread's blocks of parameters, gradient and update, and of running statistics; how many all have.
 
-    Without ``coefficients`` nothing is updated: gradients go where the instructions say. The n rows are a ``group`` of
-    the batch, and linear layers all there is, or the whole of it.
+    Without ``coefficients`` nothing is updated: gradients go where the instructions say. ``group`` is as of
+    `linear_weights`; linear layers are all there is where it is not None.
     """
     item, task = record[ITEMSIZE], 0
     scratch = panel + record[PACKED_BYTES]
@@ -545,36 +551,62 @@ def train_steps(record, thread):
     for step in range(steps):
         start = step * batch
         n = min(batch, count - start)
-        key, scale, size = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n), n
-        if record[GROUP_ROWS]:
-            size = min(n, record[GROUP_ROWS] * record[THREADS])
-        for begins in range(0, n, size):
-            taken, place = min(size, n - begins), start + begins
-            group = Group(int(begins == 0), int(begins + taken == n))
-            begin, stop = share(taken, thread, record[THREADS], record[ROW_UNIT])
-            frame[program.ROW_WEIGHT] = record[BASES + program.ROW_WEIGHT] + 8 * begins
-            frame[program.ROW_LOSS] = record[BASES + program.ROW_LOSS] + record[ITEMSIZE] * begins
-            frame[program.ROW_HIT] = record[BASES + program.ROW_HIT] + 8 * begins
-            for p in range(record[PHASE_COUNT]):
-                phase = phases + p * PHASE
-                if phase[0] == program.ROWS_PHASE:
-                    for first in range(begin, stop, record[ROW_BLOCK]):
-                        rows = min(record[ROW_BLOCK], stop - first)
-                        if p == 0:
-                            gather(record, frame, place, first, rows, scale)
-                        index = given(record, ROWS) + record[NUMBERS] + 8 * (place + first)
-                        rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
-                elif phase[0] == program.COLUMNS_PHASE:
-                    columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
-                else:
-                    if group.ends:
-                        finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
-                    if not finite:
-                        break
-                    coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
-                    blocks = weights_phase(record, frame, phase[1], phase[2], taken, thread, panel, coefficients, group)
-                passed += 1
-                barrier(record, passed)
+        begin, stop = share(n, thread, record[THREADS], record[ROW_UNIT])
+        key, scale = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n)
+        for p in range(record[PHASE_COUNT]):
+            phase = phases + p * PHASE
+            if phase[0] == program.ROWS_PHASE:
+                pass_rows(record, frame, phase, begin, stop, start, p == 0, scale, panel, key)
+            elif phase[0] == program.COLUMNS_PHASE:
+                columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
+            else:
+                finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
+                if not finite:
+                    break
+                coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
+                blocks = weights_phase(record, frame, phase[1], phase[2], n, thread, panel, coefficients, None)
+            passed += 1
+            barrier(record, passed)
+        if not finite:
+            break
+        if thread == 0 and record[STEP_SQUARES]:
+            sum_squares(record, step, blocks)
+    exchange_control(control)
+
+
+def train_steps_in_groups(record, thread):
+    """`train_steps` where a batch goes through its two phases, of rows and of weights, in groups of GROUP_ROWS."""
+    control = exchange_control(CONTROL)
+    frame, panel = frame_of(record, thread), panel_of(record, thread)
+    of_rows, item = pointer(record[PHASES], np.int64), record[ITEMSIZE]
+    of_weights = of_rows + PHASE
+    count, batch, most = record[COUNT], record[BATCH], record[GROUP_ROWS] * record[THREADS]
+    steps = (count + batch - 1) // batch
+    passed, blocks, finite = 0, 0, True
+    for step in range(steps):
+        start = step * batch
+        n = min(batch, count - start)
+        key, scale = pointer(given(record, KEYS), np.int64)[step], weight_scale(record, start, n)
+        coefficients = given(record, COEFFICIENTS) + 8 * layout.COEFFICIENTS * step
+        for done in range(0, n, most):
+            rows = min(most, n - done)
+            group = Group(int(done == 0), int(done + rows == n))
+            begin, stop = share(rows, thread, record[THREADS], record[ROW_UNIT])
+            frame[program.ROW_WEIGHT] = record[BASES + program.ROW_WEIGHT] + 8 * done  # all rows have these, of which
+            frame[program.ROW_LOSS] = record[BASES + program.ROW_LOSS] + item * done  # the loss is made at the end
+            frame[program.ROW_HIT] = record[BASES + program.ROW_HIT] + 8 * done
+            pass_rows(record, frame, of_rows, begin, stop, start + done, True, scale, panel, key)
+            passed += 1
+            barrier(record, passed)
+            if group.ends:
+                finite = finite_loss(record, step, n, thread, panel + record[PACKED_BYTES])
+                if not finite:
+                    break
+            blocks = weights_phase(
+                record, frame, of_weights[1], of_weights[2], rows, thread, panel, coefficients, group
+            )  # fmt: skip
+            passed += 1
+            barrier(record, passed)
         if not finite:
             break
         if thread == 0 and record[STEP_SQUARES]:
@@ -597,16 +629,11 @@ def gradients(record, thread):
     for p in range(record[FIRST_PHASE], record[END_PHASE]):
         phase = phases + p * PHASE
         if phase[0] == program.ROWS_PHASE:
-            for first in range(begin, stop, record[ROW_BLOCK]):
-                rows = min(record[ROW_BLOCK], stop - first)
-                if p == 0:
-                    gather(record, frame, 0, first, rows, scale)
-                index = given(record, ROWS) + record[NUMBERS] + 8 * first
-                rows_phase(record, frame, phase[1], phase[2], first, rows, panel, index, key)
+            pass_rows(record, frame, phase, begin, stop, 0, p == 0, scale, panel, key)
         elif phase[0] == program.COLUMNS_PHASE:
             columns_phase(record, frame, phase[1], phase[2], n, thread, record[THREADS])
         elif finite_loss(record, 0, n, thread, panel + record[PACKED_BYTES]):
-            weights_phase(record, frame, phase[1], record[FIRST_STATISTIC], n, thread, panel, None, WHOLE)
+            weights_phase(record, frame, phase[1], record[FIRST_STATISTIC], n, thread, panel, None, None)
         passed += 1
         barrier(record, passed)
     exchange_control(control)

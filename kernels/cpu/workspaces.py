@@ -275,18 +275,17 @@ class TrainingWorkspace(_Workspace):
         linear_alone = {one.operation for one in plan.instructions[begin:end]} == {"linear_backward_params"}
         small = program.size * item <= blocking.GROUPED_BYTES and program.precision == "ieee"
         if batch_size > rows and not others and linear_alone and small:
-            chains = 2 * elementwise.CHAINS * program.size
             self.set(
                 GROUP_ROWS=rows,
-                COLUMN_CHAINS=context.column_chains(self.dtype).address,
-                CHAINS=self.buffer(chains),
+                GROUP_COLUMN_SUM=context.group_column_sum(self.dtype).address,
+                CHAINS=self.buffer(elementwise.CHAINS * program.size),
             )
             self.place(PARAMETER_GRADIENTS=self.buffer(program.size))
 
     @functools.cached_property
     def walk(self):
         """The walk through many steps."""
-        return context.walk("train_steps")
+        return context.walk("train_steps_in_groups" if self.fields[network.GROUP_ROWS] else "train_steps")
 
     @functools.cached_property
     def shared(self):

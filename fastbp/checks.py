@@ -21,6 +21,7 @@ Array: TypeAlias = NDArray[Any]
 T = TypeVar("T")
 
 MOST_WEIGHT = 1e100  # so that sums of weights, and of their products, stay finite
+FEW = 1 << 14  # numbers whose extremes are found by their places: that takes longer than a reduction, but begins sooner
 BLOCK_BYTES = 1 << 20  # read at a time: the second pass finds it in the second-level cache
 
 
@@ -205,7 +206,8 @@ def are_labels(array: Array, classes: int) -> bool:
         return True
     if array.dtype.kind == "i":  # as unsigned numbers negative labels are large: one pass finds both faults
         array = array.view(_UNSIGNED[array.itemsize])
-    return bool(array.item(array.argmax()) < classes)
+    largest = array.item(array.argmax()) if array.size <= FEW else np.maximum.reduce(array)
+    return bool(largest < classes)
 
 
 def labels(argument: str, value: Any, rows: int, classes: int) -> Array:
@@ -313,7 +315,7 @@ def are_finite(array: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def _up_to(limit, block):
-    if block.flags.c_contiguous:  # places of extremes cost little beside the pass, unlike reductions
+    if block.size <= FEW and block.flags.c_contiguous:
         least, largest = block.item(block.argmin()), block.item(block.argmax())
     else:
         least, largest = np.minimum.reduce(block, axis=None), np.maximum.reduce(block, axis=None)

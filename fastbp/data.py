@@ -28,6 +28,7 @@ Shuffle: TypeAlias = bool | str | Callable[[int], ArrayLike]  # True, False, "bl
 Data: TypeAlias = ArrayLike | Iterable[ChunkLike] | Callable[[], Iterable[ChunkLike]]
 
 WEIGHTS_TOGETHER = 1 << 17  # weights that are looked up at once
+LOOKED_AT_BYTES = 64 << 20  # of X, in one call of a kernel
 BLOCKS = "blocks"  # a value of ``shuffle``
 SHUFFLE_BLOCK = 16_384  # rows that are shuffled together then
 
@@ -154,10 +155,24 @@ def checked_pair(
         y = checks.numeric(names[1], y)
         if y.ndim == 0 or len(y) != len(X):
             raise ValueError(f"{names[1]} must have {len(X)} rows as {names[0]} has, got shape {y.shape}")
-    if isinstance(X, np.ndarray):  # not read on a device: NaN shows in the loss
+    if isinstance(X, np.ndarray) and not are_finite(model, X):  # not read on a device: NaN shows in the loss
         checks.finite(names[0], X, model.dtype)
     checks.finite(names[1], y, model.dtype)
     return X, y
+
+
+def are_finite(model: Sequential, X: Array) -> bool:
+    """Whether all numbers of X, an array of the host, are finite in the model's dtype.
+
+    Kernels of the host look at large arrays of their dtype: as fast as memory gives them, and in one pass.
+    """
+    kernels, size = model._kernels, X.shape[0] * X.shape[1]
+    small = X.nbytes <= checks.BLOCK_BYTES or X.dtype != model.dtype
+    if small or not (model.network.on_host and checks.readable(X)):
+        return checks.are_finite(X, model.dtype)
+    flat, together = X.reshape(size), LOOKED_AT_BYTES // X.itemsize  # Ctrl-C is answered between the parts
+    parts = (flat[start : start + together] for start in range(0, size, together))
+    return all(kernels.all_finite(np.array([[0, 1, len(part), len(part)]]), part) for part in parts)
 
 
 class Chunk:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks
+from . import checks, data
 from .checks import Array
 from .steps import CompiledSteps
 
@@ -38,14 +38,14 @@ class Kept:
         self.forms = _form(self.chunk.X), _form(self.chunk.y)
         self._give(None, None, None)
 
-    def serves(self, call: tuple[Any, ...], X: Any, y: Any) -> bool:
-        """Whether a call of `fit` has the arguments and the form of data of this one, and its data are fit to use."""
+    def serves(self, model: Sequential, call: tuple[Any, ...], X: Any, y: Any) -> bool:
+        """Whether a call of `fit` has these arguments and data of this form, which are fit to use."""
         if not (all(map(operator.is_, call, self.call)) and type(X) is type(y) is np.ndarray):
             return False
         if (_form(X), _form(y)) != self.forms or not (checks.readable(X) and checks.readable(y)):
             return False
         loss, steps = self.training.loss, self.steps
-        if loss.parameter != steps.workspace.loss_parameter or not checks.are_finite(X, steps.dtype):
+        if loss.parameter != steps.workspace.loss_parameter or not data.are_finite(model, X):
             return False
         if self.chunk.labels:
             return checks.are_labels(y, steps.outputs)

@@ -173,7 +173,7 @@ def fit(
         validation_data, sample_weight, callbacks, every, checkpoint, resume, communicator,
     )  # fmt: skip
     kept, model.kept_training = model.kept_training, None
-    if kept is not None and kept.serves(call, X, y):
+    if kept is not None and kept.serves(model, call, X, y):
         history = kept.run(model, X, y)
         model.kept_training = kept
         return history

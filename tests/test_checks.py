@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import backend, checks
+from fastbp import backend, checks, data
 
 
 def test_import_costs_numpy_only():
@@ -151,3 +151,27 @@ def test_warmup(device):
         fastbp.warmup(device=device, activations=["maxout"])
     with pytest.raises(ValueError, match="float32"):
         fastbp.warmup("float16", device=device)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1 << 17, -1])
+def test_a_number_of_a_large_array_that_is_not_finite(dtype, bad, place):
+    model = fastbp.Sequential(fastbp.Linear(5, 1), dtype=dtype)
+    x = np.full(((1 << 20) // 5 + 1, 5), np.finfo(dtype).max, dtype)  # whose sum is not finite, nor that of squares
+    assert data.are_finite(model, x)
+    x.reshape(-1)[place] = bad
+    assert not data.are_finite(model, x)
+    with pytest.raises(ValueError, match="X must hold finite numbers"):
+        model.fit(x, np.zeros(len(x)), loss=fastbp.MSELoss(), optimizer=fastbp.SGD(), verbose=False)
+
+
+def test_a_large_array_is_looked_at_in_parts(monkeypatch):
+    model = fastbp.Sequential(fastbp.Linear(2, 1))
+    x = np.zeros((1 << 18, 2), np.float32)
+    monkeypatch.setattr(data, "LOOKED_AT_BYTES", 4 * 1001)
+    assert data.are_finite(model, x)
+    for place in (1000, 1001, -1):
+        x.reshape(-1)[place] = np.nan
+        assert not data.are_finite(model, x)
+        x.reshape(-1)[place] = 0

@@ -80,6 +80,11 @@ def test_a_last_batch_of_any_length(monkeypatch, rows):
     np.testing.assert_array_equal(one.flat_parameters, other.flat_parameters)
 
 
+def test_blocks_of_weights_that_are_others_in_the_last_group(monkeypatch):
+    one, other = both(monkeypatch, lambda: made("blocks"), lambda model: data(model, 1500), 1100, batch_size=1500)
+    np.testing.assert_array_equal(one.flat_parameters, other.flat_parameters)
+
+
 def test_weights_of_rows_and_targets_that_are_matrices(monkeypatch, threads):
     weight = np.random.default_rng(0).random(200)
     weight[::3] = 0

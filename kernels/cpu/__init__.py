@@ -285,7 +285,7 @@ def update_statistics(mean, variance, momentum, running_mean, running_var):
 
 # ---------------------------------------------------------------------------------------- whole buffers
 # A pass of NumPy over memory is as fast as any.
-SMALL = 1 << 14  # elements that two passes find in the first cache, or the second
+SMALL = 1 << 14  # elements of which a second pass finds many in the first cache
 scale, copy, clear = reference.scale, reference.copy, reference.clear
 
 
@@ -298,20 +298,23 @@ def squared_norm(places, buffer):
 
 
 def all_finite(places, buffer):
-    """By the sum of the buffer, which is finite only where everything is; element by element where it is not.
+    """By the sum of squares, which is finite only where everything is; element by element where it is not.
 
-    Of a small buffer by its extremes, two passes that begin sooner than a sum.
+    Of a small buffer by its extremes, two passes that need no kernel.
     """
     if buffer.size <= SMALL:
         finite = math.isfinite(buffer.item(buffer.argmin())) and math.isfinite(buffer.item(buffer.argmax()))
     else:
-        finite = _has_finite_sum(buffer)
+        finite = math.isfinite(_sum_of_squares(buffer))
     return finite or reference.all_finite(places, buffer)
 
 
-@np.errstate(all="ignore")
-def _has_finite_sum(buffer):
-    return math.isfinite(np.add.reduce(buffer))
+def _sum_of_squares(buffer):
+    """In float64, padding included."""
+    result = np.empty(1)
+    kernel = context.block_squares(buffer.dtype)
+    _call(kernel, context.BLOCK_SQUARES, 1, buffer.size, _address(buffer), buffer.size, _address(result))
+    return result.item()
 
 
 # --------------------------------------------------------------------------------------------- networks

@@ -167,8 +167,8 @@ def are_finite(model: Sequential, X: Array) -> bool:
     Kernels of the host look at large arrays of their dtype: as fast as memory gives them, and in one pass.
     """
     kernels, size = model._kernels, X.shape[0] * X.shape[1]
-    small = X.nbytes <= checks.BLOCK_BYTES or X.dtype != model.dtype
-    if small or not (model.network.on_host and checks.readable(X)):
+    few = size <= checks.FEW or X.dtype != model.dtype
+    if few or not (model.network.on_host and checks.readable(X)):
         return checks.are_finite(X, model.dtype)
     flat, together = X.reshape(size), LOOKED_AT_BYTES // X.itemsize  # Ctrl-C is answered between the parts
     parts = (flat[start : start + together] for start in range(0, size, together))

@@ -298,23 +298,19 @@ def squared_norm(places, buffer):
 
 
 def all_finite(places, buffer):
-    """By the sum of squares, which is finite only where everything is; element by element where it is not.
+    """By sums, which are finite only where everything is; element by element where they are not.
 
-    Of a small buffer by its extremes, two passes that need no kernel.
+    A large buffer is summed by a kernel that every training has, as rows of some lines.
     """
-    if buffer.size <= SMALL:
-        finite = math.isfinite(buffer.item(buffer.argmin())) and math.isfinite(buffer.item(buffer.argmax()))
-    else:
-        finite = math.isfinite(_sum_of_squares(buffer))
+    sums = buffer
+    if buffer.size > SMALL:
+        columns = 2 * blocking.VECTOR_BYTES // buffer.itemsize  # those that `column_sum` adds side by side
+        sums = np.empty(2 * columns, buffer.dtype)
+        sums[columns:] = buffer[-columns:]  # of which some are beyond the last row
+        kernel, rows = context.column_sum(buffer.dtype), buffer.size // columns
+        _call(kernel, context.COLUMN_SUM, rows, columns, _address(buffer), columns, 0, _address(sums))
+    finite = math.isfinite(sums.item(sums.argmin())) and math.isfinite(sums.item(sums.argmax()))
     return finite or reference.all_finite(places, buffer)
-
-
-def _sum_of_squares(buffer):
-    """In float64, padding included."""
-    result = np.empty(1)
-    kernel = context.block_squares(buffer.dtype)
-    _call(kernel, context.BLOCK_SQUARES, 1, buffer.size, _address(buffer), buffer.size, _address(result))
-    return result.item()
 
 
 # --------------------------------------------------------------------------------------------- networks

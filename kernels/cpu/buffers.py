@@ -1,9 +1,8 @@
 """Sums over a whole parameter buffer, without what pads it."""
 
 from ..jit import inline
-from .simd import fma, lanes, load_converted, load_converted_first, prefetch, sum_lanes, zeros
+from .simd import fma, lanes, load_converted, load_converted_first, sum_lanes, zeros
 
-AHEAD = 1024  # elements ahead that memory is asked for lines
 VECTORS = 4  # squares that are added side by side: an addition takes some cycles, a load half of one
 
 
@@ -18,7 +17,6 @@ def squares(rows, columns, x, ldx, out):
     for i in range(rows):
         row = x + i * ldx
         for j in range(0, whole, VECTORS * width):
-            prefetch(row + j + AHEAD)
             wide = load_converted(total, row + j)
             total = fma(wide, wide, total)
         for j in range(whole, columns, width):

@@ -27,7 +27,7 @@ Kernels: TypeAlias = Any  # a module with the names of kernels/reference.py, or 
 WHERE = {
     "tf32": 'tensor cores have it; choose device="cuda" and dtype="float32"',
     "bf16": 'choose dtype="float32"',
-    "bf16x3": 'it is for device="cpu" and dtype="float32"; on a GPU "tf32" is between it and "bf16"',
+    "bf16x3": 'choose dtype="float32"',
 }
 
 MOST_THREADS = 512  # more, waiting for one another on a few cores, would be at it for minutes

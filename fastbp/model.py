@@ -72,10 +72,9 @@ class Sequential(Called):
         Seed of the one generator that draws initial values and shuffles; it is saved with the model.
     precision : str
         The format that factors of matrix products are rounded to, in float32; ``"ieee"`` rounds nothing. ``"bf16"`` (8
-        bits of exponent, 7 of mantissa) is for ``"cuda"`` and ``"cpu"``, ``"tf32"`` (8 and 10) for the tensor cores of
-        ``"cuda"``, ``"bf16x3"`` for ``"cpu"``: factors as sums of two bfloat16 numbers, products within
-        ``2**-15 |X| |W|``. Sums, weights, updates and all other operations stay float32. Files keep neither precision
-        nor device.
+        bits of exponent, 7 of mantissa) and ``"bf16x3"``, factors as sums of two such numbers and products within
+        ``2**-15 |X| |W|``, are for ``"cuda"`` and ``"cpu"``, ``"tf32"`` (8 and 10) for the tensor cores of ``"cuda"``.
+        Sums, weights, updates and all other operations stay float32. Files keep neither precision nor device.
 
     Attributes
     ----------

@@ -1148,6 +1148,12 @@ BUGS = [
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",
     ),
     Bug(
+        "CUDA: low parts are multiplied by low parts",
+        TENSOR_CORES, "a_operands, low, low + 2, b_operands, turn * 2)",
+        "a_operands, low, low + 2, b_operands, b_low + turn * 2)",
+        f"{CUDA_TESTS} -k two_bfloat16",
+    ),
+    Bug(
         "CUDA: a panel is multiplied before its copy is waited for",
         TENSOR_CORES, "wait_for_copies(ahead - 1)", "wait_for_copies(ahead)",
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",

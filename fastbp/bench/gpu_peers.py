@@ -85,6 +85,7 @@ TRAINERS = {peer.name: peer for peer in (Torch, TorchGraph)}
 PRODUCTS = {  # how PyTorch multiplies in a precision
     "ieee": "mm(out=), TF32 off",
     "tf32": "mm(out=), allow_tf32",
+    "bf16x3": "mm(out=), TF32 off: in float32",
     "bf16": "mm under autocast(bfloat16), which casts A and B in each call and leaves C in bfloat16, ours in float32",
 }
 

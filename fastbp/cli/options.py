@@ -73,8 +73,7 @@ def add_machine(parser):
         "--precision",
         choices=PRECISIONS,
         default="ieee",
-        help="of products in float32; on the cpu bf16 and bf16x3, with --device cuda tf32 and bf16 (%(default)s: the "
-        "dtype's)",
+        help="of products in float32: bf16 and bf16x3, with --device cuda tf32 too (%(default)s: the dtype's)",
     )
     parser.add_argument("--threads", type=positive, help="workers (default: what the machine has)")
 

@@ -373,8 +373,8 @@ def block_order(bm, bn):
 
 
 def precisions(dtype) -> tuple[str, ...]:
-    """Of float32 also those of the tensor cores; not bf16x3, for which one kernel would have to make three products."""
-    return tuple(name for name in PRECISIONS if name != "bf16x3") if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
+    """Of float32 also those of the tensor cores."""
+    return PRECISIONS if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
 
 
 def check_precision(precision, dtype):
@@ -393,7 +393,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     trans : "NN", "NT" or "TN"
     dtype : numpy.dtype or its name
     epilogue : "none", "forward:<activation>" or "backward:<activation>"
-    precision : "ieee", "tf32" or "bf16"
+    precision : "ieee", "tf32", "bf16" or "bf16x3"
         Of the factors of a product; sums are float32. The last two are for float32 and use the tensor cores.
     tile : Tile
     vectors : bool
@@ -557,7 +557,7 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
         Of one dtype, as are those of the epilogue.
     stream : stream or graph builder
     epilogue : Epilogue
-    precision : "ieee", "tf32" or "bf16"
+    precision : "ieee", "tf32", "bf16" or "bf16x3"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
     plan : Plan, optional
         Instead of the one that the shape asks for.

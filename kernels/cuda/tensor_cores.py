@@ -1,4 +1,4 @@
-"""The sums of a tile of C by tensor cores, of float32 factors rounded to TF32 or BF16.
+"""The sums of a tile of C by tensor cores, of float32 factors rounded to TF32 or BF16, or made of two numbers of BF16.
 
 ``cp.async`` copies panels of A and B, of `TERMS` terms each, as they are from global to shared memory, ``stages - 1``
 panels before they are needed: this hides the latency of global memory and takes no registers. A thread rounds the
@@ -93,14 +93,27 @@ def tf32_number(x):
     return np.int32(libdevice.float_as_int(x + power_of_two * np.float32(2**-11)) & -0x2000)
 
 
+@device_function
+def lower_number(pair):
+    """The first of a pair of bfloat16 numbers, as float32."""
+    return libdevice.int_as_float(np.int32(pair << 16))
+
+
+@device_function
+def upper_number(pair):
+    """The second of a pair of bfloat16 numbers, as float32."""
+    return libdevice.int_as_float(np.int32(pair & -0x10000))
+
+
 @cache
 def fragments(precision, units, extent, along_k):
     """A device function: what a thread takes of ``units`` times 8 rows of a panel, as operands of the instruction.
 
     Its rows come in groups of `grain`, which touch; of each it takes `EACH` terms, of which two operands are made for
-    TF32's first instruction, then two for its second; or for BF16 two in all.
+    TF32's first instruction, then two for its second; or for BF16 two in all. Of bf16x3 the two operands of all high
+    parts come first, then those of the low ones.
     """
-    width = grain(units, along_k)
+    width, low = grain(units, along_k), 2 * units
     load, _ = vector_access(EACH if along_k else width)
     held = units * EACH
 
@@ -123,7 +136,11 @@ def fragments(precision, units, extent, along_k):
                 if precision == "tf32":
                     operands[(i // 2 * units + u) * 2 + i % 2] = tf32_number(values[index(u, i)])
                 elif i < 2:
-                    operands[u * 2 + i] = bf16_pair(values[index(u, 2 * i)], values[index(u, 2 * i + 1)])
+                    x, y = values[index(u, 2 * i)], values[index(u, 2 * i + 1)]
+                    pair = bf16_pair(x, y)
+                    operands[u * 2 + i] = pair
+                    if precision == "bf16x3":
+                        operands[low + u * 2 + i] = bf16_pair(x - lower_number(pair), y - upper_number(pair))
 
     return function
 
@@ -142,14 +159,18 @@ def lanes(lane):
 
 @cache
 def multiply(precision, tile, a_along_k, b_along_k):
-    """A device function that multiplies a panel of A by one of B into the registers of a thread."""
+    """A device function that multiplies a panel of A by one of B into the registers of a thread.
+
+    Of bf16x3 an instruction's terms are added three times: high by high, high by low, low by high.
+    """
     tm, tn, pairs = tile.tm, tile.tn, tile.tn // 2
-    steps = 2 if precision == "tf32" else 1
+    steps, parts = 2 if precision == "tf32" else 1, 2 if precision == "bf16x3" else 1
     apart = grain(pairs, b_along_k)
     a_load = fragments(precision, tm, tile.bm, a_along_k)
     b_load = fragments(precision, pairs, tile.bn, b_along_k)
-    multiply_add = matrix_multiply_add(precision, apart)
-    a_held, b_held = 2 * steps * tm, 2 * steps * pairs
+    multiply_add = matrix_multiply_add(precision.removesuffix("x3"), apart)
+    a_low, b_low = 2 * tm, 2 * pairs
+    a_held, b_held = parts * steps * a_low, parts * steps * b_low
 
     @device_function
     def one(turn, acc, a_operands, b_operands):
@@ -159,6 +180,10 @@ def multiply(precision, tile, a_along_k, b_along_k):
         for i in range(0, tm, 2):
             upper, first = i * tn + column, (step * tm + i) * 2
             multiply_add(acc, upper, upper + tn, a_operands, first, first + 2, b_operands, turn * 2)
+            if precision == "bf16x3":
+                low = a_low + first
+                multiply_add(acc, upper, upper + tn, a_operands, first, first + 2, b_operands, b_low + turn * 2)
+                multiply_add(acc, upper, upper + tn, a_operands, low, low + 2, b_operands, turn * 2)
 
     multiply_add_all = unrolled(steps * pairs, one)
 

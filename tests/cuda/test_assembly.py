@@ -42,7 +42,7 @@ def spread(precisions, turn=0):
 
 
 IEEE = (("float32", "ieee"), ("float64", "ieee"))
-TENSOR_CORES = (("float32", "tf32"), ("float32", "bf16"))
+TENSOR_CORES = (("float32", "tf32"), ("float32", "bf16"), ("float32", "bf16x3"))
 REGISTERS = 65536  # of a multiprocessor
 STATIC_SHARED = 48 * 1024  # the most a block has without asking
 RESERVED_SHARED = 1024  # what the system takes of a block's beside that, from sm_90 on
@@ -90,11 +90,12 @@ def test_product(tmp_path, dtype, precision, trans, tile, capability):
 
 
 # Beside the instructions of the tensor cores there are the roundings (two a number for TF32, one for two numbers for
-# BF16), the loads of what is rounded (16 bytes each, in the smallest tile 8 where rows touch), the copies of the
-# panels, and the addresses of these.
+# BF16; for bf16x3 as many again and the differences for low parts), the loads of what is rounded (16 bytes each, in the
+# smallest tile 8 where rows touch), the copies of the panels, and the addresses of these.
 MATRIX_SHARE = {
     "tf32": {"large": 0.219, "medium": 0.108, "small": 0.045},
     "bf16": {"large": 0.197, "medium": 0.087, "small": 0.032},
+    "bf16x3": {"large": 0.245, "medium": 0.125, "small": 0.055},
 }
 
 
@@ -107,9 +108,10 @@ def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capabi
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
 
     loop = machine_code.main_loop(machine_code.disassemble(cubin, tmp_path))
-    opcode, terms = {"tf32": ("HMMA.1688.F32.TF32", 8), "bf16": ("HMMA.16816.F32.BF16", 16)}[precision]
+    opcode, terms = ("HMMA.1688.F32.TF32", 8) if precision == "tf32" else ("HMMA.16816.F32.BF16", 16)
+    times, parts = (3, 2) if precision == "bf16x3" else (1, 1)
     numbers = (tile.tm + tile.tn // 2) * 4  # of A and B, that a thread needs of a panel
-    assert loop[opcode] == tile.tm // 2 * (tile.tn // 2) * tile.bk // terms
+    assert loop[opcode] == times * tile.tm // 2 * (tile.tn // 2) * tile.bk // terms
     assert loop["LDGSTS.E.BYPASS.128"] == (tile.bm + tile.bn) * tile.bk // (4 * tile.threads)
     assert 4 * loop["LDS.128"] + 2 * loop["LDS.64"] == numbers
     assert tile.name == "small" or not loop["LDS.64"]
@@ -121,7 +123,7 @@ def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capabi
         assert loop["FFMA"] == numbers
         assert loop["LOP3.LUT"] <= numbers + 8, loop  # the mask of the exponent: the tensor core itself cuts off
     else:
-        assert sum(count for name, count in loop.items() if name.startswith("F2FP.BF16")) == numbers // 2
+        assert sum(count for name, count in loop.items() if name.startswith("F2FP.BF16")) == parts * numbers // 2
     assert loop[opcode] >= MATRIX_SHARE[precision][tile.name] * loop.total(), loop
 
 

@@ -12,7 +12,7 @@ SIDES, WIDTHS = (16, 64, 256, 512, 1024, 4096), (64, 256, 1024, 4096)
 STEP = 64  # from one size to its neighbour
 SIZES = range(STEP, 4097, STEP)
 GPUS = (60, 108, 132, 148)  # multiprocessors
-KINDS = ((4, "ieee"), (8, "ieee"), (4, "tf32"), (4, "bf16"))
+KINDS = ((4, "ieee"), (8, "ieee"), (4, "tf32"), (4, "bf16"), (4, "bf16x3"))
 
 
 def cycles(shape, cut, itemsize=4, precision="ieee", multiprocessors=132):

@@ -130,13 +130,13 @@ def test_epilogues(activation, dtype):
 
 
 # In the simulator the tensor cores' instruction has the registers that the PTX manual gives it, and a copy is there
-# when it is waited for, and no sooner. Small integers are exact in both precisions.
+# when it is waited for, and no sooner. Small integers are exact in all precisions.
 LARGE, MEDIUM, SMALL = blocking.MATRIX_TILES
 SIMPLE_LARGE, *_, SIMPLE_SMALL = blocking.TILES[4]
 
 
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "bf16x3"])
 def test_tensor_cores(trans, precision):
     k = (SMALL.stages + 1) * SMALL.bk + 3  # every place of the pipeline is used again
     check(trans, SMALL.bm + 3, 13, k, "float32", SMALL, beta=1, bias=True, precision=precision)
@@ -174,6 +174,21 @@ def test_tensor_cores_round_their_factors(precision, bits):
         a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
         gemm.gemm(trans, (m, n, 1), a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
         np.testing.assert_array_equal(memory.to_host(out), expected)
+
+
+def test_factors_of_two_bfloat16_numbers():
+    """High and low parts are multiplied, but low by low; ties of both go to even."""
+    unit = 2.0**-7
+    values = [1, 1 + unit / 4, 1 - unit / 4, 1 + unit / 2, -1 - 3 * unit / 2, 3 + 2.0**-12, 1 + 2.0**-17 + unit, 0]
+    x = np.array(values, np.float32)
+    high = np.array([1, 1, 1, 1, -1 - 2 * unit, 3, 1 + unit, 0])
+    low = (x - high).astype(np.float64)  # all are numbers of bfloat16
+    out = memory.to_device(np.empty(len(x) ** 2, np.float32))
+    a, b = flat(x, 1), flat(x, len(x))
+    gemm.gemm("NN", (len(x), len(x), 1), a, b, Matrix(out, 0, len(x)), streams.stream(), precision="bf16x3")
+    expected = np.outer(high, high) + np.outer(high, low) + np.outer(low, high)
+    np.testing.assert_allclose(memory.to_host(out).reshape(expected.shape), expected, rtol=2.0**-23)
+    assert np.abs(expected - np.outer(high, high)).max() > 2.0**-7
 
 
 def test_tensor_cores_are_for_float32():

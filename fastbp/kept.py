@@ -45,7 +45,7 @@ class Kept:
         if (_form(X), _form(y)) != self.forms or not (checks.readable(X) and checks.readable(y)):
             return False
         loss, steps = self.training.loss, self.steps
-        if loss.parameter != steps.workspace.loss_parameter or not data.are_finite(model, X):
+        if loss.parameter != steps.workspace.loss_parameter or loss.weighs_by_target or not data.are_finite(model, X):
             return False
         if self.chunk.labels:
             return checks.are_labels(y, steps.outputs)

@@ -902,8 +902,13 @@ BUGS = [
     ),
     Bug(
         "a training is kept with the parameter its loss had",
-        "kept.py", "loss.parameter != steps.workspace.loss_parameter or not", "not",
+        "kept.py", "loss.parameter != steps.workspace.loss_parameter or loss", "loss",
         "tests/test_kept.py -k is_another",
+    ),
+    Bug(
+        "a training is kept without the weights that its loss was given",
+        "kept.py", " or loss.weighs_by_target or", " or",
+        "tests/test_kept.py -k given_weights",
     ),
     Bug(
         "a kept training holds the data",

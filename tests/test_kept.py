@@ -159,6 +159,19 @@ def test_a_loss_whose_number_was_set_is_another():
     assert columns(first.fit(x, targets(x))) == columns(second.fit(x, targets(x)))
 
 
+@pytest.mark.parametrize("own", [{"class_weight": np.array([1.0, 2.0, 5.0])}, {"ignore_index": 1}])
+def test_a_loss_that_was_given_weights_is_another(own):
+    first, second = Calls(), Calls()
+    for calls in (first, second):
+        calls.fit(*data())
+        ((name, value),) = own.items()
+        assert hasattr(calls.arguments["loss"], name)
+        setattr(calls.arguments["loss"], name, value)
+    second.model.kept_training = None
+    assert columns(first.fit(*data())) == columns(second.fit(*data()))
+    np.testing.assert_array_equal(first.model.flat_parameters, second.model.flat_parameters)
+
+
 def test_what_the_model_became_between_calls_counts():
     def changed(calls):
         calls.fit(*data())

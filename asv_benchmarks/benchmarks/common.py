@@ -54,10 +54,18 @@ def code(kind, name):
     return names.index(name)
 
 
-class Benchmark:
-    """One worker, and the modules that most benchmarks need."""
+class Public:
+    """One worker; nothing that a version may lack."""
 
     timeout = 300
+
+    def setup(self, *_):
+        self.fastbp = require("fastbp")
+        self.fastbp.set_num_threads(1)
+
+
+class Benchmark(Public):
+    """Besides, the modules that most benchmarks need."""
 
     def setup(self, *_):
         self.fastbp, self.kernels = require("fastbp"), require("fastbp.kernels.cpu")

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .common import Benchmark, grid, require
+from .common import Benchmark, Public, grid, require
 
 
-class Digits(Benchmark):
+class Digits(Public):
     """Digits not recognised, of those not seen, after 20 epochs; seeded, so a change is a change of the numbers."""
 
     params = grid(["relu"], ["tanh", "sigmoid"])

@@ -28,7 +28,7 @@ class Threads(Benchmark):
 
     def limit(self, threads):
         """GFLOP/s of multiply-adds of this many threads at once."""
-        return sum(self.pool.map(self.kernels.fma_limit, ["float32"] * threads, [WINDOW] * threads))
+        return sum(self.pool.map(lambda _: self.kernels.fma_limit("float32", seconds=WINDOW), range(threads)))
 
     def track_fit(self, shape, threads):
         """The median of the rounds in which every thread had a core; not a number where there was none."""

@@ -1,4 +1,4 @@
-"""Arrays on the GPU as kernels read them: those of Numba, and those of other libraries without a copy.
+"""Arrays on the GPU as kernels read them: ours, and those of other libraries without a copy.
 
 Memory of another library is borrowed: the library gets it back when the launches that read it have finished.
 """
@@ -10,7 +10,12 @@ import numpy as np
 
 from .. import exchange
 from . import streams
-from .driver import NumbaArray, cuda, simulated
+from .driver import cuda, simulated
+
+if simulated:
+    from .driver import Array
+else:
+    from .arrays import Array
 
 
 @cache
@@ -21,16 +26,16 @@ def device():
 
 def address(array) -> int:
     """The address of the first element of a device array."""
-    return array.ctypes.data if simulated else array.device_ctypes_pointer.value
+    return array.ctypes.data if simulated else array.address
 
 
 def is_on_device(array) -> bool:
-    """Whether this is an array on a GPU, of Numba or of another library."""
-    return exchange.on_gpu(array)
+    """Whether this is an array on a GPU, ours or of another library."""
+    return isinstance(array, Array) or (not isinstance(array, np.ndarray) and exchange.on_gpu(array))
 
 
 def as_device_array(array):
-    """A device array of Numba over the memory of an array on the GPU, without a copy.
+    """A device array over the memory of an array on the GPU, without a copy.
 
     Arrays of other libraries come through DLPack, which lets our stream wait for what writes them, or through
     ``__cuda_array_interface__``, where the host waits.
@@ -42,7 +47,7 @@ def as_device_array(array):
     ValueError
         It is on another GPU than the one in use.
     """
-    if hasattr(array, "__cuda_ndarray__"):
+    if isinstance(array, Array):
         return array
     name = type(array).__name__
     if exchange.offers_gpu_memory(array):
@@ -58,8 +63,7 @@ def as_device_array(array):
             raise TypeError(f"{name} cannot be used where it is on the GPU: {error}") from error
         return _borrowed(lent)
     if hasattr(array, "__cuda_array_interface__"):
-        lent = cuda.as_cuda_array(array)
-        return _borrowed(lent)
+        return _borrowed(cuda.as_cuda_array(array))
     raise TypeError(
         f'expected an array on the GPU; got {name} in the memory of the host; use to_device(array), or model.to("cuda")'
     )
@@ -70,8 +74,11 @@ def _device_number():
 
 
 def memory_of(array, owner):
-    """The memory of a device array, or of an array of NumPy that stands for memory of the GPU, as `exchange` has it."""
-    start = array.ctypes.data if isinstance(array, np.ndarray) else address(array)
+    """The memory of an array on the GPU, ours or Numba's, or one of NumPy that stands for it, as `exchange` has it."""
+    if isinstance(array, np.ndarray):
+        start = array.ctypes.data
+    else:
+        start = address(array) if isinstance(array, Array) else array.__cuda_array_interface__["data"][0]
     return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
 
 
@@ -84,8 +91,8 @@ def _borrowed(lent):
     memory = memory_of(lent, None)
     weakref.finalize(memory, _give_back, lent).atexit = False
     if simulated:
-        return NumbaArray(np.asarray(memory))
-    return cuda.from_cuda_array_interface(memory.__array_interface__, owner=memory)
+        return Array(np.asarray(memory))
+    return Array(memory.__array_interface__["data"][0], lent.shape, lent.strides, lent.dtype, memory)
 
 
 def _give_back(lent):

@@ -3,18 +3,23 @@
 A kernel is declared with the types of its arguments and compiled for these alone, so a launch need not find out types.
 """
 
-import threading
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from itertools import count
 
 import numpy as np
 
-from . import borrowing, disk_cache, driver, streams
+from . import disk_cache, driver
 from .driver import cuda, simulated, types
 
 if not simulated:
     from .addresses import Vector
-    from .driver import LaunchConfig, launch
+    from .arrays import address_in
+    from .driver import LaunchConfig, launch  # noqa: F401 - what `launcher` writes has `launch`
+    from .streams import core_streams
+
+
+LAUNCHES = 256  # of a kernel on streams, prepared and kept
 
 
 def device_function(function):
@@ -74,7 +79,8 @@ class Kernel:
 
     The first launch compiles it. A launch by Numba looks at the type of every argument, which takes tens of
     microseconds, and more where arrays are in tuples. Here the types are known: a launch turns the arguments into
-    numbers, an array into its address, and calls the driver.
+    numbers, an array into its address, and calls the driver, on a stream of `streams`, which have made the context of
+    the GPU that of the thread.
 
     Raises
     ------
@@ -84,11 +90,28 @@ class Kernel:
 
     def __init__(self, dispatcher, signature, shared):
         self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
-        self.words = None if simulated else _words_of(signature)
         self.code = None
+        self.launches = {}  # (grid, block, stream) -> what launches then; at most LAUNCHES
 
     def __getitem__(self, configuration):
-        return self.dispatcher[configuration] if simulated else partial(self._launch, *configuration)
+        launch = self.launches.get(configuration)
+        return self._launch_on(*configuration) if launch is None else launch
+
+    def _launch_on(self, grid, block, stream):
+        if simulated:
+            return self.dispatcher[grid, block, stream]
+        self.load()
+        launch = partial(self.launcher, core_streams.get(stream, stream), self._configuration(grid, block), self.code)
+        if stream in core_streams:  # a graph is built once
+            if len(self.launches) >= LAUNCHES:
+                self.launches.clear()
+            self.launches[grid, block, stream] = launch
+        return launch
+
+    def _configuration(self, grid, block):
+        if isinstance(grid, Clusters):
+            return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
+        return LaunchConfig(grid=grid, block=block, is_cooperative=self.cooperative, shmem_size=self.shared)
 
     def compile(self):
         """Compile the kernel for the GPU in use, or load it from disk; returns what Numba makes of it."""
@@ -98,7 +121,8 @@ class Kernel:
         """Compile it, and give the machine code to the driver."""
         if self.code is None:
             made = self.compile()
-            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+            self.launcher, self.cooperative = launcher(self.signature), made.cooperative
+            self.code = made.library.get_cufunc().kernel  # last: then it is loaded, for other threads too
             if self.shared:
                 self.allow_shared(self.shared)
 
@@ -107,56 +131,35 @@ class Kernel:
         self.load()
         driver.allow_shared(self.code, size)
 
-    def _launch(self, grid, block, stream, *arguments):
-        self.load()
-        if not hasattr(_of_thread, "context"):
-            _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
-        try:
-            words = self.words(*arguments)
-        except AttributeError:  # of an array that is new
-            for kind, argument in zip(self.signature, arguments, strict=True):
-                _keep_addresses(kind, argument)
-            words = self.words(*arguments)
-        configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
-        launch(streams.core_stream(stream), configuration, self.code, *words)
 
+def launcher(signature):
+    """A function of a stream, a configuration, a kernel's code and the arguments of a launch: it launches.
 
-_of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
-
-
-def _words_of(signature):
-    """A function of the arguments of a launch: the numbers that the compiled kernel takes.
-
-    It is written out for the signature, as a launch is to take a microsecond or two. An array keeps its address, for it
-    does not move, as an attribute that names its dtype: so the attribute is missing where the dtype is another.
+    It is written out for the signature, as a launch is to take a microsecond or two. Named tuples are unpacked. An
+    array has its address in an attribute that names its dtype, which an array of another dtype lacks. An integer must
+    be one of Python, which the driver gets as 64 bits; a float may be any number.
     """
+    names = map("x{}".format, count())
 
-    def terms(kind, argument):
-        if isinstance(kind, types.Array):
-            return [f"{argument}.{_kept_in(kind)}"]
+    def parts(kind):
+        """A name for an argument, or names for what is in a tuple; and its words."""
         if isinstance(kind, types.BaseTuple):
-            return [term for place, field in enumerate(kind) for term in terms(field, f"{argument}[{place}]")]
-        return [f"{ {types.int64: 'int', types.float64: 'float'}[kind] }({argument})"]
+            fields = [parts(field) for field in kind]
+            return f"({', '.join(name for name, _ in fields)},)", [word for _, words in fields for word in words]
+        name = next(names)
+        if isinstance(kind, types.Array):
+            return name, [f"{name}.{address_in(np.dtype(kind.dtype.name))}"]
+        return name, [{types.int64: "{}", types.float64: "float({})"}[kind].format(name)]
 
-    names = [f"argument_{place}" for place in range(len(signature))]
-    words = [term for kind, name in zip(signature, names, strict=True) for term in terms(kind, name)]
-    return eval(f"lambda {', '.join(names)}: ({', '.join(words)},)")
-
-
-def _kept_in(kind):
-    """The attribute of an array that has its address, if its dtype is that of an array type."""
-    return f"address_of_{kind.dtype.name}"
-
-
-def _keep_addresses(kind, argument):
-    """Give the arrays in an argument the attributes that `_words_of` reads."""
-    if isinstance(kind, types.Array):
-        if _type_of(argument.dtype) != kind.dtype:
-            raise TypeError(f"the kernel is compiled for arrays of {kind.dtype.name}, got {argument.dtype}")
-        setattr(argument, _kept_in(kind), borrowing.address(argument) or 0)
-    elif isinstance(kind, types.BaseTuple):
-        for field, value in zip(kind, argument, strict=True):
-            _keep_addresses(field, value)
+    arguments = [(next(names), *parts(kind)) for kind in signature]
+    lines = [
+        f"def launcher(stream, configuration, code, {', '.join(argument for argument, _, _ in arguments)}):",
+        *(f"{unpacked} = {argument}" for argument, unpacked, _ in arguments),
+        f"launch(stream, configuration, code, {', '.join(word for *_, words in arguments for word in words)})",
+    ]
+    made = {}
+    exec("\n    ".join(lines), globals(), made)
+    return made["launcher"]
 
 
 @dataclass(frozen=True)
@@ -166,13 +169,6 @@ class Clusters:
     count: int
     size: int
     shared: int
-
-
-@lru_cache(maxsize=1024)
-def _launch_configuration(grid, block, cooperative, shared):
-    if isinstance(grid, Clusters):
-        return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
-    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative, shmem_size=shared)
 
 
 def vector(dtype):

@@ -49,7 +49,7 @@ config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
 simulated = bool(config.ENABLE_CUDASIM)
 
 if simulated:
-    from numba.cuda.cudadrv.devicearray import FakeCUDAArray as NumbaArray
+    from numba.cuda.cudadrv.devicearray import FakeCUDAArray as Array
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     class _Simulator:
@@ -76,14 +76,13 @@ if simulated:
     )
 else:
     from cuda import bindings, core, pathfinder
-    from cuda.bindings import driver as _calls
+    from cuda.bindings import driver as driver_calls
     from cuda.core import Device, LaunchConfig, ObjectCode, Stream, launch
     from numba.cuda import dispatcher as dispatchers
     from numba.cuda import libdevice
     from numba.cuda.codegen import CUDACodeLibrary
     from numba.cuda.core.caching import NullCache
     from numba.cuda.core.sigutils import normalize_signature
-    from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
     from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
     from numba.cuda.datamodel.models import ArrayModel
     from numba.cuda.extending import intrinsic
@@ -131,9 +130,9 @@ def most_shared() -> int:
 
 def allow_shared(code, size):
     """Let the launches of a kernel, as cuda.core has it, have up to so many bytes of dynamic shared memory."""
-    attribute = _calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = _calls.cuKernelSetAttribute(attribute, size, code.handle, cuda.get_current_device().id)
-    if status != _calls.CUresult.CUDA_SUCCESS:
+    attribute = driver_calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver_calls.cuKernelSetAttribute(attribute, size, code.handle, cuda.get_current_device().id)
+    if status:
         raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
 
 

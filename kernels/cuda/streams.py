@@ -11,8 +11,24 @@ if not simulated:
 
 
 def stream():
-    """The stream of all launches. It and the legacy default stream, which other libraries use, wait for each other."""
-    return 0 if simulated else getattr(_of_thread, "stream", None) or _stream("launches")
+    """The stream of the calling thread's launches: that of all launches, unless the thread has its `own_stream`.
+
+    It and the legacy default stream, which other libraries use, wait for each other. Who has it may launch and copy:
+    the context of the GPU is that of the thread.
+    """
+    if simulated:
+        return 0
+    try:
+        return _of_thread.stream
+    except AttributeError:
+        cuda.current_context()  # Numba makes it the one of this thread
+        _of_thread.stream = _stream("launches")
+        return _of_thread.stream
+
+
+def begun() -> bool:
+    """Whether the calling thread has asked for its `stream`, and so has the context of the GPU."""
+    return hasattr(_of_thread, "stream")
 
 
 @contextlib.contextmanager
@@ -24,7 +40,8 @@ def own_stream():
     if simulated:
         yield
         return
-    launched = mark(stream())
+    before = stream()
+    launched = mark(before)
     with _making_streams:
         purpose = _free_streams.pop() if _free_streams else f"beside {len(_streams)}"
     own = _stream(purpose)
@@ -33,22 +50,25 @@ def own_stream():
     try:
         yield
     finally:
-        _of_thread.stream = None
+        _of_thread.stream = before
         own.synchronize()
         _free_streams.append(purpose)
 
 
-_of_thread = threading.local()  # stream: the thread's own, if it has one
+_of_thread = threading.local()  # stream: that of the thread's launches, once it has asked for it
 _free_streams = []  # the purposes of own streams that no thread uses
 
 
 def copy_stream():
     """The stream of the copies that are made while kernels run."""
-    return 0 if simulated else _stream("copies")
+    if simulated:
+        return 0
+    stream()  # makes the context that of the thread
+    return _stream("copies")
 
 
 _streams, _making_streams = {}, threading.Lock()
-_core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it
+core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it, for launches
 
 
 def _stream(purpose):
@@ -57,14 +77,9 @@ def _stream(purpose):
         with _making_streams:
             if purpose not in _streams:
                 made = cuda.stream()
-                _core_streams[made] = Stream.from_handle(int(made))
+                core_streams[made] = Stream.from_handle(int(made))
                 _streams[purpose] = made
     return _streams[purpose]
-
-
-def core_stream(stream):
-    """What `cuda.core.launch` takes for a stream of ours; the builder of a graph stays as it is."""
-    return _core_streams.get(stream, stream)
 
 
 def capture(launches):
@@ -81,7 +96,7 @@ def capture(launches):
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    return lambda: graph.launch(core_stream(stream()))
+    return lambda: graph.launch(core_streams[stream()])
 
 
 def synchronize():

@@ -3,6 +3,8 @@
 It cannot be counted on a GPU; test_emulator.py runs this on the emulated one.
 """
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,13 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
+from fastbp.kernels.cuda import compiling
 
 from .emulator.counts import Counts, counted, library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="needs the emulated GPU: test_emulator.py runs it there")
+if library() is not None:
+    from fastbp.kernels.cuda import arrays
 
 STEPS, BATCH = 6, 16
 
@@ -85,3 +90,59 @@ def test_a_loop_of_ones_own():
     for _ in range(4):
         step()
     assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=5)
+
+
+# ------------------------------------------------------------------------------------- memory, launches
+def freed():
+    """How many pieces of memory the driver has got back so far."""
+    return library().emulator_count(b"free")
+
+
+def test_memory_is_given_back_together():
+    """A thread without the context of the GPU leaves it to others, and the driver waits for the GPU each time."""
+    arrays.give_back()
+    counted(lambda: None)  # collects what other tests have left
+    before, held = freed(), [cuda.empty(16, np.float32) for _ in range(2 * arrays.UNUSED + 1)]
+    thread = threading.Thread(target=lambda: [held.pop() for _ in range(arrays.UNUSED + 1)])
+    thread.start()
+    thread.join()
+    assert freed() == before
+    held.pop()
+    assert freed() == before + arrays.UNUSED + 2
+    held.clear()
+    large = cuda.empty(arrays.UNUSED_BYTES // 4 + 1, np.float32)
+    before = freed()
+    del large
+    assert freed() == before + arrays.UNUSED
+
+
+def test_memory_that_nobody_has_makes_room(monkeypatch):
+    kept = cuda.empty(16, np.float32)
+    allocate, left = arrays.driver_calls.cuMemAlloc, [1]
+
+    def full(size):
+        return (arrays.driver_calls.CUresult.CUDA_ERROR_OUT_OF_MEMORY, None) if left.pop() else allocate(size)
+
+    arrays.give_back()
+    before = freed()
+    del kept
+    monkeypatch.setattr(arrays.driver_calls, "cuMemAlloc", full)
+    left[:] = [0, 1]
+    cuda.empty(16, np.float32)
+    assert freed() == before + 1
+    left[:] = [1, 1]
+    with pytest.raises(MemoryError, match="no room on the GPU"):
+        cuda.empty(16, np.float32)
+
+
+def test_a_launch_is_prepared_once(monkeypatch):
+    monkeypatch.setattr(compiling, "LAUNCHES", 3)
+    x, stream = cuda.zeros(8, np.float32), cuda.streams.stream()
+    kernel = cuda.buffers.clear_kernel(np.dtype(np.float32))
+    assert kernel[1, 32, stream] is kernel[1, 32, stream]
+    assert kernel[2, 32, stream] is not kernel[1, 32, stream]
+    for blocks in range(1, 9):
+        kernel[blocks, 32, stream](8, x)
+        assert len(kernel.launches) <= 3
+    cuda.streams.capture(lambda builder: kernel[1, 32, builder](8, x))()
+    assert all(of_stream is stream for _, _, of_stream in kernel.launches)

@@ -663,7 +663,7 @@ def test_out_of_memory_names_the_sizes(monkeypatch):
         raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
 
     model = network("cpu")
-    monkeypatch.setattr(cuda.driver.cuda, "device_array", full, raising=False)
+    monkeypatch.setattr(cuda.memory, "new_array", full)
     with pytest.raises(MemoryError, match=r"no room on the GPU for an array of shape .* MiB free"):
         model.to("cuda")
     assert model.device == "cpu"

@@ -15,7 +15,7 @@ import numpy as np
 from . import streams
 from .driver import driver_calls
 
-UNUSED, UNUSED_BYTES = 16, 64 << 20  # as much memory that nobody has any more is kept until it is given back together
+UNUSED, UNUSED_BYTES = 64, 256 << 20  # memory that nobody has any more: more than that is given back together
 
 
 @cache
@@ -39,28 +39,48 @@ def called(answer):
 
 
 class Memory:
-    """Uninitialised memory of the GPU. When nobody has it any more it is given back, later and with other memory.
+    """Uninitialised memory of the GPU. When nobody has it any more it is used again, or given back with other memory.
 
-    To give memory back the driver waits for the GPU.
+    Launches on one stream run in their order. So memory that was used on the stream of all launches may be had again
+    at once by who launches there. Not so where others may still use it: launches on a thread's own stream, or another
+    library that it was `lent` to. To give memory back the driver waits for the GPU.
     """
 
+    lent = False
+
     def __init__(self, size):
-        streams.stream()  # makes the context that of the thread
-        status, address = driver_calls.cuMemAlloc(size)
-        if status == driver_calls.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            give_back()
-            status, address = driver_calls.cuMemAlloc(size)
-        self.address, self.size = int(called((status, address))), size
+        self.size, self.in_order = size, streams.is_of_all()
+        self.address = (self.in_order and _taken_again(size)) or _allocated(size)
 
     def __del__(self, finalizing=sys.is_finalizing):
         if hasattr(self, "address") and not finalizing():
-            _unused.append((self.address, self.size))
-            many = len(_unused) > UNUSED or sum(size for _, size in list(_unused)) > UNUSED_BYTES
+            in_order = self.in_order and not self.lent and streams.begun() and streams.is_of_all()
+            _unused.append((self.address, self.size, in_order))
+            many = len(_unused) > UNUSED or sum(size for _, size, _ in list(_unused)) > UNUSED_BYTES
             if many and streams.begun():  # else this is for a thread that has the context
                 give_back()
 
 
-_unused = deque()  # (address, size) of memory that nobody has any more
+_unused = deque()  # (address, size, whether all that used it is in order) of memory that nobody has any more
+
+
+def _taken_again(size):
+    """The address of unused memory of this size, which nobody can use out of order; None where there is none."""
+    for entry in list(_unused):
+        if entry[1:] == (size, True):
+            with suppress(ValueError):  # where another thread takes it too
+                _unused.remove(entry)
+                return entry[0]
+    return None
+
+
+def _allocated(size):
+    """The address of new memory."""
+    status, address = driver_calls.cuMemAlloc(size)
+    if status == driver_calls.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        give_back()
+        status, address = driver_calls.cuMemAlloc(size)
+    return int(called((status, address)))
 
 
 def give_back():

@@ -9,12 +9,14 @@ from .driver import cuda, require, simulated
 if simulated:
     from .driver import Array
 else:
-    from .arrays import Array
+    from .arrays import Array, give_back
 
 
 def free_memory():
     """Bytes that are free on the GPU; infinite in the simulator."""
     require()
+    if not simulated:
+        give_back()
     return cuda.current_context().get_memory_info()[0]
 
 
@@ -153,7 +155,13 @@ class DeviceArray(Array):
 
     @property
     def __cuda_array_interface__(self):
+        self._lend()
         return super().__cuda_array_interface__ | {"stream": int(streams.stream())}
+
+    def _lend(self):
+        """Note that another library has the memory: nothing orders its launches before ours."""
+        if not simulated and self.size:
+            self.owner.lent = True
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(to_host(self), dtype)
@@ -192,6 +200,7 @@ class DeviceArray(Array):
             host = to_host(self)
             return exchange.given(borrowing.memory_of(host, host), (exchange.CPU, 0), max_version, True)
         streams.let_follow(stream)
+        self._lend()
         array = self
         if copy:
             if not self.is_c_contiguous():

@@ -31,6 +31,11 @@ def begun() -> bool:
     return hasattr(_of_thread, "stream")
 
 
+def is_of_all() -> bool:
+    """Whether the calling thread's `stream` is that of all launches."""
+    return stream() is _streams["launches"]
+
+
 @contextlib.contextmanager
 def own_stream():
     """A context in which the calling thread's `stream` is its own, so that its launches overlap those of other threads.

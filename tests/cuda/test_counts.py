@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
-from fastbp.kernels.cuda import compiling
+from fastbp.kernels.cuda import compiling, streams
 
 from .emulator.counts import Counts, counted, library
 
@@ -89,7 +89,7 @@ def test_a_loop_of_ones_own():
 
     for _ in range(4):
         step()
-    assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=5)
+    assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=0)
 
 
 # ------------------------------------------------------------------------------------- memory, launches
@@ -100,8 +100,8 @@ def freed():
 
 def test_memory_is_given_back_together():
     """A thread without the context of the GPU leaves it to others, and the driver waits for the GPU each time."""
-    arrays.give_back()
     counted(lambda: None)  # collects what other tests have left
+    arrays.give_back()
     before, held = freed(), [cuda.empty(16, np.float32) for _ in range(2 * arrays.UNUSED + 1)]
     thread = threading.Thread(target=lambda: [held.pop() for _ in range(arrays.UNUSED + 1)])
     thread.start()
@@ -116,6 +116,35 @@ def test_memory_is_given_back_together():
     assert freed() == before + arrays.UNUSED
 
 
+def addresses(*sizes):
+    """Where arrays of these sizes are; nobody has them then."""
+    return {cuda.borrowing.address(array) for array in [cuda.empty(size, np.float32) for size in sizes]}
+
+
+def test_memory_that_nobody_has_is_used_again():
+    """Where all that used it is in order: not what another library was lent, or a stream of a thread's own has used."""
+    arrays.give_back()
+    first = addresses(16, 16, 32)
+    assert addresses(32, 16, 16) == first
+    assert not addresses(64) & first
+    for lend in (lambda array: array.__dlpack__(), lambda array: array.__cuda_array_interface__):
+        array = cuda.empty(128, np.float32)
+        lent = cuda.borrowing.address(array)
+        lend(array[64:])
+        del array
+        assert counted(lambda: addresses(128)).allocations == 1
+        assert addresses(128) != {lent}
+    with streams.own_stream():
+        assert counted(lambda: addresses(16)).allocations == 1
+        own = cuda.empty(256, np.float32)
+    del own
+    assert counted(lambda: addresses(256)).allocations == 1
+    array = cuda.empty(1024, np.float32)
+    with streams.own_stream():
+        del array
+    assert counted(lambda: addresses(1024)).allocations == 1
+
+
 def test_memory_that_nobody_has_makes_room(monkeypatch):
     kept = cuda.empty(16, np.float32)
     allocate, left = arrays.driver_calls.cuMemAlloc, [1]
@@ -125,10 +154,10 @@ def test_memory_that_nobody_has_makes_room(monkeypatch):
 
     arrays.give_back()
     before = freed()
-    del kept
+    del kept  # of another size, so it is not used again
     monkeypatch.setattr(arrays.driver_calls, "cuMemAlloc", full)
     left[:] = [0, 1]
-    cuda.empty(16, np.float32)
+    cuda.empty(32, np.float32)
     assert freed() == before + 1
     left[:] = [1, 1]
     with pytest.raises(MemoryError, match="no room on the GPU"):
@@ -137,12 +166,12 @@ def test_memory_that_nobody_has_makes_room(monkeypatch):
 
 def test_a_launch_is_prepared_once(monkeypatch):
     monkeypatch.setattr(compiling, "LAUNCHES", 3)
-    x, stream = cuda.zeros(8, np.float32), cuda.streams.stream()
+    x, stream = cuda.zeros(8, np.float32), streams.stream()
     kernel = cuda.buffers.clear_kernel(np.dtype(np.float32))
     assert kernel[1, 32, stream] is kernel[1, 32, stream]
     assert kernel[2, 32, stream] is not kernel[1, 32, stream]
     for blocks in range(1, 9):
         kernel[blocks, 32, stream](8, x)
         assert len(kernel.launches) <= 3
-    cuda.streams.capture(lambda builder: kernel[1, 32, builder](8, x))()
+    streams.capture(lambda builder: kernel[1, 32, builder](8, x))()
     assert all(of_stream is stream for _, _, of_stream in kernel.launches)

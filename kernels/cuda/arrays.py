@@ -8,12 +8,13 @@ import math
 import sys
 from collections import deque
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
+from ..exchange import contiguous_strides
 from . import streams
-from .driver import driver_calls
+from .driver import called, driver_calls
 
 UNUSED, UNUSED_BYTES = 64, 256 << 20  # memory that nobody has any more: more than that is given back together
 
@@ -22,20 +23,6 @@ UNUSED, UNUSED_BYTES = 64, 256 << 20  # memory that nobody has any more: more th
 def address_in(dtype) -> str:
     """The attribute of an array of this dtype that has its address, and that an array of another dtype lacks."""
     return f"address_of_{dtype.name}"
-
-
-@lru_cache(maxsize=1024)
-def contiguous_strides(shape, itemsize) -> tuple[int, ...]:
-    """The strides, in bytes, of a C-contiguous array."""
-    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def called(answer):
-    """What a function of the driver returned beside its status; RuntimeError where that is none of success."""
-    status, *values = answer
-    if status:
-        raise RuntimeError(f"the CUDA driver answers {status.name}")
-    return values[0] if values else None
 
 
 class Memory:
@@ -65,12 +52,15 @@ _unused = deque()  # (address, size, whether all that used it is in order) of me
 
 
 def _taken_again(size):
-    """The address of unused memory of this size, which nobody can use out of order; None where there is none."""
-    for entry in list(_unused):
-        if entry[1:] == (size, True):
-            with suppress(ValueError):  # where another thread takes it too
-                _unused.remove(entry)
-                return entry[0]
+    """The address of unused memory of this size, which nobody can use out of order; None where there is none.
+
+    The first address, so that what is made again and again comes to lie in the same places, for which steps are
+    captured.
+    """
+    for entry in sorted(entry for entry in list(_unused) if entry[1:] == (size, True)):
+        with suppress(ValueError):  # where another thread takes it too
+            _unused.remove(entry)
+            return entry[0]
     return None
 
 
@@ -198,12 +188,30 @@ class Array:
         """Begin to copy a C-contiguous array of the GPU, or of the host, into this one."""
         self._check(array)
         if isinstance(array, Array):
-            answer = driver_calls.cuMemcpyDtoDAsync(self.address, array.address, self.nbytes, int(stream.handle))
+            answer = driver_calls.cuMemcpyDtoDAsync(self.address, array.address, self.nbytes, stream.handle)
         else:
-            answer = driver_calls.cuMemcpyHtoDAsync(self.address, array.ctypes.data, self.nbytes, int(stream.handle))
+            answer = driver_calls.cuMemcpyHtoDAsync(self.address, array.ctypes.data, self.nbytes, stream.handle)
         called(answer)
 
     def copy_to_host(self, to, stream):
         """Begin to copy this array into a C-contiguous one of the host."""
         self._check(to)
-        called(driver_calls.cuMemcpyDtoHAsync(to.ctypes.data, self.address, self.nbytes, int(stream.handle)))
+        called(driver_calls.cuMemcpyDtoHAsync(to.ctypes.data, self.address, self.nbytes, stream.handle))
+
+
+class PageLocked:
+    """Uninitialised page-locked memory of the host, as NumPy takes it for an array."""
+
+    def __init__(self, shape, dtype):
+        streams.stream()  # makes the context that of the thread
+        self.address = called(driver_calls.cuMemHostAlloc(max(math.prod(shape) * dtype.itemsize, 1), 0))
+        self.__array_interface__ = {
+            "data": (self.address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    def __del__(self, finalizing=sys.is_finalizing):
+        if hasattr(self, "address") and not finalizing():
+            driver_calls.cuMemFreeHost(self.address)

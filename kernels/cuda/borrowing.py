@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 
 from .. import exchange
-from . import streams
-from .driver import cuda, simulated
+from . import driver, streams
+from .driver import simulated
 
 if simulated:
     from .driver import Array
@@ -21,7 +21,7 @@ else:
 @cache
 def device():
     """The device of all arrays as a pair of DLPack, (type, number); in the simulator it is the host."""
-    return (exchange.CPU, 0) if simulated else (exchange.CUDA, cuda.get_current_device().id)
+    return (exchange.CPU, 0) if simulated else (exchange.CUDA, driver.device().device_id)
 
 
 def address(array) -> int:
@@ -61,9 +61,11 @@ def as_device_array(array):
             lent = exchange.taken(array, int(streams.stream()) or None)
         except BufferError as error:
             raise TypeError(f"{name} cannot be used where it is on the GPU: {error}") from error
-        return _borrowed(lent)
+        return _borrowed(memory_of(lent, None), lent)
     if hasattr(array, "__cuda_array_interface__"):
-        return _borrowed(cuda.as_cuda_array(array))
+        where = array.__cuda_array_interface__
+        streams.wait_for(where.get("stream"))
+        return _borrowed(_memory_at(where), array)
     raise TypeError(
         f'expected an array on the GPU; got {name} in the memory of the host; use to_device(array), or model.to("cuda")'
     )
@@ -74,27 +76,33 @@ def _device_number():
 
 
 def memory_of(array, owner):
-    """The memory of an array on the GPU, ours or Numba's, or one of NumPy that stands for it, as `exchange` has it."""
-    if isinstance(array, np.ndarray):
-        start = array.ctypes.data
-    else:
-        start = address(array) if isinstance(array, Array) else array.__cuda_array_interface__["data"][0]
+    """The memory of a device array, or of an array of NumPy that stands for memory of the GPU, as `exchange` has it."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else address(array)
     return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
 
 
-def _borrowed(lent):
-    """A device array over memory of another library.
+def _memory_at(where):
+    """The memory that a ``__cuda_array_interface__`` names, as `exchange` has it."""
+    if where.get("mask") is not None:
+        raise TypeError("an array on the GPU with a mask cannot be used")
+    shape, dtype = tuple(where["shape"]), np.dtype(where["typestr"])
+    strides = where.get("strides") or exchange.contiguous_strides(shape, dtype.itemsize)
+    return exchange.Memory(where["data"][0], shape, strides, dtype, None)
+
+
+def _borrowed(memory, lent):
+    """A device array over memory of another library, which has lent an array.
 
     When it is dropped, the host waits for the launches so far and then gives the memory back. Without that, a temporary
     array could be freed, and its memory used again, before a kernel has read it.
     """
-    memory = memory_of(lent, None)
     weakref.finalize(memory, _give_back, lent).atexit = False
     if simulated:
         return Array(np.asarray(memory))
-    return Array(memory.__array_interface__["data"][0], lent.shape, lent.strides, lent.dtype, memory)
+    where = memory.__array_interface__
+    return Array(where["data"][0], where["shape"], where["strides"], np.dtype(where["typestr"]), memory)
 
 
 def _give_back(lent):
-    cuda.current_context()  # the garbage collector may run in a thread that has not used the GPU
+    streams.stream()  # the garbage collector may run in a thread that has not used the GPU
     streams.wait_for_all()

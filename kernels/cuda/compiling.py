@@ -9,22 +9,21 @@ from itertools import count
 
 import numpy as np
 
-from . import disk_cache, driver
-from .driver import cuda, simulated, types
+from . import disk_cache, driver, later
+from .driver import cuda, simulated
+from .signatures import Flat, Tuple
 
 if not simulated:
-    from .addresses import Vector
+    from . import streams
     from .arrays import address_in
-    from .driver import LaunchConfig, launch  # noqa: F401 - what `launcher` writes has `launch`
-    from .streams import core_streams
-
+    from .driver import LaunchConfig, ObjectCode, launch  # noqa: F401 - what `launcher` writes has `launch`
 
 LAUNCHES = 256  # of a kernel on streams, prepared and kept
 
 
 def device_function(function):
     """Mark a function that kernels call; it is inlined into them."""
-    return function if simulated else cuda.jit(function, device=True, forceinline=True)
+    return function if simulated else later.inlined(function)
 
 
 def unrolled(count, function):
@@ -61,17 +60,8 @@ def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     The compiler may contract ``x * y + z`` to a fused multiply-add, as is usual on a GPU.
     """
 
-    def make(function):
-        if simulated:
-            return Kernel(cuda.jit(function), signature, shared)
-        bounds = threads if blocks is None else (threads, blocks)
-        # All code is in one module before it is linked, so optimising at link time (lto) would find nothing to do; but
-        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
-        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=whole)
-        dispatcher._cache = disk_cache.Files(dispatcher)
-        return Kernel(dispatcher, signature, shared)
-
-    return make
+    bounds = threads if blocks is None else (threads, blocks)
+    return lambda function: Kernel(function, signature, bounds, shared, whole)
 
 
 class Kernel:
@@ -88,8 +78,12 @@ class Kernel:
         A launch has an array of another dtype than the kernel's, more arguments than the kernel, or fewer.
     """
 
-    def __init__(self, dispatcher, signature, shared):
-        self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
+    def __init__(self, function, signature, bounds, shared, whole):
+        self.function, self.signature = function, signature
+        # All code is in one module before it is linked, so optimising at link time would find nothing to do; but
+        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
+        self.bounds, self.shared, self.whole = bounds, shared, whole
+        self.simulation = cuda.jit(function) if simulated else None
         self.code = None
         self.launches = {}  # (grid, block, stream) -> what launches then; at most LAUNCHES
 
@@ -99,13 +93,15 @@ class Kernel:
 
     def _launch_on(self, grid, block, stream):
         if simulated:
-            return self.dispatcher[grid, block, stream]
+            return self.simulation[grid, block, stream]
         self.load()
-        launch = partial(self.launcher, core_streams.get(stream, stream), self._configuration(grid, block), self.code)
-        if stream in core_streams:  # a graph is built once
-            if len(self.launches) >= LAUNCHES:
-                self.launches.clear()
-            self.launches[grid, block, stream] = launch
+        configuration = self._configuration(grid, block)
+        if not isinstance(stream, streams.Stream):  # a graph is built once
+            return partial(self.launcher, stream, configuration, self.code)
+        if len(self.launches) >= LAUNCHES:
+            self.launches.clear()
+        launch = partial(self.launcher, stream.core, configuration, self.code)
+        self.launches[grid, block, stream] = launch
         return launch
 
     def _configuration(self, grid, block):
@@ -113,16 +109,31 @@ class Kernel:
             return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
         return LaunchConfig(grid=grid, block=block, is_cooperative=self.cooperative, shmem_size=self.shared)
 
-    def compile(self):
-        """Compile the kernel for the GPU in use, or load it from disk; returns what Numba makes of it."""
-        return self.dispatcher.compile(self.signature)
+    def compile(self, again=False):
+        """Its name in the machine code, whether its blocks may wait for one another, and the machine code.
+
+        From disk, or, ``again`` in any case, by Numba and then to disk; for the GPU in use.
+        """
+        found = None if again else disk_cache.read(self)
+        if found is None:
+            from .machine_code import machine_code
+
+            found = machine_code(self)
+            disk_cache.write(self, *found)
+        return found
 
     def load(self):
         """Compile it, and give the machine code to the driver."""
         if self.code is None:
+            streams.stream()  # makes the context that of the thread
             made = self.compile()
-            self.launcher, self.cooperative = launcher(self.signature), made.cooperative
-            self.code = made.library.get_cufunc().kernel  # last: then it is loaded, for other threads too
+            try:
+                code = _given(made)
+            except Exception:  # from a file, and for another GPU or driver: compiling is always right
+                made = self.compile(again=True)
+                code = _given(made)
+            self.launcher, self.cooperative = launcher(self.signature), made[1]
+            self.code = code  # last: then it is loaded, for other threads too
             if self.shared:
                 self.allow_shared(self.shared)
 
@@ -130,6 +141,12 @@ class Kernel:
         """Let its launches have up to so many bytes of dynamic shared memory."""
         self.load()
         driver.allow_shared(self.code, size)
+
+
+def _given(made):
+    """A kernel that the driver has, from what `Kernel.compile` made."""
+    name, _, code = made
+    return ObjectCode.from_cubin(code, name=name).get_kernel(name)
 
 
 def launcher(signature):
@@ -143,13 +160,13 @@ def launcher(signature):
 
     def parts(kind):
         """A name for an argument, or names for what is in a tuple; and its words."""
-        if isinstance(kind, types.BaseTuple):
-            fields = [parts(field) for field in kind]
+        if isinstance(kind, Tuple):
+            fields = [parts(field) for field in kind.fields]
             return f"({', '.join(name for name, _ in fields)},)", [word for _, words in fields for word in words]
         name = next(names)
-        if isinstance(kind, types.Array):
-            return name, [f"{name}.{address_in(np.dtype(kind.dtype.name))}"]
-        return name, [{types.int64: "{}", types.float64: "float({})"}[kind].format(name)]
+        if isinstance(kind, Flat):
+            return name, [f"{name}.{address_in(kind.dtype)}"]
+        return name, [{"int64": "{}", "float64": "float({})"}[kind.name].format(name)]
 
     arguments = [(next(names), *parts(kind)) for kind in signature]
     lines = [
@@ -173,13 +190,12 @@ class Clusters:
 
 def vector(dtype):
     """The type of a flat device array of a dtype, for the signature of a kernel."""
-    return (types.Array if simulated else Vector)(_type_of(dtype), 1, "C")
-
-
-def _type_of(dtype):
-    return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
+    return Flat(np.dtype(dtype))
 
 
 def cooperative_blocks(kernel, threads) -> int:
     """How many blocks of a kernel fit the GPU at once, so that they may wait for one another; 1 in the simulator."""
-    return 1 if simulated else kernel.compile().max_cooperative_grid_blocks(threads)
+    if simulated:
+        return 1
+    kernel.load()
+    return kernel.code.occupancy.max_active_blocks_per_multiprocessor(threads, 0) * driver.multiprocessors()

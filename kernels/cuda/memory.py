@@ -4,20 +4,21 @@ import numpy as np
 
 from .. import exchange
 from . import borrowing, streams
-from .driver import cuda, require, simulated
+from .driver import cuda, memory_info, require, simulated
 
 if simulated:
     from .driver import Array
 else:
-    from .arrays import Array, give_back
+    from .arrays import Array, PageLocked, give_back
 
 
 def free_memory():
     """Bytes that are free on the GPU; infinite in the simulator."""
     require()
+    streams.stream()  # makes the context that of the thread
     if not simulated:
         give_back()
-    return cuda.current_context().get_memory_info()[0]
+    return memory_info()[0]
 
 
 def empty(shape, dtype):
@@ -32,7 +33,7 @@ def empty(shape, dtype):
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        free, total = cuda.current_context().get_memory_info()
+        free, total = memory_info()
         raise MemoryError(
             f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {_mib(shape, dtype)}, "
             f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
@@ -45,7 +46,11 @@ def new_array(shape, dtype):
         array = cuda.device_array(shape, dtype)
         array.__class__ = DeviceArray
         return array
-    return DeviceArray.new(tuple(map(int, shape)) if isinstance(shape, tuple | list) else (int(shape),), dtype)
+    return DeviceArray.new(_shape(shape), dtype)
+
+
+def _shape(shape):
+    return tuple(map(int, shape)) if isinstance(shape, tuple | list) else (int(shape),)
 
 
 def _out_of_memory(error):
@@ -103,7 +108,7 @@ def pinned(shape, dtype):
     require()
     dtype = np.dtype(dtype)
     try:
-        return cuda.pinned_array(shape, dtype)
+        return new_pinned(shape, dtype)
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -111,6 +116,11 @@ def pinned(shape, dtype):
             f"the host has no page-locked memory left for an array of shape {shape} and dtype {dtype}: "
             f"{_mib(shape, dtype)}; use smaller batches, or see what else on this machine locks memory"
         ) from error
+
+
+def new_pinned(shape, dtype):
+    """An uninitialised array in page-locked memory."""
+    return cuda.pinned_array(shape, dtype) if simulated else np.asarray(PageLocked(_shape(shape), dtype))
 
 
 def send(host, to):

@@ -4,24 +4,60 @@ import contextlib
 import threading
 import time
 
-from .driver import cuda, require, simulated
+from .driver import called, cuda, device, require, simulated
 
 if not simulated:
-    from .driver import Device, Stream
+    from .driver import EventOptions, StreamOptions, driver_calls
+
+
+class Stream:
+    """A stream: launches and copies that are made in their order. It and the legacy default stream wait for each other.
+
+    Attributes
+    ----------
+    core : cuda.core.Stream
+    handle
+        Its handle, as functions of the driver take it; an integer of the stream is the same as a number.
+    """
+
+    def __init__(self):
+        self.core = device().create_stream(options=StreamOptions(nonblocking=False))
+        self.handle = self.core.handle
+
+    def __int__(self):
+        return int(self.handle)
+
+    def synchronize(self):
+        """Let the host wait until all that the stream was given so far has ended."""
+        self.core.sync()
+
+
+class Event:
+    """The end of all that a stream was given so far."""
+
+    def __init__(self, of, timing=False):
+        self.core = of.core.record(options=EventOptions(timing_enabled=timing))
+
+    def synchronize(self):
+        """Let the host wait for it."""
+        self.core.sync()
+
+    def wait(self, on):
+        """Let all that a stream is given from now on wait for it."""
+        on.core.wait(self.core)
 
 
 def stream():
     """The stream of the calling thread's launches: that of all launches, unless the thread has its `own_stream`.
 
-    It and the legacy default stream, which other libraries use, wait for each other. Who has it may launch and copy:
-    the context of the GPU is that of the thread.
+    Who has it may launch and copy: the context of the GPU is that of the thread.
     """
     if simulated:
         return 0
     try:
         return _of_thread.stream
     except AttributeError:
-        cuda.current_context()  # Numba makes it the one of this thread
+        device().set_current()
         _of_thread.stream = _stream("launches")
         return _of_thread.stream
 
@@ -73,7 +109,6 @@ def copy_stream():
 
 
 _streams, _making_streams = {}, threading.Lock()
-core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it, for launches
 
 
 def _stream(purpose):
@@ -81,9 +116,7 @@ def _stream(purpose):
     if purpose not in _streams:
         with _making_streams:
             if purpose not in _streams:
-                made = cuda.stream()
-                core_streams[made] = Stream.from_handle(int(made))
-                _streams[purpose] = made
+                _streams[purpose] = Stream()
     return _streams[purpose]
 
 
@@ -95,19 +128,19 @@ def capture(launches):
     """
     if simulated:
         return lambda: launches(stream())
-    device = Device()
-    device.set_current()
-    builder = device.create_graph_builder()
+    builder = device().create_graph_builder()
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    return lambda: graph.launch(core_streams[stream()])
+    return lambda: graph.launch(stream().core)
 
 
 def synchronize():
     """Wait until all launches have finished."""
     require()
-    cuda.synchronize()
+    if not simulated:
+        stream()  # makes the context that of the thread
+        called(driver_calls.cuCtxSynchronize())
 
 
 def elapsed(work) -> float:
@@ -120,12 +153,11 @@ def elapsed(work) -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
-    start, end = cuda.event(), cuda.event()
-    start.record(stream())
+    start = Event(stream(), timing=True)
     work()
-    end.record(stream())
+    end = Event(stream(), timing=True)
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return (end.core - start.core) / 1e3
 
 
 def wait():
@@ -146,9 +178,7 @@ def mark(of):
 
     Its method ``synchronize()`` lets the host wait for that.
     """
-    event = cuda.event() if simulated else cuda.event(timing=False)
-    event.record(of)
-    return event
+    return cuda.event() if simulated else Event(of)
 
 
 def follow(event, on):
@@ -169,4 +199,12 @@ def let_follow(other):
         )
     if simulated or other == -1:
         return
-    follow(mark(stream()), cuda.external_stream(1 if other is None else other))
+    event = mark(stream())
+    called(driver_calls.cuStreamWaitEvent(1 if other is None else other, event.core.handle, 0))
+
+
+def wait_for(other):
+    """Let the host wait for a stream of another library, by its handle; None is none."""
+    if not simulated and other is not None:
+        stream()  # makes the context that of the thread
+        called(driver_calls.cuStreamSynchronize(other))

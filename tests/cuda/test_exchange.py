@@ -370,15 +370,15 @@ def test_consumers_wait_for_our_launches(x, monkeypatch):
     for wrong in (0, -2, "1", 1.0):
         with pytest.raises(ValueError, match="stream must be None, -1, 1, 2 or the handle"):
             array.__dlpack__(stream=wrong)
-    event = SimpleNamespace(
-        record=lambda stream: calls.append(("record", stream)), wait=lambda stream: calls.append(("wait", stream))
-    )
+    driver_calls = SimpleNamespace(cuStreamWaitEvent=lambda *given: calls.append(given) or (0,))
     monkeypatch.setattr(streams, "simulated", False)
     monkeypatch.setattr(streams, "stream", lambda: "ours")
-    monkeypatch.setattr(streams, "cuda", SimpleNamespace(event=lambda timing: event, external_stream=lambda ptr: ptr))
+    monkeypatch.setattr(streams, "mark", lambda of: SimpleNamespace(core=SimpleNamespace(handle=f"end of {of}")))
+    monkeypatch.setattr(streams, "called", lambda answer: None, raising=False)
+    monkeypatch.setattr(streams, "driver_calls", driver_calls, raising=False)
     for asked, waits in ((None, 1), (1, 1), (2, 2), (4242, 4242)):
         streams.let_follow(asked)
-        assert calls == [("record", "ours"), ("wait", waits)]
+        assert calls == [(waits, "end of ours", 0)]
         calls.clear()
     streams.let_follow(-1)
     assert calls == []

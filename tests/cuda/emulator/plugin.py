@@ -8,7 +8,8 @@ from numba import cuda  # noqa: F401 - before its parts
 from numba.cuda.codegen import CUDACodeLibrary
 
 from fastbp.kernels.cuda import compiling
-from fastbp.kernels.cuda.driver import types
+from fastbp.kernels.cuda.operands import INT
+from fastbp.kernels.cuda.signatures import Tuple
 
 
 def ptx_as_code(library, cc=None):
@@ -32,10 +33,10 @@ def listened(signature, make=compiling.launcher):
 
 
 def check(kinds, arguments):
-    for kind, argument in zip(kinds, arguments, strict=True):
-        if isinstance(kind, types.BaseTuple):
-            check(kind, argument)
-        elif kind == types.int64:
+    for kind, argument in zip(kinds, arguments, strict=False):  # how many there are the launcher knows
+        if isinstance(kind, Tuple):
+            check(kind.fields, argument)
+        elif kind == INT:
             assert type(argument) is int, (kinds, arguments)
 
 

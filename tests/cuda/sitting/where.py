@@ -114,7 +114,7 @@ def _step_by_kernels(shape, precision):
 
         one = least(captured(launched), LAUNCHES)
         total += one
-        name = kernel.dispatcher.py_func.__qualname__.rpartition(".")[2]
+        name = kernel.function.__qualname__.rpartition(".")[2]
         print(f"  {one:>9.1f} µs  {name:<44} {grid} x {block}", flush=True)
     print(f"  {total:>9.1f} µs  {len(found)} launches alone; a step as a graph {graph:.1f} µs", flush=True)
 

@@ -6,6 +6,8 @@ reads or writes, of which only address, shape, strides and dtype are used.
 """
 
 import ctypes
+import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -142,6 +144,12 @@ def taken(array, stream):
         raise BufferError(str(error)) from error
     finally:
         source.restore()
+
+
+@lru_cache(maxsize=1024)
+def contiguous_strides(shape, itemsize) -> tuple[int, ...]:
+    """The strides, in bytes, of a C-contiguous array."""
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class Memory:

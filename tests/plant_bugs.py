@@ -53,7 +53,8 @@ CUDA_TESTS = "tests/cuda/test_gemm.py"
 WGMMA, WARPGROUP = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py"
 WGMMA_TESTS = "tests/cuda/test_emulator.py -k 'by_warpgroups and pipeline'"
 CLUSTER, CLUSTER_TESTS = "kernels/cuda/cluster.py", "tests/cuda/test_emulator.py -k test_clusters"
-LOSSES, JIT, TEAM = "kernels/cpu/losses.py", "kernels/jit.py", "kernels/cpu/team.py"
+LOSSES, TEAM = "kernels/cpu/losses.py", "kernels/cpu/team.py"
+DISK, JIT = "kernels/disk.py", "kernels/jit.py"
 PREPROCESSING, FITTING, LEARNING = "tabular/preprocessing.py", "tabular/fitting.py", "tabular/learning.py"
 ACTIVATIONS, ELEMENTARY, UPDATES = "kernels/activations.py", "kernels/elementary.py", "kernels/updates.py"
 
@@ -1352,33 +1353,33 @@ BUGS = [
     # ------------------------------------------------------------------------------------------- the cache
     Bug(
         "the checksum is not looked at",
-        JIT, "if hashlib.sha256(place.encode() + raw[32:]).digest() != raw[:32]:", "if len(raw) < 32:",
+        DISK, "if hashlib.sha256(place.encode() + raw[32:]).digest() != raw[:32]:", "if len(raw) < 32:",
         "tests/test_cache.py -k every_byte",
     ),
     Bug(
         "the checksum does not hold an entry to its name",
-        JIT, 'return f"{path.parent.name}/{path.name}"', "return path.parent.name",
+        DISK, 'return f"{path.parent.name}/{path.name}"', "return path.parent.name",
         "tests/test_cache.py -k no_entry",
     ),
     Bug(
         "the checksum does not hold an entry to its stamp",
-        JIT, 'return f"{path.parent.name}/{path.name}"', "return path.name",
+        DISK, 'return f"{path.parent.name}/{path.name}"', "return path.name",
         "tests/test_cache.py -k another_stamp",
     ),
     Bug(
         "an entry that anybody may write is run",
-        JIT, 'or (hasattr(os, "getuid") and not _is_private(info))', "",
+        DISK, 'or (hasattr(os, "getuid") and not _is_private(info))', "",
         "tests/test_cache.py -k no_entry",
     ),
     Bug(
         "the stamp leaves out modules without a source",
-        JIT, "modules = [module.name for module in pkgutil.iter_modules([str(package)]) if not module.ispkg]",
+        DISK, "modules = [module.name for module in pkgutil.iter_modules([str(package)]) if not module.ispkg]",
         'modules = [path.stem for path in package.glob("[a-z]*.py")]',
         "tests/test_cache.py -k 'without_sources and one_module'",
     ),
     Bug(
         "the stamp that was used last is the first to go",
-        JIT, "key=_last_used, reverse=True)", "key=_last_used)",
+        DISK, "key=_last_used, reverse=True)", "key=_last_used)",
         "tests/test_cache.py -k least_recently",
     ),
     Bug(
@@ -1398,7 +1399,7 @@ BUGS = [
     ),
     Bug(
         "the sources do not belong to the stamp",
-        JIT, "digest.update(source.read_bytes())", "pass",
+        DISK, "digest.update(source.read_bytes())", "pass",
         "tests/test_cache.py -k changed_callee",
     ),
     Bug(
@@ -1408,7 +1409,7 @@ BUGS = [
     ),
     Bug(
         "a directory of somebody else is used",
-        JIT, "return info.st_uid == os.getuid() and not", "return not",
+        DISK, "return info.st_uid == os.getuid() and not", "return not",
         "tests/test_cache.py -k directories_of_others",
     ),
 ]  # fmt: skip

@@ -370,12 +370,12 @@ def symbols(object_code):
 
 
 def check_symbols(directory):
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk
 
     files = list(directory.rglob("*.kernel"))
     assert files
     for path in files:
-        _, symbol, object_code, _ = jit.read_entry(path)
+        _, symbol, object_code, _ = disk.read_entry(path)
         functions, undefined = symbols(object_code)
         assert not [name for name in undefined if not OF_THE_WRAPPER.fullmatch(name)], path
         # The kernel and its wrapper: a helper of its own could meet another kernel's of the same name.

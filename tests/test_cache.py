@@ -174,18 +174,18 @@ def test_damaged_files_are_compiled_again(cached, copy, damages):
 
 def test_every_byte_counts(filled):
     """A file with any byte changed is refused before any of it is used."""
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk
 
     path = kernels(filled[0])["relu_forward"]
     content = path.read_bytes()
     place = f"{path.parent.name}/{path.name}"
-    name, symbol, object_code, bitcode = jit._unpacked(place, content)
-    assert jit._packed(place, name, symbol, object_code, bitcode) == content
+    name, symbol, object_code, bitcode = disk._unpacked(place, content)
+    assert disk._packed(place, name, symbol, object_code, bitcode) == content
     for i in range(len(content)):
         changed = bytearray(content)
         changed[i] ^= 1 << i % 8
         with pytest.raises(ValueError, match="checksum"):
-            jit._unpacked(place, bytes(changed))
+            disk._unpacked(place, bytes(changed))
 
 
 def replaced_by_a_directory(path, other):
@@ -227,26 +227,26 @@ needs_posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX"
     ],
 )
 def test_what_is_no_entry_of_this_name_and_user_is_not_read(tmp_path, change):
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk
 
     path, other = tmp_path / "f-0.kernel", tmp_path / "g-0.kernel"
     for entry in (path, other):
-        jit.write_entry(entry, entry.name.encode())
-        assert jit.read_entry(entry) == [entry.name.encode()]
+        disk.write_entry(entry, entry.name.encode())
+        assert disk.read_entry(entry) == [entry.name.encode()]
     change(path, other)
-    assert jit.read_entry(path) is None
-    assert jit.read_entry(other) == [b"g-0.kernel"]
+    assert disk.read_entry(path) is None
+    assert disk.read_entry(other) == [b"g-0.kernel"]
 
 
 def test_entry_of_another_stamp_is_not_read(tmp_path):
     """As if a directory had been renamed: what it holds is of other sources."""
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk
 
     (tmp_path / "0").mkdir()
-    jit.write_entry(tmp_path / "0/f-0.kernel", b"code")
+    disk.write_entry(tmp_path / "0/f-0.kernel", b"code")
     shutil.copytree(tmp_path / "0", tmp_path / "1")
-    assert jit.read_entry(tmp_path / "0/f-0.kernel") == [b"code"]
-    assert jit.read_entry(tmp_path / "1/f-0.kernel") is None
+    assert disk.read_entry(tmp_path / "0/f-0.kernel") == [b"code"]
+    assert disk.read_entry(tmp_path / "1/f-0.kernel") is None
 
 
 @needs_posix
@@ -265,12 +265,12 @@ def test_entries_of_others_are_compiled_again(cached, copy):
 # --------------------------------------------------------------------------------- what accumulates
 def write_an_entry(root, size):
     """Write an entry as a process does that compiles; stamps may take ``size`` bytes."""
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk, jit
 
-    jit.OLD_STAMPS = size
+    disk.OLD_STAMPS = size
     directory = jit.cache_directory()
-    jit.write_entry(directory / "f-0.kernel", b"code")
-    assert jit.read_entry(directory / "f-0.kernel") == [b"code"]
+    disk.write_entry(directory / "f-0.kernel", b"code")
+    assert disk.read_entry(directory / "f-0.kernel") == [b"code"]
     assert directory.parent == Path(root)
 
 

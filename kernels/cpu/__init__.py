@@ -9,6 +9,8 @@ import math
 import struct
 import time
 
+import llvmlite
+import numba
 import numpy as np
 
 from .. import jit, reference, splitmix
@@ -492,8 +494,8 @@ def config():
         "threads": str(get_num_threads()),
         "cores available": str(team.available_cores()),
         "kernel cache": str(directory) if directory else "off",
-        "numba": jit.numba.__version__,
-        "llvmlite": jit.llvmlite.__version__,
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
     }
 
 

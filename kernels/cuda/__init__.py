@@ -45,7 +45,7 @@ def _name(activation):
 def _matrix(array):
     """An array of one or two dimensions as a `Matrix`."""
     array = borrowing.as_device_array(array)
-    return Matrix(memory.flat(array), 0, memory.leading(array))
+    return Matrix(memory.beginning(array), 0, memory.leading(array))
 
 
 def _row(array):
@@ -98,15 +98,15 @@ def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0)
     linear.linear_backward_params(layer, len(x), *factors, beta, *gradients, scratch, streams.stream())
 
 
-_scratches = threading.local()  # name of a dtype -> the largest scratch that the calling thread has needed so far
+_scratches = threading.local()  # character of a dtype -> the largest scratch that the calling thread has needed so far
 
 
 def _scratch(size, dtype):
     """An array of at least ``size`` elements, whose contents mean nothing; each thread has its own."""
     of_thread = vars(_scratches)
-    if dtype.name not in of_thread or of_thread[dtype.name].size < size:
-        of_thread[dtype.name] = memory.empty(max(size, 1), dtype)
-    return of_thread[dtype.name]
+    if dtype.char not in of_thread or of_thread[dtype.char].size < size:
+        of_thread[dtype.char] = memory.empty(max(size, 1), dtype)
+    return of_thread[dtype.char]
 
 
 def dropout(x, rows, key, probability, out):

@@ -5,8 +5,9 @@ check no bounds and count nothing from the end. Within a function a `Vector` is 
 """
 
 from llvmlite import ir
-
-from .driver import ArrayModel, register_model, types
+from numba import types
+from numba.cuda.datamodel.models import ArrayModel
+from numba.cuda.models import register_model
 
 
 class Vector(types.Array):

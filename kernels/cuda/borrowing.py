@@ -1,4 +1,4 @@
-"""Arrays on the GPU as kernels read them: those of Numba, and those of other libraries without a copy.
+"""Arrays on the GPU as kernels read them: ours, and those of other libraries without a copy.
 
 Memory of another library is borrowed: the library gets it back when the launches that read it have finished.
 """
@@ -9,28 +9,33 @@ from functools import cache
 import numpy as np
 
 from .. import exchange
-from . import streams
-from .driver import NumbaArray, cuda, simulated
+from . import driver, streams
+from .driver import simulated
+
+if simulated:
+    from .driver import Array
+else:
+    from .arrays import Array
 
 
 @cache
 def device():
     """The device of all arrays as a pair of DLPack, (type, number); in the simulator it is the host."""
-    return (exchange.CPU, 0) if simulated else (exchange.CUDA, cuda.get_current_device().id)
+    return (exchange.CPU, 0) if simulated else (exchange.CUDA, driver.device().device_id)
 
 
 def address(array) -> int:
     """The address of the first element of a device array."""
-    return array.ctypes.data if simulated else array.device_ctypes_pointer.value
+    return array.ctypes.data if simulated else array.address
 
 
 def is_on_device(array) -> bool:
-    """Whether this is an array on a GPU, of Numba or of another library."""
-    return exchange.on_gpu(array)
+    """Whether this is an array on a GPU, ours or of another library."""
+    return isinstance(array, Array) or (not isinstance(array, np.ndarray) and exchange.on_gpu(array))
 
 
 def as_device_array(array):
-    """A device array of Numba over the memory of an array on the GPU, without a copy.
+    """A device array over the memory of an array on the GPU, without a copy.
 
     Arrays of other libraries come through DLPack, which lets our stream wait for what writes them, or through
     ``__cuda_array_interface__``, where the host waits.
@@ -42,7 +47,7 @@ def as_device_array(array):
     ValueError
         It is on another GPU than the one in use.
     """
-    if hasattr(array, "__cuda_ndarray__"):
+    if isinstance(array, Array):
         return array
     name = type(array).__name__
     if exchange.offers_gpu_memory(array):
@@ -56,10 +61,11 @@ def as_device_array(array):
             lent = exchange.taken(array, int(streams.stream()) or None)
         except BufferError as error:
             raise TypeError(f"{name} cannot be used where it is on the GPU: {error}") from error
-        return _borrowed(lent)
+        return _borrowed(memory_of(lent, None), lent)
     if hasattr(array, "__cuda_array_interface__"):
-        lent = cuda.as_cuda_array(array)
-        return _borrowed(lent)
+        where = array.__cuda_array_interface__
+        streams.wait_for(where.get("stream"))
+        return _borrowed(_memory_at(where), array)
     raise TypeError(
         f'expected an array on the GPU; got {name} in the memory of the host; use to_device(array), or model.to("cuda")'
     )
@@ -75,19 +81,28 @@ def memory_of(array, owner):
     return exchange.Memory(start, array.shape, array.strides, array.dtype, owner)
 
 
-def _borrowed(lent):
-    """A device array over memory of another library.
+def _memory_at(where):
+    """The memory that a ``__cuda_array_interface__`` names, as `exchange` has it."""
+    if where.get("mask") is not None:
+        raise TypeError("an array on the GPU with a mask cannot be used")
+    shape, dtype = tuple(where["shape"]), np.dtype(where["typestr"])
+    strides = where.get("strides") or exchange.contiguous_strides(shape, dtype.itemsize)
+    return exchange.Memory(where["data"][0], shape, strides, dtype, None)
+
+
+def _borrowed(memory, lent):
+    """A device array over memory of another library, which has lent an array.
 
     When it is dropped, the host waits for the launches so far and then gives the memory back. Without that, a temporary
     array could be freed, and its memory used again, before a kernel has read it.
     """
-    memory = memory_of(lent, None)
     weakref.finalize(memory, _give_back, lent).atexit = False
     if simulated:
-        return NumbaArray(np.asarray(memory))
-    return cuda.from_cuda_array_interface(memory.__array_interface__, owner=memory)
+        return Array(np.asarray(memory))
+    where = memory.__array_interface__
+    return Array(where["data"][0], where["shape"], where["strides"], np.dtype(where["typestr"]), memory)
 
 
 def _give_back(lent):
-    cuda.current_context()  # the garbage collector may run in a thread that has not used the GPU
+    streams.stream()  # the garbage collector may run in a thread that has not used the GPU
     streams.wait_for_all()

@@ -3,23 +3,27 @@
 A kernel is declared with the types of its arguments and compiled for these alone, so a launch need not find out types.
 """
 
-import threading
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from itertools import count
 
 import numpy as np
 
-from . import borrowing, disk_cache, driver, streams
-from .driver import cuda, simulated, types
+from . import disk_cache, driver, later
+from .driver import cuda, simulated
+from .signatures import Flat, Tuple
 
 if not simulated:
-    from .addresses import Vector
-    from .driver import LaunchConfig, launch
+    from . import streams
+    from .arrays import address_in
+    from .driver import LaunchConfig, ObjectCode, launch  # noqa: F401 - what `launcher` writes has `launch`
+
+LAUNCHES = 256  # of a kernel on streams, prepared and kept
 
 
 def device_function(function):
     """Mark a function that kernels call; it is inlined into them."""
-    return function if simulated else cuda.jit(function, device=True, forceinline=True)
+    return function if simulated else later.inlined(function)
 
 
 def unrolled(count, function):
@@ -56,17 +60,8 @@ def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     The compiler may contract ``x * y + z`` to a fused multiply-add, as is usual on a GPU.
     """
 
-    def make(function):
-        if simulated:
-            return Kernel(cuda.jit(function), signature, shared)
-        bounds = threads if blocks is None else (threads, blocks)
-        # All code is in one module before it is linked, so optimising at link time (lto) would find nothing to do; but
-        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
-        dispatcher = cuda.jit(function, launch_bounds=bounds, lto=whole)
-        dispatcher._cache = disk_cache.Files(dispatcher)
-        return Kernel(dispatcher, signature, shared)
-
-    return make
+    bounds = threads if blocks is None else (threads, blocks)
+    return lambda function: Kernel(function, signature, bounds, shared, whole)
 
 
 class Kernel:
@@ -74,7 +69,8 @@ class Kernel:
 
     The first launch compiles it. A launch by Numba looks at the type of every argument, which takes tens of
     microseconds, and more where arrays are in tuples. Here the types are known: a launch turns the arguments into
-    numbers, an array into its address, and calls the driver.
+    numbers, an array into its address, and calls the driver, on a stream of `streams`, which have made the context of
+    the GPU that of the thread.
 
     Raises
     ------
@@ -82,23 +78,62 @@ class Kernel:
         A launch has an array of another dtype than the kernel's, more arguments than the kernel, or fewer.
     """
 
-    def __init__(self, dispatcher, signature, shared):
-        self.dispatcher, self.signature, self.shared = dispatcher, signature, shared
-        self.words = None if simulated else _words_of(signature)
+    def __init__(self, function, signature, bounds, shared, whole):
+        self.function, self.signature = function, signature
+        # All code is in one module before it is linked, so optimising at link time would find nothing to do; but
+        # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
+        self.bounds, self.shared, self.whole = bounds, shared, whole
+        self.simulation = cuda.jit(function) if simulated else None
         self.code = None
+        self.launches = {}  # (grid, block, stream) -> what launches then; at most LAUNCHES
 
     def __getitem__(self, configuration):
-        return self.dispatcher[configuration] if simulated else partial(self._launch, *configuration)
+        launch = self.launches.get(configuration)
+        return self._launch_on(*configuration) if launch is None else launch
 
-    def compile(self):
-        """Compile the kernel for the GPU in use, or load it from disk; returns what Numba makes of it."""
-        return self.dispatcher.compile(self.signature)
+    def _launch_on(self, grid, block, stream):
+        if simulated:
+            return self.simulation[grid, block, stream]
+        self.load()
+        configuration = self._configuration(grid, block)
+        if not isinstance(stream, streams.Stream):  # a graph is built once
+            return partial(self.launcher, stream, configuration, self.code)
+        if len(self.launches) >= LAUNCHES:
+            self.launches.clear()
+        launch = partial(self.launcher, stream.core, configuration, self.code)
+        self.launches[grid, block, stream] = launch
+        return launch
+
+    def _configuration(self, grid, block):
+        if isinstance(grid, Clusters):
+            return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
+        return LaunchConfig(grid=grid, block=block, is_cooperative=self.cooperative, shmem_size=self.shared)
+
+    def compile(self, again=False):
+        """Its name in the machine code, whether its blocks may wait for one another, and the machine code.
+
+        From disk, or, ``again`` in any case, by Numba and then to disk; for the GPU in use.
+        """
+        found = None if again else disk_cache.read(self)
+        if found is None:
+            from .machine_code import machine_code
+
+            found = machine_code(self)
+            disk_cache.write(self, *found)
+        return found
 
     def load(self):
         """Compile it, and give the machine code to the driver."""
         if self.code is None:
+            streams.stream()  # makes the context that of the thread
             made = self.compile()
-            self.cooperative, self.code = made.cooperative, made.library.get_cufunc().kernel
+            try:
+                code = _given(made)
+            except Exception:  # from a file, and for another GPU or driver: compiling is always right
+                made = self.compile(again=True)
+                code = _given(made)
+            self.launcher, self.cooperative = launcher(self.signature), made[1]
+            self.code = code  # last: then it is loaded, for other threads too
             if self.shared:
                 self.allow_shared(self.shared)
 
@@ -107,56 +142,41 @@ class Kernel:
         self.load()
         driver.allow_shared(self.code, size)
 
-    def _launch(self, grid, block, stream, *arguments):
-        self.load()
-        if not hasattr(_of_thread, "context"):
-            _of_thread.context = cuda.current_context()  # Numba makes it the one of this thread
-        try:
-            words = self.words(*arguments)
-        except AttributeError:  # of an array that is new
-            for kind, argument in zip(self.signature, arguments, strict=True):
-                _keep_addresses(kind, argument)
-            words = self.words(*arguments)
-        configuration = _launch_configuration(grid, block, self.cooperative, self.shared)
-        launch(streams.core_stream(stream), configuration, self.code, *words)
+
+def _given(made):
+    """A kernel that the driver has, from what `Kernel.compile` made."""
+    name, _, code = made
+    return ObjectCode.from_cubin(code, name=name).get_kernel(name)
 
 
-_of_thread = threading.local()  # context: that of the GPU, once a thread has launched a kernel
+def launcher(signature):
+    """A function of a stream, a configuration, a kernel's code and the arguments of a launch: it launches.
 
-
-def _words_of(signature):
-    """A function of the arguments of a launch: the numbers that the compiled kernel takes.
-
-    It is written out for the signature, as a launch is to take a microsecond or two. An array keeps its address, for it
-    does not move, as an attribute that names its dtype: so the attribute is missing where the dtype is another.
+    It is written out for the signature, as a launch is to take a microsecond or two. Named tuples are unpacked. An
+    array has its address in an attribute that names its dtype, which an array of another dtype lacks. An integer must
+    be one of Python, which the driver gets as 64 bits; a float may be any number.
     """
+    names = map("x{}".format, count())
 
-    def terms(kind, argument):
-        if isinstance(kind, types.Array):
-            return [f"{argument}.{_kept_in(kind)}"]
-        if isinstance(kind, types.BaseTuple):
-            return [term for place, field in enumerate(kind) for term in terms(field, f"{argument}[{place}]")]
-        return [f"{ {types.int64: 'int', types.float64: 'float'}[kind] }({argument})"]
+    def parts(kind):
+        """A name for an argument, or names for what is in a tuple; and its words."""
+        if isinstance(kind, Tuple):
+            fields = [parts(field) for field in kind.fields]
+            return f"({', '.join(name for name, _ in fields)},)", [word for _, words in fields for word in words]
+        name = next(names)
+        if isinstance(kind, Flat):
+            return name, [f"{name}.{address_in(kind.dtype)}"]
+        return name, [{"int64": "{}", "float64": "float({})"}[kind.name].format(name)]
 
-    names = [f"argument_{place}" for place in range(len(signature))]
-    words = [term for kind, name in zip(signature, names, strict=True) for term in terms(kind, name)]
-    return eval(f"lambda {', '.join(names)}: ({', '.join(words)},)")
-
-
-def _kept_in(kind):
-    """The attribute of an array that has its address, if its dtype is that of an array type."""
-    return f"address_of_{kind.dtype.name}"
-
-
-def _keep_addresses(kind, argument):
-    """Give the arrays in an argument the attributes that `_words_of` reads."""
-    if isinstance(kind, types.Array):
-        if _type_of(argument.dtype) != kind.dtype:
-            raise TypeError(f"the kernel is compiled for arrays of {kind.dtype.name}, got {argument.dtype}")
-        setattr(argument, _kept_in(kind), borrowing.address(argument) or 0)
-    elif isinstance(kind, types.BaseTuple):
-        for field, value in zip(kind, argument, strict=True):
-            _keep_addresses(field, value)
+    arguments = [(next(names), *parts(kind)) for kind in signature]
+    lines = [
+        f"def launcher(stream, configuration, code, {', '.join(argument for argument, _, _ in arguments)}):",
+        *(f"{unpacked} = {argument}" for argument, unpacked, _ in arguments),
+        f"launch(stream, configuration, code, {', '.join(word for *_, words in arguments for word in words)})",
+    ]
+    made = {}
+    exec("\n    ".join(lines), globals(), made)
+    return made["launcher"]
 
 
 @dataclass(frozen=True)
@@ -168,22 +188,14 @@ class Clusters:
     shared: int
 
 
-@lru_cache(maxsize=1024)
-def _launch_configuration(grid, block, cooperative, shared):
-    if isinstance(grid, Clusters):
-        return LaunchConfig(grid=grid.count, cluster=grid.size, block=block, shmem_size=grid.shared)
-    return LaunchConfig(grid=grid, block=block, is_cooperative=cooperative, shmem_size=shared)
-
-
 def vector(dtype):
     """The type of a flat device array of a dtype, for the signature of a kernel."""
-    return (types.Array if simulated else Vector)(_type_of(dtype), 1, "C")
-
-
-def _type_of(dtype):
-    return getattr(types, "boolean" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name)
+    return Flat(np.dtype(dtype))
 
 
 def cooperative_blocks(kernel, threads) -> int:
     """How many blocks of a kernel fit the GPU at once, so that they may wait for one another; 1 in the simulator."""
-    return 1 if simulated else kernel.compile().max_cooperative_grid_blocks(threads)
+    if simulated:
+        return 1
+    kernel.load()
+    return kernel.code.occupancy.max_active_blocks_per_multiprocessor(threads, 0) * driver.multiprocessors()

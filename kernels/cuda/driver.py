@@ -1,9 +1,10 @@
-"""Finds and loads numba-cuda, and the GPU: which releases fit, what an error says, which device is there.
+"""Finds numba-cuda, and the GPU: which releases fit, what an error says, which device is there.
 
-All that the library takes from numba.cuda, and from cuda.core and cuda.bindings on which that stands, is imported here,
-after the check of the release, and by the other files from here. With NUMBA_ENABLE_CUDASIM=1 every kernel runs in
-Numba's simulator, where a thread of Python stands for a thread of the GPU: `simulated` tells the few places where
-something else stands in for what the simulator lacks (libdevice, graphs, intrinsics).
+What the library takes from cuda.core and cuda.bindings, on which numba-cuda stands, is imported here, after the check
+of the release, and by the other files from here. Numba itself is imported when a kernel has to be compiled (later.py).
+With NUMBA_ENABLE_CUDASIM=1 every kernel runs in Numba's simulator, where a thread of Python stands for a thread of the
+GPU: `simulated` tells the few places where something else stands in for what the simulator lacks (libdevice, graphs,
+intrinsics).
 """
 # ruff: noqa: F401 - what other files import from here
 
@@ -42,14 +43,11 @@ def _release(version):
 
 _check_versions()
 
-from numba import cuda, types  # noqa: E402  an unfit release may fail at its import
-from numba.cuda.core import config  # noqa: E402
-
-config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # small networks have small grids
-simulated = bool(config.ENABLE_CUDASIM)
+simulated = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 if simulated:
-    from numba.cuda.cudadrv.devicearray import FakeCUDAArray as NumbaArray
+    from numba import cuda, types
+    from numba.cuda.cudadrv.devicearray import FakeCUDAArray as Array
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     class _Simulator:
@@ -76,18 +74,10 @@ if simulated:
     )
 else:
     from cuda import bindings, core, pathfinder
-    from cuda.bindings import driver as _calls
-    from cuda.core import Device, LaunchConfig, ObjectCode, Stream, launch
-    from numba.cuda import dispatcher as dispatchers
-    from numba.cuda import libdevice
-    from numba.cuda.codegen import CUDACodeLibrary
-    from numba.cuda.core.caching import NullCache
-    from numba.cuda.core.sigutils import normalize_signature
-    from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
-    from numba.cuda.cudadrv.libs import get_cudalib, get_libdevice
-    from numba.cuda.datamodel.models import ArrayModel
-    from numba.cuda.extending import intrinsic
-    from numba.cuda.models import register_model
+    from cuda.bindings import driver as driver_calls
+    from cuda.core import Device, EventOptions, LaunchConfig, ObjectCode, StreamOptions, launch
+
+    from .later import cuda, libdevice, types
 
 _process = None  # the id of the process that uses the GPU, once one does
 
@@ -102,8 +92,8 @@ def require():
             "CUDA was used before this process was forked, and does not survive that: start processes with "
             'multiprocessing.get_context("spawn"), or use the GPU in one process only'
         )
-    if not cuda.is_available():
-        reason = " ".join(str(cuda.cuda_error() or "there is no GPU").split())
+    reason = missing()
+    if reason is not None:
         raise RuntimeError(
             f'device "cuda" needs an NVIDIA GPU and its driver, and none answers here ({reason})'
             ': install the driver and check with nvidia-smi, or use device="cpu"'
@@ -111,30 +101,65 @@ def require():
     _process = os.getpid()
 
 
+def missing() -> str | None:
+    """Why this process finds no GPU; None where it finds one, and in the simulator."""
+    if simulated:
+        return None
+    try:
+        called(driver_calls.cuInit(0))
+        return None if called(driver_calls.cuDeviceGetCount()) else "there is no GPU"
+    except Exception as error:  # cuda.bindings has errors of its own for a driver that is not installed
+        return " ".join(str(error).split())
+
+
+def called(answer):
+    """What a function of the driver returned beside its status; RuntimeError where that is none of success."""
+    status, *values = answer
+    if status:
+        raise RuntimeError(f"the CUDA driver answers {status.name}")
+    return values[0] if values else None
+
+
+@cache
+def device():
+    """The GPU in use: that of the context of the first thread that uses it, or the first one."""
+    require()
+    return Device()
+
+
 @cache
 def multiprocessors() -> int:
     """The number of multiprocessors of the GPU; 2 in the simulator."""
-    return 2 if simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
+    return 2 if simulated else device().properties.multiprocessor_count
 
 
 @cache
 def compute_capability() -> tuple[int, int]:
     """The compute capability of the GPU; (0, 0) in the simulator."""
-    return (0, 0) if simulated else tuple(cuda.get_current_device().compute_capability)
+    return (0, 0) if simulated else tuple(device().compute_capability)
 
 
 @cache
 def most_shared() -> int:
     """The most bytes of shared memory that a block may have if its kernel asks for them."""
-    return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return device().properties.max_shared_memory_per_block_optin
 
 
 def allow_shared(code, size):
     """Let the launches of a kernel, as cuda.core has it, have up to so many bytes of dynamic shared memory."""
-    attribute = _calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = _calls.cuKernelSetAttribute(attribute, size, code.handle, cuda.get_current_device().id)
-    if status != _calls.CUresult.CUDA_SUCCESS:
+    attribute = driver_calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver_calls.cuKernelSetAttribute(attribute, size, code.handle, device().device_id)
+    if status:
         raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
+
+
+def memory_info() -> tuple[int, int]:
+    """The bytes of the GPU that are free, and all; the calling thread has its context."""
+    if simulated:
+        return tuple(cuda.current_context().get_memory_info())
+    status, *sizes = driver_calls.cuMemGetInfo()
+    called((status,))
+    return tuple(sizes)
 
 
 def describe() -> dict[str, str]:
@@ -142,13 +167,11 @@ def describe() -> dict[str, str]:
     lines = {"numba-cuda": __version__}
     if simulated:
         return lines | {"GPU": "simulator"}
-    require()
-    device = cuda.get_current_device()
-    name = device.name.decode() if isinstance(device.name, bytes) else device.name
-    free, total = cuda.current_context().get_memory_info()
+    device().set_current()
+    free, total = memory_info()
     return lines | {
-        "GPU": name,
-        "compute capability": ".".join(map(str, device.compute_capability)),
+        "GPU": device().name,
+        "compute capability": ".".join(map(str, compute_capability())),
         "multiprocessors": str(multiprocessors()),
         "memory": f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
     }

@@ -11,6 +11,8 @@ from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
 
+from .later import Function, Later
+
 OURS = __package__.rpartition(".")[0]  # in modules of this package values are hashed; others are known by version
 # What of a code object, beside its constants, decides which machine code it becomes.
 ATTRIBUTES = (
@@ -66,14 +68,11 @@ def fingerprint(function, *others) -> str:
         elif isinstance(value, FunctionType):
             seen[id(value)] = len(seen)
             add_function(value)
-        elif hasattr(value, "py_func"):  # a dispatcher
-            put("compiled", sorted(value.targetoptions.items()))
+        elif isinstance(value, Function):
+            put("declared", kind.__qualname__)
             add(value.py_func)
-        elif hasattr(value, "_defn"):  # an intrinsic
-            put("intrinsic")
-            add(value._defn)
-        elif hasattr(value, "mangling_args") or kind.__module__ == "llvmlite.ir.types":  # a type of Numba's or LLVM's
-            put("type", repr(value))
+        elif isinstance(value, Later):
+            put("later", kind.__qualname__, value.name)
         elif isinstance(value, ModuleType):
             put("module", value.__name__)
         elif inspect.isclass(value) and issubclass(value, tuple) and hasattr(value, "_fields"):

@@ -372,6 +372,7 @@ def block_order(bm, bn):
     return origin
 
 
+@cache
 def precisions(dtype) -> tuple[str, ...]:
     """Of float32 also those of the tensor cores."""
     return PRECISIONS if np.dtype(dtype) == np.float32 else PRECISIONS[:1]
@@ -504,7 +505,7 @@ def kernels(dtype):
         tiles = tiles_of(dtype.itemsize, precision)
         for (trans, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {trans} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
-            yield name, gemm_kernel(trans, dtype.name, epilogue, precision, tile, vectors)
+            yield name, gemm_kernel(trans, dtype, epilogue, precision, tile, vectors)
 
 
 def is_aligned(operand, width):
@@ -589,6 +590,6 @@ def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
     (m, n, k), tile, dtype = shape, plan.tile, c.data.dtype
     width, after = VECTOR_BYTES // dtype.itemsize, finish_of(c, epilogue)
     vectors = all(is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
-    function = gemm_kernel(trans, dtype.name, epilogue.name, precision, tile, vectors)
+    function = gemm_kernel(trans, dtype, epilogue.name, precision, tile, vectors)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
     function[(blocks, plan.parts), tile.threads, stream](Shape(m, n, k, plan.terms), a, b, c, after)

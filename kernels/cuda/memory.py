@@ -4,13 +4,21 @@ import numpy as np
 
 from .. import exchange
 from . import borrowing, streams
-from .driver import NumbaArray, cuda, require, simulated
+from .driver import cuda, memory_info, require, simulated
+
+if simulated:
+    from .driver import Array
+else:
+    from .arrays import Array, PageLocked, give_back
 
 
 def free_memory():
     """Bytes that are free on the GPU; infinite in the simulator."""
     require()
-    return cuda.current_context().get_memory_info()[0]
+    streams.stream()  # makes the context that of the thread
+    if not simulated:
+        give_back()
+    return memory_info()[0]
 
 
 def empty(shape, dtype):
@@ -21,17 +29,28 @@ def empty(shape, dtype):
     require()
     dtype = np.dtype(dtype)
     try:
-        array = cuda.device_array(shape, dtype)
+        return new_array(shape, dtype)
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        free, total = cuda.current_context().get_memory_info()
+        free, total = memory_info()
         raise MemoryError(
             f"no room on the GPU for an array of shape {shape} and dtype {dtype}: {_mib(shape, dtype)}, "
             f"{free / 2**20:.1f} of {total / 2**20:.1f} MiB free; use smaller batches, or free other arrays"
         ) from error
-    array.__class__ = DeviceArray
-    return array
+
+
+def new_array(shape, dtype):
+    """An array of uninitialised memory."""
+    if simulated:
+        array = cuda.device_array(shape, dtype)
+        array.__class__ = DeviceArray
+        return array
+    return DeviceArray.new(_shape(shape), dtype)
+
+
+def _shape(shape):
+    return tuple(map(int, shape)) if isinstance(shape, tuple | list) else (int(shape),)
 
 
 def _out_of_memory(error):
@@ -56,8 +75,7 @@ def to_device(array, to=None):
         return borrowing.as_device_array(array)
     if to is None:
         to = empty(array.shape, array.dtype)
-    if not borrowing.is_on_device(array):
-        array = np.ascontiguousarray(array)
+    array = borrowing.as_device_array(array) if borrowing.is_on_device(array) else np.ascontiguousarray(array)
     if array.size:
         to.copy_to_device(array, stream=streams.stream())
     return to
@@ -71,9 +89,10 @@ def to_host(array, to=None):
         return np.empty(array.shape, array.dtype) if to is None else to
     if not array.is_c_contiguous():
         return np.lib.stride_tricks.as_strided(to_host(flat(array)), array.shape, array.strides).copy()
-    result = array.copy_to_host(to, stream=streams.stream())
+    to = np.empty(array.shape, array.dtype) if to is None else to
+    array.copy_to_host(to, stream=streams.stream())
     streams.wait()
-    return result
+    return to
 
 
 def fetch(array, pinned):
@@ -89,7 +108,7 @@ def pinned(shape, dtype):
     require()
     dtype = np.dtype(dtype)
     try:
-        return cuda.pinned_array(shape, dtype)
+        return new_pinned(shape, dtype)
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -97,6 +116,11 @@ def pinned(shape, dtype):
             f"the host has no page-locked memory left for an array of shape {shape} and dtype {dtype}: "
             f"{_mib(shape, dtype)}; use smaller batches, or see what else on this machine locks memory"
         ) from error
+
+
+def new_pinned(shape, dtype):
+    """An uninitialised array in page-locked memory."""
+    return cuda.pinned_array(shape, dtype) if simulated else np.asarray(PageLocked(_shape(shape), dtype))
 
 
 def send(host, to):
@@ -119,11 +143,16 @@ def flat(array):
     return window(array, 0, (last // itemsize + 1,), (itemsize,), array.dtype)
 
 
+def beginning(array):
+    """What a launch takes for the memory of an array: on a GPU the array itself, as its address is all that is read."""
+    return flat(array) if simulated or array.size == 0 else array
+
+
 def window(array, start, shape, strides, dtype):
     """An array of any shape and strides over the memory of another, from ``start`` bytes after its first element."""
     if simulated:
-        return NumbaArray(np.asarray(exchange.Memory(borrowing.address(array) + start, shape, strides, dtype, array)))
-    return NumbaArray(shape, strides, dtype, stream=array.stream, gpu_data=array.gpu_data.view(start))
+        return Array(np.asarray(exchange.Memory(borrowing.address(array) + start, shape, strides, dtype, array)))
+    return array.seen_as(array.address + start, tuple(shape), tuple(strides), np.dtype(dtype))
 
 
 def leading(array) -> int:
@@ -131,12 +160,21 @@ def leading(array) -> int:
     return array.strides[0] // array.dtype.itemsize
 
 
-class DeviceArray(NumbaArray):
+class DeviceArray(Array):
     """A device array that other libraries can use without a copy; their work on it waits for our launches."""
 
     @property
     def __cuda_array_interface__(self):
+        self._lend()
         return super().__cuda_array_interface__ | {"stream": int(streams.stream())}
+
+    def _lend(self):
+        """Note that another library has the memory: nothing orders its launches before ours."""
+        if not simulated and self.size:
+            self.owner.lent = True
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(to_host(self), dtype)
 
     def __dlpack_device__(self):
         return borrowing.device()
@@ -172,6 +210,7 @@ class DeviceArray(NumbaArray):
             host = to_host(self)
             return exchange.given(borrowing.memory_of(host, host), (exchange.CPU, 0), max_version, True)
         streams.let_follow(stream)
+        self._lend()
         array = self
         if copy:
             if not self.is_c_contiguous():

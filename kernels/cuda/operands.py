@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiling import device_function, vector
-from .driver import types
+from .signatures import Tuple
 
-INT, FLOAT = types.int64, types.float64
+INT, FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 INTS, FLOATS = vector(np.int64), vector(np.float64)
 
 
@@ -85,7 +85,7 @@ class States(NamedTuple):
 
 def type_of(kind, *fields):
     """The type of a named tuple of this kind, from the types of its fields."""
-    return types.BaseTuple.from_types(fields, kind)
+    return Tuple(kind, fields)
 
 
 def matrix(dtype):

@@ -12,11 +12,7 @@ import numpy as np
 from .driver import cuda, simulated, types
 
 if not simulated:
-    from llvmlite import ir
-
-    from .driver import intrinsic
-
-    I32, I64 = ir.IntType(32), ir.IntType(64)
+    from .later import i32, i64, intrinsic, ir
 
 
 # ------------------------------------------------------------------------------------- the thread
@@ -31,7 +27,7 @@ else:
     @intrinsic
     def thread_again(typing_context):
         def generate(context, builder, signature, arguments):
-            read = ir.InlineAsm(ir.FunctionType(I32, []), "mov.u32 $0, %tid.x;", "=r", side_effect=True)
+            read = ir.InlineAsm(ir.FunctionType(i32(), []), "mov.u32 $0, %tid.x;", "=r", side_effect=True)
             return builder.call(read, [])
 
         return types.int32(), generate
@@ -83,7 +79,7 @@ def _wide_access(count):
             value = builder.load(address, align=alignment)
             for e in range(count):
                 register = _element(context, builder, registers, arguments[0], arguments[1], e)
-                builder.store(builder.extract_element(value, I32(e)), register)
+                builder.store(builder.extract_element(value, i32()(e)), register)
             return context.get_dummy_value()
 
         return types.void(registers, start, array, index), generate
@@ -95,7 +91,7 @@ def _wide_access(count):
             value = ir.Constant(address.type.pointee, ir.Undefined)
             for e in range(count):
                 register = _element(context, builder, registers, arguments[2], arguments[3], e)
-                value = builder.insert_element(value, builder.load(register), I32(e))
+                value = builder.insert_element(value, builder.load(register), i32()(e))
             builder.store(value, address, align=alignment)
             return context.get_dummy_value()
 
@@ -191,11 +187,11 @@ def asynchronous_copy(width):
                 pointer = builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(space))
                 return builder.ptrtoint(pointer, integer)
 
-            target = address(shared, arguments[0], arguments[1], 3, I32)
-            source = address(array, arguments[2], arguments[3], 1, I64)
-            bytes_ = builder.mul(arguments[4], I32(itemsize))
+            target = address(shared, arguments[0], arguments[1], 3, i32())
+            source = address(array, arguments[2], arguments[3], 1, i64())
+            bytes_ = builder.mul(arguments[4], i32()(itemsize))
             asm = ir.InlineAsm(
-                ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
+                ir.FunctionType(ir.VoidType(), [i32(), i64(), i32()]),
                 f"cp.async.{where}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", side_effect=True,
             )  # fmt: skip
             builder.call(asm, [target, source, bytes_])
@@ -218,7 +214,7 @@ if not simulated:
         """Which block of its cluster a thread is in."""
 
         def generate(context, builder, signature, arguments):
-            read = ir.InlineAsm(ir.FunctionType(I32, []), "mov.u32 $0, %cluster_ctarank;", "=r")
+            read = ir.InlineAsm(ir.FunctionType(i32(), []), "mov.u32 $0, %cluster_ctarank;", "=r")
             return builder.call(read, [])
 
         return types.int32(), generate
@@ -226,8 +222,10 @@ if not simulated:
     def _there(context, builder, array_type, array, index, block):
         """The address, in the cluster, of an element of an array in the shared memory of another block."""
         pointer = _element(context, builder, array_type, array, index)
-        here = builder.ptrtoint(builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(3)), I32)
-        translate = ir.InlineAsm(ir.FunctionType(I32, [I32, I32]), "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r")
+        here = builder.ptrtoint(builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(3)), i32())
+        translate = ir.InlineAsm(
+            ir.FunctionType(i32(), [i32(), i32()]), "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r"
+        )
         return builder.call(translate, [here, block])
 
     _KINDS = {"float32": ("f32", "f"), "float64": ("f64", "d"), "int64": ("u64", "l")}  # of PTX, and a register's
@@ -240,12 +238,12 @@ if not simulated:
         def generate(context, builder, signature, arguments):
             there = _there(context, builder, array, *arguments)
             load = ir.InlineAsm(
-                ir.FunctionType(context.get_value_type(array.dtype), [I32]), f"ld.shared::cluster.{kind} $0, [$1];",
+                ir.FunctionType(context.get_value_type(array.dtype), [i32()]), f"ld.shared::cluster.{kind} $0, [$1];",
                 f"={register},r,~{{memory}}", side_effect=True,
             )  # fmt: skip
             return builder.call(load, [there])
 
-        return array.dtype(array, index, types.int32), generate
+        return array.dtype(array, index, types.int32.found), generate
 
     @intrinsic
     def to_block(typing_context, array, index, block, value):
@@ -255,7 +253,7 @@ if not simulated:
         def generate(context, builder, signature, arguments):
             there = _there(context, builder, array, *arguments[:3])
             store = ir.InlineAsm(
-                ir.FunctionType(ir.VoidType(), [I32, context.get_value_type(array.dtype)]),
+                ir.FunctionType(ir.VoidType(), [i32(), context.get_value_type(array.dtype)]),
                 f"st.shared::cluster.{kind} [$0], $1;", f"r,{register},~{{memory}}", side_effect=True,
             )  # fmt: skip
             builder.call(store, [there, arguments[3]])
@@ -281,7 +279,7 @@ else:
     def bf16_pair(typing_context, x, y):
         def generate(context, builder, signature, arguments):
             f32 = ir.FloatType()
-            convert = ir.InlineAsm(ir.FunctionType(I32, [f32, f32]), "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
+            convert = ir.InlineAsm(ir.FunctionType(i32(), [f32, f32]), "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
             return builder.call(convert, arguments)
 
         return types.int32(types.float32, types.float32), generate
@@ -348,7 +346,7 @@ def _mma(precision, apart):
             f32 = ir.FloatType()
             text = "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
             call = ir.InlineAsm(
-                ir.FunctionType(ir.LiteralStructType([f32] * 4), [I32] * 6 + [f32] * 4),
+                ir.FunctionType(ir.LiteralStructType([f32] * 4), [i32()] * 6 + [f32] * 4),
                 f"{MMA[precision]} {text}", "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True,
             )  # fmt: skip
             sums = builder.call(call, [*a_operands, *b_operands, *map(builder.load, places)], attrs=("convergent",))

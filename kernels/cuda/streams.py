@@ -4,15 +4,72 @@ import contextlib
 import threading
 import time
 
-from .driver import cuda, require, simulated
+from .driver import called, cuda, device, require, simulated
 
 if not simulated:
-    from .driver import Device, Stream
+    from .driver import EventOptions, StreamOptions, driver_calls
+
+
+class Stream:
+    """A stream: launches and copies that are made in their order. It and the legacy default stream wait for each other.
+
+    Attributes
+    ----------
+    core : cuda.core.Stream
+    handle
+        Its handle, as functions of the driver take it; an integer of the stream is the same as a number.
+    """
+
+    def __init__(self):
+        self.core = device().create_stream(options=StreamOptions(nonblocking=False))
+        self.handle = self.core.handle
+
+    def __int__(self):
+        return int(self.handle)
+
+    def synchronize(self):
+        """Let the host wait until all that the stream was given so far has ended."""
+        self.core.sync()
+
+
+class Event:
+    """The end of all that a stream was given so far."""
+
+    def __init__(self, of, timing=False):
+        self.core = of.core.record(options=EventOptions(timing_enabled=timing))
+
+    def synchronize(self):
+        """Let the host wait for it."""
+        self.core.sync()
+
+    def wait(self, on):
+        """Let all that a stream is given from now on wait for it."""
+        on.core.wait(self.core)
 
 
 def stream():
-    """The stream of all launches. It and the legacy default stream, which other libraries use, wait for each other."""
-    return 0 if simulated else getattr(_of_thread, "stream", None) or _stream("launches")
+    """The stream of the calling thread's launches: that of all launches, unless the thread has its `own_stream`.
+
+    Who has it may launch and copy: the context of the GPU is that of the thread.
+    """
+    if simulated:
+        return 0
+    try:
+        return _of_thread.stream
+    except AttributeError:
+        device().set_current()
+        _of_thread.stream = _stream("launches")
+        return _of_thread.stream
+
+
+def begun() -> bool:
+    """Whether the calling thread has asked for its `stream`, and so has the context of the GPU."""
+    return hasattr(_of_thread, "stream")
+
+
+def is_of_all() -> bool:
+    """Whether the calling thread's `stream` is that of all launches."""
+    return stream() is _streams["launches"]
 
 
 @contextlib.contextmanager
@@ -24,7 +81,8 @@ def own_stream():
     if simulated:
         yield
         return
-    launched = mark(stream())
+    before = stream()
+    launched = mark(before)
     with _making_streams:
         purpose = _free_streams.pop() if _free_streams else f"beside {len(_streams)}"
     own = _stream(purpose)
@@ -33,22 +91,24 @@ def own_stream():
     try:
         yield
     finally:
-        _of_thread.stream = None
+        _of_thread.stream = before
         own.synchronize()
         _free_streams.append(purpose)
 
 
-_of_thread = threading.local()  # stream: the thread's own, if it has one
+_of_thread = threading.local()  # stream: that of the thread's launches, once it has asked for it
 _free_streams = []  # the purposes of own streams that no thread uses
 
 
 def copy_stream():
     """The stream of the copies that are made while kernels run."""
-    return 0 if simulated else _stream("copies")
+    if simulated:
+        return 0
+    stream()  # makes the context that of the thread
+    return _stream("copies")
 
 
 _streams, _making_streams = {}, threading.Lock()
-_core_streams = {}  # a stream, as Numba has it -> the same stream as cuda.core has it
 
 
 def _stream(purpose):
@@ -56,15 +116,8 @@ def _stream(purpose):
     if purpose not in _streams:
         with _making_streams:
             if purpose not in _streams:
-                made = cuda.stream()
-                _core_streams[made] = Stream.from_handle(int(made))
-                _streams[purpose] = made
+                _streams[purpose] = Stream()
     return _streams[purpose]
-
-
-def core_stream(stream):
-    """What `cuda.core.launch` takes for a stream of ours; the builder of a graph stays as it is."""
-    return _core_streams.get(stream, stream)
 
 
 def capture(launches):
@@ -75,19 +128,19 @@ def capture(launches):
     """
     if simulated:
         return lambda: launches(stream())
-    device = Device()
-    device.set_current()
-    builder = device.create_graph_builder()
+    builder = device().create_graph_builder()
     builder.begin_building()
     launches(builder)
     graph = builder.end_building().complete()
-    return lambda: graph.launch(core_stream(stream()))
+    return lambda: graph.launch(stream().core)
 
 
 def synchronize():
     """Wait until all launches have finished."""
     require()
-    cuda.synchronize()
+    if not simulated:
+        stream()  # makes the context that of the thread
+        called(driver_calls.cuCtxSynchronize())
 
 
 def elapsed(work) -> float:
@@ -100,12 +153,11 @@ def elapsed(work) -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
-    start, end = cuda.event(), cuda.event()
-    start.record(stream())
+    start = Event(stream(), timing=True)
     work()
-    end.record(stream())
+    end = Event(stream(), timing=True)
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return (end.core - start.core) / 1e3
 
 
 def wait():
@@ -126,9 +178,7 @@ def mark(of):
 
     Its method ``synchronize()`` lets the host wait for that.
     """
-    event = cuda.event() if simulated else cuda.event(timing=False)
-    event.record(of)
-    return event
+    return cuda.event() if simulated else Event(of)
 
 
 def follow(event, on):
@@ -149,4 +199,12 @@ def let_follow(other):
         )
     if simulated or other == -1:
         return
-    follow(mark(stream()), cuda.external_stream(1 if other is None else other))
+    event = mark(stream())
+    called(driver_calls.cuStreamWaitEvent(1 if other is None else other, event.core.handle, 0))
+
+
+def wait_for(other):
+    """Let the host wait for a stream of another library, by its handle; None is none."""
+    if not simulated and other is not None:
+        stream()  # makes the context that of the thread
+        called(driver_calls.cuStreamSynchronize(other))

@@ -17,11 +17,7 @@ PAIR_BYTES = 4  # two of them, an element of `shared`
 BARRIER = 2  # elements of `shared` that a barrier takes
 
 if not simulated:
-    from llvmlite import ir
-
-    from .driver import intrinsic
-
-    I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+    from .later import i32, i64, intrinsic, ir
 
 
 def _element(context, builder, array_type, array, index):
@@ -37,7 +33,7 @@ def _in_space(builder, pointer, space, integer):
 
 def _emit(builder, text, values, result=None):
     """A line of PTX on integers, before and after which memory is as it was; its warp stays together."""
-    letters = ["r" if value.type == I32 else "l" for value in values]
+    letters = ["r" if value.type == i32() else "l" for value in values]
     outputs = [] if result is None else ["=r"]
     function = ir.FunctionType(ir.VoidType() if result is None else result, [value.type for value in values])
     asm = ir.InlineAsm(function, text, ",".join([*outputs, *letters, "~{memory}"]), side_effect=True)
@@ -49,8 +45,8 @@ def _of_barrier(text, number=False, answers=False):
 
     def make(context, builder, signature, arguments):
         barrier = _element(context, builder, signature.args[0], arguments[0], arguments[1])
-        values = [_in_space(builder, barrier, 3, I32), *arguments[2:]]
-        found = _emit(builder, text, values, I32 if answers else None)
+        values = [_in_space(builder, barrier, 3, i32()), *arguments[2:]]
+        found = _emit(builder, text, values, i32() if answers else None)
         return found if answers else context.get_dummy_value()
 
     returned = types.int32 if answers else types.void
@@ -108,8 +104,8 @@ if not simulated:
 
         def make(context, builder, signature, arguments):
             places = [_element(context, builder, shared, arguments[0], arguments[at]) for at in (1, 5)]
-            target, counter = (_in_space(builder, place, 3, I32) for place in places)
-            source = _in_space(builder, _element(context, builder, array, arguments[2], arguments[3]), 1, I64)
+            target, counter = (_in_space(builder, place, 3, i32()) for place in places)
+            source = _in_space(builder, _element(context, builder, array, arguments[2], arguments[3]), 1, i64())
             text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
             _emit(builder, text, [target, source, arguments[4], counter])
             return context.get_dummy_value()
@@ -160,15 +156,16 @@ def multiply_panel(rows_a, columns, terms):
     def multiply(typing_context, acc, shared, a, b):
         def make(context, builder, signature, arguments):
             def descriptors(at, extent):
-                address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, I32)
-                first = builder.zext(builder.lshr(address, I32(4)), I64)
-                first = builder.or_(first, I64(descriptor_of(extent)))
-                return [builder.add(first, I64(step * extent * TERMS // UNIT)) for step in range(steps)]
+                address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, i32())
+                first = builder.zext(builder.lshr(address, i32()(4)), i64())
+                first = builder.or_(first, i64()(descriptor_of(extent)))
+                return [builder.add(first, i64()(step * extent * TERMS // UNIT)) for step in range(steps)]
 
             data = context.make_array(acc)(context, builder, value=arguments[0]).data
-            places = [builder.gep(data, [I64(e)], inbounds=True) for e in range(sums)]
+            places = [builder.gep(data, [i64()(e)], inbounds=True) for e in range(sums)]
             operands = [*descriptors(arguments[2], rows_a), *descriptors(arguments[3], columns)]
-            function = ir.FunctionType(ir.LiteralStructType([F32] * sums), [I64] * (2 * steps) + [F32] * sums)
+            f32 = ir.FloatType()
+            function = ir.FunctionType(ir.LiteralStructType([f32] * sums), [i64()] * (2 * steps) + [f32] * sums)
             asm = ir.InlineAsm(function, text, constraints, side_effect=True)
             made = builder.call(asm, [*operands, *map(builder.load, places)], attrs=("convergent",))
             for e, place in enumerate(places):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbp.kernels.cuda import driver, gemm, ptx, tensor_cores
+from fastbp.kernels.cuda import driver, gemm, later, ptx, tensor_cores
 from fastbp.kernels.cuda.blocking import WARP
 from fastbp.kernels.cuda.operands import Finish, Matrix, Shape
 
@@ -79,7 +79,7 @@ def plain(thing, swaps, done):
     """A device function as a function of Python, with ``swaps`` (by identity) for what only a GPU has."""
     if id(thing) in swaps:
         return swaps[id(thing)]
-    if isinstance(thing, driver.types.Number):
+    if isinstance(thing, driver.types.Number if driver.simulated else later.Type):
         return float if "float" in thing.name else int
     function = getattr(thing, "py_func", thing)
     if not isinstance(function, python.FunctionType) or not function.__module__.startswith("fastbp.kernels.cuda"):
@@ -124,14 +124,14 @@ def machine(log, thread, itemsize):
 def trace(trans, dtype, tile, precision="ieee", vectors=True, panels=PANELS, ld=4096):
     """The accesses of the threads of `WARPS`, for the first block of a product of so many whole panels of terms."""
     itemsize = np.dtype(dtype).itemsize
-    dispatcher = gemm.gemm_kernel(trans, dtype, "none", precision, tile, vectors).dispatcher
+    kernel = gemm.gemm_kernel(trans, dtype, "none", precision, tile, vectors)
     shape = Shape(tile.bm, tile.bn, panels * tile.bk, panels * tile.bk)
     first_of_warps = range(0, tile.threads, WARP)
     traces = []
     for thread in (first_of_warps[warp] + lane for warp in WARPS for lane in range(WARP)):
         log = []
         a, b, c = (Matrix(Memory("global", itemsize, log, i * FAR), 0, ld) for i in range(3))
-        function = plain(dispatcher.fn if driver.simulated else dispatcher.py_func, machine(log, thread, itemsize), {})
+        function = plain(kernel.function, machine(log, thread, itemsize), {})
         function(shape, a, b, c, Finish(0, c, 0, 0.0, c))
         traces.append(log)
     return traces

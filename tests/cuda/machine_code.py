@@ -16,17 +16,22 @@ from numba.cuda import dispatcher as dispatchers
 from numba.cuda.codegen import CUDACodeLibrary
 from numba.cuda.cudadrv.libs import get_cudalib
 
+from fastbp.kernels.cuda import driver
+from fastbp.kernels.cuda.machine_code import compiled
+
 
 @contextmanager
 def as_if_on(capability):
     """Within it Numba compiles for a GPU without asking a driver for it, of which only this is read."""
     ask, architecture = dispatchers.get_current_device, CUDACodeLibrary._ensure_cc
+    known, driver.compute_capability = driver.compute_capability, lambda: capability
     dispatchers.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     CUDACodeLibrary._ensure_cc = lambda library, given: given or capability
     try:
         yield
     finally:
         dispatchers.get_current_device, CUDACodeLibrary._ensure_cc = ask, architecture
+        driver.compute_capability = known
 
 
 def cubin(kernel, capability) -> tuple[bytes, str]:
@@ -35,16 +40,15 @@ def cubin(kernel, capability) -> tuple[bytes, str]:
     Up to the assembler it is what a launch compiles on a GPU of this compute capability, such as ``(9, 0, "a")``.
     """
     with as_if_on(capability):
-        made = dispatchers._Kernel(kernel.dispatcher.py_func, kernel.signature, **kernel.dispatcher.targetoptions)
-        whole = kernel.dispatcher.targetoptions["lto"]
-        if whole:
+        made = compiled(kernel)
+        if kernel.whole:
             sources = [ObjectCode.from_ltoir(made.library.get_ltoir())]
         else:
             sources = [ObjectCode.from_ptx(made.library.get_asm_str().encode())]
     if made.cooperative:  # waits for the whole grid, by a function of the CUDA runtime
         sources.append(ObjectCode.from_library(get_cudalib("cudadevrt", static=True)))
     architecture = "sm_" + "".join(map(str, capability))
-    options = LinkerOptions(arch=architecture, link_time_optimization=whole, ptxas_options=["-v"])
+    options = LinkerOptions(arch=architecture, link_time_optimization=kernel.whole, ptxas_options=["-v"])
     linker = Linker(*sources, options=options)
     code, log = linker.link("cubin").code, linker.get_info_log()
     return code, log.decode() if isinstance(log, bytes) else log

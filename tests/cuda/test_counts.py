@@ -3,6 +3,8 @@
 It cannot be counted on a GPU; test_emulator.py runs this on the emulated one.
 """
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,13 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
+from fastbp.kernels.cuda import compiling, streams
 
 from .emulator.counts import Counts, counted, library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="needs the emulated GPU: test_emulator.py runs it there")
+if library() is not None:
+    from fastbp.kernels.cuda import arrays
 
 STEPS, BATCH = 6, 16
 
@@ -42,10 +47,17 @@ def task(dropout=0.0):
     return model, fastbp.CrossEntropyLoss(), fastbp.Adam(lr=1e-3), X, y
 
 
-def of_an_epoch(fit):
-    """What one epoch more asks for; ``fit(epochs)`` trains."""
-    fit(3)  # compiled, captured, allocated
-    first, second = counted(lambda: fit(3)), counted(lambda: fit(4))
+def of_an_epoch(model, fit):
+    """What one epoch more asks for; ``fit(epochs)`` trains, and captures its steps, wherever its data lie."""
+
+    def of_a_call(epochs):
+        for *_, workspace in model._training_workspaces.values():
+            workspace.graphs.clear()
+        return counted(lambda: fit(epochs))
+
+    for _ in range(2):  # compiled, allocated; and again, in memory that the first call has left
+        of_a_call(3)
+    first, second = of_a_call(3), of_a_call(4)
     return Counts(*(more - less for less, more in zip(first, second, strict=True)))
 
 
@@ -53,7 +65,7 @@ def test_an_epoch_of_fit(way):
     """Beside the steps: the run there and back, the snapshot of the weights, and whether they are finite; one wait."""
     model, loss, optimizer, X, y = task(dropout=0.1)
     options = {"loss": loss, "optimizer": optimizer, "batch_size": BATCH, "verbose": False}
-    found = of_an_epoch(lambda epochs: model.fit(X, y, epochs=epochs, **options))
+    found = of_an_epoch(model, lambda epochs: model.fit(X, y, epochs=epochs, **options))
     steps = {"launches": 2, "replays": STEPS} if way == "graph" else {"launches": 3, "replays": 0}
     assert found == Counts(**steps, copies=4, waits=1, allocations=0)
 
@@ -84,4 +96,95 @@ def test_a_loop_of_ones_own():
 
     for _ in range(4):
         step()
-    assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=5)
+    assert counted(step) == Counts(launches=8, replays=0, copies=4, waits=5, allocations=0)
+
+
+# ------------------------------------------------------------------------------------- memory, launches
+def freed():
+    """How many pieces of memory the driver has got back so far."""
+    return library().emulator_count(b"free")
+
+
+def test_memory_is_given_back_together():
+    """A thread without the context of the GPU leaves it to others, and the driver waits for the GPU each time."""
+    counted(lambda: None)  # collects what other tests have left
+    arrays.give_back()
+    before, held = freed(), [cuda.empty(16, np.float32) for _ in range(2 * arrays.UNUSED + 1)]
+    thread = threading.Thread(target=lambda: [held.pop() for _ in range(arrays.UNUSED + 1)])
+    thread.start()
+    thread.join()
+    assert freed() == before
+    held.pop()
+    assert freed() == before + arrays.UNUSED + 2
+    held.clear()
+    large = cuda.empty(arrays.UNUSED_BYTES // 4 + 1, np.float32)
+    before = freed()
+    del large
+    assert freed() == before + arrays.UNUSED
+
+
+def addresses(*sizes):
+    """Where arrays of these sizes are; nobody has them then."""
+    return {cuda.borrowing.address(array) for array in [cuda.empty(size, np.float32) for size in sizes]}
+
+
+def test_memory_that_nobody_has_is_used_again():
+    """Where all that used it is in order: not what another library was lent, or a stream of a thread's own has used."""
+    arrays.give_back()
+    first = addresses(16, 16, 32)
+    assert addresses(32, 16, 16) == first
+    one, two = (cuda.empty(16, np.float32) for _ in range(2))
+    places = [cuda.borrowing.address(array) for array in (one, two)]
+    del one, two
+    again = [cuda.empty(16, np.float32) for _ in range(2)]
+    assert [cuda.borrowing.address(array) for array in again] == places  # in any order that they were left in
+    del again
+    assert not addresses(64) & first
+    for lend in (lambda array: array.__dlpack__(), lambda array: array.__cuda_array_interface__):
+        array = cuda.empty(128, np.float32)
+        lent = cuda.borrowing.address(array)
+        lend(array[64:])
+        del array
+        assert counted(lambda: addresses(128)).allocations == 1
+        assert addresses(128) != {lent}
+    with streams.own_stream():
+        assert counted(lambda: addresses(16)).allocations == 1
+        own = cuda.empty(256, np.float32)
+    del own
+    assert counted(lambda: addresses(256)).allocations == 1
+    array = cuda.empty(1024, np.float32)
+    with streams.own_stream():
+        del array
+    assert counted(lambda: addresses(1024)).allocations == 1
+
+
+def test_memory_that_nobody_has_makes_room(monkeypatch):
+    kept = cuda.empty(16, np.float32)
+    allocate, left = arrays.driver_calls.cuMemAlloc, [1]
+
+    def full(size):
+        return (arrays.driver_calls.CUresult.CUDA_ERROR_OUT_OF_MEMORY, None) if left.pop() else allocate(size)
+
+    arrays.give_back()
+    before = freed()
+    del kept  # of another size, so it is not used again
+    monkeypatch.setattr(arrays.driver_calls, "cuMemAlloc", full)
+    left[:] = [0, 1]
+    cuda.empty(32, np.float32)
+    assert freed() == before + 1
+    left[:] = [1, 1]
+    with pytest.raises(MemoryError, match="no room on the GPU"):
+        cuda.empty(16, np.float32)
+
+
+def test_a_launch_is_prepared_once(monkeypatch):
+    monkeypatch.setattr(compiling, "LAUNCHES", 3)
+    x, stream = cuda.zeros(8, np.float32), streams.stream()
+    kernel = cuda.buffers.clear_kernel(np.dtype(np.float32))
+    assert kernel[1, 32, stream] is kernel[1, 32, stream]
+    assert kernel[2, 32, stream] is not kernel[1, 32, stream]
+    for blocks in range(1, 9):
+        kernel[blocks, 32, stream](8, x)
+        assert len(kernel.launches) <= 3
+    streams.capture(lambda builder: kernel[1, 32, builder](8, x))()
+    assert all(of_stream is stream for _, _, of_stream in kernel.launches)

@@ -1,6 +1,5 @@
 """What a machine without the package, or without a GPU, says; that the CPU imports nothing of CUDA; kernels on disk."""
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -63,20 +62,11 @@ CAPABILITY = (9, 0, "a")
 NAMES = "step_loss", "steps cross_entropy nesterov"  # a plain one, and one whose blocks wait for one another
 
 
-@contextlib.contextmanager
 def on_a_gpu_of(capability):
-    """All that Numba does for a launch up to the machine code; nothing is given to a driver."""
-    from fastbp.kernels.cuda import driver
-
+    """A context in which a kernel is compiled up to the machine code; nothing is given to a driver."""
     from . import machine_code
 
-    numbas = driver.dispatchers._Kernel
-    bind, numbas.bind = numbas.bind, lambda made: made.library.get_cubin()
-    try:
-        with machine_code.as_if_on(capability):
-            yield driver
-    finally:
-        numbas.bind = bind
+    return machine_code.as_if_on(capability)
 
 
 def catalogued(dtype="float32"):
@@ -85,28 +75,21 @@ def catalogued(dtype="float32"):
     return {kernel.name: kernel for kernel in catalogue.kernels([dtype])}
 
 
-def compile_and_report(names=NAMES, may_compile=True):
-    """Print what Numba has of these kernels, and how many it compiled."""
-    known, report = catalogued(), {}
-    with on_a_gpu_of(CAPABILITY) as driver:
-        compiled, make = [], driver.dispatchers._Kernel.__init__
+def compile_and_report(names=NAMES):
+    """Print what there is of these kernels, and which Numba compiled."""
+    from fastbp.kernels.cuda import machine_code
 
-        def counted(made, function, *arguments, **options):
-            compiled.append(function.__name__)
-            make(made, function, *arguments, **options)
+    known, report, compiled, make = catalogued(), {}, [], machine_code.machine_code
 
-        driver.dispatchers._Kernel.__init__ = counted
+    def counted(kernel):
+        compiled.append(kernel.function.__name__)
+        return make(kernel)
+
+    machine_code.machine_code = counted
+    with on_a_gpu_of(CAPABILITY):
         for name in names:
-            kernel = known[name]
-            made = kernel.function.compile()
-            assert made is kernel.function.compile()
-            cubin = made.library.get_cubin()
-            assert not made.debug
-            assert made.extensions == []
-            report[name] = [
-                hashlib.sha256(cubin.code).hexdigest(), str(cubin.code_type), made.entry_name, made.cooperative,
-                str(made.argument_types), str(made.signature.return_type), made.shared_memory_carveout,
-            ]  # fmt: skip
+            symbol, cooperative, code = known[name].function.compile()
+            report[name] = [symbol, cooperative, hashlib.sha256(code).hexdigest()]
     print(json.dumps({"kernels": report, "compiled": compiled}))
 
 
@@ -132,7 +115,7 @@ def filled(cached, tmp_path_factory):
 def test_what_is_loaded_is_what_was_compiled(cached, filled):
     directory, first = filled
     assert first["compiled"] == ["step_loss_kernel", "steps_kernel"]
-    assert [report[3] for report in first["kernels"].values()] == [False, True]  # cooperative
+    assert [report[1] for report in first["kernels"].values()] == [False, True]  # cooperative
     assert cached(directory) == {"kernels": first["kernels"], "compiled": []}
 
 
@@ -156,20 +139,23 @@ def test_the_cache_can_be_switched_off(cached, tmp_path):
 
 def refused_by_the_driver():
     """Code that cannot be loaded is compiled."""
-    kernel = catalogued()["step_loss"]
-    with on_a_gpu_of(CAPABILITY) as driver:
-        bind, refused = driver.dispatchers._Kernel.bind, []
+    from fastbp.kernels.cuda import compiling, disk_cache
 
-        def refuse_once(made):
-            if not refused:
-                refused.append(made)
-                raise RuntimeError("no kernel image is available for execution on the device")
-            return bind(made)
+    kernel, given = catalogued()["step_loss"].function, []
 
-        driver.dispatchers._Kernel.bind = refuse_once
-        function = kernel.function
-        assert function.compile() is not refused[0]
-        assert hasattr(function.dispatcher.overloads[function.signature], "fndesc")  # which only the compiler leaves
+    def refuse_once(made):
+        given.append(made)
+        if len(given) == 1:
+            raise RuntimeError("no kernel image is available for execution on the device")
+        return made
+
+    compiling._given, compiling.streams.stream = refuse_once, lambda: None
+    with on_a_gpu_of(CAPABILITY):
+        kernel.load()
+        kept = disk_cache.read(kernel)
+    assert len(given) == 2
+    assert kernel.code is given[1] is not given[0]
+    assert kept == given[1]
 
 
 @needs_package
@@ -179,12 +165,12 @@ def test_what_the_driver_refuses_is_compiled(fresh, filled):
 
 def print_names():
     """The file of every kernel, by the kernel."""
-    from fastbp.kernels.cuda import catalogue, cluster, wgmma
+    from fastbp.kernels.cuda import catalogue, cluster, disk_cache, wgmma
 
     with on_a_gpu_of(CAPABILITY):
         found, known = {}, [(kernel.name, kernel.function) for kernel in catalogue.kernels()]
         for name, function in (*known, *cluster.kernels(), ("wgmma", wgmma.product_kernel("none"))):
-            path = function.dispatcher._cache.path(function.signature)
+            path = disk_cache.path_of(function)
             found.setdefault(str(path), []).append((id(function), name))
         print(json.dumps(found))
 
@@ -204,14 +190,15 @@ def what_makes_another_file():
     """A file's name follows each of the things that its code follows."""
     import numpy as np
 
-    from fastbp.kernels.cuda import blocking, driver, formulas, gemm, operands
+    from fastbp.kernels.cuda import blocking, disk_cache, formulas, gemm, later, operands
     from fastbp.kernels.cuda.fingerprint import fingerprint
 
     from . import machine_code
 
-    def named(function, capability=CAPABILITY, signature=None):
+    def named(kernel, capability=CAPABILITY, **declared):
+        vars(kernel).update(declared)
         with machine_code.as_if_on(capability):
-            return function.dispatcher._cache.path(signature or function.signature)
+            return disk_cache.path_of(kernel)
 
     def product(group=blocking.GROUP, tile=blocking.TILES[4][-1]):
         gemm.GROUP = group
@@ -224,16 +211,12 @@ def what_makes_another_file():
     changed = [
         named(product(group=4)),  # a constant that a device function finds by name
         named(product(tile=blocking.TILES[4][-1]._replace(bk=32))),
-        named(product(), signature=(driver.types.int32, *product().signature[1:])),
+        named(product(), signature=(np.dtype(np.int32), *product().signature[1:])),
+        named(product(), bounds=(64, 1)),
+        named(product(), whole=True),
         named(product(), (8, 0, "")),
         named(product(), (9, 0, "")),
     ]
-    kernel = product()
-    kernel.dispatcher.targetoptions["launch_bounds"] = (64, 1)
-    changed.append(named(kernel))
-    kernel.dispatcher.targetoptions["debug"] = True
-    assert named(kernel) is None
-
     single, double = np.dtype(np.float32), np.dtype(np.float64)
     softplus = formulas.formulas(single)["softplus"].py_func
     changed += map(fingerprint, (softplus, formulas.formulas(double)["softplus"].py_func))
@@ -242,7 +225,7 @@ def what_makes_another_file():
     for size in (1024, 2048):
         gemm.EPILOGUE_BYTES = size
         changed.append(fingerprint(lambda: gemm.EPILOGUE_BYTES))  # a constant of a module
-    constants = 1, 1.0, True, "1", None, (1,), ((1,),), single, double, driver.types.int32, driver.types.int64, len, int
+    constants = 1, 1.0, True, "1", None, (1,), ((1,),), single, double, later.types.int32, later.types.int64, len, int
     constants += operands.Matrix, typing.NamedTuple("Matrix", data=object, ld=int, offset=int)  # in another order
     constants += (*map(np.float32, (1, 2, 0.0, -0.0)), np.float64(1))
     changed += (fingerprint(lambda constant=constant: constant) for constant in constants)
@@ -256,7 +239,7 @@ def test_what_makes_another_file(fresh, tmp_path):
 
 def use_what_has_no_fingerprint():
     """A kernel of which it is not known what it depends on is compiled each time."""
-    from fastbp.kernels.cuda import compiling
+    from fastbp.kernels.cuda import compiling, disk_cache
 
     with on_a_gpu_of(CAPABILITY):
         unknown = object()
@@ -265,11 +248,10 @@ def use_what_has_no_fingerprint():
         def kernel(out):
             out[0] = unknown is None
 
-        cache, signature = kernel.dispatcher._cache, kernel.signature
         with pytest.raises(TypeError, match="has no fingerprint"):
-            cache.path(signature)
-        assert cache.load_overload(signature, None) is None
-        cache.save_overload(signature, None)
+            disk_cache.path_of(kernel)
+        assert disk_cache.read(kernel) is None
+        disk_cache.write(kernel, "kernel", False, b"code")
 
 
 @needs_package
@@ -279,17 +261,17 @@ def test_what_has_no_fingerprint_is_not_cached(fresh, tmp_path):
 
 
 def test_the_sources_of_a_folder_belong_to_its_stamp(monkeypatch, tmp_path):
-    from fastbp.kernels import jit
+    from fastbp.kernels import disk
 
-    shutil.copytree(Path(jit.__file__).parent, tmp_path / "kernels")
-    before = {folder: jit.stamp_of(folder) for folder in ("cpu", "cuda")}
-    monkeypatch.setattr(jit, "__file__", str(tmp_path / "kernels/jit.py"))
-    assert {folder: jit.stamp_of(folder) for folder in before} == before
+    shutil.copytree(Path(disk.__file__).parent, tmp_path / "kernels")
+    before = {folder: disk.stamp_of(folder) for folder in ("cpu", "cuda")}
+    monkeypatch.setattr(disk, "__file__", str(tmp_path / "kernels/disk.py"))
+    assert {folder: disk.stamp_of(folder) for folder in before} == before
     for changed, stays in (("cuda/ptx.py", "cpu"), ("cpu/simd.py", "cuda")):
         with open(tmp_path / "kernels" / changed, "a") as file:
             file.write("# changed\n")
-        now = {folder: jit.stamp_of(folder) for folder in before}
+        now = {folder: disk.stamp_of(folder) for folder in before}
         assert [folder for folder in now if now[folder] == before[folder]] == [stays]
         before = now
     (tmp_path / "kernels/activations.py").write_text("")
-    assert all(jit.stamp_of(folder) != stamp for folder, stamp in before.items())
+    assert all(disk.stamp_of(folder) != stamp for folder, stamp in before.items())

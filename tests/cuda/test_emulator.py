@@ -19,12 +19,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory, pytestconfig):
-    """Run pytest in a process with the emulated GPU; all processes of a run share its library and compiled kernels."""
+def environment(tmp_path_factory, pytestconfig):
+    """That of a process with the emulated GPU; all of a run share its library and compiled kernels."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
         folder = folder.parent
-    environment = emulator.environment(folder / "emulator")
+    return emulator.environment(folder / "emulator")
+
+
+@pytest.fixture(scope="module")
+def emulated(environment, pytestconfig):
+    """Run pytest in a process with the emulated GPU."""
 
     def run(*arguments, **variables):
         plugins = ["-p", "tests.cuda.emulator.plugin", "-p", "no:cacheprovider"]
@@ -51,6 +56,36 @@ def test_clusters(emulated):
 
 def test_counts(emulated):
     emulated("tests/cuda/test_counts.py")
+
+
+FIRST_STEP = """
+import sys
+
+import numpy as np
+
+import fastbp
+
+x, y = np.ones((16, 8), np.float32), np.arange(16) % 4
+layers = fastbp.Linear(8, 16), fastbp.ReLU(), fastbp.Linear(16, 4)
+model = fastbp.Sequential(*layers, device="cuda", seed=0)
+print(model.train_step(x, y, fastbp.CrossEntropyLoss(), fastbp.Adam(lr=1e-3)), model.predict(x)[0].tolist())
+print([name for name in sys.modules if name.split(".")[0] in ("numba", "llvmlite")])
+"""
+
+
+def test_a_first_step_from_disk_imports_no_compiler(environment):
+    """Nor does a prediction: who finds all kernels on disk waits neither for Numba nor for LLVM."""
+
+    def output(program):
+        process = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout.splitlines()
+
+    compiled, imported = output(f"import tests.cuda.emulator.plugin\n{FIRST_STEP}")
+    assert "'numba.core'" in imported
+    assert output(FIRST_STEP) == [compiled, "[]"]
 
 
 def test_models(emulated):

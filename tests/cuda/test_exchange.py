@@ -123,6 +123,51 @@ def values(array):
     return memory.to_host(array)
 
 
+# ----------------------------------------------------------------------------------------------- ours
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[2:],
+        lambda x: x[1:6:2],
+        lambda x: x[::7],  # one row: it is contiguous
+        lambda x: x[-2:, ::2],
+        lambda x: x[3],
+        lambda x: x[5:3],
+        lambda x: x.reshape(5, 7),
+        lambda x: x.reshape(35)[3:9],
+        lambda x: x[2:4].reshape(10).view(np.int16),
+    ],
+)
+def test_views_are_those_of_numpy(x, view):
+    expected, array = view(x), view(cuda.to_device(x))
+    assert (tuple(array.shape), array.dtype) == (expected.shape, expected.dtype)
+    assert (array.size, len(array)) == (expected.size, len(expected))
+    assert array.is_c_contiguous() == expected.flags.c_contiguous
+    assert (values(array) == expected).all()
+
+
+@pytest.mark.skipif(driver.simulated, reason="arrays of the simulator are Numba's")
+def test_what_is_no_view_of_an_array(x):
+    array = cuda.to_device(x)
+    for wrong in (lambda: array[::-1], lambda: array[0, 0, 0], lambda: array[7]):
+        with pytest.raises(IndexError):
+            wrong()
+    for wrong in (lambda: array.reshape(5, 6), lambda: array[:, :3].reshape(21), lambda: array.view(np.float64)):
+        with pytest.raises(ValueError, match="an array of"):
+            wrong()
+    for other in (x[:3], x.astype(np.float64), array[:, :5:2]):
+        with pytest.raises(ValueError, match="arrays of one shape and dtype are copied"):
+            array.copy_to_device(other, streams.stream())
+    with pytest.raises(AttributeError, match="no attribute 'addresses'"):
+        array.addresses  # noqa: B018
+
+
+def test_numba_lends_its_arrays(x):
+    lent = driver.cuda.to_device(x)
+    assert network().predict(lent).tobytes() == network().predict(x).tobytes()
+    assert np.asarray(network().predict(lent, to_host=False)).tobytes() == network().predict(x).tobytes()
+
+
 # ---------------------------------------------------------------------------------------------- taken
 @pytest.mark.parametrize("kind", [Lent, LentBeforeVersions])
 @pytest.mark.parametrize("version", [None, (1, 0), (1, 3)])
@@ -325,15 +370,15 @@ def test_consumers_wait_for_our_launches(x, monkeypatch):
     for wrong in (0, -2, "1", 1.0):
         with pytest.raises(ValueError, match="stream must be None, -1, 1, 2 or the handle"):
             array.__dlpack__(stream=wrong)
-    event = SimpleNamespace(
-        record=lambda stream: calls.append(("record", stream)), wait=lambda stream: calls.append(("wait", stream))
-    )
+    driver_calls = SimpleNamespace(cuStreamWaitEvent=lambda *given: calls.append(given) or (0,))
     monkeypatch.setattr(streams, "simulated", False)
     monkeypatch.setattr(streams, "stream", lambda: "ours")
-    monkeypatch.setattr(streams, "cuda", SimpleNamespace(event=lambda timing: event, external_stream=lambda ptr: ptr))
+    monkeypatch.setattr(streams, "mark", lambda of: SimpleNamespace(core=SimpleNamespace(handle=f"end of {of}")))
+    monkeypatch.setattr(streams, "called", lambda answer: None, raising=False)
+    monkeypatch.setattr(streams, "driver_calls", driver_calls, raising=False)
     for asked, waits in ((None, 1), (1, 1), (2, 2), (4242, 4242)):
         streams.let_follow(asked)
-        assert calls == [("record", "ours"), ("wait", waits)]
+        assert calls == [(waits, "end of ours", 0)]
         calls.clear()
     streams.let_follow(-1)
     assert calls == []

@@ -608,19 +608,18 @@ def test_comparison_of_ours(monkeypatch):
 @pytest.mark.skipif(not cuda.driver.simulated, reason="the simulator's launches can be listened to")
 def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
     """Each is of a kernel of the catalogue, and its arguments have the types that this kernel is compiled for."""
-    import numba
     from numba.cuda.simulator.kernel import FakeCUDAKernel
 
-    from fastbp.kernels.cuda import catalogue, network
+    from fastbp.kernels.cuda import catalogue, network, signatures
 
     ahead, launched, launch = {}, {}, FakeCUDAKernel.__call__
     for kernel in catalogue.kernels():
-        ahead[kernel.function.dispatcher.fn] = kernel.function.signature
+        ahead[kernel.function.function] = kernel.function.signature
 
     def type_of(argument):
         if isinstance(argument, tuple):
-            return numba.types.BaseTuple.from_types([type_of(field) for field in argument], type(argument))
-        return cuda.compiling.vector(argument.dtype) if np.ndim(argument) else numba.typeof(argument)
+            return signatures.Tuple(type(argument), tuple(map(type_of, argument)))
+        return signatures.Flat(argument.dtype) if np.ndim(argument) else np.asarray(argument).dtype
 
     def listened(kernel, *arguments):
         launched.setdefault(kernel.fn, set()).add(tuple(map(type_of, arguments)))
@@ -634,8 +633,8 @@ def test_launches_ask_for_what_is_compiled_ahead(monkeypatch, data):
     trained(model, data[0], np.eye(CLASSES)[data[1]], loss=fastbp.MSELoss(), epochs=1, batch_size=ROWS)
     model.predict_proba(data[0].astype(np.float64), loss=LOSS)
     assert len(launched) >= 15
-    for function, signatures in launched.items():
-        assert signatures == {ahead[function]}, function.__qualname__
+    for function, found in launched.items():
+        assert found == {ahead[function]}, function.__qualname__
 
 
 # --------------------------------------------------------------------------------------------- errors
@@ -663,7 +662,7 @@ def test_out_of_memory_names_the_sizes(monkeypatch):
         raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
 
     model = network("cpu")
-    monkeypatch.setattr(cuda.driver.cuda, "device_array", full, raising=False)
+    monkeypatch.setattr(cuda.memory, "new_array", full)
     with pytest.raises(MemoryError, match=r"no room on the GPU for an array of shape .* MiB free"):
         model.to("cuda")
     assert model.device == "cpu"
@@ -673,6 +672,6 @@ def test_page_locked_memory_that_is_not_there(data, monkeypatch):
     def full(*_):
         raise RuntimeError("[2] Call to cuMemHostAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
 
-    monkeypatch.setattr(cuda.driver.cuda, "pinned_array", full, raising=False)
+    monkeypatch.setattr(cuda.memory, "new_pinned", full)
     with pytest.raises(MemoryError, match=r"no page-locked memory left for an array of shape .*: 0.0 MiB; use smaller"):
         network().train_step(data[0], data[1], LOSS, fastbp.SGD(lr=0.1))

@@ -125,7 +125,7 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
         (again[1], *again[3], again[cases.AT["x"]], again[cases.AT["target"]]),
         strict=True,
     ):
-        old.copy_to_device(new)
+        cuda.memory.to_device(new, old)
     for out in arguments[-2:]:
         out[...] = 0
     second, _ = results(arguments, cuda.network_train_steps(*arguments))

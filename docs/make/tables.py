@@ -19,6 +19,7 @@ def made(folder) -> dict:
     return plain | {
         "steps": lambda: steps(found["steps"]),
         "steps-short": lambda: steps_short(found["steps"]),
+        "steps-xeon": lambda: steps(found["steps-xeon"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
         "steps-bf16": lambda: steps_rounded(found["steps-bf16"]),
         "tables": lambda: real_tables(found["tables"]),

@@ -21,6 +21,7 @@ def made(folder) -> dict:
         "steps-short": lambda: steps_short(found["steps"]),
         "steps-xeon": lambda: steps(found["steps-xeon"]),
         "steps-odd": lambda: steps_odd(found["steps-odd"]),
+        "steps-odd-xeon": lambda: steps_odd(found["steps-odd-xeon"]),
         "steps-bf16": lambda: steps_rounded(found["steps-bf16"]),
         "tables": lambda: real_tables(found["tables"]),
         "ranks": lambda: ranks(found["distributed"]),

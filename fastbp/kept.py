@@ -72,10 +72,13 @@ def _form(array):
     return array.shape, array.dtype
 
 
-def can_be_kept(training: Training, X: Any, y: Any) -> bool:
-    """Whether all of a training but its data and their checks is the same in the next call of the same arguments."""
-    chunk = training.source
-    if not (training.plain and chunk.X is X and chunk.y is y and type(X) is type(y) is np.ndarray):
+def can_be_kept(training: Training, call: tuple[Any, ...], X: Any, y: Any) -> bool:
+    """Whether all of a training but its data and their checks is the same in the next call of the same arguments.
+
+    A list of callbacks may have some then.
+    """
+    chunk, changes = training.source, any(isinstance(argument, list) for argument in call)
+    if changes or not (training.plain and chunk.X is X and chunk.y is y and type(X) is type(y) is np.ndarray):
         return False
     steps = training.steps_of(chunk)
     direct = type(steps) is CompiledSteps and steps.direct and not steps.on_device

@@ -39,18 +39,9 @@ DEVICE_BLOCK_BYTES = 64 << 20  # where rows are sent to a device, which takes on
 
 # What other modules use and users do not: `dir` leaves it out.
 _INTERNAL = frozenset(
-    {
-        "backward_input",
-        "checked_inputs",
-        "exclusive",
-        "exclusively",
-        "forward_in_mode",
-        "handed_out",
-        "last_call",
-        "network",
-    }
-    | {"outputs", "prediction_block", "program", "remember_loss", "step_keys", "training_workspace"}
-    | {"described", "freeze", "kept_training", "last_loss", "layer_configs", "require_trainable"}
+    {"backward_input", "checked_inputs", "described", "exclusive", "exclusively", "forward_in_mode", "freeze"}
+    | {"handed_out", "kept_training", "last_call", "last_loss", "layer_configs", "network", "outputs"}
+    | {"prediction_block", "program", "remember_loss", "require_trainable", "step_keys", "training_workspace"}
 )
 
 _BUSY = "this model is being trained already; train a copy.deepcopy of it instead"

@@ -207,7 +207,7 @@ def fit(
             training.keep(checkpoint, every, resume)
     if not settings.verbose:
         history = training.run()
-        if can_be_kept(training, X, y):
+        if can_be_kept(training, call, X, y):
             model.kept_training = Kept(training, call)
         return history
     reporter = watching.reporter(settings.epochs)

@@ -912,6 +912,11 @@ BUGS = [
         "tests/test_kept.py -k given_weights",
     ),
     Bug(
+        "a training is kept with a list of callbacks, to which one comes later",
+        "kept.py", "if changes or not (training.plain", "if not (training.plain",
+        "tests/test_kept.py -k may_grow",
+    ),
+    Bug(
         "a kept training holds the data",
         "kept.py", "        finally:\n            self._give(None, None, None)", "        finally:\n            pass",
         "tests/test_kept.py -k are_held",

@@ -221,6 +221,21 @@ def test_a_call_that_ends_in_an_error_is_not_kept():
     calls.fit(x, targets(x, 3))
 
 
+def test_a_list_of_callbacks_may_grow():
+    ended = []
+
+    class Watch:
+        def on_fit_end(self, model, history):
+            ended.append(history)
+
+    watchers = []
+    calls = Calls(callbacks=watchers)
+    calls.fit(*data())
+    watchers.append(Watch())
+    calls.fit(*data())
+    assert len(ended) == 1
+
+
 def test_neither_data_nor_model_are_held():
     calls, (x, y) = Calls(), data()
     gc.disable()  # free without it

@@ -123,6 +123,7 @@ def test_a_step_whose_loss_is_not_finite_is_left_out_whole(monkeypatch, threads)
     assert one.history["loss"] == other.history["loss"]
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_the_penalty_of_estimators(monkeypatch):
     sklearn = pytest.importorskip("fastbp.sklearn")
     x, y = data(made("narrow"), 300)

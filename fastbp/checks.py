@@ -197,7 +197,10 @@ def targets(argument: str, value: Any, rows: int, columns: int) -> Array:
     return array
 
 
-_UNSIGNED = {size: np.dtype(f"=u{size}") for size in (1, 2, 4, 8)}
+@functools.cache
+def _unsigned(dtype):
+    """The unsigned integers of this size and order of bytes."""
+    return np.dtype(dtype.str.replace("i", "u"))
 
 
 def are_labels(array: Array, classes: int) -> bool:
@@ -205,7 +208,7 @@ def are_labels(array: Array, classes: int) -> bool:
     if array.size == 0:
         return True
     if array.dtype.kind == "i":  # as unsigned numbers negative labels are large: one pass finds both faults
-        array = array.view(_UNSIGNED[array.itemsize])
+        array = array.view(_unsigned(array.dtype))
     largest = array.item(array.argmax()) if array.size <= FEW else np.maximum.reduce(array)
     return bool(largest < classes)
 

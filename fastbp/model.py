@@ -366,7 +366,7 @@ class Sequential(Called):
         return self._parameters
 
     def exclusively(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Call a function while the model is held as by `exclusive`, in half of the time; what it returns."""
+        """Call a function while the model is held as by `exclusive`, a generator, which is slower; what it returns."""
         taken = []
         try:
             taken.extend(map(self._lock.acquire, (False,)))  # one call: an interrupt comes before it or after

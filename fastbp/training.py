@@ -462,13 +462,13 @@ class Training:
         self._check_batches(len(order))
         steps = -(-len(order) // batch_size)
         if self._divided != (len(order), batch_size):  # else what these steps wrote is written anew
-            self._divided = len(order), batch_size
             self.sizes = np.full(steps, float(batch_size))
             self.sizes[-1] = len(order) - (steps - 1) * batch_size
             step_loss, step_hits = np.empty(steps), np.zeros(steps, np.int64)
             if now is not None:
                 step_loss[: progress.batch], step_hits[: progress.batch] = self.step_loss, self.step_hits
             self.step_loss, self.step_hits = step_loss, step_hits
+            self._divided = len(order), batch_size  # last: then all is there
         run_steps.start(order, steps, progress.batch)
         if now is not None:
             generator.state = now

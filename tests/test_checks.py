@@ -167,6 +167,17 @@ def test_a_number_of_a_large_array_that_is_not_finite(dtype, bad, place, largest
         model.fit(x, np.zeros(len(x)), loss=fastbp.MSELoss(), optimizer=fastbp.SGD(), verbose=False)
 
 
+@pytest.mark.parametrize("dtype", [">i8", ">i2", "<i4", "i1", ">u4", "bool"])
+def test_labels_of_any_order_of_bytes(dtype):
+    labels = np.array([0, 1, 1], dtype)
+    assert checks.are_labels(labels, 2)
+    assert not checks.are_labels(labels, 1)
+    assert checks.labels("y", labels, 3, 2).tolist() == [0, 1, 1]
+    if "i" in dtype:
+        assert not checks.are_labels(np.array([0, -1, 1], dtype), 2)
+    assert not checks.are_labels(np.repeat(labels, checks.FEW), 1)  # by a reduction
+
+
 def test_a_large_array_is_looked_at_in_parts(monkeypatch):
     model = fastbp.Sequential(fastbp.Linear(2, 1))
     x = np.zeros((1 << 18, 2), np.float32)

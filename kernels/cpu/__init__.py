@@ -287,7 +287,6 @@ def update_statistics(mean, variance, momentum, running_mean, running_var):
 
 # ---------------------------------------------------------------------------------------- whole buffers
 # A pass of NumPy over memory is as fast as any.
-SMALL = 1 << 14  # elements of which a second pass finds many in the first cache
 scale, copy, clear = reference.scale, reference.copy, reference.clear
 
 
@@ -305,7 +304,7 @@ def all_finite(places, buffer):
     A large buffer is summed by a kernel that every training has, as rows of some lines.
     """
     sums = buffer
-    if buffer.size > SMALL:
+    if buffer.size > blocking.FEW:
         columns = 2 * blocking.VECTOR_BYTES // buffer.itemsize  # those that `column_sum` adds side by side
         sums = np.empty(2 * columns, buffer.dtype)
         sums[columns:] = buffer[-columns:]  # of which some are beyond the last row

@@ -76,6 +76,8 @@ GRADIENT_SCRATCH = max(GRADIENT_MOST, MR * (GRADIENT_COLUMNS + VECTOR_BYTES // 2
 SERIAL_WORK = 2_000_000
 # How many elements ahead the optimizer asks for lines, where parameters lie one after another.
 AHEAD = 128
+# Numbers of a buffer whose extremes are looked for in two passes: the second finds many in the first cache.
+FEW = 1 << 14
 # How far ahead a gather asks memory for what it will read: nothing foresees shuffled rows (S9 650 -> 570 us).
 VECTORS_AHEAD = 32
 
@@ -121,17 +123,18 @@ def product_sizes(l2) -> np.ndarray:
     return sizes
 
 
-SIZES = product_sizes(l2_bytes())
+L2_BYTES = l2_bytes()
+SIZES = product_sizes(L2_BYTES)
 # Parameters of a network whose batches go through it in groups of rows: their gradients are read and written for each.
 GROUPED_BYTES = 64 * 1024
 
 
-def group_rows(row_bytes, l2=None) -> int:
+def group_rows(row_bytes, l2=L2_BYTES) -> int:
     """Rows that go forward and back before the gradients of weights read what they left, a quarter of L2 at most.
 
     In whole blocks of ROWS, so that a group does not end within one.
     """
-    return max((l2 or l2_bytes()) // 4 // (row_bytes * ROWS), 1) * ROWS
+    return max(l2 // 4 // (row_bytes * ROWS), 1) * ROWS
 
 
 def packed_bytes(sizes) -> int:

@@ -76,6 +76,7 @@ class _Place:
     def __init__(self, kernels):
         self.kernels, self.streams = kernels, kernels.streams
         self.memory = {}  # place among the arrays -> page-locked memory, memory of the device
+        self.grown = False  # whether memory is new: launches may still use what had it before
         self.holds = None  # the piece
         self.copied = self.read = None  # events: the last copy, and the last launches that read it, have ended
         weakref.finalize(self, _release, self.streams, self.memory).atexit = False
@@ -96,11 +97,13 @@ class _Place:
         here, there = self.memory.get(argument, (None, None))
         if here is None or len(here) < shape[0] or (here.dtype, here.shape[1:]) != (dtype, shape[1:]):
             here, there = self.kernels.memory.pinned(shape, dtype), self.kernels.empty(shape, dtype)
-            self.memory[argument] = here, there
+            self.memory[argument], self.grown = (here, there), True
         return here[: shape[0]], there[: shape[0]]
 
     def copy(self):
         copies = self.streams.copy_stream()
+        if self.grown:
+            self.read, self.grown = self.streams.mark(self.streams.stream()), False
         if self.read is not None:
             self.streams.follow(self.read, copies)
         for here, there in zip(self.here, self.there, strict=True):

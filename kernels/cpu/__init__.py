@@ -36,7 +36,7 @@ _word_at = ctypes.c_size_t.from_address
 
 
 def _address(array) -> int:
-    """The address of an array's first element, in a tenth of the time of ``.ctypes``."""
+    """The address of an array's first element, in a sixth of the time of ``.ctypes``."""
     return _word_at(id(array) + _DATA).value
 
 

@@ -43,6 +43,26 @@ def used(pieces, streams, order, rows):
 
 
 @pytest.mark.parametrize("early", [None, COPIES, LAUNCHES])
+@pytest.mark.parametrize("rows", [4, 23])
+def test_copies_wait_for_launches_that_had_the_memory_before(data, early, rows):
+    streams, order = Streams(early), np.arange(ROWS)
+    backend = kernels(streams)
+    new = backend.empty
+
+    def used_before(shape, dtype):
+        array = new(shape, dtype)
+        streams.launch(lambda: array.fill(0))
+        return array
+
+    backend.empty = used_before
+    seen = used(Pieces(backend, data, [array.dtype for array in data], None), streams, order, rows)
+    streams.finish()
+    for i, arrays in enumerate(seen):
+        for array, whole in zip(arrays, data, strict=True):
+            np.testing.assert_array_equal(array, whole[i // 2 * rows :][:rows])
+
+
+@pytest.mark.parametrize("early", [None, COPIES, LAUNCHES])
 @pytest.mark.parametrize("rows", [1, 4, 23, 30])
 def test_launches_read_their_piece(data, early, rows):
     streams, order = Streams(early), np.random.default_rng(1).permutation(ROWS)
@@ -194,7 +214,8 @@ def test_the_next_piece_is_sent_before_the_host_waits(data, cuda, late, no_room,
     monkeypatch.setattr(cuda.streams, "mark", lambda of: late.extend(["launched"] * (of == launches)) or mark(of))
     no_room()
     trained(*data[:2], epochs=1)
-    assert late == [8, 8, "launched", 8, 8, "wait", "launched", 7, 7, "wait", "launched", "wait"]
+    new = ["launched", 8, 8]  # copies to new memory come after all launches so far
+    assert late == [*new, "launched", *new, "wait", "launched", 7, 7, "wait", "launched", "wait"]
 
 
 def test_memory_maps_come_in_pieces(data, late, no_room, tmp_path):

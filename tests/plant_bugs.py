@@ -490,7 +490,12 @@ BUGS = [
     ),
     Bug(
         "the gradient of a narrow weight ignores beta",
-        CPU, "not beta and is_narrow(", "is_narrow(",
+        LINEAR, "Origin(beta, 0), c, 0", "Origin(FROM_ZERO, 0), c, 0",
+        f"{CONTRACT} -k 'cpu and linear_backward_params'",
+    ),
+    Bug(
+        "the gradient of a narrow weight grows from what is in the scratch",
+        LINEAR, "        if beta:\n", "        if beta > 1:\n",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
     ),
     Bug(

@@ -188,7 +188,7 @@ def linear_backward_input(grad_z, weight, saved, activation, activation_paramete
 
 def linear_backward_params(x, grad_z, beta, grad_weight, grad_bias, precision=0):
     """On the calling thread: gemm with x read along its columns."""
-    narrow = not beta and is_narrow(x.dtype, *grad_weight.shape)
+    narrow = is_narrow(x.dtype, *grad_weight.shape)
     panel, sizes = _packing(x.dtype, len(x), *grad_weight.shape)
     of = _Factors("linear_backward_params", (x, grad_z), precision)
     context.linear_function("linear_backward_params")(

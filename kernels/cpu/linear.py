@@ -70,8 +70,11 @@ def linear_backward_input(
 
 @inline
 def is_narrow(rows, fan_out, lanes, item):
-    """Whether rows of a weight get their gradient through its transpose: the outputs leave most lanes empty."""
-    return 2 * fan_out <= lanes and rows >= lanes and (rows + 15) * fan_out * item <= NARROW_BYTES
+    """Whether rows of a weight get their gradient through its transpose: the outputs fill one vector at most.
+
+    A tile one vector wide loads a number for each multiply-add, one of two vectors for every two.
+    """
+    return fan_out <= lanes <= rows and fan_out < rows and (rows + 15) * fan_out * item <= NARROW_BYTES
 
 
 @inline
@@ -79,13 +82,14 @@ def linear_backward_params(products, n, x, grad_z, beta, grad_weight, grad_bias,
     """``grad_weight = beta * grad_weight + x.T @ grad_z``, column sums likewise; any block of rows and columns.
 
     ``summed`` is ``grad_z`` as it is, not rounded. Where a transpose is wanted, and `is_narrow`, the product is made as
-    ``grad_z.T @ x`` in ``panel``; ``beta`` is 0 then.
+    ``grad_z.T @ x`` in ``panel``.
     """
     fan_in, fan_out, nothing = x.columns, grad_z.columns, Finish(0, 0, 0, 0.0)
     if products.transpose:
         a, b, c = Strided(grad_z.data, 1, grad_z.ld), Factor(x.data, x.ld, 0), Matrix(panel, (fan_in + 15) // 16 * 16)
-        zero = Origin(FROM_ZERO, 0)
-        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, 1, zero, c, 0, nothing)
+        if beta:
+            call(products.transpose, (fan_out, fan_in, grad_weight, c))
+        product(products, fan_out, fan_in, n, a, b, grad_low, x_low, 1, Origin(beta, 0), c, 0, nothing)
         call(products.transpose, (fan_in, fan_out, c, grad_weight))
     else:
         a, b = Strided(x.data, 1, x.ld), Factor(grad_z.data, grad_z.ld, 0)

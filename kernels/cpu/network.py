@@ -466,8 +466,8 @@ def linear_weights(record, frame, instruction, n, task, thread, panel, coefficie
                 else:
                     if coefficients is None and sums:
                         added = at(frame, bias, 0) + item * j
-                    if is_narrow(rows, fan_out, record[LANES], item):
-                        transpose = record[TRANSPOSE]
+                if is_narrow(rows, fan_out, record[LANES], item):
+                    transpose = record[TRANSPOSE]
                 block_gradient(
                     record, frame, instruction, n, i, j, rows, columns, transpose, beta, gradient, added, panel
                 )  # fmt: skip

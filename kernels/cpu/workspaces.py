@@ -239,8 +239,9 @@ class TrainingWorkspace(_Workspace):
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         ld = layout.leading_dimension(program.in_features, item)
+        self._group(batch_size, ld + ldt)
         self.set(
-            TRANSPOSE=transpose_address(self.dtype, not self.plan.has_pairs and self.transposes(batch_size)),
+            TRANSPOSE=transpose_address(self.dtype, not self.plan.has_pairs and self.transposes()),
             DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
             COLUMN_SUM=context.column_sum(self.dtype).address,
             LOSS=context.loss(self.dtype, loss_name).address,
@@ -251,7 +252,6 @@ class TrainingWorkspace(_Workspace):
             TARGET_IS_LABEL=self.labels,
             LD_TARGET_BATCH=ldt,
         )
-        self._group(batch_size, ld + ldt)
         self.place(
             INPUT=self.buffer(batch_size * ld),
             ACTIVATIONS=self.buffer(self.capacity * self.plan.activations),
@@ -293,18 +293,24 @@ class TrainingWorkspace(_Workspace):
         codes = self.loss, self.loss_parameter, self.optimizer
         return _SharedWorkspace(self.program, self.dtype, self.batch_size, *codes)
 
-    def transposes(self, batch_size):
-        """Whether some product is made by its transpose."""
+    def transposes(self):
+        """Whether to have the kernel that transposes: some product is made by a transpose, which gains enough.
+
+        A gradient whose outputs fill more than half a vector gains a tenth of a step of a batch in groups, else some
+        percent: too little for one more kernel.
+        """
         lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
+        most = lanes if self.fields[network.GROUP_ROWS] else lanes // 2
         training = self.program.training
         for instruction in training.decoded[: training.updated]:
             if instruction.operation == "linear_backward_input":
                 grad_z, *_, grad_x = filter(None, instruction.operands)
-                if linear.swaps.py_func(batch_size, grad_x.columns, grad_z.columns):
+                if linear.swaps.py_func(self.batch_size, grad_x.columns, grad_z.columns):
                     return True
             elif instruction.operation == "linear_backward_params":
                 x, grad_z, *_ = instruction.operands
-                if is_narrow(self.dtype, min(x.columns, lanes), grad_z.columns):
+                rows = min(x.columns, 2 * lanes)  # of a block, at least
+                if grad_z.columns <= most and is_narrow(self.dtype, rows, grad_z.columns):
                     return True
         return False
 

@@ -489,6 +489,21 @@ BUGS = [
         f"{CONTRACT} -k 'cpu and linear_backward_input'",
     ),
     Bug(
+        "a corner that lacks one row counts as one that has all",
+        SIMD, 'b.icmp_signed("<=", I64(tile.rows), rows)', 'b.icmp_signed("<=", I64(tile.rows - 1), rows)',
+        "tests/contract/test_memory.py",
+    ),
+    Bug(
+        "few classes: labels beyond the last are a class",
+        LOSSES, " or any_lane(label >= columns):", ":",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
+        "few classes: negative labels are a class",
+        LOSSES, "if any_lane(label < 0.0) or ", "if ",
+        f"{CONTRACT} -k 'cpu and loss_forward_backward'",
+    ),
+    Bug(
         "the gradient of a narrow weight ignores beta",
         LINEAR, "Origin(beta, 0), c, 0", "Origin(FROM_ZERO, 0), c, 0",
         f"{CONTRACT} -k 'cpu and linear_backward_params'",
@@ -676,7 +691,7 @@ BUGS = [
     ),
     Bug(
         "rows without a label have the gradient of their logits, few classes",
-        LOSSES, "if target.data[i + r] < 0 or target.data[i + r] >= columns:", "if target.data[i + r] >= columns:",
+        LOSSES, "if target.data[r] < 0 or target.data[r] >= columns:", "if target.data[r] >= columns:",
         f"{CONTRACT} -k 'cpu and rows_without'",
     ),
     Bug(

@@ -151,8 +151,10 @@ def cross_entropy_of_few_classes(rows, columns, smoothing, prediction, target, o
         store(select(guess == label, total, -1.0), scratch, 0, None)
         for r in range(count):
             of_rows.hit[i + r] = scratch[r] > 0.0  # false for NaN: no hit
-            if target.data[i + r] < 0 or target.data[i + r] >= columns:
-                fill_row_of_no_class(i + r, columns, of_rows, grad.data + (i + r) * grad.ld)
+        if any_lane(label < 0.0) or any_lane(label >= columns):
+            for r in range(i, i + count):
+                if target.data[r] < 0 or target.data[r] >= columns:
+                    fill_row_of_no_class(r, columns, of_rows, grad.data + r * grad.ld)
 
 
 def cross_entropy(rows, columns, smoothing, prediction, target, of_rows, scratch, grad):

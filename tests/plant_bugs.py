@@ -1419,7 +1419,7 @@ BUGS = [
     ),
     Bug(
         "a control group of other controllers counts",
-        TEAM, '"cpu" in controllers.split(",")', '"cpu" in controllers',
+        "kernels/processors.py", '"cpu" in controllers.split(",")', '"cpu" in controllers',
         "tests/test_team.py -k quota",
     ),
     Bug(

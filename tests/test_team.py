@@ -8,6 +8,7 @@ import pytest
 
 import fastbp
 from fastbp import backend
+from fastbp.kernels import processors
 from fastbp.kernels.cpu import team
 
 VERSION_1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"
@@ -43,18 +44,20 @@ def test_quota_of_control_groups(monkeypatch, tmp_path, membership, quotas, core
         files = {"cpu.max": quota} if isinstance(quota, str) else dict(zip(VERSION_1, quota, strict=True))
         for name, content in files.items():
             (folder / name).write_text(f"{content}\n")
-    monkeypatch.setattr(team, "MEMBERSHIP", str(tmp_path / "membership"))
-    monkeypatch.setattr(team, "CONTROL_GROUPS", str(tmp_path / "groups"))
-    assert team._quota.__wrapped__() == cores
+    monkeypatch.setattr(processors, "MEMBERSHIP", str(tmp_path / "membership"))
+    monkeypatch.setattr(processors, "CONTROL_GROUPS", str(tmp_path / "groups"))
+    assert processors._quota.__wrapped__() == cores
 
 
 def test_threads_are_no_more_than_cores_of_affinity_and_quota(monkeypatch):
     """Unless `fastbp.set_num_threads` says how many."""
-    monkeypatch.setattr(team, "_quota", lambda: 5)
+    monkeypatch.setattr(processors, "_quota", lambda: 5)
     monkeypatch.setattr(team, "wanted", None)
     for affinity, cores in ((3, 3), (5, 5), (64, 5)):
-        monkeypatch.setattr(team.os, "sched_getaffinity", lambda process, n=affinity: set(range(n)), raising=False)
-        assert team.available_cores() == cores
+        monkeypatch.setattr(
+            processors.os, "sched_getaffinity", lambda process, n=affinity: set(range(n)), raising=False
+        )
+        assert processors.available_cores() == cores
         assert backend.load("cpu").get_num_threads() == cores
 
 

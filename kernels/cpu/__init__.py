@@ -13,10 +13,10 @@ import llvmlite
 import numba
 import numpy as np
 
-from .. import jit, reference, splitmix
+from .. import jit, processors, reference, splitmix
 from .. import layout as _layout
 from .. import program as _program
-from . import blocking, context, factors, formats, linear, network, norms, team, units
+from . import blocking, context, factors, formats, linear, network, norms, units
 from .team import get_num_threads
 from .team import serial as serial
 from .team import set_num_threads as set_num_threads
@@ -491,7 +491,7 @@ def config():
         **others,
         "register tile": f"{isa.mr} x {isa.nv} vectors of {isa.vector_bytes} bytes",
         "threads": str(get_num_threads()),
-        "cores available": str(team.available_cores()),
+        "cores available": str(processors.available_cores()),
         "kernel cache": str(directory) if directory else "off",
         "numba": numba.__version__,
         "llvmlite": llvmlite.__version__,

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from .. import layout
+from .. import layout, processors
 from .. import program as programs
 from . import blocking, context, elementwise, factors, formats, linear, network, team
 
@@ -179,7 +179,7 @@ class _Workspace:
             return 1
         if team.wanted is not None:
             return team.wanted
-        if (cores := team.available_cores()) == 1:
+        if (cores := processors.available_cores()) == 1:
             return 1
         self.paced = True
         return self.pace.choose(cores)

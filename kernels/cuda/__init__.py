@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import layout as _layout
 from . import (
+    ahead,
     borrowing,
     buffers,
     catalogue,
@@ -332,10 +333,16 @@ def warmup(dtype, activations, losses, optimizers):
         return
     driver.require()
     parts = {*activations, "identity", *losses, *optimizers}
-    for kernel in catalogue.kernels([dtype]):
-        wanted = kernel.precision == "ieee" and (kernel.part is None or kernel.part in parts)
-        if wanted and not kernel.name.startswith("steps"):
-            kernel.function.compile()
+    wanted = [
+        kernel.function
+        for kernel in catalogue.kernels([dtype])
+        if kernel.precision == "ieee"
+        and (kernel.part is None or kernel.part in parts)
+        and not kernel.name.startswith("steps")
+    ]
+    ahead.compile_all(wanted)
+    for kernel in wanted:
+        kernel.compile()
 
 
 def config():

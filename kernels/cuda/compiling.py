@@ -64,6 +64,24 @@ def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     return lambda function: Kernel(function, signature, bounds, shared, whole)
 
 
+class Listing:
+    """What stands in place of a stream where nothing is launched, but noted.
+
+    Attributes
+    ----------
+    kernels : list of Kernel
+        Those of the launches, in their order.
+    """
+
+    def __init__(self):
+        self.kernels = []
+
+    def note(self, kernel):
+        """Note a launch; what is called with its arguments."""
+        self.kernels.append(kernel)
+        return lambda *arguments: None
+
+
 class Kernel:
     """A kernel and the types of its arguments; ``kernel[grid, block, stream](*arguments)`` launches it.
 
@@ -94,6 +112,8 @@ class Kernel:
     def _launch_on(self, grid, block, stream):
         if simulated:
             return self.simulation[grid, block, stream]
+        if isinstance(stream, Listing):
+            return stream.note(self)
         self.load()
         configuration = self._configuration(grid, block)
         if not isinstance(stream, streams.Stream):  # a graph is built once

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import borrowing, cluster, memory, norms, steps, streams
+from . import ahead, borrowing, cluster, memory, norms, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
@@ -116,6 +116,7 @@ class InferenceWorkspace(_Workspace):
         bytes_a_row = max(self.width, 1) * self.dtype.itemsize
         self.most = max(INFERENCE_BYTES // bytes_a_row, INFERENCE_ROWS)
         self.input = None
+        self.compiled = False
 
     def prepare(self, rows, converts):
         """Make room for so many rows, and for their input where that is converted."""
@@ -137,12 +138,12 @@ class Buffers:
 
 def network_forward(workspace, parameters, statistics, x, out):
     """``out = network(x)``, by blocks of rows that fit the workspace, one after another."""
-    n, stream = len(x), streams.stream()
-    converts = x.dtype != workspace.dtype
+    n, converts = len(x), x.dtype != workspace.dtype
     workspace.prepare(max(n, 1), converts)
     places = workspace.places(Buffers(parameters, statistics))
     x, out = memory.flat(x), memory.flat(out)
-    for first in range(0, n, workspace.capacity):
+
+    def predict(first, stream):
         rows = min(workspace.capacity, n - first)
         source = Matrix(x, first * workspace.fan_in, workspace.fan_in)
         if converts:
@@ -150,8 +151,14 @@ def network_forward(workspace, parameters, statistics, x, out):
             convert(rows, workspace.fan_in, source, converted, stream)
             source = converted
         target = Matrix(out, first * workspace.fan_out, workspace.fan_out)
-        places |= {program.INPUT: (source, 1), program.OUTPUT: (target, 1)}
-        workspace.walk(workspace.listing.decoded, places, rows, stream)
+        of_rows = {program.INPUT: (source, 1), program.OUTPUT: (target, 1)}
+        workspace.walk(workspace.listing.decoded, places | of_rows, rows, stream)
+
+    if not workspace.compiled:
+        ahead.compile_for(lambda stream: predict(0, stream))
+        workspace.compiled = True
+    for first in range(0, n, workspace.capacity):
+        predict(first, streams.stream())
 
 
 class TrainingWorkspace(_Workspace):
@@ -234,6 +241,7 @@ class TrainingWorkspace(_Workspace):
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
             self.graphs[key] = None
+            ahead.compile_for(lambda stream: self.step(run, n, stream))
             self.step(run, n, streams.stream())
             count -= 1
         for _ in range(count):

@@ -58,6 +58,10 @@ def test_counts(emulated):
     emulated("tests/cuda/test_counts.py")
 
 
+def test_ahead(emulated):
+    emulated("tests/cuda/test_ahead.py")
+
+
 FIRST_STEP = """
 import sys
 

@@ -179,20 +179,11 @@ def needed():
 
 def warm():
     """Compile what the parts below need, a process a core, so that they find it on disk; tests compile the rest."""
-    share, shares = (int(os.environ.get(name, default)) for name, default in (("SHARE", "-1"), ("SHARES", "0")))
-    if share >= 0:
-        for kernel in needed()[share::shares]:
-            kernel.function.compile()
-        return
-    from fastbp.kernels.cuda import driver
+    from fastbp.kernels.cuda import ahead, driver
 
     driver.require()
-    cores = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16))
-    command = [sys.executable, Path(__file__).parents[1] / "on_gpu.py", "--part", "warm"]
-    processes = [
-        subprocess.Popen(command, env=os.environ | {"SHARE": str(share), "SHARES": str(cores)})
-        for share in range(cores)
-    ]
-    codes = [process.wait() for process in processes]
+    kernels = [kernel.function for kernel in needed()]
+    ahead.compile_all(kernels)
     print(f"{len(list(Path(os.environ['FASTBP_CACHE_DIR']).rglob('*.kernel')))} kernels on disk")
-    sys.exit(max(map(abs, codes)))
+    for kernel in kernels:  # of one that could not be compiled, the error
+        kernel.compile()

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -34,11 +35,14 @@ def compile_for(launches):
 def compile_all(kernels):
     """Compile those of the catalogue that are not on disk, unless one process would do all of it.
 
+    Where another program has Python in it, that may not be started for another process, and nothing is done.
+
     Parameters
     ----------
     kernels : list of compiling.Kernel
     """
-    if disk_cache.cache_directory() is None:
+    is_python = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
+    if not is_python or disk_cache.cache_directory() is None:
         return
     with _compiling:  # another thread finds on disk what this one has compiled
         missing = {id(kernel) for kernel in kernels if kernel.code is None and disk_cache.read(kernel) is None}

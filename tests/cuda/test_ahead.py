@@ -97,6 +97,13 @@ def test_a_first_prediction_asks_for_its_products(compiled_here, monkeypatch):
     assert all(len(share) == 1 and share[0][1].startswith("gemm NN") for share in map(json.loads, shares))
 
 
+@pytest.mark.parametrize("executable", ["/usr/sbin/uwsgi", "C:/Program Files/Application/application.exe", "", None])
+def test_a_program_that_has_python_in_it_is_not_started_again(compiled_here, monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(ahead, "_run", lambda shares: pytest.fail("a process was started"))
+    ahead.compile_all([one.function for one in cuda.catalogue.kernels([np.float32])][:5])
+
+
 def test_what_processes_cannot_compile_is_compiled_where_it_is_launched(compiled_here, monkeypatch):
     monkeypatch.setattr(ahead, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     x, out = (cuda.to_device(np.ones((2, 3), np.float32)) for _ in range(2))

@@ -70,6 +70,7 @@ def by_graph(monkeypatch):
     monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
 
 
+@pytest.mark.long
 def test_a_first_step_finds_its_products_compiled(compiled_here, by_graph):
     model, x, y = model_and_data()
     losses = fit(model, x, y)
@@ -148,3 +149,6 @@ def test_one_thread_compiles_and_others_find_it(compiled_here, monkeypatch):
         thread.join()
     assert len(kernels) == 2
     assert [len(named) for named in shares] == [2]
+    for kernel in kernels:
+        kernel.load()
+    assert compiled_here == []

@@ -13,6 +13,8 @@ from .. import layout, processors
 from .. import program as programs
 from . import blocking, context, elementwise, factors, formats, linear, network, team
 
+COPYING = {"activation_forward", "activation_backward"}  # operations for which rows may have to be copied
+
 
 def transpose_address(dtype, wanted):
     """The address of the kernel that transposes, where it is wanted."""
@@ -117,7 +119,7 @@ class _Workspace:
             CLASSES=self.fan_out,
             GEMM=context.product(self.dtype, self.plan.unit).address,
             SIZES=self.keep(sizes),
-            COPY=context.activation_forward(self.dtype, "identity").address,
+            COPY=context.activation_forward(self.dtype, "identity").address if operations & COPYING else 0,
             OPERATE=0 if operations <= set(network.KNOWN) else context.operate().address,
             ROW_UNIT=row_unit,
             ROW_BLOCK=row_block,
@@ -239,7 +241,6 @@ class TrainingWorkspace(_Workspace):
         self.batch_size, self.loss, self.loss_parameter, self.optimizer = batch_size, loss, loss_parameter, optimizer
         self.members = 0
         ld = layout.leading_dimension(program.in_features, item)
-        self._group(batch_size, ld + ldt)
         self.set(
             TRANSPOSE=transpose_address(self.dtype, not self.plan.has_pairs and self.transposes()),
             DROPOUT=context.dropout(self.dtype).address if program.drops else 0,
@@ -252,6 +253,7 @@ class TrainingWorkspace(_Workspace):
             TARGET_IS_LABEL=self.labels,
             LD_TARGET_BATCH=ldt,
         )
+        self._group(batch_size, ld + ldt)
         self.place(
             INPUT=self.buffer(batch_size * ld),
             ACTIVATIONS=self.buffer(self.capacity * self.plan.activations),
@@ -294,13 +296,8 @@ class TrainingWorkspace(_Workspace):
         return _SharedWorkspace(self.program, self.dtype, self.batch_size, *codes)
 
     def transposes(self):
-        """Whether to have the kernel that transposes: some product is made by a transpose, which gains enough.
-
-        A gradient whose outputs fill more than half a vector gains a tenth of a step of a batch in groups, else some
-        percent: too little for one more kernel.
-        """
+        """Whether some product is made by its transpose."""
         lanes = blocking.VECTOR_BYTES // self.dtype.itemsize
-        most = lanes if self.fields[network.GROUP_ROWS] else lanes // 2
         training = self.program.training
         for instruction in training.decoded[: training.updated]:
             if instruction.operation == "linear_backward_input":
@@ -310,7 +307,7 @@ class TrainingWorkspace(_Workspace):
             elif instruction.operation == "linear_backward_params":
                 x, grad_z, *_ = instruction.operands
                 rows = min(x.columns, 2 * lanes)  # of a block, at least
-                if grad_z.columns <= most and is_narrow(self.dtype, rows, grad_z.columns):
+                if is_narrow(self.dtype, rows, grad_z.columns):
                     return True
         return False
 

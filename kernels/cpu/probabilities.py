@@ -64,13 +64,22 @@ def softmax_of_rows(tile, columns, z, ldz, out, ldo):
 @inline
 def rows_into_lanes(rows, columns, z, ldz, scratch):
     """The transpose, in a square of registers: row i of z in lane i, column j in vector j of ``scratch``."""
-    store(transpose(load_corner(square(z), z, ldz, rows, columns)), scratch, lanes(z), None)
+    corner = square(z)
+    if rows == lanes(z):  # most are: one mask for all rows
+        corner = load(corner, z, ldz, columns)
+    else:
+        corner = load_corner(corner, z, ldz, rows, columns)
+    store(transpose(corner), scratch, lanes(z), None)
 
 
 @inline
 def lanes_into_rows(rows, columns, scratch, out, ldo):
     """The way back."""
-    store_corner(transpose(load(square(out), scratch, lanes(out), None)), out, ldo, rows, columns)
+    corner = transpose(load(square(out), scratch, lanes(out), None))
+    if rows == lanes(out):
+        store(corner, out, ldo, columns)
+    else:
+        store_corner(corner, out, ldo, rows, columns)
 
 
 @inline

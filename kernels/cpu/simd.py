@@ -373,44 +373,19 @@ def load(tc, tile, p, ld, columns):
     return tile(tile, p, types.intp, columns), codegen
 
 
-def _corner(b, tile, args, columns, access):
-    """``access(q, address, mask)`` for every register q of a tile; its corner is ``args``, ``(p, ld, rows, columns)``.
-
-    Twice, as most corners have all rows: with masks that are the same for all, and with those of each row.
-    """
-    p, ld, rows, columns_value = args
-
-    def go_through(masks_of):
-        for q in range(tile.registers):
-            i, j = divmod(q, tile.vectors)
-            address = _at(b, p, tile.dtype, b.mul(ld, I64(i)), tile.vector, j * tile.lanes)
-            yield access(q, address, masks_of(i)[j])
-
-    same = _lane_masks(b, tile, columns_value, columns)
-    with b.if_else(b.icmp_signed("<=", I64(tile.rows), rows)) as (all_there, otherwise):
-        with all_there:
-            whole, after_whole = list(go_through(lambda i: same)), b.block
-        with otherwise:
-            there = [b.select(b.icmp_signed("<", I64(i), rows), columns_value, I64(0)) for i in range(tile.rows)]
-            part = list(go_through(lambda i: _lane_masks(b, tile, there[i], columns)))
-            after_part = b.block
-    return whole, after_whole, part, after_part
-
-
 @intrinsic
 def load_corner(tc, tile, p, ld, rows, columns):
     """A tile like ``tile`` of which only ``rows`` rows and ``columns`` columns exist; 0 beyond."""
 
     def codegen(ctx, b, sig, args):
-        whole, after_whole, part, after_part = _corner(
-            b, tile, args[1:], columns, lambda q, address, mask: _load(b, tile, address, mask)
-        )
         values = []
-        for one, other in zip(whole, part, strict=True):
-            value = b.phi(tile.vector)
-            value.add_incoming(one, after_whole)
-            value.add_incoming(other, after_part)
-            values.append(value)
+        for i in range(tile.rows):
+            there = b.icmp_signed("<", I64(i), args[3])
+            masks = _lane_masks(b, tile, b.select(there, args[4], I64(0)), columns)
+            offset = b.mul(args[2], I64(i))
+            for j in range(tile.vectors):
+                p = _at(b, args[1], tile.dtype, offset, tile.vector, j * tile.lanes)
+                values.append(_load(b, tile, p, masks[j]))
         return _tile(b, values)
 
     return tile(tile, p, types.intp, types.intp, columns), codegen
@@ -555,8 +530,13 @@ def store_corner(tc, tile, p, ld, rows, columns):
     """Write the first ``rows`` rows and ``columns`` columns of a tile."""
 
     def codegen(ctx, b, sig, args):
-        values = _vectors(b, args[0], tile)
-        _corner(b, tile, args[1:], columns, lambda q, address, mask: _store(b, tile, values[q], address, mask))
+        for i in range(tile.rows):
+            there = b.icmp_signed("<", I64(i), args[3])
+            masks = _lane_masks(b, tile, b.select(there, args[4], I64(0)), columns)
+            offset = b.mul(args[2], I64(i))
+            for j in range(tile.vectors):
+                p = _at(b, args[1], tile.dtype, offset, tile.vector, j * tile.lanes)
+                _store(b, tile, b.extract_value(args[0], i * tile.vectors + j), p, masks[j])
         return ctx.get_dummy_value()
 
     return types.void(tile, p, types.intp, types.intp, columns), codegen

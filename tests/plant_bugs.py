@@ -1181,7 +1181,7 @@ BUGS = [
     ),
     Bug(
         "CUDA: a product of a warpgroup begins without a fence",
-        WARPGROUP, '["wgmma.fence.sync.aligned;", *products', "[*products",
+        WARPGROUP, '["wgmma.fence.sync.aligned;", *lines', "[*lines",
         WGMMA_TESTS,
     ),
     Bug(

@@ -1205,6 +1205,16 @@ BUGS = [
         WGMMA_TESTS,
     ),
     Bug(
+        "CUDA: the low parts that a warpgroup multiplies are stored where the high ones of others are",
+        WGMMA, "((panel * parts + part) * units + unit) * UNIT", "((panel * parts + part) * 2 * units + unit) * UNIT",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: a warpgroup multiplies low by high before high by low",
+        WGMMA, "(0, 0), (0, 2), (2, 0)", "(0, 0), (2, 0), (0, 2)",
+        "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
+    ),
+    Bug(
         "CUDA: a panel that is turned on its way is not spread over the banks",
         CUDA_GEMM, "TURNED_SPREAD = 4", "TURNED_SPREAD = 0",
         "tests/cuda/test_banks.py -k 'no_two_words and float32-ieee-small'",

@@ -1,11 +1,15 @@
-"""``C = beta C + A B`` of TF32 or BF16 numbers by warpgroups (compute capability 9.0), where FASTBP_CUDA asks for it.
+"""``C = beta C + A B`` by tensor cores and warpgroups (compute capability 9.0), where FASTBP_CUDA asks for it.
 
 First each factor is rounded and stored in panels of 128 bytes a row, in the format of the instruction (a kernel of its
-own, `pack_kernel`); both along k, so NN, NT and TN are the same product. A block makes tiles of 128 x 256 elements, one
-after another. Of its three warpgroups the first copies: one thread starts a copy of a panel of A and one of B, each as
-it lies, as soon as one of the `STAGES` places in shared memory is free. The two others have 64 rows of the tile each,
-multiply a panel when it has come, and say then that its place is free. An element is one chain of instructions over its
-terms in their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
+own, `pack_kernel`); both along k, so NN, NT and TN are the same product. Of bf16x3 a row has the high parts of 32
+terms, then their low ones. So a panel of A and one of B take 48 KB in every precision, and shared memory holds `STAGES`
+of each beside the parts of C.
+
+A block makes tiles of 128 x 256 elements, one after another. Of its three warpgroups the first copies: one thread
+starts a copy of a panel of A and one of B, each as it lies, as soon as one of the places in shared memory is free. The
+two others have 64 rows of the tile each, multiply a panel when it has come, and say then that its place is free. An
+element is one chain of instructions over its terms in their order. (The design is that of CUTLASS's "warp-specialised
+cooperative" kernels.)
 """
 
 import threading
@@ -22,7 +26,7 @@ from .driver import cuda, types
 from .gemm import Epilogue, finish_of, finisher, is_aligned
 from .operands import FLOAT, INT, Finish, at, matrix, type_of
 from .ptx import bf16_pair, vector_access
-from .tensor_cores import tf32_number
+from .tensor_cores import low_pair, tf32_number
 from .warpgroup import BARRIER, ROWS, STEP, TERMS, UNIT_BYTES, WARPGROUP, WORD_BYTES
 
 NAME = "wgmma"
@@ -54,6 +58,7 @@ class Form(NamedTuple):
 
     kind: str  # of its numbers, as the instruction calls it
     products: tuple  # of steps of A and of B, in their order: see `warpgroup.multiply_panel`
+    parts: int = 1  # that a factor is the sum of; those of a row lie one after another
 
     @property
     def each(self) -> int:
@@ -63,11 +68,13 @@ class Form(NamedTuple):
     @property
     def terms(self) -> int:
         """Of a panel."""
-        return UNITS * self.each
+        return UNITS // self.parts * self.each
 
 
-STEPS = tuple((step, step) for step in range(UNITS // STEP))
-FORMS = {"tf32": Form("tf32", STEPS), "bf16": Form("bf16", STEPS)}
+EACH = (0, 0), (1, 1), (2, 2), (3, 3)
+# The same terms high by high, high by low, low by high, then the next: as in tensor_cores.py.
+HIGH_AND_LOW = (0, 0), (0, 2), (2, 0), (1, 1), (1, 3), (3, 1)
+FORMS = {"tf32": Form("tf32", EACH), "bf16": Form("bf16", EACH), "bf16x3": Form("bf16", HIGH_AND_LOW, 2)}
 
 
 def chosen(precision, dtype) -> bool:
@@ -79,7 +86,7 @@ def chosen(precision, dtype) -> bool:
 # --------------------------------------------------------------------------------------------- panels
 @cache
 def rounding(precision):
-    """A device function: the numbers of a unit, rounded, as elements of 4 bytes."""
+    """A device function: the numbers of a unit, rounded, as elements of 4 bytes; then what is left, of bf16x3."""
 
     @device_function
     def function(values, words):
@@ -87,7 +94,10 @@ def rounding(precision):
             if precision == "tf32":
                 words[word] = tf32_number(values[word])
             else:
-                words[word] = bf16_pair(values[2 * word], values[2 * word + 1])
+                x, y = values[2 * word], values[2 * word + 1]
+                words[word] = bf16_pair(x, y)
+                if precision == "bf16x3":
+                    words[UNIT + word] = low_pair(x, y, words[word])
 
     return function
 
@@ -99,13 +109,16 @@ def pack_kernel(precision, extent, along_k):
     A factor has ``rows`` rows of ``terms`` terms; in memory the terms of a row touch (``along_k``), or the rows of a
     term do. Panels lie row of panels by row of panels. In a panel the first unit of all rows comes first.
     """
-    each, panel_terms, units = FORMS[precision].each, FORMS[precision].terms, extent * UNITS
+    form = FORMS[precision]
+    each, panel_terms, parts = form.each, form.terms, form.parts
+    held = parts * UNIT
+    units = extent * UNITS // parts  # of a part of a panel
     round_unit = rounding(precision)
     _, store = vector_access(UNIT)
 
     def pack_kernel(rows, terms, source, panels, packed):
         values = cuda.local.array(each, types.float32)
-        words = cuda.local.array(UNIT, int32)
+        words = cuda.local.array(held, int32)
         thread = int64(cuda.threadIdx.x)
         for panel in range(int64(cuda.blockIdx.x), panels * ((rows + extent - 1) // extent), int64(cuda.gridDim.x)):
             first_row, first_term = panel // panels * extent, panel % panels * panel_terms
@@ -119,7 +132,8 @@ def pack_kernel(precision, extent, along_k):
                         else:
                             values[e] = source.data[at(source, term + e, row)]
                 round_unit(values, words)
-                store(packed, (panel * units + unit) * UNIT, words, 0)
+                for part in range(parts):
+                    store(packed, ((panel * parts + part) * units + unit) * UNIT, words, part * UNIT)
 
     pack_kernel.__qualname__ = f"wgmma_pack_{precision}_{extent}_{'along_k' if along_k else 'across_k'}"
     signature = INT, INT, matrix(np.float32), INT, compiling.vector(np.int32)
@@ -223,7 +237,8 @@ def product_kernel(precision, epilogue, vectors=True):
 
     ``vectors`` tells whether C and what the epilogue reads allow 16-byte accesses.
     """
-    multiply = warpgroup.multiply_panel(BM, BN, *FORMS[precision])
+    form = FORMS[precision]
+    multiply = warpgroup.multiply_panel(BM, BN, form.kind, form.products)
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
     make_barrier, show_barriers, copy_panel = warpgroup.make_barrier, warpgroup.show_barriers, warpgroup.copy_panel
     arrive, announce = warpgroup.arrive, warpgroup.announce

@@ -75,7 +75,11 @@ def check(
     b = Padded(rng, *((n, k) if trans == "NT" else (k, n)), dtype, shift)
     c, saved = (Padded(rng, m, n, dtype, shift, around=77) for _ in range(2))  # NaN would hide what NaN makes
     row = Padded(rng, 1, n, dtype, shift)
-    z = (a.values.T if trans == "TN" else a.values) @ (b.values.T if trans == "NT" else b.values)
+    left, right = a.values.T if trans == "TN" else a.values, b.values.T if trans == "NT" else b.values
+    if options.get("precision") == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
+        left[:, ::2] *= 257
+        right[1::2] *= 257
+    z = left @ right
     z = z + beta * c.values + bias * row.values
     if not beta:
         c.values[...] = np.nan
@@ -182,7 +186,7 @@ def test_tensor_cores_round_their_factors(precision):
     check_rounding(precision)
 
 
-def test_factors_of_two_bfloat16_numbers():
+def check_high_and_low_parts(product=gemm.gemm):
     """High and low parts are multiplied, but low by low; ties of both go to even."""
     unit = 2.0**-7
     values = [1, 1 + unit / 4, 1 - unit / 4, 1 + unit / 2, -1 - 3 * unit / 2, 3 + 2.0**-12, 1 + 2.0**-17 + unit, 0]
@@ -191,10 +195,28 @@ def test_factors_of_two_bfloat16_numbers():
     low = (x - high).astype(np.float64)  # all are numbers of bfloat16
     out = memory.to_device(np.empty(len(x) ** 2, np.float32))
     a, b = flat(x, 1), flat(x, len(x))
-    gemm.gemm("NN", (len(x), len(x), 1), a, b, Matrix(out, 0, len(x)), streams.stream(), precision="bf16x3")
+    product("NN", (len(x), len(x), 1), a, b, Matrix(out, 0, len(x)), streams.stream(), precision="bf16x3")
     expected = np.outer(high, high) + np.outer(high, low) + np.outer(low, high)
     np.testing.assert_allclose(memory.to_host(out).reshape(expected.shape), expected, rtol=2.0**-23)
     assert np.abs(expected - np.outer(high, high)).max() > 2.0**-7
+
+
+def check_order_of_high_and_low_parts(product=gemm.gemm):
+    """16 terms are multiplied three times, high by high, high by low, low by high, before the next are.
+
+    Their sums here are 2**24, 1 and -1, then -1 of the next terms: 1 more than 2**24 is no number of float32.
+    """
+    x, y = np.zeros((2, 32), np.float32)
+    x[:3], y[:3] = (4096, 1, -257), (4096, 257, 1)  # 257 = 256 + 1
+    x[16], y[16] = -1, 1
+    out = memory.to_device(np.empty(1, np.float32))
+    product("NN", (1, 1, 32), flat(x, 32), flat(y, 1), Matrix(out, 0, 1), streams.stream(), precision="bf16x3")
+    assert memory.to_host(out)[0] == 2**24 - 2
+
+
+def test_factors_of_two_bfloat16_numbers():
+    check_high_and_low_parts()
+    check_order_of_high_and_low_parts()
 
 
 def test_tensor_cores_are_for_float32():

@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 
 from fastbp.kernels.cuda import driver, gemm, wgmma
 
-from .test_gemm import check, check_rounding, runs
+from .test_gemm import check, check_high_and_low_parts, check_order_of_high_and_low_parts, check_rounding, runs
 
 pytestmark = pytest.mark.skipif(
     not runs() or driver.compute_capability() != wgmma.CAPABILITY, reason="needs a GPU of compute capability 9.0"
@@ -59,6 +59,11 @@ def test_epilogues(precision):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_factors_are_rounded(precision):
     check_rounding(precision, wgmma.gemm)
+
+
+def test_factors_of_two_bfloat16_numbers():
+    check_high_and_low_parts(wgmma.gemm)
+    check_order_of_high_and_low_parts(wgmma.gemm)
 
 
 def test_chosen_where_it_is_asked_for(precision, monkeypatch):

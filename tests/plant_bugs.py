@@ -1175,6 +1175,16 @@ BUGS = [
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",
     ),
     Bug(
+        "CUDA: the rows of the smaller of two tiles begin a row late",
+        CUDA_GEMM, "block - blocks, shape.rows, m,", "block - blocks, shape.rows + 1, m,",
+        f"{CUDA_TESTS} -k 'two_tiles and float32-ieee'",
+    ),
+    Bug(
+        "CUDA: the model lets no smaller tile run beside a larger one",
+        "kernels/cuda/blocking.py", "beside = min(then, fit - left) if left else 0", "beside = 0",
+        "tests/cuda/test_blocking.py -k worst_cliff",
+    ),
+    Bug(
         "CUDA: of the panels shared memory holds one fewer than are on their way",
         WGMMA, "PARTS_AT = STAGES * STAGE_SIZE", "PARTS_AT = (STAGES - 1) * STAGE_SIZE",
         WGMMA_TESTS,

@@ -154,6 +154,25 @@ def test_product_with_activation(number, trans, step, dtype, precision):
     assemble(product(dtype, trans, f"{step}:{layout.ACTIVATIONS[number]}", tile, precision), capability)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision", "trans", "tile", "capability"),
+    [
+        one
+        for one in spread(IEEE, turn=1) + spread(TENSOR_CORES[:1], turn=2)
+        if "small" not in one.id and "TN" not in one.id
+    ],
+)
+def test_product_of_two_tiles(tmp_path, dtype, precision, trans, tile, capability):
+    """As many blocks fit as of the larger tile by itself, and its loop is not longer for it."""
+    alone, of_one = assemble(gemm.gemm_kernel(trans, dtype, "none", precision, tile), capability)
+    rest = blocking.tiles_of(np.dtype(dtype).itemsize, precision)[-1]
+    beside, of_two = assemble(gemm.gemm_kernel(trans, dtype, "none", precision, tile, rest=rest), capability)
+    assert of_two.shared == of_one.shared
+    assert of_two.registers * tile.threads * tile.blocks <= REGISTERS
+    loops = [machine_code.main_loop(machine_code.disassemble(cubin, tmp_path)) for cubin in (alone, beside)]
+    assert loops[1].total() <= 1.02 * loops[0].total(), loops
+
+
 # ------------------------------------------------------------------------------- products by warpgroups
 EPILOGUES = ["none"] + [f"{step}:{name}" for step in ("forward", "backward") for name in layout.ACTIVATIONS[1:]]
 HOPPER = (9, 0, "a")

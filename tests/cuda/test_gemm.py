@@ -31,6 +31,9 @@ TILES = [
 ]
 
 
+too_slow = pytest.mark.skipif(driver.simulated, reason="takes minutes in the simulator")
+
+
 class Padded:
     """A matrix of small integers in a flat buffer of ``around``; ``shift`` elements off every boundary."""
 
@@ -107,6 +110,34 @@ def check(
 @pytest.mark.parametrize(("dtype", "tile"), TILES)
 def test_full_tile_and_tails(dtype, tile, trans):
     check(trans, tile.bm + 3, tile.bn + 5, 2 * tile.bk + 3, dtype, tile, beta=1, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tile"),
+    [
+        ("float32", "ieee", blocking.TILES[4][1]),
+        ("float64", "ieee", blocking.TILES[8][0]),
+        ("float32", "tf32", blocking.MATRIX_TILES[1]),
+        pytest.param("float32", "bf16", blocking.MATRIX_TILES[0], marks=too_slow),
+    ],
+)
+def test_two_tiles(dtype, precision, tile):
+    """The last rows by the smallest: fewer threads than the block has, but of the tensor cores as many."""
+    rest = blocking.tiles_of(np.dtype(dtype).itemsize, precision)[-1]
+    m, n, k = tile.bm + rest.bm + 3, tile.bn + 5, 2 * tile.bk + 3
+    plan = blocking.Plan(tile, 1, k, rest, tile.bm)
+    check("NN", m, n, k, dtype, bias=True, epilogue="forward:silu", plan=plan, precision=precision)
+    check("NT", m, n, k, dtype, shift=1, epilogue="backward:relu", plan=plan, precision=precision)
+
+
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
+def test_two_tiles_are_taken(monkeypatch, trans):
+    """As if the GPU had two multiprocessors: a medium tile for each, and a row that is left."""
+    plans = []
+    monkeypatch.setattr(gemm, "multiprocessors", lambda: 2)
+    monkeypatch.setattr(gemm, "plan_of", lambda *product: plans.append(blocking.plan_of(*product)) or plans[-1])
+    check(trans, 129, 64, 16, "float32", bias=True)
+    assert plans == [blocking.Plan(blocking.TILES[4][1], 1, 16, blocking.TILES[4][2], 128)]
 
 
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)

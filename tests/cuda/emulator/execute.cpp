@@ -1039,7 +1039,10 @@ struct Block {
       }
       if (done == threads.size()) return true;
       if (barrier && done + barrier == threads.size()) {
-        if (done) fault(threads[0], "a barrier that some threads of the block never reach");
+        for (unsigned first = 0; first < threads.size(); first += 32)  // since 7.0 none waits for a warp that has ended
+          for (unsigned i = first; i < std::min<unsigned>(first + 32, threads.size()); i++)
+            if ((threads[i].state == DONE) != (threads[first].state == DONE))
+              fault(threads[i], "a barrier that some threads of a warp never reach");
         meet(0, (unsigned)threads.size());
         for (auto& t : threads)
           if (t.state == AT_BARRIER) {

@@ -1200,13 +1200,23 @@ BUGS = [
         f"{CUDA_TESTS} -k 'test_tensor_cores and tf32'",
     ),
     Bug(
+        "CUDA: the rows of the smaller of two tiles begin a row late",
+        CUDA_GEMM, "block - blocks, shape.rows, m,", "block - blocks, shape.rows + 1, m,",
+        f"{CUDA_TESTS} -k 'two_tiles and float32-ieee'",
+    ),
+    Bug(
+        "CUDA: the model lets no smaller tile run beside a larger one",
+        "kernels/cuda/blocking.py", "beside = min(then, fit - left) if left else 0", "beside = 0",
+        "tests/cuda/test_blocking.py -k worst_cliff",
+    ),
+    Bug(
         "CUDA: of the panels shared memory holds one fewer than are on their way",
         WGMMA, "PARTS_AT = STAGES * STAGE_SIZE", "PARTS_AT = (STAGES - 1) * STAGE_SIZE",
         WGMMA_TESTS,
     ),
     Bug(
         "CUDA: a product of a warpgroup begins without a fence",
-        WARPGROUP, '["wgmma.fence.sync.aligned;", *products', "[*products",
+        WARPGROUP, '["wgmma.fence.sync.aligned;", *lines', "[*lines",
         WGMMA_TESTS,
     ),
     Bug(
@@ -1228,6 +1238,16 @@ BUGS = [
         "CUDA: a place is free before its panels have been multiplied",
         WARPGROUP, "wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;",
         WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: the low parts that a warpgroup multiplies are stored where the high ones of others are",
+        WGMMA, "((panel * parts + part) * units + unit) * UNIT", "((panel * parts + part) * 2 * units + unit) * UNIT",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: a warpgroup multiplies low by high before high by low",
+        WGMMA, "(0, 0), (0, 2), (2, 0)", "(0, 0), (2, 0), (0, 2)",
+        "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
     ),
     Bug(
         "CUDA: a panel that is turned on its way is not spread over the banks",

@@ -326,8 +326,8 @@ def serial():
 def warmup(dtype, activations, losses, optimizers):
     """Compile the kernels of these activations, losses and optimizers for the GPU in use, and those of any network.
 
-    Products of less precision and the kernels of `steps`, of which there are many, are compiled by the network that
-    first uses them. The simulator compiles nothing.
+    Products of less precision, those by two tiles and the kernels of `steps`, of which there are many, are compiled by
+    the network that first uses them. The simulator compiles nothing.
     """
     if driver.simulated:
         return

@@ -1,7 +1,7 @@
 """Every size that the products on a GPU use: the shape of a product and the GPU -> tiles of blocks, parts of its terms.
 
-Which tile, and into how many parts the terms of a weight's gradient are cut, is what a model of a product's time says
-is fastest. Its constants are arithmetic, or follow from the products that were timed (docs/cuda.md).
+Which tile, or which two, and into how many parts the terms of a weight's gradient are cut, is what a model of a
+product's time says is fastest. Its constants are arithmetic, or follow from products that were timed (docs/cuda.md).
 """
 
 import itertools
@@ -134,28 +134,48 @@ class Plan(NamedTuple):
     tile: Tile
     parts: int  # that its terms are cut into, one after another
     terms: int  # of every part but the last, which may have fewer
+    rest: Tile | None = None  # a smaller tile, for the rows of C after the first `rows`, whole tiles; else for none
+    rows: int = 0
+
+
+def blocks_of(plan, m, n):
+    """How many blocks each tile of a plan has in a product of (m, n), for a part of its terms."""
+    tile, rest, rows = plan.tile, plan.rest, plan.rows if plan.rest else m
+    first = -(-rows // tile.bm) * -(-n // tile.bn)
+    return first, -(-(m - rows) // rest.bm) * -(-n // rest.bn) if rest else 0
 
 
 def predicted_cycles(plan, shape, itemsize, precision, multiprocessors):
     """How long a product takes.
 
-    The busiest multiprocessor has its blocks in rounds of as many as fit it. In a round a panel takes as long as its
-    blocks need it for, or as one block by itself waits.
+    The busiest multiprocessor has its blocks in rounds of as many as fit it, those of the smaller tile last. In a round
+    a panel takes as long as its blocks need it for, or as one block by itself waits.
     """
-    (m, n, _), tile, parts = shape, plan.tile, plan.parts
-    panels = -(-plan.terms // tile.bk)
-    blocks = -(-m // tile.bm) * -(-n // tile.bn) * parts
-    full, rest = divmod(-(-blocks // multiprocessors), tile.blocks)
-    busy = cycles_of_panel(tile, itemsize, precision)
-    alone = max(busy, LATENCY / (tile.stages - 1)) + BARRIER
+    (m, n, _), parts, fit = shape, plan.parts, plan.tile.blocks
+    first, then = (-(-blocks * parts // multiprocessors) for blocks in blocks_of(plan, m, n))
+    busy, alone = cycles_of_block(plan.tile, plan.terms, itemsize, precision)
+    busy_then, alone_then = cycles_of_block(plan.rest or plan.tile, plan.terms, itemsize, precision)
 
-    def round_of(resident):
-        return BLOCK + panels * max(resident * busy, alone)
+    def round_of(resident, beside):
+        if not resident + beside:
+            return 0
+        waits = max(alone if resident else 0, alone_then if beside else 0)
+        return BLOCK + max(resident * busy + beside * busy_then, waits)
 
-    cycles = LAUNCH + full * round_of(tile.blocks) + (round_of(rest) if rest else 0)
+    full, left = divmod(first, fit)
+    beside = min(then, fit - left) if left else 0
+    full_then, left_then = divmod(then - beside, fit)
+    cycles = LAUNCH + full * round_of(fit, 0) + round_of(left, beside)
+    cycles += full_then * round_of(0, fit) + round_of(0, left_then)
     if parts > 1:  # are written, and read by another launch
         cycles += LAUNCH + 2 * parts * m * n * itemsize / PARTS_BYTES
     return cycles
+
+
+def cycles_of_block(tile, terms, itemsize, precision):
+    """What a multiprocessor takes for the panels of a block: beside others that fill the waits, and alone."""
+    panels, busy = -(-terms // tile.bk), cycles_of_panel(tile, itemsize, precision)
+    return panels * busy, panels * (max(busy, LATENCY / (tile.stages - 1)) + BARRIER)
 
 
 @cache
@@ -170,8 +190,25 @@ def plan_of(shape, cut, itemsize, precision, multiprocessors) -> Plan:
         terms = -(-k // (parts * TERMS_UNIT)) * TERMS_UNIT
         terms_of[-(-k // terms)] = terms
     tiles = tiles_of(itemsize, precision)
-    plans = (Plan(tile, *of) for tile, of in itertools.product(tiles, terms_of.items()))
+    plans = [Plan(tile, *of) for tile, of in itertools.product(tiles, terms_of.items())]
+    if not cut:
+        plans += [
+            Plan(tile, 1, k, tiles[-1], rows)
+            for tile in tiles[:-1]
+            for rows in whole_rounds(tile, shape, multiprocessors)
+        ]
     return min(plans, key=lambda plan: predicted_cycles(plan, shape, itemsize, precision, multiprocessors))
+
+
+def whole_rounds(tile, shape, multiprocessors):
+    """Numbers of rows that give every multiprocessor as many tiles, or nearly: as many as there are, or some fewer."""
+    m, n, _ = shape
+    across = -(-n // tile.bn)
+    most = -(-m // tile.bm) * across // multiprocessors
+    for each in range(max(most - tile.blocks, 1), most + 1):
+        rows = each * multiprocessors // across * tile.bm
+        if 0 < rows < m:
+            yield rows
 
 
 def most_parts(shape) -> int:

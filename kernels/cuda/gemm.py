@@ -18,7 +18,17 @@ import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
 from . import borrowing, driver
-from .blocking import EPILOGUE_BYTES, GROUP, SECTOR_BYTES, VECTOR_BYTES, WARP, padded_columns, plan_of, tiles_of
+from .blocking import (
+    EPILOGUE_BYTES,
+    GROUP,
+    SECTOR_BYTES,
+    VECTOR_BYTES,
+    WARP,
+    blocks_of,
+    padded_columns,
+    plan_of,
+    tiles_of,
+)
 from .compiling import device_function, kernel, unrolled
 from .driver import cuda, types
 from .formulas import formulas
@@ -359,12 +369,11 @@ def finisher(epilogue, element, width, vectors):
 # --------------------------------------------------------------------------------------------- kernels
 @cache
 def block_order(bm, bn):
-    """A device function: the first row and column of this block's tile."""
+    """A device function: the first row and column of the tile of a block."""
 
     @device_function
-    def origin(m, n):
+    def origin(block, m, n):
         tiles_m, tiles_n = (m + bm - 1) // bm, (n + bn - 1) // bn
-        block = cuda.blockIdx.x
         first = block // (GROUP * tiles_n) * GROUP
         inside, rows = block % (GROUP * tiles_n), min(GROUP, tiles_m - first)
         return (first + inside % rows) * bm, inside // rows * bn
@@ -386,30 +395,20 @@ def check_precision(precision, dtype):
 
 
 @cache
-def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True):
-    """The kernel of a product.
+def tile_maker(trans, dtype, epilogue, precision, tile, vectors):
+    """How a block makes a tile of C: a device function, and the elements of shared memory that it needs.
 
-    Parameters
-    ----------
-    trans : "NN", "NT" or "TN"
-    dtype : numpy.dtype or its name
-    epilogue : "none", "forward:<activation>" or "backward:<activation>"
-    precision : "ieee", "tf32", "bf16" or "bf16x3"
-        Of the factors of a product; sums are float32. The last two are for float32 and use the tensor cores.
-    tile : Tile
-    vectors : bool
-        Whether A, B and C allow 16-byte accesses.
+    In ``make(shared, block, begin, end, n, k, a, b, c, after)``, ``block`` is the number of the tile among those of C's
+    rows from ``begin`` to ``end``. The other arguments are those of `gemm_kernel`.
     """
     element = getattr(types, np.dtype(dtype).name)
     width = VECTOR_BYTES * 8 // element.bitwidth
-    check_precision(precision, dtype)
-    tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
     if precision == "ieee":
         maker = multiply_add_sums(trans, tile, element, vectors)
     else:
         maker = tensor_core_sums(trans, tile, precision, vectors)
     make_sums, grain_m, grain_n = maker.sums, maker.grain_m, maker.grain_n
-    bm, bn, tm, tn, threads = tile.bm, tile.bn, tile.tm, tile.tn, tile.threads
+    bn, tm, tn, threads = tile.bn, tile.tm, tile.tn, tile.threads
     lanes_m, lanes_n, warp_m = tile.lanes_m, tile.lanes_n, tile.warp_m
     group_m, group_n = grain_m * lanes_m, grain_n * lanes_n
     place = thread_place(tile, grain_m, grain_n, maker.lanes)
@@ -426,28 +425,19 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     assert parts * part_rows == tm
     chunks = bn // width  # of a row
     part_chunks = part_rows * across * chunks
-    shared_size = max(maker.shared, part_size)
     held = tm * tn
     put_part = part_of_registers(part_rows, tm, tn, grain_n, min(grain_n, width), across * pitch_c, group_n)
     finish = finisher(epilogue, element, width, vectors)
-    origin = block_order(bm, bn)
-    cut = trans == "TN"  # into parts of k, whose sums lie one after another in C
+    origin = block_order(tile.bm, bn)
 
-    def gemm_kernel(shape, a, b, c, after):
-        m, n, k = shape.m, shape.n, shape.k
-        if cut:
-            part = cuda.blockIdx.y
-            first = part * shape.terms
-            k = min(shape.terms, k - first)
-            a = Matrix(a.data, at(a, first, 0), a.ld)
-            b = Matrix(b.data, at(b, first, 0), b.ld)
-            c = Matrix(c.data, at(c, part * m, 0), c.ld)
-        shared = cuda.shared.array(shared_size, element, ALIGNMENT)
+    @device_function
+    def make(shared, block, begin, end, n, k, a, b, c, after):
         acc = cuda.local.array(held, element)
         z = cuda.local.array(width, element)
 
-        first_row, first_column = origin(m, n)
-        make_sums(acc, shared, first_row, first_column, m, n, k, a, b)
+        first_row, first_column = origin(block, end - begin, n)
+        first_row += begin
+        make_sums(acc, shared, first_row, first_column, end, n, k, a, b)
 
         thread = thread_again()
         _, column, line = place(thread)
@@ -461,17 +451,66 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
                 i, q = part * part_rows + line // across, line % across
                 r = q // lanes_m * warp_m + i // grain_m * group_m + q % lanes_m * grain_m + i % grain_m
                 load(z, 0, shared, line * pitch_c + s)
-                if first_row + r < m and first_column + s < n:
+                if first_row + r < end and first_column + s < n:
                     finish(z, first_row + r, first_column + s, n, c, after)
 
+    return SimpleNamespace(make=make, shared=max(maker.shared, part_size))
+
+
+@cache
+def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True, rest=None):
+    """The kernel of a product.
+
+    Parameters
+    ----------
+    trans : "NN", "NT" or "TN"
+    dtype : numpy.dtype or its name
+    epilogue : "none", "forward:<activation>" or "backward:<activation>"
+    precision : "ieee", "tf32", "bf16" or "bf16x3"
+        Of the factors of a product; sums are float32. The last two are for float32 and use the tensor cores.
+    tile : Tile
+    vectors : bool
+        Whether A, B and C allow 16-byte accesses.
+    rest : Tile, optional
+        A smaller one of the same precision, for the rows of C after the first `Shape.rows`.
+    """
+    check_precision(precision, dtype)
+    element = getattr(types, np.dtype(dtype).name)
+    tile = tile or tiles_of(element.bitwidth // 8, precision)[-1]
+    of_tile, of_rest = (tile_maker(trans, dtype, epilogue, precision, one, vectors) for one in (tile, rest or tile))
+    make, make_rest, shared_size = of_tile.make, of_rest.make, max(of_tile.shared, of_rest.shared)
+    bm, bn, rest_threads, two = tile.bm, tile.bn, (rest or tile).threads, rest is not None
+    cut = trans == "TN"  # into parts of k, whose sums lie one after another in C
+
+    def gemm_kernel(shape, a, b, c, after):
+        m, n, k = shape.m, shape.n, shape.k
+        shared = cuda.shared.array(shared_size, element, ALIGNMENT)
+        block = cuda.blockIdx.x
+        if cut:
+            part = cuda.blockIdx.y
+            first = part * shape.terms
+            k = min(shape.terms, k - first)
+            a = Matrix(a.data, at(a, first, 0), a.ld)
+            b = Matrix(b.data, at(b, first, 0), b.ld)
+            c = Matrix(c.data, at(c, part * m, 0), c.ld)
+        if two:
+            blocks = shape.rows // bm * ((n + bn - 1) // bn)
+            if block < blocks:
+                make(shared, block, 0, shape.rows, n, k, a, b, c, after)
+            elif cuda.threadIdx.x < rest_threads:  # barriers wait for no warp that has ended
+                make_rest(shared, block - blocks, shape.rows, m, n, k, a, b, c, after)
+        else:
+            make(shared, block, 0, m, n, k, a, b, c, after)
+
     # What profilers show.
-    gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tile.name}_{epilogue.replace(':', '_')}"
+    tiles = f"{tile.name}_{rest.name}" if two else tile.name
+    gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tiles}_{epilogue.replace(':', '_')}"
     operand = matrix(dtype)
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
-    shape = type_of(Shape, INT, INT, INT, INT)
-    return kernel(shape, operand, operand, operand, after, threads=threads, blocks=blocks)(gemm_kernel)
+    shape = type_of(Shape, INT, INT, INT, INT, INT)
+    return kernel(shape, operand, operand, operand, after, threads=tile.threads, blocks=blocks)(gemm_kernel)
 
 
 @cache
@@ -587,9 +626,9 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
     """Launch the kernel of a product."""
-    (m, n, k), tile, dtype = shape, plan.tile, c.data.dtype
+    (m, n, k), (tile, parts, terms, rest, rows), dtype = shape, plan, c.data.dtype
     width, after = VECTOR_BYTES // dtype.itemsize, finish_of(c, epilogue)
     vectors = all(is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
-    function = gemm_kernel(trans, dtype, epilogue.name, precision, tile, vectors)
-    blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    function[(blocks, plan.parts), tile.threads, stream](Shape(m, n, k, plan.terms), a, b, c, after)
+    function = gemm_kernel(trans, dtype, epilogue.name, precision, tile, vectors, rest)
+    blocks = sum(blocks_of(plan, m, n))
+    function[(blocks, parts), tile.threads, stream](Shape(m, n, k, terms, rows), a, b, c, after)

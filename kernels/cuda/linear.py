@@ -14,7 +14,7 @@ from .gemm import Epilogue, gemm
 def _product(trans, shape, a, b, c, stream, epilogue, precision, parts=None):
     """`gemm.gemm`, or by warpgroups where these are asked for, which cut no sum into ``parts``."""
     if wgmma.chosen(precision, c.data.dtype):
-        wgmma.gemm(trans, shape, a, b, c, stream, epilogue)
+        wgmma.gemm(trans, shape, a, b, c, stream, epilogue, precision=precision)
     else:
         gemm(trans, shape, a, b, c, stream, epilogue, precision, parts=parts)
 

@@ -30,12 +30,16 @@ class Row(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a product: C is (m, n) and has k terms an element; a block takes ``terms`` of them, one after another."""
+    """Of a product: C is (m, n) and has k terms an element; a block takes ``terms`` of them, one after another.
+
+    The first ``rows`` of C are made by one tile, the others, if there are any, by a smaller one.
+    """
 
     m: int
     n: int
     k: int
     terms: int
+    rows: int
 
 
 class Linear(NamedTuple):

@@ -105,6 +105,12 @@ def upper_number(pair):
     return libdevice.int_as_float(np.int32(pair & -0x10000))
 
 
+@device_function
+def low_pair(x, y, high):
+    """What two numbers have beyond a pair that they were rounded to, as such a pair."""
+    return bf16_pair(x - lower_number(high), y - upper_number(high))
+
+
 @cache
 def fragments(precision, units, extent, along_k):
     """A device function: what a thread takes of ``units`` times 8 rows of a panel, as operands of the instruction.
@@ -140,7 +146,7 @@ def fragments(precision, units, extent, along_k):
                     pair = bf16_pair(x, y)
                     operands[u * 2 + i] = pair
                     if precision == "bf16x3":
-                        operands[low + u * 2 + i] = bf16_pair(x - lower_number(pair), y - upper_number(pair))
+                        operands[low + u * 2 + i] = low_pair(x, y, pair)
 
     return function
 

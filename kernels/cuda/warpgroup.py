@@ -11,9 +11,11 @@ from .driver import simulated, types
 
 WARPGROUP = 128  # threads that make a product together
 ROWS = 64  # of A, of a warpgroup's product
-TERMS = 16  # of an instruction
-UNIT = 8  # bfloat16 numbers in 16 bytes; rows and terms of a core matrix
-PAIR_BYTES = 4  # two of them, an element of `shared`
+UNIT_BYTES = 16  # of a row of a core matrix, which has `CORE_ROWS`
+CORE_ROWS = 8
+STEP = 2  # core matrices along k that an instruction multiplies
+TERMS = {"tf32": 4 * STEP, "bf16": 8 * STEP}  # that these have, by the kind of numbers
+WORD_BYTES = 4  # of an element of `shared`
 BARRIER = 2  # elements of `shared` that a barrier takes
 
 if not simulated:
@@ -124,31 +126,31 @@ def limit_registers(how, count):
 def descriptor_of(extent):
     """What a descriptor says of a panel besides its address: no swizzle, both operands along k.
 
-    A panel of ``extent`` rows has the first `UNIT` terms of all its rows, then the next: so 8 rows of 16 bytes, a core
+    A panel of ``extent`` rows has the first 16 bytes of all its rows, then the next: so 8 rows of 16 bytes, a core
     matrix, touch. In units of 16 bytes it is ``extent`` to the next terms ("leading"), 8 to the next 8 rows ("stride").
     """
-    return extent << 16 | UNIT << 32
+    return extent << 16 | CORE_ROWS << 32
 
 
 @cache
-def multiply_panel(rows_a, columns, terms):
-    """A device function: a warpgroup's ``acc += A B`` for a panel of ``terms`` terms, and wait for it.
+def multiply_panel(rows_a, columns, kind, products):
+    """A device function: a warpgroup's ``acc += A B`` for a panel of numbers of a ``kind`` of `TERMS`, and wait for it.
 
-    ``multiply(acc, shared, a, b)``: A's `ROWS` rows begin at ``a``, in a panel of ``rows_a`` rows; B's ``columns`` are
-    those of the panel at ``b``. With ``lane, warp`` of a thread in its warpgroup, ``acc[4 j + 2 h + e]`` is the sum of
-    row ``16 warp + lane // 4 + 8 h`` and column ``8 j + 2 (lane % 4) + e``.
+    A row of a panel is made of steps of `STEP` units; ``products`` says which step of A and which of B an instruction
+    multiplies, one after another. ``multiply(acc, shared, a, b)``: A's `ROWS` rows begin at ``a``, in a panel of
+    ``rows_a`` rows; B's ``columns`` are those of the panel at ``b``. With ``lane, warp`` of a thread in its warpgroup,
+    ``acc[4 j + 2 h + e]`` is the sum of row ``16 warp + lane // 4 + 8 h`` and column ``8 j + 2 (lane % 4) + e``.
 
     One piece of PTX: until the sums are waited for, nothing may touch their registers, not even a move.
     """
-    sums, steps = columns // 2, terms // TERMS
+    sums, steps = columns // 2, 1 + max(max(pair) for pair in products)
     registers = ", ".join(f"${e}" for e in range(sums))
-    shape = f"wgmma.mma_async.sync.aligned.m{ROWS}n{columns}k{TERMS}.f32.bf16.bf16"
-    # After the descriptors: that sums are added to, signs, and that terms of both operands touch.
-    products = [
-        f"{shape} {{{registers}}}, ${sums + step}, ${sums + steps + step}, 1, 1, 1, 0, 0;" for step in range(steps)
-    ]
+    shape = f"wgmma.mma_async.sync.aligned.m{ROWS}n{columns}k{TERMS[kind]}.f32.{kind}.{kind}"
+    # That sums are added to, signs, and that terms of both operands touch, as those of TF32 always do.
+    ways = "1, 1, 1, 0, 0" if kind == "bf16" else "1, 1, 1"
+    lines = [f"{shape} {{{registers}}}, ${sums + a}, ${sums + steps + b}, {ways};" for a, b in products]
     text = "\n".join(
-        ["wgmma.fence.sync.aligned;", *products, "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
+        ["wgmma.fence.sync.aligned;", *lines, "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
     )
     constraints = ",".join(["=f"] * sums + ["l"] * (2 * steps) + [str(e) for e in range(sums)] + ["~{memory}"])
 
@@ -159,7 +161,7 @@ def multiply_panel(rows_a, columns, terms):
                 address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, i32())
                 first = builder.zext(builder.lshr(address, i32()(4)), i64())
                 first = builder.or_(first, i64()(descriptor_of(extent)))
-                return [builder.add(first, i64()(step * extent * TERMS // UNIT)) for step in range(steps)]
+                return [builder.add(first, i64()(step * extent * STEP)) for step in range(steps)]
 
             data = context.make_array(acc)(context, builder, value=arguments[0]).data
             places = [builder.gep(data, [i64()(e)], inbounds=True) for e in range(sums)]

@@ -1,15 +1,20 @@
-"""``C = beta C + A B`` of factors in bfloat16 by warpgroups (compute capability 9.0), where FASTBP_CUDA asks for it.
+"""``C = beta C + A B`` by tensor cores and warpgroups (compute capability 9.0), where FASTBP_CUDA asks for it.
 
-First each factor is rounded and stored in panels of `TERMS` terms, in the format of the instruction (a kernel of its
-own, `pack_kernel`); both along k, so NN, NT and TN are the same product. A block makes tiles of 128 x 256 elements, one
-after another. Of its three warpgroups the first copies: one thread starts a copy of a panel of A and one of B, each as
-it lies, as soon as one of the `STAGES` places in shared memory is free. The two others have 64 rows of the tile each,
-multiply a panel when it has come, and say then that its place is free. An element is one chain of instructions over its
-terms in their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
+First each factor is rounded and stored in panels of 128 bytes a row, in the format of the instruction (a kernel of its
+own, `pack_kernel`); both along k, so NN, NT and TN are the same product. Of bf16x3 a row has the high parts of 32
+terms, then their low ones. So a panel of A and one of B take 48 KB in every precision, and shared memory holds `STAGES`
+of each beside the parts of C.
+
+A block makes tiles of 128 x 256 elements, one after another. Of its three warpgroups the first copies: one thread
+starts a copy of a panel of A and one of B, each as it lies, as soon as one of the places in shared memory is free. The
+two others have 64 rows of the tile each, multiply a panel when it has come, and say then that its place is free. An
+element is one chain of instructions over its terms in their order. (The design is that of CUTLASS's "warp-specialised
+cooperative" kernels.)
 """
 
 import threading
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,19 +26,22 @@ from .driver import cuda, types
 from .gemm import Epilogue, finish_of, finisher, is_aligned
 from .operands import FLOAT, INT, Finish, at, matrix, type_of
 from .ptx import bf16_pair, vector_access
-from .warpgroup import BARRIER, PAIR_BYTES, ROWS, UNIT, WARPGROUP
+from .tensor_cores import low_pair, tf32_number
+from .warpgroup import BARRIER, ROWS, STEP, TERMS, UNIT_BYTES, WARPGROUP, WORD_BYTES
 
 NAME = "wgmma"
 CAPABILITY = (9, 0)
 CONSUMERS = 2  # warpgroups that multiply
-BM, BN, TERMS = CONSUMERS * ROWS, 256, 64  # of a tile, of a panel
+BM, BN = CONSUMERS * ROWS, 256  # of a tile
+UNITS = 8  # of `UNIT_BYTES`, of a row of a panel
 STAGES = 4  # panels of A and of B that shared memory holds
 THREADS = (1 + CONSUMERS) * WARPGROUP
 # Of 65536 registers a thread has 168 at first; those that copy give most of theirs to those that hold 128 sums.
 FEW_REGISTERS, MANY_REGISTERS = 40, 232
 
 # Shared memory, in elements of 4 bytes: the stages, a part of C for each warp, barriers.
-A_SIZE, B_SIZE = (extent * TERMS * 2 // PAIR_BYTES for extent in (BM, BN))
+UNIT = UNIT_BYTES // WORD_BYTES
+A_SIZE, B_SIZE = (extent * UNITS * UNIT for extent in (BM, BN))
 STAGE_SIZE = A_SIZE + B_SIZE
 PART = 64  # columns of C that a warp takes at a time to shared memory, for its 16 rows
 PART_SIZE = 16 * PART
@@ -45,63 +53,109 @@ PACK_THREADS = 256
 int32, int64, uint32 = types.int32, types.int64, types.uint32
 
 
+class Form(NamedTuple):
+    """How the panels of a precision are multiplied: every one has the same bytes, whatever its numbers."""
+
+    kind: str  # of its numbers, as the instruction calls it
+    products: tuple  # of steps of A and of B, in their order: see `warpgroup.multiply_panel`
+    parts: int = 1  # that a factor is the sum of; those of a row lie one after another
+
+    @property
+    def each(self) -> int:
+        """Numbers of a unit."""
+        return TERMS[self.kind] // STEP
+
+    @property
+    def terms(self) -> int:
+        """Of a panel."""
+        return UNITS // self.parts * self.each
+
+
+EACH = (0, 0), (1, 1), (2, 2), (3, 3)
+# The same terms high by high, high by low, low by high, then the next: as in tensor_cores.py.
+HIGH_AND_LOW = (0, 0), (0, 2), (2, 0), (1, 1), (1, 3), (3, 1)
+FORMS = {"tf32": Form("tf32", EACH), "bf16": Form("bf16", EACH), "bf16x3": Form("bf16", HIGH_AND_LOW, 2)}
+
+
 def chosen(precision, dtype) -> bool:
     """Whether products of this precision are made here: asked for, and the GPU has the instructions."""
-    here = precision == "bf16" and dtype == np.float32 and asked(NAME)
+    here = precision in FORMS and dtype == np.float32 and asked(NAME)
     return here and driver.compute_capability() == CAPABILITY
 
 
 # --------------------------------------------------------------------------------------------- panels
 @cache
-def pack_kernel(extent, along_k):
-    """Round a factor and store it in panels of ``extent`` rows and `TERMS` terms, zeros for what does not exist.
+def rounding(precision):
+    """A device function: the numbers of a unit, rounded, as elements of 4 bytes; then what is left, of bf16x3."""
+
+    @device_function
+    def function(values, words):
+        for word in range(UNIT):
+            if precision == "tf32":
+                words[word] = tf32_number(values[word])
+            else:
+                x, y = values[2 * word], values[2 * word + 1]
+                words[word] = bf16_pair(x, y)
+                if precision == "bf16x3":
+                    words[UNIT + word] = low_pair(x, y, words[word])
+
+    return function
+
+
+@cache
+def pack_kernel(precision, extent, along_k):
+    """Round a factor and store it in panels of ``extent`` rows, zeros for what does not exist.
 
     A factor has ``rows`` rows of ``terms`` terms; in memory the terms of a row touch (``along_k``), or the rows of a
-    term do. Panels lie row of panels by row of panels. In a panel the first 8 terms of all rows come first.
+    term do. Panels lie row of panels by row of panels. In a panel the first unit of all rows comes first.
     """
-    units = extent * TERMS // UNIT  # of 16 bytes, of a panel
-    pairs = UNIT // 2
-    _, store = vector_access(pairs)
+    form = FORMS[precision]
+    each, panel_terms, parts = form.each, form.terms, form.parts
+    held = parts * UNIT
+    units = extent * UNITS // parts  # of a part of a panel
+    round_unit = rounding(precision)
+    _, store = vector_access(UNIT)
 
     def pack_kernel(rows, terms, source, panels, packed):
-        values = cuda.local.array(UNIT, types.float32)
-        words = cuda.local.array(pairs, int32)
+        values = cuda.local.array(each, types.float32)
+        words = cuda.local.array(held, int32)
         thread = int64(cuda.threadIdx.x)
         for panel in range(int64(cuda.blockIdx.x), panels * ((rows + extent - 1) // extent), int64(cuda.gridDim.x)):
-            first_row, first_term = panel // panels * extent, panel % panels * TERMS
+            first_row, first_term = panel // panels * extent, panel % panels * panel_terms
             for unit in range(thread, units, PACK_THREADS):
-                row, term = first_row + unit % extent, first_term + unit // extent * UNIT
-                for e in range(UNIT):
+                row, term = first_row + unit % extent, first_term + unit // extent * each
+                for e in range(each):
                     values[e] = types.float32(0)
                     if row < rows and term + e < terms:
                         if along_k:
                             values[e] = source.data[at(source, row, term + e)]
                         else:
                             values[e] = source.data[at(source, term + e, row)]
-                for pair in range(pairs):
-                    words[pair] = bf16_pair(values[2 * pair], values[2 * pair + 1])
-                store(packed, (panel * units + unit) * pairs, words, 0)
+                round_unit(values, words)
+                for part in range(parts):
+                    store(packed, ((panel * parts + part) * units + unit) * UNIT, words, part * UNIT)
 
-    pack_kernel.__qualname__ = f"wgmma_pack_{extent}_{'along_k' if along_k else 'across_k'}"
+    pack_kernel.__qualname__ = f"wgmma_pack_{precision}_{extent}_{'along_k' if along_k else 'across_k'}"
     signature = INT, INT, matrix(np.float32), INT, compiling.vector(np.int32)
     return compiling.kernel(*signature, threads=PACK_THREADS)(pack_kernel)
 
 
-def panels_of(terms):
+def panels_of(precision, terms):
     """Panels along k."""
-    return -(-terms // TERMS)
+    return -(-terms // FORMS[precision].terms)
 
 
-def packed_size(extent, rows, terms):
+def packed_size(precision, extent, rows, terms):
     """Elements of int32 that the panels of a factor take."""
-    return -(-rows // extent) * panels_of(terms) * extent * TERMS * 2 // PAIR_BYTES
+    return -(-rows // extent) * panels_of(precision, terms) * extent * UNITS * UNIT
 
 
-def pack(extent, along_k, rows, terms, source, packed, stream):
+def pack(precision, extent, along_k, rows, terms, source, packed, stream):
     """Launch it."""
-    blocks = -(-rows // extent) * panels_of(terms)
+    panels = panels_of(precision, terms)
+    blocks, kernel = -(-rows // extent) * panels, pack_kernel(precision, extent, along_k)
     if blocks:
-        pack_kernel(extent, along_k)[blocks, PACK_THREADS, stream](rows, terms, source, panels_of(terms), packed)
+        kernel[blocks, PACK_THREADS, stream](rows, terms, source, panels, packed)
 
 
 # ----------------------------------------------------------------------------------- who copies, who multiplies
@@ -178,12 +232,13 @@ def part_of_sums():
 
 
 @cache
-def product_kernel(epilogue, vectors=True):
+def product_kernel(precision, epilogue, vectors=True):
     """The kernel of a product of packed factors; ``epilogue`` as the name of a `gemm.Epilogue`.
 
     ``vectors`` tells whether C and what the epilogue reads allow 16-byte accesses.
     """
-    multiply = warpgroup.multiply_panel(BM, BN, TERMS)
+    form = FORMS[precision]
+    multiply = warpgroup.multiply_panel(BM, BN, form.kind, form.products)
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
     make_barrier, show_barriers, copy_panel = warpgroup.make_barrier, warpgroup.show_barriers, warpgroup.copy_panel
     arrive, announce = warpgroup.arrive, warpgroup.announce
@@ -205,9 +260,9 @@ def product_kernel(epilogue, vectors=True):
             for _ in range(panels):
                 wait_until_over(shared, FREE_AT + stage * BARRIER, parity)
                 to, full = stage * STAGE_SIZE, FULL_AT + stage * BARRIER
-                announce(shared, full, int32(STAGE_SIZE * PAIR_BYTES))
-                copy_panel(shared, to, a, a_panel, int32(A_SIZE * PAIR_BYTES), full)
-                copy_panel(shared, to + A_SIZE, b, b_panel, int32(B_SIZE * PAIR_BYTES), full)
+                announce(shared, full, int32(STAGE_SIZE * WORD_BYTES))
+                copy_panel(shared, to, a, a_panel, int32(A_SIZE * WORD_BYTES), full)
+                copy_panel(shared, to + A_SIZE, b, b_panel, int32(B_SIZE * WORD_BYTES), full)
                 a_panel += A_SIZE
                 b_panel += B_SIZE
                 stage, parity = next_stage(stage, parity)
@@ -221,7 +276,7 @@ def product_kernel(epilogue, vectors=True):
         z = cuda.local.array(width, types.float32)
         thread = int32(cuda.threadIdx.x)
         lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
-        own_rows = warp // (WARPGROUP // WARP) * ROWS * UNIT * 2 // PAIR_BYTES  # where the warpgroup's rows of A begin
+        own_rows = warp // (WARPGROUP // WARP) * ROWS * UNIT  # where the warpgroup's rows of A begin
         own_part = PARTS_AT + warp * PART_SIZE
         stage, parity = int32(0), int32(0)
         tile, tiles = int64(cuda.blockIdx.x), tiles_of(m, n)
@@ -267,7 +322,7 @@ def product_kernel(epilogue, vectors=True):
             take()
             multiply_all(shared, m, n, panels, c, after)
 
-    product_kernel.__qualname__ = f"wgmma_{epilogue.replace(':', '_')}"
+    product_kernel.__qualname__ = f"wgmma_{precision}_{epilogue.replace(':', '_')}"
     operand, packed = matrix(np.float32), compiling.vector(np.int32)
     after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     signature = INT, INT, INT, packed, packed, operand, after
@@ -286,8 +341,8 @@ def _room(factor, size):
     return _rooms[key]
 
 
-def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue()):  # noqa: B008
-    """`gemm.gemm` of precision "bf16": two launches store the factors, one multiplies them.
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), *, precision):  # noqa: B008
+    """`gemm.gemm` of a precision of `FORMS`: two launches store the factors, one multiplies them.
 
     All products of a stream have one place for their panels, as a product follows its factors there.
     """
@@ -298,8 +353,8 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue()):  # noqa: B008
     vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
     tiles = -(-m // BM) * -(-n // BN)
     with _launching:
-        a_packed, b_packed = _room("a", packed_size(BM, m, k)), _room("b", packed_size(BN, n, k))
-        pack(BM, trans != "TN", m, k, a, a_packed, stream)
-        pack(BN, trans == "NT", n, k, b, b_packed, stream)
-        grid, kernel = min(tiles, driver.multiprocessors()), product_kernel(epilogue.name, vectors)
-        kernel[grid, THREADS, stream](m, n, panels_of(k), a_packed, b_packed, c, after)
+        a_packed, b_packed = _room("a", packed_size(precision, BM, m, k)), _room("b", packed_size(precision, BN, n, k))
+        pack(precision, BM, trans != "TN", m, k, a, a_packed, stream)
+        pack(precision, BN, trans == "NT", n, k, b, b_packed, stream)
+        grid, kernel = min(tiles, driver.multiprocessors()), product_kernel(precision, epilogue.name, vectors)
+        kernel[grid, THREADS, stream](m, n, panels_of(precision, k), a_packed, b_packed, c, after)

@@ -125,7 +125,7 @@ def trace(trans, dtype, tile, precision="ieee", vectors=True, panels=PANELS, ld=
     """The accesses of the threads of `WARPS`, for the first block of a product of so many whole panels of terms."""
     itemsize = np.dtype(dtype).itemsize
     kernel = gemm.gemm_kernel(trans, dtype, "none", precision, tile, vectors)
-    shape = Shape(tile.bm, tile.bn, panels * tile.bk, panels * tile.bk)
+    shape = Shape(tile.bm, tile.bn, panels * tile.bk, panels * tile.bk, 0)
     first_of_warps = range(0, tile.threads, WARP)
     traces = []
     for thread in (first_of_warps[warp] + lane for warp in WARPS for lane in range(WARP)):

@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, cluster, driver, gemm, wgmma
+from fastbp.kernels.cuda import blocking, catalogue, cluster, driver, gemm, warpgroup, wgmma
 
 from . import machine_code
 
@@ -154,6 +154,25 @@ def test_product_with_activation(number, trans, step, dtype, precision):
     assemble(product(dtype, trans, f"{step}:{layout.ACTIVATIONS[number]}", tile, precision), capability)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision", "trans", "tile", "capability"),
+    [
+        one
+        for one in spread(IEEE, turn=1) + spread(TENSOR_CORES[:1], turn=2)
+        if "small" not in one.id and "TN" not in one.id
+    ],
+)
+def test_product_of_two_tiles(tmp_path, dtype, precision, trans, tile, capability):
+    """As many blocks fit as of the larger tile by itself, and its loop is not longer for it."""
+    alone, of_one = assemble(gemm.gemm_kernel(trans, dtype, "none", precision, tile), capability)
+    rest = blocking.tiles_of(np.dtype(dtype).itemsize, precision)[-1]
+    beside, of_two = assemble(gemm.gemm_kernel(trans, dtype, "none", precision, tile, rest=rest), capability)
+    assert of_two.shared == of_one.shared
+    assert of_two.registers * tile.threads * tile.blocks <= REGISTERS
+    loops = [machine_code.main_loop(machine_code.disassemble(cubin, tmp_path)) for cubin in (alone, beside)]
+    assert loops[1].total() <= 1.02 * loops[0].total(), loops
+
+
 # ------------------------------------------------------------------------------- products by warpgroups
 EPILOGUES = ["none"] + [f"{step}:{name}" for step in ("forward", "backward") for name in layout.ACTIVATIONS[1:]]
 HOPPER = (9, 0, "a")
@@ -162,18 +181,19 @@ BLOCK_SHARED = 227 * 1024  # the most a block can ask for
 
 @needs_disassembler
 @pytest.mark.parametrize(
-    ("epilogue", "vectors"),
+    ("precision", "epilogue", "vectors"),
     [
         pytest.param(
-            epilogue, vectors, id=f"{epilogue}-{'vectors' if vectors else 'elements'}",
+            precision, epilogue, vectors, id=f"{precision}-{epilogue}-{'vectors' if vectors else 'elements'}",
             marks=[pytest.mark.long] * ((epilogue, vectors) not in (("none", True), ("backward:gelu", False))),
         )
+        for precision in wgmma.FORMS
         for epilogue in EPILOGUES
         for vectors in (True, False)
     ],
 )  # fmt: skip
-def test_product_by_warpgroups(tmp_path, epilogue, vectors):
-    cubin, report = assemble(wgmma.product_kernel(epilogue, vectors), HOPPER)
+def test_product_by_warpgroups(tmp_path, precision, epilogue, vectors):
+    cubin, report = assemble(wgmma.product_kernel(precision, epilogue, vectors), HOPPER)
     assert wgmma.SHARED_BYTES + report.shared <= BLOCK_SHARED + RESERVED_SHARED
     # A launch gives every warp as many registers as the report says; then some give theirs to the others.
     few, many = wgmma.FEW_REGISTERS, wgmma.MANY_REGISTERS
@@ -185,21 +205,24 @@ def test_product_by_warpgroups(tmp_path, epilogue, vectors):
     copying = re.search(r"USETMAXREG\.DEALLOC.*?UBLKCP.*?\*/ +EXIT", text, re.DOTALL)[0]
     assert machine_code.most_registers(copying) <= few
 
-    # The sums stay where they are, and nothing moves them. A panel is a wait for its copies, four products, a wait.
-    products = re.findall(r"HGMMA\.64x256x16\.F32\.BF16 (R\d+), gdesc\[UR\d+\], (R\d+)", text)
-    assert len(products) == wgmma.TERMS // 16
+    # The sums stay where they are, and nothing moves them. A panel is a wait for its copies, its products, a wait.
+    form = wgmma.FORMS[precision]
+    opcode = f"HGMMA.64x256x{warpgroup.TERMS[form.kind]}.F32.{form.kind.upper()}"
+    products = re.findall(rf"{opcode} (R\d+), gdesc\[UR\d+\], (R\d+)", text)
+    assert len(products) == len(form.products)
     assert len({register for pair in products for register in pair}) == 1
-    loop = min((loop for loop in machine_code.loops(text) if loop["HGMMA.64x256x16.F32.BF16"]), key=Counter.total)
-    assert loop["HGMMA.64x256x16.F32.BF16"] == len(products)
+    loop = min((loop for loop in machine_code.loops(text) if loop[opcode]), key=Counter.total)
+    assert loop[opcode] == len(products)
     assert loop["WARPGROUP.ARRIVE"] == loop["WARPGROUP.DEPBAR.LE"] == 1
     assert not [name for name in loop if name.startswith(("LD", "ST", "BAR"))], loop
     assert loop.total() <= 80, loop
     assert max(found["UBLKCP.S.G"] for found in machine_code.loops(text)) == 2  # a panel of A, and one of B
 
 
+@pytest.mark.parametrize("precision", wgmma.FORMS)
 @pytest.mark.parametrize("along_k", [True, False])
-def test_packing(along_k):
-    assemble(wgmma.pack_kernel(wgmma.BN, along_k), HOPPER)
+def test_packing(precision, along_k):
+    assemble(wgmma.pack_kernel(precision, wgmma.BN, along_k), HOPPER)
 
 
 # ------------------------------------------------------------------------------------- the other kernels

@@ -169,7 +169,7 @@ def print_names():
 
     with on_a_gpu_of(CAPABILITY):
         found, known = {}, [(kernel.name, kernel.function) for kernel in catalogue.kernels()]
-        for name, function in (*known, *cluster.kernels(), ("wgmma", wgmma.product_kernel("none"))):
+        for name, function in (*known, *cluster.kernels(), ("wgmma", wgmma.product_kernel("bf16", "none"))):
             path = disk_cache.path_of(function)
             found.setdefault(str(path), []).append((id(function), name))
         print(json.dumps(found))

@@ -31,6 +31,9 @@ TILES = [
 ]
 
 
+too_slow = pytest.mark.skipif(driver.simulated, reason="takes minutes in the simulator")
+
+
 class Padded:
     """A matrix of small integers in a flat buffer of ``around``; ``shift`` elements off every boundary."""
 
@@ -75,7 +78,11 @@ def check(
     b = Padded(rng, *((n, k) if trans == "NT" else (k, n)), dtype, shift)
     c, saved = (Padded(rng, m, n, dtype, shift, around=77) for _ in range(2))  # NaN would hide what NaN makes
     row = Padded(rng, 1, n, dtype, shift)
-    z = (a.values.T if trans == "TN" else a.values) @ (b.values.T if trans == "NT" else b.values)
+    left, right = a.values.T if trans == "TN" else a.values, b.values.T if trans == "NT" else b.values
+    if options.get("precision") == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
+        left[:, ::2] *= 257
+        right[1::2] *= 257
+    z = left @ right
     z = z + beta * c.values + bias * row.values
     if not beta:
         c.values[...] = np.nan
@@ -103,6 +110,34 @@ def check(
 @pytest.mark.parametrize(("dtype", "tile"), TILES)
 def test_full_tile_and_tails(dtype, tile, trans):
     check(trans, tile.bm + 3, tile.bn + 5, 2 * tile.bk + 3, dtype, tile, beta=1, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tile"),
+    [
+        ("float32", "ieee", blocking.TILES[4][1]),
+        ("float64", "ieee", blocking.TILES[8][0]),
+        ("float32", "tf32", blocking.MATRIX_TILES[1]),
+        pytest.param("float32", "bf16", blocking.MATRIX_TILES[0], marks=too_slow),
+    ],
+)
+def test_two_tiles(dtype, precision, tile):
+    """The last rows by the smallest: fewer threads than the block has, but of the tensor cores as many."""
+    rest = blocking.tiles_of(np.dtype(dtype).itemsize, precision)[-1]
+    m, n, k = tile.bm + rest.bm + 3, tile.bn + 5, 2 * tile.bk + 3
+    plan = blocking.Plan(tile, 1, k, rest, tile.bm)
+    check("NN", m, n, k, dtype, bias=True, epilogue="forward:silu", plan=plan, precision=precision)
+    check("NT", m, n, k, dtype, shift=1, epilogue="backward:relu", plan=plan, precision=precision)
+
+
+@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
+def test_two_tiles_are_taken(monkeypatch, trans):
+    """As if the GPU had two multiprocessors: a medium tile for each, and a row that is left."""
+    plans = []
+    monkeypatch.setattr(gemm, "multiprocessors", lambda: 2)
+    monkeypatch.setattr(gemm, "plan_of", lambda *product: plans.append(blocking.plan_of(*product)) or plans[-1])
+    check(trans, 129, 64, 16, "float32", bias=True)
+    assert plans == [blocking.Plan(blocking.TILES[4][1], 1, 16, blocking.TILES[4][2], 128)]
 
 
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
@@ -154,9 +189,9 @@ def test_tensor_cores_with_any_alignment(trans, precision, k):
     check(trans, SMALL.bm + 1, 7, k, "float32", SMALL, shift=1, bias=True, precision=precision)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # the largest number is rounded up to infinity
-@pytest.mark.parametrize(("precision", "bits"), [("tf32", 10), ("bf16", 7)])
-def test_tensor_cores_round_their_factors(precision, bits):
+def check_rounding(precision, product=gemm.gemm):
+    """What a factor is rounded to, of numbers on both sides of a tie, and of those that need care."""
+    bits = {"tf32": 10, "bf16": 7}[precision]
     unit = 2.0**-bits
     tie = 1 + unit if precision == "tf32" else 1.0  # away from 0; to even
     cases = {
@@ -172,11 +207,17 @@ def test_tensor_cores_round_their_factors(precision, bits):
     for trans, factors in (("NN", (x, one)), ("TN", (one, x))):
         m, n = len(factors[0]), len(factors[1])
         a, b = flat(factors[0], m if trans == "TN" else 1), flat(factors[1], n)
-        gemm.gemm(trans, (m, n, 1), a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
+        product(trans, (m, n, 1), a, b, Matrix(out, 0, n), streams.stream(), precision=precision)
         np.testing.assert_array_equal(memory.to_host(out), expected)
 
 
-def test_factors_of_two_bfloat16_numbers():
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # the largest number is rounded up to infinity
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_tensor_cores_round_their_factors(precision):
+    check_rounding(precision)
+
+
+def check_high_and_low_parts(product=gemm.gemm):
     """High and low parts are multiplied, but low by low; ties of both go to even."""
     unit = 2.0**-7
     values = [1, 1 + unit / 4, 1 - unit / 4, 1 + unit / 2, -1 - 3 * unit / 2, 3 + 2.0**-12, 1 + 2.0**-17 + unit, 0]
@@ -185,10 +226,28 @@ def test_factors_of_two_bfloat16_numbers():
     low = (x - high).astype(np.float64)  # all are numbers of bfloat16
     out = memory.to_device(np.empty(len(x) ** 2, np.float32))
     a, b = flat(x, 1), flat(x, len(x))
-    gemm.gemm("NN", (len(x), len(x), 1), a, b, Matrix(out, 0, len(x)), streams.stream(), precision="bf16x3")
+    product("NN", (len(x), len(x), 1), a, b, Matrix(out, 0, len(x)), streams.stream(), precision="bf16x3")
     expected = np.outer(high, high) + np.outer(high, low) + np.outer(low, high)
     np.testing.assert_allclose(memory.to_host(out).reshape(expected.shape), expected, rtol=2.0**-23)
     assert np.abs(expected - np.outer(high, high)).max() > 2.0**-7
+
+
+def check_order_of_high_and_low_parts(product=gemm.gemm):
+    """16 terms are multiplied three times, high by high, high by low, low by high, before the next are.
+
+    Their sums here are 2**24, 1 and -1, then -1 of the next terms: 1 more than 2**24 is no number of float32.
+    """
+    x, y = np.zeros((2, 32), np.float32)
+    x[:3], y[:3] = (4096, 1, -257), (4096, 257, 1)  # 257 = 256 + 1
+    x[16], y[16] = -1, 1
+    out = memory.to_device(np.empty(1, np.float32))
+    product("NN", (1, 1, 32), flat(x, 32), flat(y, 1), Matrix(out, 0, 1), streams.stream(), precision="bf16x3")
+    assert memory.to_host(out)[0] == 2**24 - 2
+
+
+def test_factors_of_two_bfloat16_numbers():
+    check_high_and_low_parts()
+    check_order_of_high_and_low_parts()
 
 
 def test_tensor_cores_are_for_float32():

@@ -356,7 +356,7 @@ struct Block {
   }
 
   // ------------------------------------------------------------------------ products of a warpgroup
-  // Where 8 terms of a row of a core matrix are; operands along k, not swizzled.
+  // Where 16 bytes of a row of a core matrix are; operands along k, not swizzled.
   uint64_t core_row(Thread& t, uint64_t descriptor, int row, int core) {
     if (descriptor >> 62 || (descriptor >> 49 & 7)) fault(t, "a descriptor with swizzle");
     uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
@@ -397,17 +397,17 @@ struct Block {
   }
 
   void finish_product(Thread* first, const Product& p) {
-    int columns = p.in->columns;
-    std::vector<double> a(64 * 16), b(16 * columns), sums(64 * columns);
+    int columns = p.in->columns, size = p.in->from == BF16 ? 2 : 4, unit = 16 / size, terms = 2 * unit;
+    std::vector<double> a(64 * terms), b(terms * columns), sums(64 * columns);
     auto load = [&](uint64_t descriptor, int rows, std::vector<double>& to, int row_step, int term_step) {
       for (int row = 0; row < rows; row++)
-        for (int term = 0; term < 16; term++) {
-          uint16_t x;
-          memcpy(&x, shared.data() + core_row(*first, descriptor, row, term / 8) + term % 8 * 2, 2);
-          to[row * row_step + term * term_step] = from_bf16(x);
+        for (int term = 0; term < terms; term++) {
+          uint32_t x = 0;
+          memcpy(&x, shared.data() + core_row(*first, descriptor, row, term / unit) + term % unit * size, size);
+          to[row * row_step + term * term_step] = size == 2 ? from_bf16((uint16_t)x) : truncated_to_tf32(x);
         }
     };
-    load(p.a[0], 64, a, 16, 1);
+    load(p.a[0], 64, a, terms, 1);
     load(p.b[0], columns, b, 1, columns);
     auto each = [&](auto&& use) {  // of the sums: the thread and register that have it
       for (int row = 0; row < 64; row++)
@@ -418,9 +418,9 @@ struct Block {
     };
     each([](Thread& t, int index, double& sum) { sum = as<float>(t.r[index]); });
     for (int row = 0; row < 64; row++)
-      for (int term = 0; term < 16; term++)
+      for (int term = 0; term < terms; term++)
         for (int column = 0; column < columns; column++)
-          sums[row * columns + column] += a[row * 16 + term] * b[term * columns + column];
+          sums[row * columns + column] += a[row * terms + term] * b[term * columns + column];
     each([](Thread& t, int index, double& sum) {
       t.r[index] = bits((float)sum);
       t.under_way[index] = false;
@@ -1039,7 +1039,10 @@ struct Block {
       }
       if (done == threads.size()) return true;
       if (barrier && done + barrier == threads.size()) {
-        if (done) fault(threads[0], "a barrier that some threads of the block never reach");
+        for (unsigned first = 0; first < threads.size(); first += 32)  // since 7.0 none waits for a warp that has ended
+          for (unsigned i = first; i < std::min<unsigned>(first + 32, threads.size()); i++)
+            if ((threads[i].state == DONE) != (threads[first].state == DONE))
+              fault(threads[i], "a barrier that some threads of a warp never reach");
         meet(0, (unsigned)threads.size());
         for (auto& t : threads)
           if (t.state == AT_BARRIER) {

@@ -114,12 +114,25 @@ run(kernel)
         """
 @cuda.jit
 def kernel(out):
-    if cuda.threadIdx.x < 32:
+    if cuda.threadIdx.x < 48:
         cuda.syncthreads()
     out[cuda.threadIdx.x] = 1
 run(kernel)
 """,
-        "a barrier that some threads",
+        "a barrier that some threads of a warp never reach",
+    ),
+    "a barrier for the warps that have not ended": (
+        """
+@cuda.jit
+def kernel(out):
+    shared, i = cuda.shared.array(64, float32), cuda.threadIdx.x
+    if i < 64:
+        shared[i] = i
+        cuda.syncthreads()
+        out[i] = shared[63 - i]
+run(kernel, threads=96)
+""",
+        None,
     ),
     "too many threads": (
         """

@@ -373,12 +373,16 @@ struct Parser {
         in.s = {operand(parts[0], U32)};
       } else {
         in.op = WGMMA;
-        if (sscanf(w[4].c_str(), "m64n%dk16", &in.columns) != 1 || !has("f32") || !has("bf16")) fail("wgmma", whole);
+        in.from = has("bf16") ? BF16 : B32;
+        std::string terms = in.from == BF16 ? "k16.f32.bf16.bf16" : "k8.f32.tf32.tf32";
+        size_t along_k = in.from == BF16 ? 2 : 0;  // TF32 has no other way
+        if (sscanf(w[4].c_str(), "m64n%d", &in.columns) != 1) fail("wgmma", whole);
+        if (whole.find(".m64n" + std::to_string(in.columns) + terms) == std::string::npos) fail("wgmma", whole);
         in.d = operands(parts[0], F32);
-        if ((int)in.d.size() != in.columns / 2 || parts.size() != 8) fail("wgmma", whole);
+        if ((int)in.d.size() != in.columns / 2 || parts.size() != 6 + along_k) fail("wgmma", whole);
         in.s = {operand(parts[1], B64), operand(parts[2], B64)};
         const char* added_and_along_k[] = {"1", "1", "1", "0", "0"};
-        for (int i = 0; i < 5; i++)
+        for (size_t i = 0; i < 3 + along_k; i++)
           if (parts[3 + i] != added_and_along_k[i]) fail("wgmma", whole);
       }
       return;

@@ -77,10 +77,11 @@ def _plans():
         parts = cuda.zeros((max(blocking.parts_size(*shape), 1),), np.float32)
         taken = blocking.plan_of(shape, cut, 4, precision, multiprocessors)
         counts = sorted({1, taken.parts, *((4, 8, 16) if cut else ())} & {1, *range(blocking.most_parts(shape) + 1)})
-        found = []
+        found, plans = [], [taken] if taken.rest else []
         for tile, count in itertools.product(blocking.tiles_of(4, precision), counts):
             terms = -(-k // (count * blocking.TERMS_UNIT)) * blocking.TERMS_UNIT if count > 1 else k
-            plan = blocking.Plan(tile, -(-k // terms), terms)
+            plans.append(blocking.Plan(tile, -(-k // terms), terms))
+        for plan in plans:
 
             def launches(stream, trans=trans, shape=shape, of=(a, b, c), precision=precision, plan=plan, parts=parts):
                 for _ in range(LAUNCHES):
@@ -90,7 +91,8 @@ def _plans():
             us = least(streams.capture(launches), LAUNCHES)
             cycles = blocking.predicted_cycles(plan, shape, 4, precision, multiprocessors)
             mark = "*" if plan == taken else ""
-            found.append(f"{tile.name}/{plan.parts} {us:.1f} ({cycles / us:.0f}){mark}")
+            name = f"{plan.tile.name}, {plan.rest.name}" if plan.rest else f"{plan.tile.name}/{plan.parts}"
+            found.append(f"{name} {us:.1f} ({cycles / us:.0f}){mark}")
         print(f"{trans} {f'{m} x {n} x {k}':<22}{precision:<10}" + "  ".join(found), flush=True)
 
 

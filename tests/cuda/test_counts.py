@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
-from fastbp.kernels.cuda import compiling, streams
+from fastbp.kernels.cuda import compiling, network, streams
 
 from .emulator.counts import Counts, counted, library
 
@@ -68,6 +68,30 @@ def test_an_epoch_of_fit(way):
     found = of_an_epoch(model, lambda epochs: model.fit(X, y, epochs=epochs, **options))
     steps = {"launches": 2, "replays": STEPS} if way == "graph" else {"launches": 3, "replays": 0}
     assert found == Counts(**steps, copies=4, waits=1, allocations=0)
+
+
+def test_many_steps_are_few_replays(monkeypatch):
+    """Of 16 steps each, and one by one what is left, to the same bits; a short `fit` captures one step alone."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    captured, capture = [], streams.capture
+    monkeypatch.setattr(streams, "capture", lambda launches: captured.append(1) or capture(launches))
+
+    def of_fit(steps, before=network.STEPS_BEFORE):
+        """The replays and captures of two epochs of so many steps, and the weights after them."""
+        monkeypatch.setattr(network, "STEPS_BEFORE", before)
+        captured.clear()
+        model, loss, optimizer, X, y = task(dropout=0.1)
+        rows = np.arange(2 * steps) % len(X)
+        options = {"loss": loss, "optimizer": optimizer, "batch_size": 2, "epochs": 2, "verbose": False}
+        replays = counted(lambda: model.fit(X[rows], y[rows], **options)).replays
+        return replays, len(captured), model.flat_parameters.tobytes()
+
+    assert network.STEPS_A_GRAPH == 16
+    *found, weights = of_fit(67)
+    assert found == [(4 + 2) + (4 + 3), 2]  # the first step is launched
+    assert of_fit(67, before=1000) == (66 + 67, 1, weights)
+    assert of_fit(30)[:2] == (29 + 30, 1)
+    assert of_fit(35)[:2] == (34 + (2 + 3), 2)
 
 
 def test_a_train_step(way):

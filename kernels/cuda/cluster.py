@@ -1,8 +1,8 @@
 """Many training steps of a small network in one launch, by one thread-block cluster that keeps everything on the chip.
 
-A cluster is a few blocks, each on a multiprocessor of its own, that wait for one another and reach each other's shared
-memory. Every block has a copy of the parameters there and takes a share of the batch forward and back; its part of the
-optimizer's state is there too. A step has two barriers of the cluster:
+A cluster is 8 or 16 blocks, each on a multiprocessor of its own, that wait for one another and reach each other's
+shared memory. Every block has a copy of the parameters there and takes a share of the batch forward and back; its part
+of the optimizer's state is there too. A step has two barriers of the cluster:
 
 1. Each block makes the gradients of its rows, from products of register tiles, and the sum of its losses.
 2. *Barrier.* Each block adds up the gradients of its share of the parameters, block after block in their order, updates
@@ -25,14 +25,15 @@ from .asked import asked
 from .cluster_plan import (
     ACTIVATION,
     BIAS,
-    BLOCKS,
     COLUMNS,
+    FEW_BLOCKS,
     INPUT,
     INSTRUCTION,
     LD_OTHER,
     LD_OUT,
     LD_WEIGHT,
     LD_X,
+    MANY_BLOCKS,
     NUMBER,
     OPERATION,
     OTHER,
@@ -43,9 +44,10 @@ from .cluster_plan import (
     Plan,
     Room,
     X,
+    blocks_of,
 )
 from .cluster_products import DTYPE, products, split
-from .compiling import Clusters, device_function, kernel, vector
+from .compiling import device_function, kernel, vector
 from .driver import cuda, types
 from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
@@ -265,13 +267,31 @@ def sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts):
 
 
 @device_function
+def over_blocks(total, array, at, blocks):
+    """``total`` and ``array[at]`` of every block, added one after another; the loads need not wait for the sums."""
+    for block in range(FEW_BLOCKS):
+        total += ptx.from_block(array, at, int32(block))
+    if blocks > FEW_BLOCKS:
+        for block in range(FEW_BLOCKS, MANY_BLOCKS):
+            total += ptx.from_block(array, at, int32(block))
+    return total
+
+
+@device_function
+def to_blocks(array, at, blocks, x):
+    """``array[at] = x`` in every block."""
+    for block in range(FEW_BLOCKS):
+        ptx.to_block(array, at, int32(block), x)
+    if blocks > FEW_BLOCKS:
+        for block in range(FEW_BLOCKS, MANY_BLOCKS):
+            ptx.to_block(array, at, int32(block), x)
+
+
+@device_function
 def sum_blocks(wide, long, room):
-    """The loss of the batch and its hits, block after block."""
-    loss_sum, hits = np.float64(0), np.int64(0)
-    for block in range(BLOCKS):
-        loss_sum += ptx.from_block(wide, room.sums, int32(block))
-        hits += ptx.from_block(long, room.sums + 1, int32(block))
-    return loss_sum, hits
+    """The loss of the batch and its hits."""
+    loss_sum = over_blocks(np.float64(0), wide, room.sums, room.blocks)
+    return loss_sum, over_blocks(np.int64(0), long, room.sums + 1, room.blocks)
 
 
 @cache
@@ -307,9 +327,7 @@ def sharing(optimizer):
         for e in range(cuda.threadIdx.x, mine, THREADS):
             if word[room.slots + e] >= 0:
                 at, state = int32(share_begin + e), room.states + e
-                g = zero
-                for block in range(BLOCKS):
-                    g += ptx.from_block(shared, int32(room.gradients + at), int32(block))
+                g = over_blocks(zero, shared, int32(room.gradients + at), room.blocks)
                 m = v = top = g
                 if states_count > 0:
                     m = shared[state]
@@ -324,8 +342,7 @@ def sharing(optimizer):
                     shared[state + room.share] = v
                 if states_count > 2:
                     shared[state + 2 * room.share] = top
-                for block in range(BLOCKS):
-                    ptx.to_block(shared, int32(room.parameters + at), int32(block), w)
+                to_blocks(shared, int32(room.parameters + at), room.blocks, w)
 
     @device_function
     def give_back(shared, word, room, share_begin, mine, parameters, states):
@@ -359,12 +376,12 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
     room_type = type_of(Room, *(INT for _ in Room._fields))
 
     @kernel(
-        INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
+        INT, INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
         states_type(DTYPE), threads=THREADS, blocks=1,
     )  # fmt: skip
     def cluster_kernel(
-        n, count, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data, parameters,
-        states,
+        n, of_block, count, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data,
+        parameters, states,
     ):  # fmt: skip
         shared, word = cuda.shared.array(0, DTYPE, 16), cuda.shared.array(0, int32, 16)
         wide, long = cuda.shared.array(0, np.float64, 16), cuda.shared.array(0, np.int64, 16)
@@ -372,7 +389,6 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
         counts = cuda.shared.array(THREADS, np.int64)
         thread, me = cuda.threadIdx.x, ptx.block_in_cluster()
         team = Lanes(thread % lanes, lanes, of_lanes, counts)
-        of_block = (n + BLOCKS - 1) // BLOCKS
         first = min(me * of_block, n)
         rows = int32(min(of_block, n - first))
         share_begin = me * room.share
@@ -426,41 +442,53 @@ def available():
     return asked("cluster") and driver.compute_capability() >= LEAST_CAPABILITY
 
 
-def suits(workspace):
+def suits(workspace, run):
     """Whether a cluster makes the steps of a workspace: clusters are `available`, and all of it fits into one."""
     if not available():
         return False
     operations = workspace.program.training.operations
     if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(steps.OPERATIONS):
         return False
-    return plan_of(workspace).bytes + STATIC_BYTES <= driver.most_shared()
+    return bool(plan_of(workspace, run))
 
 
 def side_by_side():
     """How many networks train at once: where clusters are `available`, as many as have multiprocessors of their own."""
-    return max(driver.multiprocessors() // BLOCKS, 1) if available() else 1
+    return max(driver.multiprocessors() // FEW_BLOCKS, 1) if available() else 1
 
 
-def plan_of(workspace):
-    """The plan of a workspace, made once."""
+def plan_of(workspace, run):
+    """The plan of a workspace, made once: the best one that fits; False if none does."""
     if workspace.plan is None:
-        workspace.plan = Plan(workspace)
+        plans, function = (Plan(workspace, blocks) for blocks in blocks_of(workspace)), kernel_of(workspace, run)
+        workspace.plan = next((plan for plan in plans if fits(plan, function)), False)
     return workspace.plan
+
+
+def fits(plan, function):
+    """Whether a block may have so much shared memory, and the GPU has a place for so many blocks of the kernel."""
+    if plan.bytes + STATIC_BYTES > driver.most_shared():
+        return False
+    return plan.room.blocks <= FEW_BLOCKS or function.clusters_at_once(plan.clusters, THREADS) > 0
+
+
+def kernel_of(workspace, run):
+    """The kernel for the steps of a run."""
+    activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
+    return cluster_kernel(workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype)
 
 
 def train_steps(workspace, run, n, count, stream):
     """Make so many steps of ``n`` rows each, in as few launches as they may have."""
-    plan, record = plan_of(workspace), workspace.record
-    activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
-    function = cluster_kernel(workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype)
-    function.allow_shared(plan.bytes)
+    plan, function, record = plan_of(workspace, run), kernel_of(workspace, run), workspace.record
+    function.allow_clusters(plan.clusters)
     weighted = run.row_weight is not None
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
     for done in range(0, count, steps.MOST_STEPS):
-        function[Clusters(1, BLOCKS, plan.bytes), THREADS, stream](
-            n, min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out), plan.row_lanes,
-            workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots, plan.numbers, plan.room,
-            data, run.parameters, states_of(run.state, run.parameters),
+        function[plan.clusters, THREADS, stream](
+            n, -(-n // plan.room.blocks), min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out),
+            plan.row_lanes, workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots,
+            plan.numbers, plan.room, data, run.parameters, states_of(run.state, run.parameters),
         )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ class TrainingWorkspace(_Workspace):
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
-        self.plan = None  # of cluster.py
+        self.plan = None  # of cluster.py, once it has looked for one
         self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
 
     def places(self, run):
@@ -226,7 +226,7 @@ class TrainingWorkspace(_Workspace):
 
     def steps(self, run, n, count):
         """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and graphs of it."""
-        one_launch = cluster if cluster.suits(self) else steps if steps.suits(self, n) else None
+        one_launch = cluster if cluster.suits(self, run) else steps if steps.suits(self, n) else None
         if one_launch is not None:
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0

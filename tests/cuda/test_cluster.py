@@ -4,6 +4,7 @@
 """
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 
 import fastbp
 from fastbp.kernels import cuda, layout
-from fastbp.kernels.cuda import cluster, cluster_plan
+from fastbp.kernels.cuda import cluster, cluster_plan, operands
 
 pytestmark = pytest.mark.skipif(
     not cuda.driver.cuda.is_available() or cuda.driver.compute_capability() < cluster.LEAST_CAPABILITY,
@@ -23,16 +24,23 @@ FEATURES, OUTPUTS = 6, 2
 
 @pytest.fixture(autouse=True)
 def made(monkeypatch):
-    """The rows of a step, for each call that a cluster has made steps for."""
+    """The rows of a step and the blocks of the cluster, for each call that a cluster has made steps for."""
     calls, train_steps = [], cluster.train_steps
 
     def counted(workspace, run, n, count, stream):
-        calls.append(n)
+        calls.append((n, workspace.plan.room.blocks))
         train_steps(workspace, run, n, count, stream)
 
     monkeypatch.setattr(cluster, "train_steps", counted)
     monkeypatch.setenv("FASTBP_CUDA", "cluster")
     return calls
+
+
+@pytest.fixture(params=[cluster.FEW_BLOCKS, cluster_plan.MANY_BLOCKS])
+def blocks(request, monkeypatch):
+    """How many blocks a cluster has."""
+    monkeypatch.setattr(cluster, "blocks_of", lambda workspace: (request.param,))
+    return request.param
 
 
 def network(device, dtype="float32", norm=False, width=21, seed=1):
@@ -61,22 +69,22 @@ def trained(model, rows=82, X_dtype=np.float64, batch_size=39, **options):
     return np.array(history["loss"]), np.array(model.flat_parameters)
 
 
-def test_a_model_trains_as_the_reference_does(made):
-    """Of 39 rows seven blocks have five and one four; of four rows half of the blocks have none."""
+def test_a_model_trains_as_the_reference_does(made, blocks):
+    """Of 39 rows seven of eight blocks have five and one four; of four rows half of the blocks or more have none."""
     there, expected = trained(network("cuda")), trained(network("reference"))
-    assert set(made) == {39, 4}
+    assert set(made) == {(39, blocks), (4, blocks)}
     for a, b in zip(there, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
-def test_two_runs_are_equal_to_the_bit():
+def test_two_runs_are_equal_to_the_bit(blocks):
     for a, b in zip(trained(network("cuda")), trained(network("cuda")), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch):
+def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch, blocks):
     """Three threads, each with a stream, all of them in their first step before any goes on."""
-    monkeypatch.setattr(cuda.driver, "multiprocessors", lambda: 3 * cluster.BLOCKS + 1)
+    monkeypatch.setattr(cuda.driver, "multiprocessors", lambda: 3 * cluster.FEW_BLOCKS + 1)
     started, streams, counted = threading.Barrier(3, timeout=120), {}, cluster.train_steps
 
     def together(workspace, run, n, count, stream):
@@ -106,19 +114,42 @@ def workspace_of(model, batch_size=4):
     return cuda.TrainingWorkspace(model.program, model.dtype, batch_size, *codes)
 
 
+def suits(workspace):
+    data = operands.Matrix(cuda.empty(0, np.float32), 0, FEATURES)
+    return cluster.suits(workspace, SimpleNamespace(x=data, target=data))
+
+
 def test_what_does_not_suit_takes_the_ordinary_ways(monkeypatch):
     """float64, normalisation, less precision, more than shared memory holds, older GPUs, and who does not ask."""
     small = workspace_of(network("cuda"))
     low = fastbp.Sequential(fastbp.Linear(FEATURES, OUTPUTS), device="cuda", precision="tf32", seed=0)
     others = network("cuda", dtype="float64"), network("cuda", norm=True), network("cuda", width=200), low
-    assert cluster.suits(small)
-    assert not any(cluster.suits(workspace_of(model)) for model in others)
-    assert not cluster.suits(workspace_of(network("cuda"), batch_size=8000))
+    assert suits(small)
+    assert not any(suits(workspace_of(model)) for model in others)
+    assert not suits(workspace_of(network("cuda"), batch_size=16000))
     with monkeypatch.context() as older:
         older.setattr(cuda.driver, "compute_capability", lambda: (8, 9))
-        assert not cluster.suits(small)
+        assert not suits(small)
     monkeypatch.delenv("FASTBP_CUDA")
-    assert not cluster.suits(small)
+    assert not suits(small)
+
+
+def test_as_many_blocks_as_a_network_needs(monkeypatch):
+    """Many where each thread would make several tiles, or where few have no room; if the GPU has a place for them."""
+    many, few = cluster_plan.MANY_BLOCKS, cluster.FEW_BLOCKS
+
+    def blocks_for(batch_size):
+        workspace = workspace_of(network("cuda"), batch_size)
+        return workspace.plan.room.blocks if suits(workspace) else None
+
+    # A block of eight has 84 rows or 88, of which a thread makes two by four columns of 21.
+    assert (blocks_for(672), blocks_for(704), blocks_for(3000)) == (few, many, many)
+    tall = fastbp.Sequential(fastbp.Linear(300, 2), device="cuda", seed=0)
+    workspaces = [workspace_of(tall, batch_size) for batch_size in (500, 1000)]
+    assert [suits(workspace) and workspace.plan.room.blocks for workspace in workspaces] == [few, many]
+    monkeypatch.setattr(cuda.driver, "allow_large_clusters", lambda code: None)  # as where the GPU allows none
+    cluster.cluster_kernel.cache_clear()
+    assert (blocks_for(672), blocks_for(704), blocks_for(3000)) == (few, few, None)
 
 
 def test_rows_of_shared_memory_meet_in_no_bank():

@@ -10,9 +10,9 @@ of the optimizer's state is there too. A step has two barriers of the cluster:
    whether to go on.
 3. *Barrier.* The next step begins; its rows have come from global memory meanwhile.
 
-The kernel is compiled for a loss, an optimizer and the activations of the network; the network itself is data: a `Plan`
-says where everything lies in a block's shared memory. Steps are those of `network.TrainingWorkspace.step`, in another
-order of summation.
+The kernel is compiled for a loss, an optimizer, the activations and the precision of the network; the network itself is
+data: a `Plan` says where everything lies in a block's shared memory. Steps are those of
+`network.TrainingWorkspace.step`, in another order of summation.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ from functools import cache
 import numpy as np
 
 from .. import layout
-from . import driver, ptx, steps
+from . import cluster_tensor_cores, driver, ptx, steps
 from .asked import asked
 from .cluster_plan import (
     ACTIVATION,
@@ -39,6 +39,7 @@ from .cluster_plan import (
     OTHER,
     OUT,
     TERMS,
+    TILES,
     WEIGHT,
     WIDTH,
     Plan,
@@ -177,12 +178,19 @@ def losses_of_rows(loss, y_dtype):
     return losses
 
 
+def products_of(precision, value, derivative):
+    """The three products of a linear layer, as device functions."""
+    if precision == "tf32":
+        return cluster_tensor_cores.products(value, derivative)
+    return products(value, derivative, formulas(DTYPE)["fma"])
+
+
 @cache
-def walking(loss, activations, y_dtype):
+def walking(loss, activations, precision, y_dtype):
     """Device functions that take the rows of the block forward and back, and that make the gradients of parameters."""
     number, dropped, losses = DTYPE.type, unit_dropped(DTYPE), losses_of_rows(loss, y_dtype)
     value, derivative = activation_by_code(activations, DTYPE)
-    forward_product, backward_product, weights_product = products(value, derivative, formulas(DTYPE)["fma"])
+    forward_product, backward_product, weights_product = products_of(precision, value, derivative)
 
     @device_function
     def unit_kept(x, probability, word, at, key, record, first_number, i, j):
@@ -363,11 +371,11 @@ def sharing(optimizer):
 
 # ---------------------------------------------------------------------------------------------- kernel
 @cache
-def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
+def cluster_kernel(loss, optimizer, activations, precision, x_dtype, y_dtype):
     """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     number = DTYPE.type
     gather_x, (gather_targets, _) = gathering(x_dtype, DTYPE), target_functions(loss, y_dtype)
-    walk, make_gradients = walking(loss, activations, y_dtype)
+    walk, make_gradients = walking(loss, activations, precision, y_dtype)
     coefficients, _ = update_of_element(optimizer, DTYPE)
     fill, update_share, give_back = sharing(optimizer)
     wait_for_all_copies = wait_for_copies(0)
@@ -447,9 +455,8 @@ def suits(workspace, run):
     if not available():
         return False
     operations = workspace.program.training.operations
-    if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(steps.OPERATIONS):
-        return False
-    return bool(plan_of(workspace, run))
+    has_all = workspace.program.precision in TILES and operations.issubset(steps.OPERATIONS)
+    return workspace.dtype == DTYPE and has_all and bool(plan_of(workspace, run))
 
 
 def side_by_side():
@@ -475,7 +482,8 @@ def fits(plan, function):
 def kernel_of(workspace, run):
     """The kernel for the steps of a run."""
     activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
-    return cluster_kernel(workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype)
+    kind = workspace.loss, workspace.optimizer, activations, workspace.program.precision
+    return cluster_kernel(*kind, run.x.data.dtype, run.target.data.dtype)
 
 
 def train_steps(workspace, run, n, count, stream):
@@ -492,10 +500,11 @@ def train_steps(workspace, run, n, count, stream):
         )  # fmt: skip
 
 
-def kernels():
+def kernels(precision):
     """Some kernels of this file: (name, kernel); every loss, optimizer and activation is in one of them."""
     for i, loss in enumerate(layout.LOSSES):
         optimizer = layout.OPTIMIZERS[i % len(layout.OPTIMIZERS)]
         activations = ("identity", *layout.ACTIVATIONS[1 + i :: len(layout.LOSSES)])
         target = np.dtype(np.int64) if loss in layout.LABEL_LOSSES else DTYPE
-        yield f"cluster {loss} {optimizer}", cluster_kernel(loss, optimizer, activations, DTYPE, target)
+        name = f"cluster {loss} {optimizer} {precision}"
+        yield name, cluster_kernel(loss, optimizer, activations, precision, DTYPE, target)

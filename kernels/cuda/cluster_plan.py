@@ -10,12 +10,14 @@ import numpy as np
 
 from .. import layout, program
 from . import memory
+from .blocking import WARP
 from .compiling import Clusters
 from .launch import THREADS
 
 FEW_BLOCKS, MANY_BLOCKS = 8, 16  # of a cluster: as many as every GPU that has clusters allows, and as some do
 VECTOR = 4  # elements of a 16-byte access
-TILE = 2, VECTOR  # rows and columns that a thread makes at once, forward and back
+SIDE = 16  # rows and columns that a warp makes at once by tensor cores
+TILES = {"ieee": (2, VECTOR, 1), "tf32": (SIDE, SIDE, WARP)}  # made at once, forward and back, by so many threads
 
 # The words of an instruction in a plan; places are elements of the block's shared memory.
 (
@@ -89,15 +91,15 @@ def leading(columns):
 def blocks_of(workspace):
     """The numbers of blocks that a cluster may have for a workspace, the better one first.
 
-    Twice as many blocks make a step shorter only where half of the rows still give each thread a tile of the widest
-    layer: then there are half as many turns. Else its threads would stand idle, and the blocks are as good for another
-    network. Whatever does not fit into the memory of few blocks may fit into that of many.
+    Twice as many blocks make a step shorter only where threads of eight make several tiles of the widest layer: then
+    there are half as many turns. Else threads would stand idle, and the blocks are as good for another network. What
+    does not fit into the memory of few blocks may fit into that of many.
     """
     operands = (operand for instruction in workspace.listing.decoded for operand in instruction.operands if operand)
     widest = max(operand.columns for operand in operands if operand.buffer == program.ACTIVATIONS)
-    rows = -(-workspace.batch_size // FEW_BLOCKS)
-    tiles = -(-rows // TILE[0]) * -(-widest // TILE[1])
-    return (MANY_BLOCKS, FEW_BLOCKS) if tiles > THREADS else (FEW_BLOCKS, MANY_BLOCKS)
+    rows, (height, width, threads) = -(-workspace.batch_size // FEW_BLOCKS), TILES[workspace.program.precision]
+    tiles = -(-rows // height) * -(-widest // width)
+    return (MANY_BLOCKS, FEW_BLOCKS) if tiles * threads > THREADS else (FEW_BLOCKS, MANY_BLOCKS)
 
 
 class Plan:

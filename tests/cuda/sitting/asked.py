@@ -89,20 +89,20 @@ def asking(names):
 def clusters():
     """Small networks in a thread-block cluster: losses as in the ordinary way, equal runs, microseconds a step.
 
-    By each number of blocks, of which the kernel should choose (*) the faster one.
+    By each number of blocks, of which the kernel should choose (*) the faster one; in each precision.
     """
     from fastbp.bench import shapes, trainer
     from fastbp.kernels.cuda import cluster, cluster_plan
 
     blocks_of = cluster.blocks_of
-    for widths, batch in CLUSTER_SHAPES:
+    for (widths, batch), precision in itertools.product(CLUSTER_SHAPES, cluster_plan.TILES):
         shape, losses, times = (widths, "relu", batch, {}), {}, {}
         task, rows = trainer.random_task(shape, CLUSTER_BATCHES, "float32")
         for blocks in (0, cluster_plan.FEW_BLOCKS, cluster_plan.MANY_BLOCKS):
             asking("cluster" if blocks else "")
             cluster.blocks_of, outcomes = lambda workspace, blocks=blocks: (blocks,), set()
             for _ in range(CLUSTER_RUNS):
-                ours = trainer.Ours(task, batch, "float32", "cuda")
+                ours = trainer.Ours(task, batch, "float32", "cuda", precision)
                 ours.train()
                 outcomes.add(ours.model.flat_parameters.tobytes())
             assert len(outcomes) == 1, f"{len(outcomes)} different results of {CLUSTER_RUNS} runs, {blocks} blocks"
@@ -112,9 +112,10 @@ def clusters():
             way = f"{blocks} blocks{'*' * (blocks_of(workspace)[0] == blocks)}" if blocks else "ordinary"
             times[way] = least(ours.launch(rows), len(rows))
         cluster.blocks_of = blocks_of
-        np.testing.assert_allclose(list(losses.values()), losses[0], rtol=1e-4)
+        np.testing.assert_allclose(list(losses.values()), losses[0], rtol=1e-4 if precision == "ieee" else 1e-3)
         figures = ", ".join(f"{way} {time:.1f} µs" for way, time in times.items())
-        print(f"{shapes.title_of(shape):<26}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
+        title = f"{shapes.title_of(shape)}, {precision}"
+        print(f"{title:<32}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
     _networks_side_by_side()
 
 

@@ -14,7 +14,7 @@ from .compiling import device_function, kernel
 from .driver import cuda, simulated
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, for_each_element, over_rows
-from .operands import FLOAT, FLOATS, INT, INTS, Matrix, at, matrix
+from .operands import FLOAT, FLOATS, INT, INTS, at, matrix
 from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
 
 
@@ -238,26 +238,48 @@ def column_sum_kernel(dtype):
     return column_sum_kernel
 
 
+@device_function
+def total_of_chunks(zero, chunks, j, sums):
+    """The sum of column ``j`` from the sums of its chunks, as `column_sum_kernel` makes it of them."""
+    total = zero
+    for lane in range(SUM_LANES):
+        of_lane = zero
+        for chunk in range(lane, chunks, SUM_LANES):
+            of_lane += sums.data[at(sums, chunk, j)]
+        total += of_lane
+    return total
+
+
 def sum_scratch(rows, columns):
     """How many elements of scratch `column_sum` needs."""
-    return -(-rows // SUM_ROWS) * columns
+    return chunks_of(rows) * columns
 
 
-def column_sum(rows, columns, beta, z, out, scratch, stream):
-    """Launch ``out_j = beta * out_j + sum_i z_ij``: sums of chunks of rows, and then the sums of these.
+def chunks_of(rows):
+    """How many chunks so many rows are."""
+    return -(-rows // SUM_ROWS)
 
-    ``beta`` is 0 or 1; with 0 ``out`` is not read. ``scratch`` has `sum_scratch` elements.
+
+def _launch_sums(rows, columns, chunk, beta, z, out, stream):
+    grid = max(-(-rows // chunk), 1), -(-columns // SUM_COLUMNS)
+    column_sum_kernel(out.data.dtype)[grid, (SUM_COLUMNS, SUM_LANES), stream](rows, columns, chunk, beta, z, out)
+
+
+def sum_chunks(rows, columns, z, sums, stream):
+    """Launch the sums of chunks of rows, where there are several; returns rows whose sums are those of ``z``."""
+    if chunks_of(rows) <= 1 or columns == 0:
+        return rows, z
+    _launch_sums(rows, columns, SUM_ROWS, 0, z, sums, stream)
+    return chunks_of(rows), sums
+
+
+def column_sum(rows, columns, beta, z, out, stream):
+    """Launch ``out_j = beta * out_j + sum_i z_ij`` for few rows, such as `sum_chunks` returns.
+
+    ``beta`` is 0 or 1; with 0 ``out`` is not read.
     """
-    if columns == 0:
-        return
-    function = column_sum_kernel(out.data.dtype)
-    tiles, block = -(-columns // SUM_COLUMNS), (SUM_COLUMNS, SUM_LANES)
-    chunks = -(-rows // SUM_ROWS)
-    if chunks > 1:
-        sums = Matrix(scratch, 0, columns)
-        function[(chunks, tiles), block, stream](rows, columns, SUM_ROWS, 0, z, sums)
-        rows, z = chunks, sums
-    function[(1, tiles), block, stream](rows, columns, max(rows, 1), beta, z, out)
+    if columns:
+        _launch_sums(rows, columns, max(rows, 1), beta, z, out, stream)
 
 
 # ------------------------------------------------------------------------------------------- catalogue

@@ -94,6 +94,23 @@ def test_many_steps_are_few_replays(monkeypatch):
     assert of_fit(35)[:2] == (34 + (2 + 3), 2)
 
 
+@pytest.mark.parametrize(("rows", "launches"), [(BATCH, 11), (1000, 13)])
+def test_launches_of_a_step(monkeypatch, rows, launches):
+    """Of two layers: rows, forward, loss and its sum, back, the update; and for each layer's gradients two or three.
+
+    Where these are sums of parts and of chunks of rows, one launch adds up both.
+    """
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    found, step = [], network.TrainingWorkspace.step
+    monkeypatch.setattr(
+        network.TrainingWorkspace, "step", lambda *run: found.append(counted(lambda: step(*run)).launches)
+    )
+    model, loss, optimizer, X, y = task()
+    batch = np.arange(rows) % len(X)
+    model.train_step(X[batch], y[batch], loss, optimizer)
+    assert found == [launches]
+
+
 def test_a_train_step(way):
     """Rows of the host, or rows that are on the GPU at other addresses each time."""
     model, loss, optimizer, X, y = task()

@@ -204,10 +204,8 @@ class TrainingWorkspace(_Workspace):
     def step(self, run, n, stream):
         """One training step of ``n`` rows: the launches, in order."""
         record, listing, places = self.record, self.listing, self.places(run)
-        labels = (run.target.data, self.target.data) if self.labelled else (None, None)
-        gather(n, self.fan_in, record.device, run.x, self.input, *labels, stream)
-        if not self.labelled:
-            gather(n, self.fan_out, record.device, run.target, self.target, None, None, stream)
+        target_columns = 1 if self.labelled else self.fan_out
+        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
         if run.row_weight is not None:
             weights(n, record.device, run.row_weight, self.rows.weight, stream)
         self.walk(listing.decoded[: listing.loss], places, n, stream, record)

@@ -94,9 +94,10 @@ def test_many_steps_are_few_replays(monkeypatch):
     assert of_fit(35)[:2] == (34 + (2 + 3), 2)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize(("rows", "launches"), [(BATCH, 11), (1000, 13)])
-def test_launches_of_a_step(monkeypatch, rows, launches):
-    """Of two layers: rows, forward, loss and its sum, back, the update; and for each layer's gradients two or three.
+def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
+    """Of two layers: rows and targets, forward, loss and its sum, back, the update; gradients of each two or three.
 
     Where these are sums of parts and of chunks of rows, one launch adds up both.
     """
@@ -107,6 +108,8 @@ def test_launches_of_a_step(monkeypatch, rows, launches):
     )
     model, loss, optimizer, X, y = task()
     batch = np.arange(rows) % len(X)
+    if not labelled:
+        loss, y = fastbp.MSELoss(), np.eye(4)[y]
     model.train_step(X[batch], y[batch], loss, optimizer)
     assert found == [launches]
 

@@ -30,6 +30,13 @@ def one_slice_an_epoch(monkeypatch):
     monkeypatch.setattr(slices, "SLICE_SECONDS", 1e6)
 
 
+@pytest.fixture(autouse=True)
+def no_memory_of_other_tests():
+    """Which would be given back within a test, once there is enough of it, with what that test uses again."""
+    counted(lambda: None)  # collects it
+    arrays.give_back()
+
+
 @pytest.fixture(params=["graph", "one kernel"])
 def way(request, monkeypatch):
     """How steps are made."""

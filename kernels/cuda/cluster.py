@@ -1,8 +1,8 @@
 """Many training steps of a small network in one launch, by one thread-block cluster that keeps everything on the chip.
 
-A cluster is a few blocks, each on a multiprocessor of its own, that wait for one another and reach each other's shared
-memory. Every block has a copy of the parameters there and takes a share of the batch forward and back; its part of the
-optimizer's state is there too. A step has two barriers of the cluster:
+A cluster is 8 or 16 blocks, each on a multiprocessor of its own, that wait for one another and reach each other's
+shared memory. Every block has a copy of the parameters there and takes a share of the batch forward and back; its part
+of the optimizer's state is there too. A step has two barriers of the cluster:
 
 1. Each block makes the gradients of its rows, from products of register tiles, and the sum of its losses.
 2. *Barrier.* Each block adds up the gradients of its share of the parameters, block after block in their order, updates
@@ -10,9 +10,9 @@ optimizer's state is there too. A step has two barriers of the cluster:
    whether to go on.
 3. *Barrier.* The next step begins; its rows have come from global memory meanwhile.
 
-The kernel is compiled for a loss, an optimizer and the activations of the network; the network itself is data: a `Plan`
-says where everything lies in a block's shared memory. Steps are those of `network.TrainingWorkspace.step`, in another
-order of summation.
+The kernel is compiled for a loss, an optimizer, the activations and the precision of the network; the network itself is
+data: a `Plan` says where everything lies in a block's shared memory. Steps are those of
+`network.TrainingWorkspace.step`, in another order of summation.
 """
 
 from functools import cache
@@ -20,32 +20,35 @@ from functools import cache
 import numpy as np
 
 from .. import layout
-from . import driver, ptx, steps
+from . import cluster_tensor_cores, driver, ptx, steps
 from .asked import asked
 from .cluster_plan import (
     ACTIVATION,
     BIAS,
-    BLOCKS,
     COLUMNS,
+    FEW_BLOCKS,
     INPUT,
     INSTRUCTION,
     LD_OTHER,
     LD_OUT,
     LD_WEIGHT,
     LD_X,
+    MANY_BLOCKS,
     NUMBER,
     OPERATION,
     OTHER,
     OUT,
     TERMS,
+    TILES,
     WEIGHT,
     WIDTH,
     Plan,
     Room,
     X,
+    blocks_of,
 )
 from .cluster_products import DTYPE, products, split
-from .compiling import Clusters, device_function, kernel, vector
+from .compiling import device_function, kernel, vector
 from .driver import cuda, types
 from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
@@ -175,12 +178,19 @@ def losses_of_rows(loss, y_dtype):
     return losses
 
 
+def products_of(precision, value, derivative):
+    """The three products of a linear layer, as device functions."""
+    if precision == "tf32":
+        return cluster_tensor_cores.products(value, derivative)
+    return products(value, derivative, formulas(DTYPE)["fma"])
+
+
 @cache
-def walking(loss, activations, y_dtype):
+def walking(loss, activations, precision, y_dtype):
     """Device functions that take the rows of the block forward and back, and that make the gradients of parameters."""
     number, dropped, losses = DTYPE.type, unit_dropped(DTYPE), losses_of_rows(loss, y_dtype)
     value, derivative = activation_by_code(activations, DTYPE)
-    forward_product, backward_product, weights_product = products(value, derivative, formulas(DTYPE)["fma"])
+    forward_product, backward_product, weights_product = products_of(precision, value, derivative)
 
     @device_function
     def unit_kept(x, probability, word, at, key, record, first_number, i, j):
@@ -265,13 +275,31 @@ def sum_losses(shared, wide, long, room, rows, row_lanes, sums, counts):
 
 
 @device_function
+def over_blocks(total, array, at, blocks):
+    """``total`` and ``array[at]`` of every block, added one after another; the loads need not wait for the sums."""
+    for block in range(FEW_BLOCKS):
+        total += ptx.from_block(array, at, int32(block))
+    if blocks > FEW_BLOCKS:
+        for block in range(FEW_BLOCKS, MANY_BLOCKS):
+            total += ptx.from_block(array, at, int32(block))
+    return total
+
+
+@device_function
+def to_blocks(array, at, blocks, x):
+    """``array[at] = x`` in every block."""
+    for block in range(FEW_BLOCKS):
+        ptx.to_block(array, at, int32(block), x)
+    if blocks > FEW_BLOCKS:
+        for block in range(FEW_BLOCKS, MANY_BLOCKS):
+            ptx.to_block(array, at, int32(block), x)
+
+
+@device_function
 def sum_blocks(wide, long, room):
-    """The loss of the batch and its hits, block after block."""
-    loss_sum, hits = np.float64(0), np.int64(0)
-    for block in range(BLOCKS):
-        loss_sum += ptx.from_block(wide, room.sums, int32(block))
-        hits += ptx.from_block(long, room.sums + 1, int32(block))
-    return loss_sum, hits
+    """The loss of the batch and its hits."""
+    loss_sum = over_blocks(np.float64(0), wide, room.sums, room.blocks)
+    return loss_sum, over_blocks(np.int64(0), long, room.sums + 1, room.blocks)
 
 
 @cache
@@ -307,9 +335,7 @@ def sharing(optimizer):
         for e in range(cuda.threadIdx.x, mine, THREADS):
             if word[room.slots + e] >= 0:
                 at, state = int32(share_begin + e), room.states + e
-                g = zero
-                for block in range(BLOCKS):
-                    g += ptx.from_block(shared, int32(room.gradients + at), int32(block))
+                g = over_blocks(zero, shared, int32(room.gradients + at), room.blocks)
                 m = v = top = g
                 if states_count > 0:
                     m = shared[state]
@@ -324,8 +350,7 @@ def sharing(optimizer):
                     shared[state + room.share] = v
                 if states_count > 2:
                     shared[state + 2 * room.share] = top
-                for block in range(BLOCKS):
-                    ptx.to_block(shared, int32(room.parameters + at), int32(block), w)
+                to_blocks(shared, int32(room.parameters + at), room.blocks, w)
 
     @device_function
     def give_back(shared, word, room, share_begin, mine, parameters, states):
@@ -346,11 +371,11 @@ def sharing(optimizer):
 
 # ---------------------------------------------------------------------------------------------- kernel
 @cache
-def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
+def cluster_kernel(loss, optimizer, activations, precision, x_dtype, y_dtype):
     """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     number = DTYPE.type
     gather_x, (gather_targets, _) = gathering(x_dtype, DTYPE), target_functions(loss, y_dtype)
-    walk, make_gradients = walking(loss, activations, y_dtype)
+    walk, make_gradients = walking(loss, activations, precision, y_dtype)
     coefficients, _ = update_of_element(optimizer, DTYPE)
     fill, update_share, give_back = sharing(optimizer)
     wait_for_all_copies = wait_for_copies(0)
@@ -359,12 +384,12 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
     room_type = type_of(Room, *(INT for _ in Room._fields))
 
     @kernel(
-        INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
+        INT, INT, INT, INT, INT, FLOAT, INTS, FLOATS, WORDS, WORDS, FLOATS, room_type, data_type, vector(DTYPE),
         states_type(DTYPE), threads=THREADS, blocks=1,
     )  # fmt: skip
     def cluster_kernel(
-        n, count, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data, parameters,
-        states,
+        n, of_block, count, lanes, row_lanes, loss_parameter, record, floats, table, slots, numbers, room, data,
+        parameters, states,
     ):  # fmt: skip
         shared, word = cuda.shared.array(0, DTYPE, 16), cuda.shared.array(0, int32, 16)
         wide, long = cuda.shared.array(0, np.float64, 16), cuda.shared.array(0, np.int64, 16)
@@ -372,7 +397,6 @@ def cluster_kernel(loss, optimizer, activations, x_dtype, y_dtype):
         counts = cuda.shared.array(THREADS, np.int64)
         thread, me = cuda.threadIdx.x, ptx.block_in_cluster()
         team = Lanes(thread % lanes, lanes, of_lanes, counts)
-        of_block = (n + BLOCKS - 1) // BLOCKS
         first = min(me * of_block, n)
         rows = int32(min(of_block, n - first))
         share_begin = me * room.share
@@ -426,48 +450,61 @@ def available():
     return asked("cluster") and driver.compute_capability() >= LEAST_CAPABILITY
 
 
-def suits(workspace):
+def suits(workspace, run):
     """Whether a cluster makes the steps of a workspace: clusters are `available`, and all of it fits into one."""
     if not available():
         return False
     operations = workspace.program.training.operations
-    if workspace.dtype != DTYPE or workspace.program.precision != "ieee" or not operations.issubset(steps.OPERATIONS):
-        return False
-    return plan_of(workspace).bytes + STATIC_BYTES <= driver.most_shared()
+    has_all = workspace.program.precision in TILES and operations.issubset(steps.OPERATIONS)
+    return workspace.dtype == DTYPE and has_all and bool(plan_of(workspace, run))
 
 
 def side_by_side():
     """How many networks train at once: where clusters are `available`, as many as have multiprocessors of their own."""
-    return max(driver.multiprocessors() // BLOCKS, 1) if available() else 1
+    return max(driver.multiprocessors() // FEW_BLOCKS, 1) if available() else 1
 
 
-def plan_of(workspace):
-    """The plan of a workspace, made once."""
+def plan_of(workspace, run):
+    """The plan of a workspace, made once: the best one that fits; False if none does."""
     if workspace.plan is None:
-        workspace.plan = Plan(workspace)
+        plans, function = (Plan(workspace, blocks) for blocks in blocks_of(workspace)), kernel_of(workspace, run)
+        workspace.plan = next((plan for plan in plans if fits(plan, function)), False)
     return workspace.plan
+
+
+def fits(plan, function):
+    """Whether a block may have so much shared memory, and the GPU has a place for so many blocks of the kernel."""
+    if plan.bytes + STATIC_BYTES > driver.most_shared():
+        return False
+    return plan.room.blocks <= FEW_BLOCKS or function.clusters_at_once(plan.clusters, THREADS) > 0
+
+
+def kernel_of(workspace, run):
+    """The kernel for the steps of a run."""
+    activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
+    kind = workspace.loss, workspace.optimizer, activations, workspace.program.precision
+    return cluster_kernel(*kind, run.x.data.dtype, run.target.data.dtype)
 
 
 def train_steps(workspace, run, n, count, stream):
     """Make so many steps of ``n`` rows each, in as few launches as they may have."""
-    plan, record = plan_of(workspace), workspace.record
-    activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
-    function = cluster_kernel(workspace.loss, workspace.optimizer, activations, run.x.data.dtype, run.target.data.dtype)
-    function.allow_shared(plan.bytes)
+    plan, function, record = plan_of(workspace, run), kernel_of(workspace, run), workspace.record
+    function.allow_clusters(plan.clusters)
     weighted = run.row_weight is not None
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))
     for done in range(0, count, steps.MOST_STEPS):
-        function[Clusters(1, BLOCKS, plan.bytes), THREADS, stream](
-            n, min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out), plan.row_lanes,
-            workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots, plan.numbers, plan.room,
-            data, run.parameters, states_of(run.state, run.parameters),
+        function[plan.clusters, THREADS, stream](
+            n, -(-n // plan.room.blocks), min(steps.MOST_STEPS, count - done), lanes_of_row(workspace.fan_out),
+            plan.row_lanes, workspace.loss_parameter, record.device, record.floats, plan.table, plan.slots,
+            plan.numbers, plan.room, data, run.parameters, states_of(run.state, run.parameters),
         )  # fmt: skip
 
 
-def kernels():
+def kernels(precision):
     """Some kernels of this file: (name, kernel); every loss, optimizer and activation is in one of them."""
     for i, loss in enumerate(layout.LOSSES):
         optimizer = layout.OPTIMIZERS[i % len(layout.OPTIMIZERS)]
         activations = ("identity", *layout.ACTIVATIONS[1 + i :: len(layout.LOSSES)])
         target = np.dtype(np.int64) if loss in layout.LABEL_LOSSES else DTYPE
-        yield f"cluster {loss} {optimizer}", cluster_kernel(loss, optimizer, activations, DTYPE, target)
+        name = f"cluster {loss} {optimizer} {precision}"
+        yield name, cluster_kernel(loss, optimizer, activations, precision, DTYPE, target)

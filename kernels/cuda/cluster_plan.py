@@ -10,10 +10,14 @@ import numpy as np
 
 from .. import layout, program
 from . import memory
+from .blocking import WARP
+from .compiling import Clusters
 from .launch import THREADS
 
-BLOCKS = 8  # of a cluster: as many as every GPU that has clusters allows
+FEW_BLOCKS, MANY_BLOCKS = 8, 16  # of a cluster: as many as every GPU that has clusters allows, and as some do
 VECTOR = 4  # elements of a 16-byte access
+SIDE = 16  # rows and columns that a warp makes at once by tensor cores
+TILES = {"ieee": (2, VECTOR, 1), "tf32": (SIDE, SIDE, WARP)}  # made at once, forward and back, by so many threads
 
 # The words of an instruction in a plan; places are elements of the block's shared memory.
 (
@@ -62,6 +66,7 @@ class Room(NamedTuple):
     end: int
     fan_in: int
     classes: int
+    blocks: int  # of the cluster
 
 
 class _Places:
@@ -83,8 +88,22 @@ def leading(columns):
     return VECTOR * (accesses + 1 - accesses % 2)
 
 
+def blocks_of(workspace):
+    """The numbers of blocks that a cluster may have for a workspace, the better one first.
+
+    Twice as many blocks make a step shorter only where threads of eight make several tiles of the widest layer: then
+    there are half as many turns. Else threads would stand idle, and the blocks are as good for another network. What
+    does not fit into the memory of few blocks may fit into that of many.
+    """
+    operands = (operand for instruction in workspace.listing.decoded for operand in instruction.operands if operand)
+    widest = max(operand.columns for operand in operands if operand.buffer == program.ACTIVATIONS)
+    rows, (height, width, threads) = -(-workspace.batch_size // FEW_BLOCKS), TILES[workspace.program.precision]
+    tiles = -(-rows // height) * -(-widest // width)
+    return (MANY_BLOCKS, FEW_BLOCKS) if tiles * threads > THREADS else (FEW_BLOCKS, MANY_BLOCKS)
+
+
 class Plan:
-    """A program as the kernel reads it, for batches of up to ``batch_size`` rows.
+    """A program as the kernel reads it, for a cluster of so many blocks and batches of up to ``batch_size`` rows.
 
     Attributes
     ----------
@@ -97,14 +116,16 @@ class Plan:
         The parameters of the listing's instructions.
     bytes : int
         Of shared memory that a block needs.
+    clusters : Clusters
+        What a launch needs: one, of so many blocks.
     row_lanes : int
         Threads that sum over the rows of a block.
     """
 
-    def __init__(self, workspace):
+    def __init__(self, workspace, blocks):
         listing, arrays = workspace.listing, workspace.program.arrays
         instructions = listing.decoded[: listing.updated]
-        rows = -(-workspace.batch_size // BLOCKS)
+        rows = -(-workspace.batch_size // blocks)
         wide, states = _Places(), layout.OPTIMIZER_STATES[workspace.optimizer]
         labelled = workspace.labelled
         weights, hits, sums = wide.take(rows, 2), wide.take(rows, 2), wide.take(2, 2)
@@ -118,7 +139,7 @@ class Plan:
             if array.trains:
                 trained = len(slots)
         self.slots = np.array(slots, np.int32)
-        share = -(-trained // (BLOCKS * VECTOR)) * VECTOR
+        share = -(-trained // (blocks * VECTOR)) * VECTOR
         parameters, gradients = wide.take(len(slots)), wide.take(trained)
         state, own = wide.take(states * share), wide.take(share)
         table, losses = wide.take(WIDTH * len(instructions)), wide.take(rows)
@@ -140,12 +161,14 @@ class Plan:
             weights, hits, sums, labels, rows, parameters, gradients, share, state, own, table, losses, inputs,
             rows * ld_in, ld_in, targets, rows * ld_target, ld_target, *prediction, *gradient, cleared, wide.size,
             trained, len(slots), listing.weights, len(instructions), workspace.fan_in, workspace.fan_out,
+            blocks,
         )  # fmt: skip
         self.table = np.array(
             [word for row, instruction in enumerate(instructions) for word in self._words(row, instruction)], np.int32
         )
         self.numbers = np.array([instruction.parameter for instruction in instructions])
         self.bytes = 4 * wide.size
+        self.clusters = Clusters(1, blocks, self.bytes)
         self.row_lanes = min(1 << (rows - 1).bit_length(), THREADS)
         self.table, self.slots, self.numbers = map(memory.to_device, (self.table, self.slots, self.numbers))
 

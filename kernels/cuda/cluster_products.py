@@ -12,6 +12,7 @@ from .ptx import vector_access
 
 DTYPE = np.dtype(np.float32)
 int32, uint32 = types.int32, types.uint32
+load, store = vector_access(VECTOR)
 
 
 @device_function
@@ -22,6 +23,38 @@ def split(e, columns):
 
 
 @cache
+def finishing(value):
+    """A device function: activate four columns of a row and store them; those beyond the last count for nothing."""
+
+    @device_function
+    def finish(acc, part, code, p, saves, shared, out, saved):
+        z = cuda.local.array(VECTOR, types.float32)
+        for j in range(VECTOR):
+            z[j] = acc[part + j]
+        if saves:
+            store(shared, saved, z, 0)
+        for j in range(VECTOR):
+            z[j] = value(code, z[j], p)
+        store(shared, out, z, 0)
+
+    return finish
+
+
+@device_function
+def sum_columns(shared, rows, grad, ld_grad, bias, j):
+    """The sums of four columns of a gradient, from column ``j`` on, for ``bias``."""
+    acc = cuda.local.array(VECTOR, types.float32)
+    b = cuda.local.array(VECTOR, types.float32)
+    for c in range(VECTOR):
+        acc[c] = types.float32(0)
+    for i in range(rows):
+        load(b, 0, shared, grad + i * ld_grad + j)
+        for c in range(VECTOR):
+            acc[c] += b[c]
+    store(shared, bias + j, acc, 0)
+
+
+@cache
 def products(value, derivative, fma):
     """The three products of a linear layer, of matrices in shared memory: device functions.
 
@@ -29,7 +62,7 @@ def products(value, derivative, fma):
     16-byte boundaries and are filled up with zeros to a multiple of four terms, as are the rows of a weight.
     """
     zero, pair, square = DTYPE.type(0), 2 * VECTOR, VECTOR * VECTOR
-    load, store = vector_access(VECTOR)
+    finish = finishing(value)
 
     @device_function
     def multiply(acc, first, second, w, shared, at):
@@ -40,18 +73,6 @@ def products(value, derivative, fma):
             for j in range(VECTOR):
                 acc[j] = fma(first[k], b[j], acc[j])
                 acc[VECTOR + j] = fma(second[k], b[j], acc[VECTOR + j])
-
-    @device_function
-    def finish(acc, part, code, p, saves, shared, out, saved):
-        """Activate four columns of a row and store them; beyond the last they meet zeros of the next weight."""
-        z = cuda.local.array(VECTOR, types.float32)
-        for j in range(VECTOR):
-            z[j] = acc[part + j]
-        if saves:
-            store(shared, saved, z, 0)
-        for j in range(VECTOR):
-            z[j] = value(code, z[j], p)
-        store(shared, out, z, 0)
 
     @device_function
     def forward(shared, rows, terms, columns, x, ld_x, w, ld_w, bias, out, ld_out, saved, ld_saved, code, p):
@@ -119,9 +140,9 @@ def products(value, derivative, fma):
         for e in range(cuda.threadIdx.x, tiles + groups, THREADS):
             k, group = split(e, groups)
             k, j = k * VECTOR, group * VECTOR
-            for c in range(square):
-                acc[c] = zero
             if e < tiles:
+                for c in range(square):
+                    acc[c] = zero
                 at, at_grad = x + k, grad + j
                 for _ in range(rows):
                     load(a, 0, shared, at)
@@ -134,10 +155,6 @@ def products(value, derivative, fma):
                 for r in range(VECTOR):
                     store(shared, w + (k + r) * ld_w + j, acc, r * VECTOR)
             elif bias >= 0:
-                for i in range(rows):
-                    load(b, 0, shared, grad + i * ld_grad + j)
-                    for c in range(VECTOR):
-                        acc[c] += b[c]
-                store(shared, bias + j, acc, 0)
+                sum_columns(shared, rows, grad, ld_grad, bias, j)
 
     return forward, backward, weights

@@ -162,6 +162,16 @@ class Kernel:
         self.load()
         driver.allow_shared(self.code, size)
 
+    def allow_clusters(self, clusters):
+        """Let its launches have these `Clusters`: their shared memory, and more blocks than every GPU has room for."""
+        self.allow_shared(clusters.shared)
+        driver.allow_large_clusters(self.code)
+
+    def clusters_at_once(self, clusters, threads):
+        """How many such `Clusters` of blocks of so many threads the GPU has room for at once, by the driver."""
+        self.allow_clusters(clusters)
+        return driver.clusters_at_once(self.code, self._configuration(clusters, threads), streams.stream().core)
+
 
 def _given(made):
     """A kernel that the driver has, from what `Kernel.compile` made."""

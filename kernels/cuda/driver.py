@@ -147,10 +147,29 @@ def most_shared() -> int:
 
 def allow_shared(code, size):
     """Let the launches of a kernel, as cuda.core has it, have up to so many bytes of dynamic shared memory."""
-    attribute = driver_calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver_calls.cuKernelSetAttribute(attribute, size, code.handle, device().device_id)
+    _allow(code, "MAX_DYNAMIC_SHARED_SIZE_BYTES", size, f"{size} bytes of shared memory")
+
+
+def allow_large_clusters(code):
+    """Let the launches of a kernel have clusters of more blocks than the eight that every GPU with clusters allows."""
+    _allow(code, "NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1, "clusters of more than eight blocks")
+
+
+def _allow(code, name, value, words):
+    attribute = getattr(driver_calls.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}")
+    (status,) = driver_calls.cuKernelSetAttribute(attribute, value, code.handle, device().device_id)
     if status:
-        raise RuntimeError(f"the CUDA driver allows a kernel no {size} bytes of shared memory: {status.name}")
+        raise RuntimeError(f"the CUDA driver allows a kernel no {words}: {status.name}")
+
+
+def clusters_at_once(code, configuration, stream) -> int:
+    """How many clusters of a launch the GPU has room for at once; 0 too where it has none of that size."""
+    try:
+        return code.occupancy.max_active_clusters(configuration, stream=stream)
+    except Exception as error:  # cuda.core has errors of its own
+        if "CUDA_ERROR_INVALID_CLUSTER_SIZE" not in str(error):
+            raise
+        return 0
 
 
 def memory_info() -> tuple[int, int]:

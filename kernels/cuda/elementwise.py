@@ -14,7 +14,7 @@ from .compiling import device_function, kernel
 from .driver import cuda, simulated
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, for_each_element, over_rows
-from .operands import FLOAT, FLOATS, INT, INTS, Matrix, at, matrix
+from .operands import FLOAT, FLOATS, INT, INTS, at, matrix
 from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
 
 
@@ -135,43 +135,65 @@ def convert(rows, columns, x, out, stream):
 
 
 @cache
-def gather_kernel(dtype, source, of_step, labelled):
-    """The kernel of ``out[i] = x[rows[i]]``, converted from the dtype ``source``; of labels likewise if ``labelled``.
-
-    With ``of_step`` the rows are those of the next step in ``record``, else they are the elements of ``record``.
-    """
+def gathering(dtype):
+    """A device function: ``out[i] = x[row]``, by the threads of a block that lie along the columns."""
     number = dtype.type
 
-    @kernel(INT, INT, INTS, matrix(source), matrix(dtype), INTS, INTS, threads=THREADS)
-    def gather_kernel(rows, columns, record, x, out, labels, batch_labels):
-        start = record[ROWS] + record[NEXT] * record[BATCH] if of_step else np.int64(0)
-        row, row_step = first_row()
+    @device_function
+    def gather_row(i, row, columns, x, out):
         column, column_step = first_column()
-        for i in range(row, rows, row_step):
-            source = record[start + i]
-            for j in range(column, columns, column_step):
-                out.data[at(out, i, j)] = number(x.data[at(x, source, j)])
-            if labelled and column == 0:
-                batch_labels[i] = labels[source]
+        for j in range(column, columns, column_step):
+            out.data[at(out, i, j)] = number(x.data[at(x, row, j)])
 
-    return gather_kernel
+    return gather_row
 
 
-def gather(rows, columns, record, x, out, labels, batch_labels, stream):
-    """Launch ``out[i] = x[rows[i]]`` for the next step of a record; of ``labels`` likewise unless they are None."""
-    grid, block = over_rows(rows, columns)
-    labelled = labels is not None
-    function = gather_kernel(out.data.dtype, x.data.dtype, True, labelled)
-    pair = (labels, batch_labels) if labelled else (record, record)
-    function[grid, block, stream](rows, columns, record, x, out, *pair)
+@cache
+def gather_rows_kernel(dtype, source):
+    """The kernel of ``out[i] = x[index[i]]``, converted from the dtype ``source``."""
+    gather_row = gathering(dtype)
+
+    @kernel(INT, INT, INTS, matrix(source), matrix(dtype), threads=THREADS)
+    def gather_rows_kernel(rows, columns, index, x, out):
+        first, step = first_row()
+        for i in range(first, rows, step):
+            gather_row(i, index[i], columns, x, out)
+
+    return gather_rows_kernel
 
 
 def gather_rows(rows, columns, index, x, out, stream):
     """Launch ``out[i] = x[index[i]]``."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
-        function = gather_kernel(out.data.dtype, x.data.dtype, False, False)
-        function[grid, block, stream](rows, columns, index, x, out, index, index)
+        gather_rows_kernel(out.data.dtype, x.data.dtype)[grid, block, stream](rows, columns, index, x, out)
+
+
+@cache
+def gather_kernel(dtype, source, target_dtype, target_source):
+    """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64."""
+    gather_row, gather_target = gathering(dtype), gathering(target_dtype)
+
+    @kernel(
+        INT, INT, INT, INTS, matrix(source), matrix(dtype), matrix(target_source), matrix(target_dtype),
+        threads=THREADS,
+    )  # fmt: skip
+    def gather_kernel(rows, columns, target_columns, record, x, out, target, batch_target):
+        start = record[ROWS] + record[NEXT] * record[BATCH]
+        first, step = first_row()
+        for i in range(first, rows, step):
+            row = record[start + i]
+            gather_row(i, row, columns, x, out)
+            gather_target(i, row, target_columns, target, batch_target)
+
+    return gather_kernel
+
+
+def gather(rows, columns, target_columns, record, x, out, target, batch_target, stream):
+    """Launch ``out[i] = x[r]`` and ``batch_target[i] = target[r]`` for every row r of the next step of a record."""
+    grid, block = over_rows(rows, max(columns, target_columns))
+    function = gather_kernel(*(operand.data.dtype for operand in (out, x, batch_target, target)))
+    function[grid, block, stream](rows, columns, target_columns, record, x, out, target, batch_target)
 
 
 @device_function
@@ -238,26 +260,48 @@ def column_sum_kernel(dtype):
     return column_sum_kernel
 
 
+@device_function
+def total_of_chunks(zero, chunks, j, sums):
+    """The sum of column ``j`` from the sums of its chunks, as `column_sum_kernel` makes it of them."""
+    total = zero
+    for lane in range(SUM_LANES):
+        of_lane = zero
+        for chunk in range(lane, chunks, SUM_LANES):
+            of_lane += sums.data[at(sums, chunk, j)]
+        total += of_lane
+    return total
+
+
 def sum_scratch(rows, columns):
     """How many elements of scratch `column_sum` needs."""
-    return -(-rows // SUM_ROWS) * columns
+    return chunks_of(rows) * columns
 
 
-def column_sum(rows, columns, beta, z, out, scratch, stream):
-    """Launch ``out_j = beta * out_j + sum_i z_ij``: sums of chunks of rows, and then the sums of these.
+def chunks_of(rows):
+    """How many chunks so many rows are."""
+    return -(-rows // SUM_ROWS)
 
-    ``beta`` is 0 or 1; with 0 ``out`` is not read. ``scratch`` has `sum_scratch` elements.
+
+def _launch_sums(rows, columns, chunk, beta, z, out, stream):
+    grid = max(-(-rows // chunk), 1), -(-columns // SUM_COLUMNS)
+    column_sum_kernel(out.data.dtype)[grid, (SUM_COLUMNS, SUM_LANES), stream](rows, columns, chunk, beta, z, out)
+
+
+def sum_chunks(rows, columns, z, sums, stream):
+    """Launch the sums of chunks of rows, where there are several; returns rows whose sums are those of ``z``."""
+    if chunks_of(rows) <= 1 or columns == 0:
+        return rows, z
+    _launch_sums(rows, columns, SUM_ROWS, 0, z, sums, stream)
+    return chunks_of(rows), sums
+
+
+def column_sum(rows, columns, beta, z, out, stream):
+    """Launch ``out_j = beta * out_j + sum_i z_ij`` for few rows, such as `sum_chunks` returns.
+
+    ``beta`` is 0 or 1; with 0 ``out`` is not read.
     """
-    if columns == 0:
-        return
-    function = column_sum_kernel(out.data.dtype)
-    tiles, block = -(-columns // SUM_COLUMNS), (SUM_COLUMNS, SUM_LANES)
-    chunks = -(-rows // SUM_ROWS)
-    if chunks > 1:
-        sums = Matrix(scratch, 0, columns)
-        function[(chunks, tiles), block, stream](rows, columns, SUM_ROWS, 0, z, sums)
-        rows, z = chunks, sums
-    function[(1, tiles), block, stream](rows, columns, max(rows, 1), beta, z, out)
+    if columns:
+        _launch_sums(rows, columns, max(rows, 1), beta, z, out, stream)
 
 
 # ------------------------------------------------------------------------------------------- catalogue
@@ -269,8 +313,9 @@ def kernels(dtype):
     yield "dropout", dropout_kernel(dtype)
     for source in map(np.dtype, ("float64", "float32", "float16", "int64", "uint8", "bool")):
         yield f"convert {source}", convert_kernel(dtype, source)
-        yield f"gather_rows {source}", gather_kernel(dtype, source, False, False)
-        for labelled in (False, True):
-            yield f"gather {source}{' labelled' * labelled}", gather_kernel(dtype, source, True, labelled)
+        yield f"gather_rows {source}", gather_rows_kernel(dtype, source)
+        for target in map(np.dtype, ("float64", "float32")):
+            yield f"gather {source} {target}", gather_kernel(dtype, source, dtype, target)
+        yield f"gather {source} labelled", gather_kernel(dtype, source, INT, INT)
     yield "weights", weights_kernel()
     yield "column_sum", column_sum_kernel(dtype)

@@ -31,6 +31,7 @@ from .blocking import (
 )
 from .compiling import device_function, kernel, unrolled
 from .driver import cuda, types
+from .elementwise import total_of_chunks
 from .formulas import formulas
 from .launch import THREADS as ELEMENT_THREADS
 from .launch import for_each_element, multiprocessors, over_rows
@@ -515,20 +516,26 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
 
 @cache
 def sum_of_parts_kernel(dtype):
-    """``out = beta out`` + the parts of a product, in their order."""
+    """``out = beta out`` + the parts of a product, in their order; ``bias`` likewise of chunks, if there are any."""
+    zero = np.dtype(dtype).type(0)
 
     @for_each_element
     @device_function
-    def add_up(i, j, rows, count, beta, parts, out):
+    def add_up(i, j, rows, count, beta, parts, out, chunks, sums, bias):
         total = parts.data[at(parts, i, j)]
         for part in range(1, count):
             total += parts.data[at(parts, part * rows + i, j)]
         to = at(out, i, j)
         out.data[to] = total + out.data[to] if beta else total
+        if i == 0 and chunks > 0:
+            total, to = total_of_chunks(zero, chunks, j, sums), at(bias, 0, j)
+            bias.data[to] = bias.data[to] + total if beta else total
 
-    @kernel(INT, INT, INT, INT, matrix(dtype), matrix(dtype), threads=ELEMENT_THREADS)
-    def sum_of_parts_kernel(rows, columns, count, beta, parts, out):
-        add_up(rows, columns, rows, count, beta, parts, out)
+    operand = matrix(dtype)
+
+    @kernel(INT, INT, INT, INT, operand, operand, INT, operand, operand, threads=ELEMENT_THREADS)
+    def sum_of_parts_kernel(rows, columns, count, beta, parts, out, chunks, sums, bias):
+        add_up(rows, columns, rows, count, beta, parts, out, chunks, sums, bias)
 
     return sum_of_parts_kernel
 
@@ -585,7 +592,9 @@ def finish_of(c, epilogue):
     return Finish(epilogue.beta, Matrix(row.data, row.offset, 0), has_bias, epilogue.parameter, saved)
 
 
-def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None):  # noqa: B008
+def gemm(
+    trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None, columns=None,  # noqa: B008
+):  # fmt: skip
     """``C = beta C + A B`` and what the epilogue says.
 
     Parameters
@@ -606,10 +615,17 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
         epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
         launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
         other products are never cut.
+    columns : (int, Matrix, Matrix), optional
+        How many chunks, their sums of the columns of B, and where the second launch adds these up, if there is one.
+
+    Returns
+    -------
+    bool
+        Whether there is a second launch.
     """
     m, n, _ = shape
     if m == 0 or n == 0:
-        return
+        return False
     dtype = c.data.dtype
     check_precision(precision, dtype)
     if plan is None:
@@ -619,9 +635,11 @@ def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", p
         sums = Matrix(parts, 0, padded_columns(n))
         _launch(trans, shape, a, b, sums, stream, Epilogue(), precision, plan)
         grid, block = over_rows(m, n)
-        sum_of_parts_kernel(dtype)[grid, block, stream](m, n, plan.parts, epilogue.beta, sums, c)
+        beside = (0, c, c) if columns is None else columns
+        sum_of_parts_kernel(dtype)[grid, block, stream](m, n, plan.parts, epilogue.beta, sums, c, *beside)
     else:
         _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
+    return plan.parts > 1
 
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):

@@ -7,16 +7,17 @@
 from ..layout import SAVES_PRE_ACTIVATION
 from . import wgmma
 from .blocking import parts_size
-from .elementwise import activation_forward, column_sum, sum_scratch
+from .elementwise import activation_forward, column_sum, sum_chunks, sum_scratch
 from .gemm import Epilogue, gemm
+from .operands import Matrix
 
 
-def _product(trans, shape, a, b, c, stream, epilogue, precision, parts=None):
+def _product(trans, shape, a, b, c, stream, epilogue, precision, parts=None, columns=None):
     """`gemm.gemm`, or by warpgroups where these are asked for, which cut no sum into ``parts``."""
     if wgmma.chosen(precision, c.data.dtype):
         wgmma.gemm(trans, shape, a, b, c, stream, epilogue, precision=precision)
-    else:
-        gemm(trans, shape, a, b, c, stream, epilogue, precision, parts=parts)
+        return False
+    return gemm(trans, shape, a, b, c, stream, epilogue, precision, parts=parts, columns=columns)
 
 
 def linear_forward(layer, n, x, weight, bias, out, saved, stream):
@@ -43,15 +44,22 @@ def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
 
 def params_scratch(n, fan_in, fan_out):
     """Elements of scratch that `linear_backward_params` needs, for up to ``n`` rows."""
-    return max(sum_scratch(n, fan_out), parts_size(fan_in, fan_out, n))
+    return parts_size(fan_in, fan_out, n) + sum_scratch(n, fan_out)
 
 
 def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
 
-    ``scratch`` has `params_scratch` elements. The activation of the layer is not used.
+    ``scratch`` has `params_scratch` elements. The activation of the layer is not used. Where both sums are cut, one
+    launch adds up what either was cut into.
     """
-    shape, epilogue = (layer.fan_in, layer.fan_out, n), Epilogue(beta=beta)
-    _product("TN", shape, x, grad_z, grad_weight, stream, epilogue, layer.precision, parts=scratch)
+    fan_in, fan_out = layer.fan_in, layer.fan_out
+    rows, z, columns = n, grad_z, None
     if grad_bias is not None:
-        column_sum(n, layer.fan_out, beta, grad_z, grad_bias, scratch, stream)
+        sums = Matrix(scratch, parts_size(fan_in, fan_out, n), fan_out)
+        rows, z = sum_chunks(n, fan_out, grad_z, sums, stream)
+        columns = (rows, sums, grad_bias) if z is sums else None
+    product = (fan_in, fan_out, n), x, grad_z, grad_weight, stream, Epilogue(beta=beta), layer.precision
+    added = _product("TN", *product, parts=scratch, columns=columns)
+    if grad_bias is not None and not (added and columns):
+        column_sum(rows, fan_out, beta, z, grad_bias, stream)

@@ -2,8 +2,8 @@
 
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
-it is and captures the second one as a CUDA graph, which takes one launch for each step from then on. Small networks
-make all steps of a run in one launch (steps.py, cluster.py).
+it is and captures the second one as a CUDA graph, which takes one launch for each step from then on, and where many
+follow a graph of several steps. Small networks make all steps of a run in one launch (steps.py, cluster.py).
 """
 
 import numpy as np
@@ -21,7 +21,12 @@ from .record import CURRENT, NEXT, Record
 
 INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
 INFERENCE_ROWS = 64
-GRAPHS = 8  # at most so many are kept by a workspace; a graph belongs to the arrays it was captured with
+GRAPHS = 8  # for at most so many sets of arrays a workspace keeps graphs: one of one step, one of STEPS_A_GRAPH
+STEPS_A_GRAPH = 16
+# To capture that graph takes the host about as long as to launch its steps, and a replay saves a part of that. So it is
+# captured where so many steps have been replayed or are due now: a short `fit` does without, and in a longer one the
+# capture stays small beside the steps.
+STEPS_BEFORE = 4 * STEPS_A_GRAPH
 
 
 class _Workspace:
@@ -192,8 +197,8 @@ class TrainingWorkspace(_Workspace):
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
-        self.plan = None  # of cluster.py
-        self.graphs = {}  # sizes, stream and addresses -> the graph of a step, None until it is captured
+        self.plan = None  # of cluster.py, once it has looked for one
+        self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
 
     def places(self, run):
         return super().places(run) | {
@@ -206,10 +211,8 @@ class TrainingWorkspace(_Workspace):
     def step(self, run, n, stream):
         """One training step of ``n`` rows: the launches, in order."""
         record, listing, places = self.record, self.listing, self.places(run)
-        labels = (run.target.data, self.target.data) if self.labelled else (None, None)
-        gather(n, self.fan_in, record.device, run.x, self.input, *labels, stream)
-        if not self.labelled:
-            gather(n, self.fan_out, record.device, run.target, self.target, None, None, stream)
+        target_columns = 1 if self.labelled else self.fan_out
+        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
         if run.row_weight is not None:
             weights(n, record.device, run.row_weight, self.rows.weight, stream)
         self.walk(listing.decoded[: listing.loss], places, n, stream, record)
@@ -227,8 +230,8 @@ class TrainingWorkspace(_Workspace):
             optimizer_step(self.optimizer, record, values, gradient, state, stream)
 
     def steps(self, run, n, count):
-        """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and a graph of it."""
-        one_launch = cluster if cluster.suits(self) else steps if steps.suits(self, n) else None
+        """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and graphs of it."""
+        one_launch = cluster if cluster.suits(self, run) else steps if steps.suits(self, n) else None
         if one_launch is not None:
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
@@ -240,14 +243,39 @@ class TrainingWorkspace(_Workspace):
         if key not in self.graphs:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
-            self.graphs[key] = None
+            self.graphs[key] = _Graphs()
             ahead.compile_for(lambda stream: self.step(run, n, stream))
             self.step(run, n, streams.stream())
             count -= 1
-        for _ in range(count):
-            if self.graphs[key] is None:
-                self.graphs[key] = streams.capture(lambda stream: self.step(run, n, stream))
-            self.graphs[key]()
+        self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
+
+
+class _Graphs:
+    """The graphs of steps that are the same launches: of one step and of `STEPS_A_GRAPH`, captured when first used."""
+
+    def __init__(self):
+        self.replayed, self.by_length = 0, {}  # steps so far; the steps of a graph -> the graph
+
+    def replay(self, step, count):
+        """Make ``count`` steps, of which each is what ``step(stream)`` launches, in as few replays as they may have."""
+        many = STEPS_A_GRAPH in self.by_length or self.replayed + count >= STEPS_BEFORE
+        long, short = divmod(count, STEPS_A_GRAPH) if many else (0, count)
+        for length, times in ((STEPS_A_GRAPH, long), (1, short)):
+            for _ in range(times):
+                if length not in self.by_length:
+                    self.by_length[length] = streams.capture(_repeated(step, length))
+                self.by_length[length]()
+        self.replayed += count
+
+
+def _repeated(launches, times):
+    """A function that calls ``launches(stream)`` so often."""
+
+    def repeated(stream):
+        for _ in range(times):
+            launches(stream)
+
+    return repeated
 
 
 class Run(Buffers):

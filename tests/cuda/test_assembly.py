@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, cluster, driver, gemm, warpgroup, wgmma
+from fastbp.kernels.cuda import blocking, catalogue, cluster, cluster_plan, driver, gemm, warpgroup, wgmma
 
 from . import machine_code
 
@@ -92,6 +92,7 @@ def test_product(tmp_path, dtype, precision, trans, tile, capability):
 # Beside the instructions of the tensor cores there are the roundings (two a number for TF32, one for two numbers for
 # BF16; for bf16x3 as many again and the differences for low parts), the loads of what is rounded (16 bytes each, in the
 # smallest tile 8 where rows touch), the copies of the panels, and the addresses of these.
+TF32 = "HMMA.1688.F32.TF32"
 MATRIX_SHARE = {
     "tf32": {"large": 0.219, "medium": 0.108, "small": 0.045},
     "bf16": {"large": 0.197, "medium": 0.087, "small": 0.032},
@@ -108,7 +109,7 @@ def test_product_by_tensor_cores(tmp_path, dtype, precision, trans, tile, capabi
     assert report.shared * tile.blocks <= MULTIPROCESSOR_SHARED
 
     loop = machine_code.main_loop(machine_code.disassemble(cubin, tmp_path))
-    opcode, terms = ("HMMA.1688.F32.TF32", 8) if precision == "tf32" else ("HMMA.16816.F32.BF16", 16)
+    opcode, terms = (TF32, 8) if precision == "tf32" else ("HMMA.16816.F32.BF16", 16)
     times, parts = (3, 2) if precision == "bf16x3" else (1, 1)
     numbers = (tile.tm + tile.tn // 2) * 4  # of A and B, that a thread needs of a panel
     assert loop[opcode] == times * tile.tm // 2 * (tile.tn // 2) * tile.bk // terms
@@ -262,31 +263,41 @@ def test_kernel(kernel, capability):
 
 
 # ------------------------------------------------------------------------------------------ clusters
-# By default one kernel for each architecture that has clusters.
+# By default one kernel for each architecture that has clusters, and each precision.
+DEFAULT = ((2, HOPPER, "ieee"), (3, (10, 0), "ieee"), (2, (10, 0), "tf32"), (3, HOPPER, "tf32"))
+
+
 @needs_disassembler
 @pytest.mark.parametrize(
-    ("number", "capability"),
+    ("number", "capability", "precision"),
     [
-        pytest.param(*kind, id=f"{layout.LOSSES[kind[0]]}-{architecture(kind[1])}", marks=marks)
-        for kind in product_of(range(len(layout.LOSSES)), CAPABILITIES[1:])
-        for marks in [[pytest.mark.long] * (kind not in ((2, CAPABILITIES[1]), (3, CAPABILITIES[2])))]
+        pytest.param(*kind, id=f"{layout.LOSSES[kind[0]]}-{architecture(kind[1])}-{kind[2]}", marks=marks)
+        for kind in product_of(range(len(layout.LOSSES)), CAPABILITIES[1:], cluster_plan.TILES)
+        for marks in [[pytest.mark.long] * (kind not in DEFAULT)]
     ],
 )
-def test_cluster(tmp_path, number, capability):
+def test_cluster(tmp_path, number, capability, precision):
     """Two barriers of the cluster a step; gradients and losses fetched from each block, parameters sent to each."""
-    _, kernel = list(cluster.kernels())[number]
+    _, kernel = list(cluster.kernels(precision))[number]
     cubin, report = assemble(kernel, capability)
     assert report.registers * cluster.THREADS <= REGISTERS
     assert report.shared <= cluster.STATIC_BYTES + RESERVED_SHARED
     text = machine_code.disassemble(cubin, tmp_path)
     found = Counter(machine_code.opcodes(text))
     assert (found["UCGABAR_ARV"], found["UCGABAR_WAIT"]) == (2, 2)
-    assert found["LD.E.64"] == 2 * cluster.BLOCKS
+    assert found["LD.E.64"] == 2 * cluster.MANY_BLOCKS
     assert found["LD.E"] == found["ST.E"]  # the compiler may make the loop of the update more than once
-    assert found["LD.E"] % cluster.BLOCKS == 0 < found["LD.E"]
-    # Forward, back, and the gradient of a weight: all from shared memory, 16 bytes at a time.
-    loops = [loop for loop in machine_code.loops(text) if loop["FFMA"] >= max(16, 0.45 * loop.total())]
+    assert found["LD.E"] % cluster.MANY_BLOCKS == 0 < found["LD.E"]
+    # Forward, back, and the gradient of a weight: all from shared memory, 16 bytes at a time, or 8.
+    if precision == "ieee":
+        loops = [loop for loop in machine_code.loops(text) if loop["FFMA"] >= max(16, 0.45 * loop.total())]
+    else:
+        loops = [loop for loop in machine_code.loops(text) if loop[TF32] and loop.total() < 100]
     assert len(loops) == 3, loops
     for loop in loops:
-        assert loop["LDS.128"] <= 6 * loop["FFMA"] // 32, loop
-        assert {name for name in loop if name.startswith(("LD", "ST"))} == {"LDS.128"}, loop
+        if precision == "ieee":
+            assert loop["LDS.128"] <= 6 * loop["FFMA"] // 32, loop
+        else:  # two instructions for eight terms of 16 x 16 elements, of which a number is rounded by two others
+            assert (loop["LDS.64"], loop["FFMA"], loop["LOP3.LUT"]) == (2 * loop[TF32], 4 * loop[TF32], 4 * loop[TF32])
+        accesses = {name for name in loop if name.startswith(("LD", "ST"))}
+        assert accesses == {"LDS.128" if precision == "ieee" else "LDS.64"}, loop

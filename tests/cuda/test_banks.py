@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
-from fastbp.kernels.cuda import blocking, gemm
+from fastbp.kernels.cuda import blocking, cluster_plan, cluster_tensor_cores, gemm
 
 from . import banks
 
@@ -46,6 +46,29 @@ def test_what_the_profiler_counted():
     panel = banks.of_a_panel("NN", "float32", tile, space="global")
     warps = 4096**3 // (tile.bm * tile.bn * tile.bk) * tile.threads // blocking.WARP
     assert panel["load", 16].conflicts * warps // len(banks.WARPS) == pytest.approx(50_509_141, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------ clusters
+@pytest.mark.parametrize("which", range(3), ids=["forward", "backward", "gradients"])
+def test_factors_of_a_cluster(which):
+    """For tensor cores: no two words of a bank, however long the rows are."""
+    product = cluster_tensor_cores.products(lambda code, x, p: x, lambda code, x, p: 1)[which]
+    for terms, columns in ((16, 32), (32, 16), (48, 64), (64, 48), (80, 128)):
+        rows = 48
+        lds = [cluster_plan.leading(count) for count in (terms, terms if which == 1 else columns, columns)]
+        traces = []
+        for thread in range(blocking.WARP):
+            log = []
+            shared, function = banks.Memory("shared", 4, log), banks.plain(product, banks.machine(log, thread, 4), {})
+            a, b, c = ((i << 20, ld) for i, ld in enumerate(lds))
+            if which == 2:
+                function(shared, rows, terms, columns, *a, *b, *c, -1)
+            else:
+                bias = (-1,) if which == 0 else ()
+                function(shared, rows, terms, columns, *a, *b, *bias, *c, *c, 0, 0.0)
+            traces.append(log)
+        factors = banks.count(traces)["load", 8]
+        assert factors.conflicts == 0 < factors.requests
 
 
 # ------------------------------------------------------------------------------------------ the counting

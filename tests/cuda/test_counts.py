@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
-from fastbp.kernels.cuda import compiling, streams
+from fastbp.kernels.cuda import compiling, network, streams
 
 from .emulator.counts import Counts, counted, library
 
@@ -28,6 +28,13 @@ STEPS, BATCH = 6, 16
 def one_slice_an_epoch(monkeypatch):
     """However slow the emulated GPU is."""
     monkeypatch.setattr(slices, "SLICE_SECONDS", 1e6)
+
+
+@pytest.fixture(autouse=True)
+def no_memory_of_other_tests():
+    """Which would be given back within a test, once there is enough of it, with what that test uses again."""
+    counted(lambda: None)  # collects it
+    arrays.give_back()
 
 
 @pytest.fixture(params=["graph", "one kernel"])
@@ -68,6 +75,50 @@ def test_an_epoch_of_fit(way):
     found = of_an_epoch(model, lambda epochs: model.fit(X, y, epochs=epochs, **options))
     steps = {"launches": 2, "replays": STEPS} if way == "graph" else {"launches": 3, "replays": 0}
     assert found == Counts(**steps, copies=4, waits=1, allocations=0)
+
+
+def test_many_steps_are_few_replays(monkeypatch):
+    """Of 16 steps each, and one by one what is left, to the same bits; a short `fit` captures one step alone."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    captured, capture = [], streams.capture
+    monkeypatch.setattr(streams, "capture", lambda launches: captured.append(1) or capture(launches))
+
+    def of_fit(steps, before=network.STEPS_BEFORE):
+        """The replays and captures of two epochs of so many steps, and the weights after them."""
+        monkeypatch.setattr(network, "STEPS_BEFORE", before)
+        captured.clear()
+        model, loss, optimizer, X, y = task(dropout=0.1)
+        rows = np.arange(2 * steps) % len(X)
+        options = {"loss": loss, "optimizer": optimizer, "batch_size": 2, "epochs": 2, "verbose": False}
+        replays = counted(lambda: model.fit(X[rows], y[rows], **options)).replays
+        return replays, len(captured), model.flat_parameters.tobytes()
+
+    assert network.STEPS_A_GRAPH == 16
+    *found, weights = of_fit(67)
+    assert found == [(4 + 2) + (4 + 3), 2]  # the first step is launched
+    assert of_fit(67, before=1000) == (66 + 67, 1, weights)
+    assert of_fit(30)[:2] == (29 + 30, 1)
+    assert of_fit(35)[:2] == (34 + (2 + 3), 2)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("rows", "launches"), [(BATCH, 11), (1000, 13)])
+def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
+    """Of two layers: rows and targets, forward, loss and its sum, back, the update; gradients of each two or three.
+
+    Where these are sums of parts and of chunks of rows, one launch adds up both.
+    """
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    found, step = [], network.TrainingWorkspace.step
+    monkeypatch.setattr(
+        network.TrainingWorkspace, "step", lambda *run: found.append(counted(lambda: step(*run)).launches)
+    )
+    model, loss, optimizer, X, y = task()
+    batch = np.arange(rows) % len(X)
+    if not labelled:
+        loss, y = fastbp.MSELoss(), np.eye(4)[y]
+    model.train_step(X[batch], y[batch], loss, optimizer)
+    assert found == [launches]
 
 
 def test_a_train_step(way):

@@ -111,6 +111,13 @@ def test_steps_a_launch_change_no_bits(monkeypatch):
     assert_equal(trained()[0], expected)
 
 
+def test_steps_a_graph_change_no_bits(monkeypatch):
+    expected, _ = trained(training=TRAINING._replace(used=13))
+    monkeypatch.setattr(cuda.network, "STEPS_A_GRAPH", 2)
+    monkeypatch.setattr(cuda.network, "STEPS_BEFORE", 2)
+    assert_equal(trained(training=TRAINING._replace(used=13))[0], expected)
+
+
 def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
     captured, capture = [], cuda.streams.capture
     monkeypatch.setattr(cuda.streams, "capture", lambda launches: captured.append(1) or capture(launches))
@@ -166,13 +173,17 @@ def test_weights_of_0_count_for_nothing():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_loss_that_is_not_finite_stops_before_its_update(bad):
-    first = prepared()
+def test_loss_that_is_not_finite_stops_before_its_update(monkeypatch, bad):
+    """Where steps are graphs, within one of two steps, before another graph."""
+    monkeypatch.setattr(cuda.network, "STEPS_A_GRAPH", 2)
+    monkeypatch.setattr(cuda.network, "STEPS_BEFORE", 2)
+    training = TRAINING._replace(used=13)  # three whole batches and a rest of one row
+    first = prepared(training=training)
     for name in ("coefficients", "keys", "step_loss", "step_hits"):
         first[cases.AT[name]] = first[cases.AT[name]][:1]
     first[cases.AT["rows"]] = first[cases.AT["rows"]][:4]
     expected, _ = results(first, cuda.network_train_steps(*first))
-    spoilt = prepared()
+    spoilt = prepared(training=training)
     x = cuda.to_host(spoilt[cases.AT["x"]])
     x[spoilt[cases.AT["rows"]][5]] = bad  # a row of the second batch
     spoilt[cases.AT["x"]] = cuda.to_device(x)

@@ -34,7 +34,7 @@ std::map<Pointer, size_t> pinned;
 size_t allocated = 0;
 const size_t MEMORY = 8ull << 30;
 const int MOST_SHARED = 232448;  // bytes of a block that asks for them
-const unsigned PORTABLE_CLUSTER = 8;
+const unsigned PORTABLE_CLUSTER = 8, MOST_CLUSTER = 16;  // blocks of a cluster; the latter of kernels that ask for them
 std::string failure;
 bool verbose = getenv("CUDA_EMULATOR_VERBOSE") != nullptr;
 thread_local Handle current = nullptr;
@@ -558,7 +558,11 @@ API cuModuleGetGlobal_v2(Pointer*, size_t*, Handle, const char*) { return 500; }
 API cuFuncGetAttribute(int* v, int a, Handle f) {
   LOCKED;
   auto& k = functions[f];
-  *v = a == 0 ? k->most_threads : a == 1 ? k->shared_bytes : a == 4 ? 64 : a == 8 ? k->most_dynamic : 0;
+  *v = a == 0    ? k->most_threads
+       : a == 1  ? k->shared_bytes
+       : a == 4  ? 64
+       : a == 8  ? k->most_dynamic
+       : a == 14 ? k->large_clusters : 0;
   return 0;
 }
 API cuKernelGetAttribute(int* v, int a, Handle f, int) { return cuFuncGetAttribute(v, a, f); }
@@ -569,6 +573,7 @@ API cuFuncSetAttribute(Handle f, int a, int v) {
     if (v + k->shared_bytes > MOST_SHARED) return 1;
     k->most_dynamic = v;
   }
+  if (a == 14) k->large_clusters = v;
   return 0;
 }
 API cuKernelSetAttribute(int a, int v, Handle f, int) { return cuFuncSetAttribute(f, a, v); }
@@ -587,12 +592,15 @@ API cuOccupancyMaxPotentialBlockSize(int* g, int* b, Handle, void*, size_t, int)
   return 0;
 }
 
+static bool cluster_allowed(const Kernel& kernel, Dim cluster) {
+  return cluster.x <= (kernel.large_clusters ? MOST_CLUSTER : PORTABLE_CLUSTER) && cluster.y == 1 && cluster.z == 1;
+}
 static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, void** arguments, bool cooperative,
                      Dim cluster = {1, 1, 1}) {
   LOCKED;
   Launch l{functions.at(f), grid, block, shared, cooperative, cluster.x > 1 ? cluster.x : 0, {}};
-  bool one_line = cluster.y == 1 && cluster.z == 1 && (!l.cluster || (grid.y == 1 && grid.z == 1));
-  if (!one_line || cluster.x > PORTABLE_CLUSTER || grid.x % cluster.x) return 912;  // the size of the cluster
+  bool one_line = !l.cluster || (grid.y == 1 && grid.z == 1);
+  if (!one_line || !cluster_allowed(*l.kernel, cluster) || grid.x % cluster.x) return 912;  // the size of the cluster
   if ((int)shared > l.kernel->most_dynamic) return 1;
   l.parameters.resize(l.kernel->parameter_bytes);
   for (size_t i = 0; i < l.kernel->parameters.size(); i++) {
@@ -623,13 +631,23 @@ struct Configuration {
   Attribute* attributes;
   unsigned count;
 };
+static Dim cluster_of(const Configuration* c) {
+  Dim cluster = {1, 1, 1};
+  for (unsigned i = 0; i < c->count; i++)
+    if (c->attributes[i].id == 4) memcpy(&cluster, c->attributes[i].value, sizeof cluster);
+  return cluster;
+}
+API cuOccupancyMaxActiveClusters(int* n, Handle f, const Configuration* c) {
+  LOCKED;
+  auto& k = functions.at(f);
+  *n = (int)c->shared <= k->most_dynamic;
+  return cluster_allowed(*k, cluster_of(c)) ? 0 : 912;
+}
 API cuLaunchKernelEx(Configuration* c, Handle f, void** a, void**) {
   bool cooperative = false;
-  Dim cluster = {1, 1, 1};
-  for (unsigned i = 0; i < c->count; i++) {
+  Dim cluster = cluster_of(c);
+  for (unsigned i = 0; i < c->count; i++)
     if (c->attributes[i].id == 2) cooperative = *(int*)c->attributes[i].value;
-    if (c->attributes[i].id == 4) memcpy(&cluster, c->attributes[i].value, sizeof cluster);
-  }
   return launch(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->shared, c->stream, a, cooperative, cluster);
 }
 

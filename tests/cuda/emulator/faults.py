@@ -175,8 +175,10 @@ IN_CLUSTER = """
 from fastbp.kernels.cuda import compiling, memory, streams
 from fastbp.kernels.cuda.ptx import block_in_cluster, cluster_arrive, cluster_wait, from_block, to_block
 
-def run(function, blocks=2, shared=0):
+def run(function, blocks=2, shared=0, allowed=None):
     kernel = compiling.kernel(compiling.vector(np.float32), threads=32)(function)
+    if allowed is not None:
+        kernel.allow_clusters(compiling.Clusters(1, allowed, 0))
     out = memory.to_device(np.zeros(32 * blocks, np.float32))
     kernel[compiling.Clusters(1, blocks, shared), 32, streams.stream()](out)
     print(memory.to_host(out).tolist())
@@ -198,16 +200,20 @@ CLUSTERS = {
 }
 KERNELS |= {name: (IN_CLUSTER + body + "run(kernel)\n", fault) for name, (body, fault) in CLUSTERS.items()}
 REFUSALS = """
-for options in {"blocks": 16}, {"shared": 1 << 16}:
+run(kernel, blocks=16, allowed=16)
+for options in {"blocks": 16}, {"blocks": 17, "allowed": 17}, {"shared": 1 << 16}:
     try:
         run(kernel, **options)
     except Exception as error:
         assert "INVALID_CLUSTER_SIZE" in str(error) or "INVALID_VALUE" in str(error)
     else:
         raise SystemExit("not refused")
-raise SystemExit("both are refused")
+raise SystemExit("all are refused")
 """
-KERNELS["cluster: too many blocks, more shared memory than was asked for"] = (IN_CLUSTER + MEET + REFUSALS, "both are")
+KERNELS["cluster: too many blocks, more of them or of shared memory than was asked for"] = (
+    IN_CLUSTER + MEET + REFUSALS,
+    "all are refused",
+)
 
 
 def in_a_fork(text, folder):

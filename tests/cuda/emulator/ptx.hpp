@@ -137,6 +137,7 @@ struct Kernel {
   int registers = 0, parameter_bytes = 0, shared_bytes = 0, most_threads = 1024, local_bytes = 0;
   bool asynchronous = false;                 // has barriers in shared memory, and what they are for
   int most_dynamic = 49152;  // bytes of shared memory that a launch may ask for
+  int large_clusters = 0;    // whether a launch may have clusters of more blocks than every GPU allows
   std::vector<std::string> lines;            // the text of every instruction
   std::vector<std::pair<int, int>> special;  // special registers: which, and the register that holds it
 };

@@ -77,38 +77,51 @@ def wgmma():
 
 
 # ------------------------------------------------------------------------------------------- clusters
-CLUSTER_SHAPES = ((32, 64, 64, 1), 256), ((32, 64, 64, 8), 256), ((4, 32, 32, 2), 32), ((10, 46, 46, 10), 128)
+CLUSTER_SHAPES = (
+    ((32, 64, 64, 1), 256),
+    ((32, 64, 64, 1), 512),
+    ((32, 64, 64, 8), 256),
+    ((4, 32, 32, 2), 32),
+    ((10, 46, 46, 10), 128),
+)
 CLUSTER_BATCHES, CLUSTER_RUNS, CLUSTER_NETWORKS = 64, 5, 16
 
 
 def asking(names):
     """Ask for kernels by name, or for none."""
     os.environ["FASTBP_CUDA"] = names
-    return names or "ordinary"
 
 
 def clusters():
-    """Small networks in a thread-block cluster: losses as in the ordinary way, equal runs, microseconds a step."""
-    from fastbp.bench import shapes, trainer
-    from fastbp.kernels.cuda import cluster
+    """Small networks in a thread-block cluster: losses as in the ordinary way, equal runs, microseconds a step.
 
-    for widths, batch in CLUSTER_SHAPES:
+    By each number of blocks, of which the kernel should choose (*) the faster one; in each precision.
+    """
+    from fastbp.bench import shapes, trainer
+    from fastbp.kernels.cuda import cluster, cluster_plan
+
+    blocks_of = cluster.blocks_of
+    for (widths, batch), precision in itertools.product(CLUSTER_SHAPES, cluster_plan.TILES):
         shape, losses, times = (widths, "relu", batch, {}), {}, {}
         task, rows = trainer.random_task(shape, CLUSTER_BATCHES, "float32")
-        for names in ("", "cluster"):
-            way, outcomes = asking(names), set()
+        for blocks in (0, cluster_plan.FEW_BLOCKS, cluster_plan.MANY_BLOCKS):
+            asking("cluster" if blocks else "")
+            cluster.blocks_of, outcomes = lambda workspace, blocks=blocks: (blocks,), set()
             for _ in range(CLUSTER_RUNS):
-                ours = trainer.Ours(task, batch, "float32", "cuda")
+                ours = trainer.Ours(task, batch, "float32", "cuda", precision)
                 ours.train()
                 outcomes.add(ours.model.flat_parameters.tobytes())
-            assert len(outcomes) == 1, f"{len(outcomes)} different results of {CLUSTER_RUNS} runs, {way}"
+            assert len(outcomes) == 1, f"{len(outcomes)} different results of {CLUSTER_RUNS} runs, {blocks} blocks"
             ((*_, workspace),) = ours.model._training_workspaces.values()
-            assert cluster.suits(workspace) == bool(names)
-            losses[way] = ours.model.history[-1]["loss"]
+            assert bool(workspace.plan) == bool(blocks), f"no room for {blocks} blocks"
+            losses[blocks] = ours.model.history[-1]["loss"]
+            way = f"{blocks} blocks{'*' * (blocks_of(workspace)[0] == blocks)}" if blocks else "ordinary"
             times[way] = least(ours.launch(rows), len(rows))
-        np.testing.assert_allclose(losses["cluster"], losses["ordinary"], rtol=1e-4)
+        cluster.blocks_of = blocks_of
+        np.testing.assert_allclose(list(losses.values()), losses[0], rtol=1e-4 if precision == "ieee" else 1e-3)
         figures = ", ".join(f"{way} {time:.1f} µs" for way, time in times.items())
-        print(f"{shapes.title_of(shape):<26}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
+        title = f"{shapes.title_of(shape)}, {precision}"
+        print(f"{title:<32}right, {CLUSTER_RUNS} equal runs; {figures} a step", flush=True)
     _networks_side_by_side()
 
 

@@ -128,7 +128,7 @@ def smoke():
     for code, precision in enumerate(cuda.precisions(np.float32)):
         cases[f"layer {precision}, 16-byte rows"] = _layer((36, 20, 24), code)
         cases[f"layer {precision}, odd rows"] = _layer((35, 21, 23), code)
-        cases[f"layer {precision}, terms in parts"] = _layer((300, 20, 24), code)
+        cases[f"layer {precision}, rows in parts"] = _layer((600, 20, 24), code)
     cases |= {"training, graph": _training(False), "training, one kernel": _training(True)}
     wrong = []
     for name, case in cases.items():

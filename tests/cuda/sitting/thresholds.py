@@ -7,7 +7,7 @@ import numpy as np
 
 from .tools import LAUNCHES, least
 
-STEP_WIDTHS, STEP_BATCHES, STEPS = (32, 128, 256, 512), (64, 256, 1024, 4096), 32
+STEP_WIDTHS, STEP_BATCHES, STEPS = (32, 128, 256, 512), (64, 256, 1024, 4096), 64
 # The gradients of a weight of the middle network that the comparison has, and forward products: small, just below a
 # cliff of the model and just above it, large.
 CUT = ((784, 256, 1024), (256, 128, 1024), (128, 10, 1024), (512, 512, 4096))

@@ -16,6 +16,7 @@ WHERE = (  # layers, activation, batch: those of the comparison, with labels
     ((4096, 4096, 4096, 4096), "relu", 1024, {}),
 )
 WHERE_BATCHES, WHERE_EPOCHS = 16, 8
+WHERE_STEPS = 128  # of a call, timed by events: most of them in graphs of many steps
 FUNCTIONS = 14  # of a profile that are shown
 
 
@@ -38,13 +39,13 @@ def where():
 
 
 def _ours(shape, precision):
-    """Our trainer on a random task, after its first epoch; and the rows of each batch."""
+    """Our trainer on a random task, after its first epoch; and the rows of the batches of `WHERE_STEPS` steps."""
     from fastbp.bench import trainer
 
     task, rows = trainer.random_task(shape, WHERE_BATCHES, "float32")
     ours = trainer.Ours(task, shape[2], "float32", "cuda", precision)
     ours.train()
-    return ours, rows
+    return ours, np.concatenate([rows] * (WHERE_STEPS // WHERE_BATCHES))
 
 
 def _fit(ours, epochs=WHERE_EPOCHS):
@@ -67,7 +68,7 @@ def _step_by_clock_and_events(shape, precision):
     ours, rows = _ours(shape, precision)
     _fit(ours, 2)
     by_clock = _by_clock(lambda: _fit(ours), WHERE_BATCHES * WHERE_EPOCHS)
-    by_events = least(ours.launch(rows), WHERE_BATCHES)
+    by_events = least(ours.launch(rows), WHERE_STEPS)
     ours.train_steps()
     single = _by_clock(ours.train_steps, WHERE_BATCHES)
     print(f"  a step: fit {by_clock:.1f} µs, by events {by_events:.1f}, train_step {single:.1f}", flush=True)
@@ -82,7 +83,7 @@ def _step_by_kernels(shape, precision):
     try:
         ours, rows = _ours(shape, precision)
         model, optimizer, batch, y = ours.model, ours.optimizer, ours.batch, ours.task.y
-        graph = least(ours.launch(rows), WHERE_BATCHES)
+        graph = least(ours.launch(rows), WHERE_STEPS)
     finally:
         steps.suits = suits
     workspace = model.training_workspace(ours.loss, ours.loss.kernel(y), optimizer, batch)

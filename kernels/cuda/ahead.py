@@ -1,21 +1,19 @@
 """Kernels compiled ahead of their first launch, by a process for each core, as Numba compiles one at a time in each.
 
 What a step launches is found by going through it with a `compiling.Listing` in place of a stream. Each process compiles
-a share of what is not on disk, and leaves it there. What a process could not compile, and kernels that are not in the
-catalogue, are compiled where they are launched.
+a share of what is not on disk, and leaves it there. What a process could not compile is compiled where it is launched.
 """
 
-import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-
 from ..processors import available_cores
-from . import catalogue, disk_cache, driver
+from . import disk_cache, driver
 from .compiling import Listing
 
 COMMAND = sys.executable, "-c", f"from {__name__} import main; main()"  # and what it is to compile
@@ -33,7 +31,7 @@ def compile_for(launches):
 
 
 def compile_all(kernels):
-    """Compile those of the catalogue that are not on disk, unless one process would do all of it.
+    """Compile those that are not on disk, unless one process would do all of it.
 
     Where another program has Python in it, that may not be started for another process, and nothing is done.
 
@@ -45,11 +43,15 @@ def compile_all(kernels):
     if not is_python or disk_cache.cache_directory() is None:
         return
     with _compiling:  # another thread finds on disk what this one has compiled
-        missing = {id(kernel) for kernel in kernels if kernel.code is None and disk_cache.read(kernel) is None}
-        named = [(kernel.dtype.str, kernel.name) for kernel in catalogue.kernels() if id(kernel.function) in missing]
-        processes = min(available_cores(), len(named))
-        if processes > 1:  # products, which take the longest, are side by side in the catalogue: all have some
-            _run([json.dumps(named[first::processes]) for first in range(processes)])
+        missing = {
+            disk_cache.path_of(kernel): kernel.recipe
+            for kernel in kernels
+            if kernel.code is None and disk_cache.read(kernel) is None
+        }
+        recipes = list(missing.values())
+        processes = min(available_cores(), len(recipes))
+        if processes > 1:
+            _run([pickle.dumps(recipes[first::processes]).hex() for first in range(processes)])
 
 
 def _run(shares):
@@ -69,9 +71,7 @@ def _run(shares):
 
 
 def main():
-    """Compile the kernels that the last argument names, for the GPU in use, to disk."""
-    wanted = {(dtype, name) for dtype, name in json.loads(sys.argv[-1])}
+    """Compile kernels by the recipes that are the last argument, for the GPU in use, to disk."""
     driver.require()
-    for kernel in catalogue.kernels({np.dtype(dtype) for dtype, _ in wanted}):
-        if (kernel.dtype.str, kernel.name) in wanted:
-            kernel.function.compile()
+    for module, make, arguments, named in pickle.loads(bytes.fromhex(sys.argv[-1])):
+        getattr(import_module(module), make)(*arguments, **named).compile()

@@ -4,11 +4,9 @@ They compute what `reference.scale`, `clear`, `squared_norm` and `all_finite` de
 pieces of the buffer in their order, so its bits do not depend on the grid.
 """
 
-from functools import cache
-
 import numpy as np
 
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda, simulated
 from .launch import THREADS, WAVES, first_element, multiprocessors, over_elements, sum_over_lanes
 from .operands import FLOAT, FLOATS, INT, INTS
@@ -16,7 +14,7 @@ from .operands import FLOAT, FLOATS, INT, INTS
 PIECE = THREADS * (16 if simulated else 32)  # elements of a piece of the buffer, which a block sums
 
 
-@cache
+@made_once
 def scale_kernel(dtype):
     """The kernel of ``out = factor x``."""
     number = dtype.type
@@ -38,7 +36,7 @@ def scale(x, factor, out, stream):
         scale_kernel(out.dtype)[grid, block, stream](out.size, x, factor, out)
 
 
-@cache
+@made_once
 def clear_kernel(dtype):
     """The kernel of ``out = 0``."""
     zero = dtype.type(0)
@@ -71,7 +69,7 @@ def zero_if_finite(x):
     return np.float64(x - x)
 
 
-@cache
+@made_once
 def piece_sum_kernel(name, dtype):
     """The kernel that sets ``sums[p]`` to the sum of a formula over the weights and biases in piece p of the buffer.
 
@@ -112,7 +110,7 @@ def piece_sum_kernel(name, dtype):
     return piece_sum_kernel
 
 
-@cache
+@made_once
 def sum_kernel():
     """The kernel that sets ``out[at]`` to the sum of the first ``count`` elements of ``x``, by one block."""
 

@@ -48,7 +48,7 @@ from .cluster_plan import (
     blocks_of,
 )
 from .cluster_products import DTYPE, products, split
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda, types
 from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
@@ -370,7 +370,7 @@ def sharing(optimizer):
 
 
 # ---------------------------------------------------------------------------------------------- kernel
-@cache
+@made_once
 def cluster_kernel(loss, optimizer, activations, precision, x_dtype, y_dtype):
     """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     number = DTYPE.type

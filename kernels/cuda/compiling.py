@@ -4,7 +4,7 @@ A kernel is declared with the types of its arguments and compiled for these alon
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial, wraps
 from itertools import count
 
 import numpy as np
@@ -64,6 +64,19 @@ def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     return lambda function: Kernel(function, signature, bounds, shared, whole)
 
 
+def made_once(make):
+    """A decorator of functions that make a `Kernel`: one for its arguments, which it keeps as its ``recipe``."""
+
+    @cache
+    @wraps(make)
+    def made(*arguments, **named):
+        kernel = make(*arguments, **named)
+        kernel.recipe = make.__module__, make.__name__, arguments, named
+        return kernel
+
+    return made
+
+
 class Listing:
     """What stands in place of a stream where nothing is launched, but noted.
 
@@ -102,6 +115,7 @@ class Kernel:
         # without it the assembler is told that other modules may call this one, and ignores ``setmaxnreg``.
         self.bounds, self.shared, self.whole = bounds, shared, whole
         self.simulation = cuda.jit(function) if simulated else None
+        self.recipe = None  # of `made_once`: a module, its function, and arguments for it
         self.code = None
         self.launches = {}  # (grid, block, stream) -> what launches then; at most LAUNCHES
 

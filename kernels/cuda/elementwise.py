@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import layout, splitmix
 from . import launch
-from .compiling import device_function, kernel
+from .compiling import device_function, kernel, made_once
 from .driver import cuda, simulated
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, for_each_element, over_rows
@@ -19,7 +19,7 @@ from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
 
 
 # ----------------------------------------------------------------------------------------- activations
-@cache
+@made_once
 def activation_forward_kernel(name, dtype):
     """The kernel of ``out = act(z)``, for an activation by its name."""
     value, number = formulas(dtype)[name], dtype.type
@@ -43,7 +43,7 @@ def activation_forward(name, rows, columns, z, out, parameter, stream):
         activation_forward_kernel(name, out.data.dtype)[grid, block, stream](rows, columns, z, out, parameter)
 
 
-@cache
+@made_once
 def activation_backward_kernel(name, dtype):
     """The kernel of ``out = grad * act'(saved)``, for an activation by its name."""
     derivative, number = formulas(dtype)[f"{name}_derivative"], dtype.type
@@ -73,7 +73,7 @@ def activation_backward(name, rows, columns, grad, saved, out, parameter, stream
 splitmix64 = device_function(splitmix.mixed)
 
 
-@cache
+@made_once
 def dropout_kernel(dtype):
     """The kernel of `reference.dropout`, for rows by their numbers and a key.
 
@@ -110,7 +110,7 @@ def dropout(rows, columns, record, which, layer, key, probability, x, out, strea
 
 
 # ---------------------------------------------------------------------------------------- rows of data
-@cache
+@made_once
 def convert_kernel(dtype, source):
     """The kernel of ``out = x``, converted from the dtype ``source``, one that `gathers` accepts."""
     number = dtype.type
@@ -148,7 +148,7 @@ def gathering(dtype):
     return gather_row
 
 
-@cache
+@made_once
 def gather_rows_kernel(dtype, source):
     """The kernel of ``out[i] = x[index[i]]``, converted from the dtype ``source``."""
     gather_row = gathering(dtype)
@@ -169,7 +169,7 @@ def gather_rows(rows, columns, index, x, out, stream):
         gather_rows_kernel(out.data.dtype, x.data.dtype)[grid, block, stream](rows, columns, index, x, out)
 
 
-@cache
+@made_once
 def gather_kernel(dtype, source, target_dtype, target_source):
     """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64."""
     gather_row, gather_target = gathering(dtype), gathering(target_dtype)
@@ -206,7 +206,7 @@ def weight_scale(rows, record, start, row_weight, shared):
     return 1 / total if total >= layout.LEAST_WEIGHT else np.float64(0)
 
 
-@cache
+@made_once
 def weights_kernel():
     """The kernel of the weights of the rows of a batch, which are divided by their sum.
 
@@ -234,7 +234,7 @@ SUM_COLUMNS, SUM_LANES = (8, 4) if simulated else (32, 8)  # threads of a block:
 SUM_ROWS = 8 if simulated else 512  # rows of a chunk: more rows are summed in chunks, and then the sums of the chunks
 
 
-@cache
+@made_once
 def column_sum_kernel(dtype):
     """The kernel that adds to ``beta`` times row c of ``out`` the sum of the rows of ``z`` in chunk c."""
     zero = dtype.type(0)

@@ -29,7 +29,7 @@ from .blocking import (
     plan_of,
     tiles_of,
 )
-from .compiling import device_function, kernel, unrolled
+from .compiling import device_function, kernel, made_once, unrolled
 from .driver import cuda, types
 from .elementwise import total_of_chunks
 from .formulas import formulas
@@ -458,7 +458,7 @@ def tile_maker(trans, dtype, epilogue, precision, tile, vectors):
     return SimpleNamespace(make=make, shared=max(maker.shared, part_size))
 
 
-@cache
+@made_once
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True, rest=None):
     """The kernel of a product.
 
@@ -514,7 +514,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     return kernel(shape, operand, operand, operand, after, threads=tile.threads, blocks=blocks)(gemm_kernel)
 
 
-@cache
+@made_once
 def sum_of_parts_kernel(dtype):
     """``out = beta out`` + the parts of a product, in their order; ``bias`` likewise of chunks, if there are any."""
     zero = np.dtype(dtype).type(0)

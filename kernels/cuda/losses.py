@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import layout
 from ..losses import SUMMED
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda
 from .formulas import formulas
 from .launch import THREADS, for_each_row, max_over_lanes, min_over_lanes, of_rows, sum_over_lanes
@@ -142,7 +142,7 @@ def loss_of_row(name, dtype):
     return written_out[name](dtype) if name in written_out else loss_of_elements(name, dtype)
 
 
-@cache
+@made_once
 def loss_kernel(name, dtype):
     """The kernel of a loss, for all rows; as many threads share a row as a block is wide."""
     of_row, number = loss_of_row(name, dtype), dtype.type
@@ -186,7 +186,7 @@ def loss_forward_backward(name, count, columns, parameter, prediction, target, r
 
 
 # ------------------------------------------------------------------------------------ loss of a step
-@cache
+@made_once
 def step_loss_kernel(dtype):
     """The kernel that writes the loss of a step, and its number of hits, into the record, by one block.
 

@@ -11,12 +11,11 @@ the terms of a sum, so the bits do not depend on the GPU.
 """
 
 from collections import namedtuple
-from functools import cache
 
 import numpy as np
 
 from ..contract import FUNCTIONS
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda
 from .elementwise import SUM_COLUMNS, SUM_LANES
 from .formulas import formulas
@@ -48,7 +47,7 @@ def _filled(arrays, **stand_ins):
 Add = _arrays_of("add")
 
 
-@cache
+@made_once
 def add_kernel(dtype):
     """``out = x + y``."""
     arrays_type = type_of(Add, matrix(dtype), matrix(dtype), matrix(dtype))
@@ -78,7 +77,7 @@ LayerNormForward = _arrays_of("layer_norm_forward")
 LayerNormBackwardInput = _arrays_of("layer_norm_backward_input")
 
 
-@cache
+@made_once
 def layer_norm_kernel(dtype, affine, keeps):
     """`reference.layer_norm_forward`: ``affine`` with weight and bias, ``keeps`` where ``saved`` is written."""
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
@@ -128,7 +127,7 @@ def layer_norm_forward(rows, columns, eps, arrays, stream):
         function[grid, block, stream](rows, columns, eps, arrays)
 
 
-@cache
+@made_once
 def layer_norm_back_kernel(dtype, affine):
     """`reference.layer_norm_backward_input`: ``affine`` with a weight."""
     number, zero = dtype.type, dtype.type(0)
@@ -196,7 +195,7 @@ NormBackwardParams = _arrays_of("norm_backward_params")
 BatchMoments = _arrays_of("batch_moments")
 
 
-@cache
+@made_once
 def norm_gradients_kernel(dtype):
     """`reference.norm_backward_params`."""
     zero, a, m = dtype.type(0), vector(dtype), matrix(dtype)
@@ -228,7 +227,7 @@ def norm_backward_params(rows, columns, beta, arrays, stream):
         norm_gradients_kernel(arrays.grad_weight.dtype)[grid, block, stream](rows, columns, beta, arrays)
 
 
-@cache
+@made_once
 def moments_kernel(dtype):
     """`reference.batch_moments`."""
     number, zero, square_root = dtype.type, dtype.type(0), formulas(dtype)["square_root"]
@@ -276,7 +275,7 @@ BatchNormForward = _arrays_of("batch_norm_forward")
 BatchNormBackwardInput = _arrays_of("batch_norm_backward_input")
 
 
-@cache
+@made_once
 def running_kernel(dtype):
     """`reference.running_moments`."""
     number, square_root = dtype.type, formulas(dtype)["square_root"]
@@ -300,7 +299,7 @@ def running_moments(rows, columns, eps, arrays, stream):
         running_kernel(arrays.mean.dtype)[grid, block, stream](columns, eps, arrays)
 
 
-@cache
+@made_once
 def batch_norm_kernel(dtype, affine, keeps):
     """`reference.batch_norm_forward`: ``affine`` with weight and bias, ``keeps`` where ``saved`` is written."""
     a, m = vector(dtype), matrix(dtype)
@@ -333,7 +332,7 @@ def batch_norm_forward(rows, columns, number, arrays, stream):
         function[grid, block, stream](rows, columns, arrays)
 
 
-@cache
+@made_once
 def batch_norm_back_kernel(dtype, affine, learns):
     """`reference.batch_norm_backward_input`: ``affine`` with a weight; without ``learns`` the moments are constants."""
     number, a, m = dtype.type, vector(dtype), matrix(dtype)
@@ -371,7 +370,7 @@ def batch_norm_backward_input(rows, columns, number, arrays, stream):
         function[grid, block, stream](rows, columns, arrays)
 
 
-@cache
+@made_once
 def statistics_kernel(dtype):
     """`reference.update_statistics`; it writes nothing once a loss of the run has not been finite."""
     number, a = dtype.type, vector(dtype)

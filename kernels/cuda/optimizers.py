@@ -7,7 +7,7 @@ that is not finite there are no more updates in a run.
 from functools import cache
 
 from .. import layout
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .formulas import formulas
 from .launch import THREADS, first_element, over_elements
 from .operands import FLOATS, INT, INTS, States, type_of
@@ -54,7 +54,7 @@ def update_of_element(name, dtype):
     return coefficients, update_of_element
 
 
-@cache
+@made_once
 def optimizer_kernel(name, dtype):
     """The kernel that updates every parameter once, unless the record has stopped."""
     coefficients, update = update_of_element(name, dtype)

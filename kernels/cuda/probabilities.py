@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from .compiling import device_function, kernel
+from .compiling import device_function, kernel, made_once
 from .driver import cuda
 from .formulas import formulas
 from .launch import THREADS, for_each_row, max_over_lanes, of_rows, sum_over_lanes
@@ -28,7 +28,7 @@ def exponentials(dtype):
     return exponentials
 
 
-@cache
+@made_once
 def softmax_kernel(dtype):
     """The kernel of `reference.softmax`; as many threads share a row as a block is wide."""
     exponentials_of_row, number = exponentials(dtype), dtype.type

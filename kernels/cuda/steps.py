@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import layout, program
 from . import compiling
-from .compiling import device_function, kernel, vector
+from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda
 from .elementwise import splitmix64, weight_scale
 from .formulas import formulas
@@ -378,7 +378,7 @@ def note(record, floats, step, loss_sum, hits):
 
 
 # ---------------------------------------------------------------------------------------------- kernel
-@cache
+@made_once
 def steps_kernel(dtype, loss, optimizer, activations, x_dtype, y_dtype):
     """The kernel, for data of dtypes of their own; ``activations`` are the names of those that the program has."""
     labelled = loss in layout.LABEL_LOSSES

@@ -21,7 +21,7 @@ import numpy as np
 from . import compiling, driver, memory, streams, warpgroup
 from .asked import asked
 from .blocking import GROUP, VECTOR_BYTES, WARP
-from .compiling import device_function
+from .compiling import device_function, made_once
 from .driver import cuda, types
 from .gemm import Epilogue, finish_of, finisher, is_aligned
 from .operands import FLOAT, INT, Finish, at, matrix, type_of
@@ -102,7 +102,7 @@ def rounding(precision):
     return function
 
 
-@cache
+@made_once
 def pack_kernel(precision, extent, along_k):
     """Round a factor and store it in panels of ``extent`` rows, zeros for what does not exist.
 
@@ -231,7 +231,7 @@ def part_of_sums():
     return function
 
 
-@cache
+@made_once
 def product_kernel(precision, epilogue, vectors=True):
     """The kernel of a product of packed factors; ``epilogue`` as the name of a `gemm.Epilogue`.
 

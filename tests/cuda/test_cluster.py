@@ -64,7 +64,7 @@ def network(device, dtype="float32", norm=False, width=21, seed=1):
     return model
 
 
-def trained(model, rows=82, X_dtype=np.float64, batch_size=39, **options):
+def trained(model, rows=98, X_dtype=np.float64, batch_size=47, **options):
     """The losses of two epochs of two batches of ``batch_size`` rows and a short one, and the model's parameters."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((rows, FEATURES)).astype(X_dtype), rng.standard_normal((rows, OUTPUTS))
@@ -74,9 +74,9 @@ def trained(model, rows=82, X_dtype=np.float64, batch_size=39, **options):
 
 
 def test_a_model_trains_as_the_reference_does(made, blocks):
-    """Of 39 rows seven of eight blocks have five and one four; of four rows half of the blocks or more have none."""
+    """Of 47 rows the last block has one less than the others; of four rows half of the blocks or more have none."""
     there, expected = trained(network("cuda")), trained(network("reference"))
-    assert set(made) == {(39, blocks), (4, blocks)}
+    assert set(made) == {(47, blocks), (4, blocks)}
     for a, b in zip(there, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
@@ -89,15 +89,15 @@ def test_two_runs_are_equal_to_the_bit(blocks, precision):
 
 
 def test_a_model_trains_in_tf32_as_the_reference_does(made, blocks):
-    """And not as it does in "ieee"."""
+    """Far closer than in "ieee"; not as close as there, for a number halfway may be rounded to another one."""
     there, expected, exact = (
         trained(network(device).to(device, precision))
         for device, precision in (("cuda", "tf32"), ("reference", "tf32"), ("reference", "ieee"))
     )
-    assert set(made) == {(39, blocks), (4, blocks)}
+    assert set(made) == {(47, blocks), (4, blocks)}
     for a, b, c in zip(there, expected, exact, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
-        assert np.abs(a - c).max() > 1e-5
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-5)
+        assert np.abs(a - b).mean() < np.abs(c - b).mean() / 10
 
 
 def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch, blocks):

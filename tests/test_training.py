@@ -461,7 +461,8 @@ def test_interrupts_of_short_fits_leave_lock_and_handler(number):
     """At 300 moments spread over a fit, from before it to after it."""
     x, y = data(8)
     model = make("reference")
-    seconds = max(fit(model, x, y, epochs=1)[0]["seconds"], 1e-4) * 3
+    took = [fit(model, x, y, epochs=1)[0]["seconds"] for _ in range(10)]
+    seconds = max(min(took), 1e-4) * 3  # the first takes several times as long as those that follow
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -169,7 +169,9 @@ def print_names():
 
     with on_a_gpu_of(CAPABILITY):
         found, known = {}, [(kernel.name, kernel.function) for kernel in catalogue.kernels()]
-        for name, function in (*known, *cluster.kernels(), ("wgmma", wgmma.product_kernel("bf16", "none"))):
+        known += [one for precision in ("ieee", "tf32") for one in cluster.kernels(precision)]
+        known += [(f"wgmma {precision}", wgmma.product_kernel(precision, "none")) for precision in wgmma.FORMS]
+        for name, function in known:
             path = disk_cache.path_of(function)
             found.setdefault(str(path), []).append((id(function), name))
         print(json.dumps(found))

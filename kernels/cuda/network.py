@@ -243,9 +243,9 @@ class TrainingWorkspace(_Workspace):
         if key not in self.graphs:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
-            self.graphs[key] = _Graphs()
             ahead.compile_for(lambda stream: self.step(run, n, stream))
             self.step(run, n, streams.stream())
+            self.graphs[key] = _Graphs()  # whose kernels are all compiled
             count -= 1
         self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
 

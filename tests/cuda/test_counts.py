@@ -121,6 +121,24 @@ def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
     assert found == [0, launches]  # the first time its launches are listed
 
 
+def test_a_first_step_that_fails_is_not_captured_next(monkeypatch):
+    """Its kernels may not have been compiled, and within a capture nothing can be."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    model, loss, optimizer, X, y = task()
+
+    def fails(*run):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as without_room:
+        without_room.setattr(network.TrainingWorkspace, "step", fails)
+        with pytest.raises(MemoryError):
+            model.train_step(X[:BATCH], y[:BATCH], loss, optimizer)
+    ((*_, workspace),) = model._training_workspaces.values()
+    assert not workspace.graphs
+    model.train_step(X[:BATCH], y[:BATCH], loss, optimizer)
+    assert [graphs.replayed for graphs in workspace.graphs.values()] == [0]
+
+
 def test_a_train_step(way):
     """Rows of the host, or rows that are on the GPU at other addresses each time."""
     model, loss, optimizer, X, y = task()

@@ -127,6 +127,13 @@ def products(value, derivative):
         return (rows + SIDE - 1) // SIDE * across, across
 
     @device_function
+    def tile(e, across, g, t):
+        """The first row and column of a tile, and those of the thread's elements in it."""
+        i, j = split(e, across)
+        i, j = i * SIDE, j * SIDE
+        return i, j, i + 2 * g, j + VECTOR * t
+
+    @device_function
     def forward_row(half, shared, rows, row, column, acc, out, ld_out, saved, ld_saved, code, p):
         i = row + half
         if i < rows:
@@ -157,9 +164,7 @@ def products(value, derivative):
         count, across = tiles(rows, columns)
         acc = cuda.local.array(ELEMENTS, types.float32)
         for e in range(warp, count, WARPS):
-            i, j = split(e, across)
-            i, j = i * SIDE, j * SIDE
-            row, column = i + 2 * g, j + VECTOR * t
+            i, j, row, column = tile(e, across, g, t)
             for c in range(ELEMENTS):
                 acc[c] = zero
             if bias >= 0 and column < columns:
@@ -176,9 +181,7 @@ def products(value, derivative):
         count, across = tiles(rows, columns)
         acc = cuda.local.array(ELEMENTS, types.float32)
         for e in range(warp, count, WARPS):
-            i, j = split(e, across)
-            i, j = i * SIDE, j * SIDE
-            row, column = i + 2 * g, j + VECTOR * t
+            i, j, row, column = tile(e, across, g, t)
             for c in range(ELEMENTS):
                 acc[c] = zero
             backward_sums(acc, shared, terms, grad, ld_grad, i, rows - 1, w, ld_w, j, columns - 1, g, t)
@@ -192,9 +195,7 @@ def products(value, derivative):
         count, across = tiles(terms, columns)
         acc = cuda.local.array(ELEMENTS, types.float32)
         for e in range(warp, count, WARPS):
-            i, j = split(e, across)
-            i, j = i * SIDE, j * SIDE
-            row, column = i + 2 * g, j + VECTOR * t
+            i, j, row, column = tile(e, across, g, t)
             for c in range(ELEMENTS):
                 acc[c] = zero
             weights_sums(acc, shared, rows, x, ld_x, i, terms - 1, grad, ld_grad, j, columns - 1, g, t)

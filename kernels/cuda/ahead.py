@@ -33,7 +33,7 @@ def compile_for(launches):
 def compile_all(kernels):
     """Compile those that are not on disk, unless one process would do all of it.
 
-    Where another program has Python in it, that may not be started for another process, and nothing is done.
+    Nothing is done where Python is a part of another program: that must not be started once more.
 
     Parameters
     ----------

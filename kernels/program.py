@@ -187,6 +187,17 @@ class Instruction(NamedTuple):
         return self.operation, arguments
 
 
+def last_writers(instructions) -> dict:
+    """The numbers of the instructions that write operands last, by (buffer, offset)."""
+    written = {}
+    for number, instruction in enumerate(instructions):
+        declaration = contract.FUNCTIONS[instruction.operation]
+        for name, operand in zip(declaration.operands, instruction.operands, strict=False):
+            if operand is not None and name in declaration.writes:
+                written[operand.buffer, operand.offset] = number
+    return written
+
+
 @dataclass
 class Program:
     """What `lower` makes of layers.

@@ -50,7 +50,7 @@ GRAPH, CPU, PROGRAM, NORMS = (
 PROBABILITIES = "kernels/cpu/probabilities.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
-WGMMA, WARPGROUP = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py"
+WGMMA, WARPGROUP, PANELS = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py", "kernels/cuda/panels.py"
 WGMMA_TESTS = "tests/cuda/test_emulator.py -k 'by_warpgroups and pipeline'"
 CLUSTER, CLUSTER_TESTS = "kernels/cuda/cluster.py", "tests/cuda/test_emulator.py -k test_clusters"
 LOSSES, TEAM = "kernels/cpu/losses.py", "kernels/cpu/team.py"
@@ -269,7 +269,7 @@ BUGS = [
     ),
     Bug(
         "a gradient is stored before the last that writes it",
-        "kernels/cpu/factors.py", "written[operand.buffer, operand.offset] = number",
+        PROGRAM, "written[operand.buffer, operand.offset] = number",
         "written.setdefault((operand.buffer, operand.offset), number)",
         "tests/test_precision.py -k 'single_products or once_between'",
     ),
@@ -1227,7 +1227,7 @@ BUGS = [
     ),
     Bug(
         "CUDA: of the panels shared memory holds one fewer than are on their way",
-        WGMMA, "PARTS_AT = STAGES * STAGE_SIZE", "PARTS_AT = (STAGES - 1) * STAGE_SIZE",
+        WGMMA, "self.parts = tile.stages * self.stage_size", "self.parts = (tile.stages - 1) * self.stage_size",
         WGMMA_TESTS,
     ),
     Bug(
@@ -1257,13 +1257,40 @@ BUGS = [
     ),
     Bug(
         "CUDA: the low parts that a warpgroup multiplies are stored where the high ones of others are",
-        WGMMA, "((panel * parts + part) * units + unit) * UNIT", "((panel * parts + part) * 2 * units + unit) * UNIT",
+        PANELS, "unit_of_row = part * units + to % units", "unit_of_row = (1 - part) * units + to % units",
         WGMMA_TESTS,
     ),
     Bug(
         "CUDA: a warpgroup multiplies low by high before high by low",
-        WGMMA, "(0, 0), (0, 2), (2, 0)", "(0, 0), (2, 0), (0, 2)",
+        PANELS, "(0, 0), (0, 2), (2, 0)", "(0, 0), (2, 0), (0, 2)",
         "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
+    ),
+    Bug(
+        "CUDA: rows that a batch lacks are stored as they are for products over its rows",
+        WGMMA, "if r >= m or s + e >= n:", "if s + e >= n:",
+        "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
+    ),
+    Bug(
+        "CUDA: a part of C is stored as a factor while others of its warp still finish it",
+        WGMMA, "                if stores:\n                    cuda.syncwarp()\n", "                if stores:\n",
+        "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
+    ),
+    Bug(
+        "CUDA: parts of a product's terms all have its first panels",
+        WGMMA, "first = part * shape.each\n    return", "first = 0\n    return",
+        "tests/cuda/test_emulator.py -k 'by_warpgroups and others'",
+    ),
+    Bug(
+        "CUDA: weights are not stored anew where a call begins",
+        "kernels/cuda/network.py", "            self.factors.store_weights(run.parameters, stream)\n",
+        "            self.factors.store_weights(run.parameters, stream) if self.graphs == {} else None\n",
+        "tests/cuda/test_emulator.py -k stored_factors",
+    ),
+    Bug(
+        "CUDA: an update leaves the second form of a weight as it was",
+        PANELS, "stored = Stored(of_table(factors, along, rows), of_table(factors, across, columns))",
+        "stored = Stored(of_table(factors, -1, rows), of_table(factors, across, columns))",
+        "tests/cuda/test_emulator.py -k stored_factors",
     ),
     Bug(
         "CUDA: a panel that is turned on its way is not spread over the banks",

@@ -151,13 +151,7 @@ class _Stored:
 
     def after(self, instructions):
         """The instructions that store values and gradients, by the number of the last that writes one; -1: none."""
-        written = {}
-        for number, instruction in enumerate(instructions):
-            declaration = contract.FUNCTIONS[instruction.operation]
-            for name, operand in zip(declaration.operands, instruction.operands, strict=False):
-                if operand is not None and name in declaration.writes:
-                    written[operand.buffer, operand.offset] = number
-        after = {}
+        written, after = program.last_writers(instructions), {}
         for (operand, form), parts in self.factors.items():
             if operand.buffer != program.PARAMETERS:
                 number = written.get((operand.buffer, operand.offset), -1)

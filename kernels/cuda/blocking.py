@@ -211,6 +211,58 @@ def whole_rounds(tile, shape, multiprocessors):
             yield rows
 
 
+# ----------------------------------------------------------------------------- products by warpgroups
+class PanelTile(NamedTuple):
+    """A block makes ``bm x bn`` elements of C from stored panels (panels.py), `CONSUMERS` warpgroups a part each."""
+
+    name: str
+    bm: int
+    bn: int
+    stages: int  # panels of A and of B that shared memory holds
+
+
+CONSUMERS = 2  # warpgroups that multiply
+PANEL_TILES = PanelTile("large", 128, 256, 4), PanelTile("medium", 128, 128, 6)
+PANEL_BYTES = 128  # of a row of a panel
+# In a cycle: what all multiprocessors together, and one of them, get of panels out of the cache of memory. The first is
+# what products by such tiles are known to reach on an H100 without copies for several blocks, 600 of 990 TFLOP/s.
+CACHE_BYTES, COPY_BYTES = 4000, 64
+
+
+class PanelPlan(NamedTuple):
+    """How a product of stored factors is made."""
+
+    tile: PanelTile
+    parts: int  # that its panels are cut into, one after another
+    each: int  # panels of every part but the last, which may have fewer
+
+
+@cache
+def panel_plan(shape, cut, terms, instructions, multiprocessors) -> PanelPlan:
+    """The fastest by a model, of panels of ``terms`` terms, each ``instructions`` of a warpgroup; see `plan_of`."""
+    panels = -(-shape[2] // terms)
+    each_of = {1: panels}
+    for parts in range(2, min(most_parts(shape), panels) + 1 if cut else 2):
+        each = -(-panels // parts)
+        each_of[-(-panels // each)] = each
+    plans = [PanelPlan(tile, *of) for tile, of in itertools.product(PANEL_TILES, each_of.items())]
+    return min(plans, key=lambda plan: cycles_of_panels(plan, shape, instructions, multiprocessors))
+
+
+def cycles_of_panels(plan, shape, instructions, multiprocessors):
+    """How long a product of stored factors takes: rounds of a tile for every multiprocessor.
+
+    A panel takes as long as its instructions, half a cycle for each column of C, or as its copy.
+    """
+    (m, n, _), (tile, parts, each) = shape, plan
+    tiles = -(-m // tile.bm) * -(-n // tile.bn) * parts
+    rate = min(COPY_BYTES, CACHE_BYTES / min(tiles, multiprocessors))
+    panel = max(CONSUMERS * instructions * tile.bn // 2, (tile.bm + tile.bn) * PANEL_BYTES / rate)
+    cycles = LAUNCH + -(-tiles // multiprocessors) * (BLOCK + each * panel)
+    return cycles + (LAUNCH + 2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
+
+
+# ---------------------------------------------------------------------------------------------- parts
 def most_parts(shape) -> int:
     """That the terms of a product may be cut into."""
     m, n, k = shape

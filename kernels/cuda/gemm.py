@@ -634,12 +634,17 @@ def gemm(
     if plan.parts > 1:
         sums = Matrix(parts, 0, padded_columns(n))
         _launch(trans, shape, a, b, sums, stream, Epilogue(), precision, plan)
-        grid, block = over_rows(m, n)
-        beside = (0, c, c) if columns is None else columns
-        sum_of_parts_kernel(dtype)[grid, block, stream](m, n, plan.parts, epilogue.beta, sums, c, *beside)
+        launch_sum(plan.parts, m, n, epilogue.beta, sums, c, columns, stream)
     else:
         _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
     return plan.parts > 1
+
+
+def launch_sum(parts, m, n, beta, sums, c, columns, stream):
+    """Launch the adding up of the parts of a product, and of ``columns`` if they are not None."""
+    grid, block = over_rows(m, n)
+    beside = (0, c, c) if columns is None else columns
+    sum_of_parts_kernel(c.data.dtype)[grid, block, stream](m, n, parts, beta, sums, c, *beside)
 
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):

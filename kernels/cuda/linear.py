@@ -1,7 +1,8 @@
 """The linear layer: three products with their epilogues, and column sums, as `reference.linear_*` define them.
 
 `network` and the functions of the contract in `__init__` call these. Each takes the layer as a `Linear` and the number
-``n`` of rows; x is (n, fan_in), the weight (fan_in, fan_out), z and its gradient (n, fan_out), all as `Matrix`.
+``n`` of rows; x is (n, fan_in), the weight (fan_in, fan_out), z and its gradient (n, fan_out), all as `Matrix`. Where
+a network stores factors for products by warpgroups (factors.py), ``factors`` are those of the product.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
@@ -12,15 +13,14 @@ from .gemm import Epilogue, gemm
 from .operands import Matrix
 
 
-def _product(trans, shape, a, b, c, stream, epilogue, precision, parts=None, columns=None):
-    """`gemm.gemm`, or by warpgroups where these are asked for, which cut no sum into ``parts``."""
-    if wgmma.chosen(precision, c.data.dtype):
-        wgmma.gemm(trans, shape, a, b, c, stream, epilogue, precision=precision)
-        return False
-    return gemm(trans, shape, a, b, c, stream, epilogue, precision, parts=parts, columns=columns)
+def _product(trans, shape, a, b, c, stream, epilogue, precision, factors=None, **cut):
+    """`gemm.gemm`, or by warpgroups where these are asked for, which also take ``factors``."""
+    if factors is not None or wgmma.chosen(precision, c.data.dtype):
+        return wgmma.gemm(trans, shape, a, b, c, stream, epilogue, precision, factors=factors, **cut)
+    return gemm(trans, shape, a, b, c, stream, epilogue, precision, **cut)
 
 
-def linear_forward(layer, n, x, weight, bias, out, saved, stream):
+def linear_forward(layer, n, x, weight, bias, out, saved, stream, factors=None):
     """``z = x @ weight + bias``, ``out = act(z)``; ``bias`` and ``saved`` may be None.
 
     ``saved`` gets z where the derivative of the activation reads z, and may get it elsewhere.
@@ -30,16 +30,17 @@ def linear_forward(layer, n, x, weight, bias, out, saved, stream):
     step = "none" if apart or name == "identity" else f"forward:{name}"
     epilogue = Epilogue(step, bias=bias, parameter=layer.parameter, saved=saved)
     c = saved if apart else out
-    _product("NN", (n, layer.fan_out, layer.fan_in), x, weight, c, stream, epilogue, layer.precision)
+    _product("NN", (n, layer.fan_out, layer.fan_in), x, weight, c, stream, epilogue, layer.precision, factors)
     if apart:
         activation_forward(name, n, layer.fan_out, saved, out, layer.parameter, stream)
 
 
-def linear_backward_input(layer, n, grad_z, weight, saved, out, stream):
+def linear_backward_input(layer, n, grad_z, weight, saved, out, stream, factors=None):
     """``out = (grad_z @ weight.T) * act'(saved)``, with the activation of the layer before."""
     step = "none" if layer.activation == "identity" else f"backward:{layer.activation}"
     epilogue = Epilogue(step, parameter=layer.parameter, saved=saved)
-    _product("NT", (n, layer.fan_in, layer.fan_out), grad_z, weight, out, stream, epilogue, layer.precision)
+    shape = n, layer.fan_in, layer.fan_out
+    _product("NT", shape, grad_z, weight, out, stream, epilogue, layer.precision, factors)
 
 
 def params_scratch(n, fan_in, fan_out):
@@ -47,7 +48,7 @@ def params_scratch(n, fan_in, fan_out):
     return parts_size(fan_in, fan_out, n) + sum_scratch(n, fan_out)
 
 
-def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
+def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream, factors=None):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
 
     ``scratch`` has `params_scratch` elements. The activation of the layer is not used. Where both sums are cut, one
@@ -60,6 +61,6 @@ def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, sc
         rows, z = sum_chunks(n, fan_out, grad_z, sums, stream)
         columns = (rows, sums, grad_bias) if z is sums else None
     product = (fan_in, fan_out, n), x, grad_z, grad_weight, stream, Epilogue(beta=beta), layer.precision
-    added = _product("TN", *product, parts=scratch, columns=columns)
+    added = _product("TN", *product, factors, parts=scratch, columns=columns)
     if grad_bias is not None and not (added and columns):
         column_sum(rows, fan_out, beta, z, grad_bias, stream)

@@ -10,9 +10,10 @@ import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import ahead, borrowing, cluster, memory, norms, steps, streams
+from . import ahead, borrowing, cluster, memory, norms, steps, streams, wgmma
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
+from .factors import StoredFactors
 from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
@@ -37,6 +38,7 @@ class _Workspace:
         self.fan_in, self.fan_out, self.width = program.in_features, program.out_features, listing.width
         self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
+        self.factors = None  # StoredFactors, where products are by warpgroups
         self.vectors = {}  # (buffer, offset) -> the array of the buffer, and the part of it that is a vector
 
     def places(self, run):
@@ -69,23 +71,40 @@ class _Workspace:
             self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
         return self.vectors[key][1]
 
-    def walk(self, instructions, places, n, stream, record=None, which=NEXT):
+    def find_factors(self):
+        """Plan the stored factors of products, and their memory for `capacity` rows."""
+        if wgmma.chosen(self.program.precision, self.dtype):
+            self.factors = StoredFactors(self.program, self.listing, self.capacity)
+
+    def store_weights(self, run, stream):
+        """Launch the storing of weights that are factors: the caller may have changed them since the last call."""
+        if self.factors is not None:
+            self.factors.store_weights(run.parameters, stream)
+
+    def store(self, number, places, n, stream):
+        """Launch the storing of factors that instruction ``number`` has made and not stored; -1: of the input."""
+        if self.factors is not None:
+            self.factors.store(number, n, lambda operand: self.matrix(places, operand), stream)
+
+    def walk(self, first, end, places, n, stream, record=None, which=NEXT):
         """Launch instructions for ``n`` rows; in training for the step ``which``, NEXT or CURRENT, of a record."""
-        for instruction in instructions:
+        for number in range(first, end):
+            instruction = self.listing.decoded[number]
+            factors = None if self.factors is None else self.factors.of(number, n)
             operation, activation, parameter = instruction.operation, instruction.activation, instruction.parameter
             operands = instruction.operands
             if operation == "linear_forward":
                 x, weight, bias, out, saved = (self.matrix(places, operand) for operand in operands[:5])
                 layer = Linear(activation, parameter, operands[0].columns, operands[3].columns, instruction.precision)
-                linear_forward(layer, n, x, weight, bias, out, saved if saved != out else None, stream)
+                linear_forward(layer, n, x, weight, bias, out, saved if saved != out else None, stream, factors)
             elif operation == "linear_backward_input":
                 grad, weight, saved, out = (self.matrix(places, operand) for operand in operands[:4])
                 layer = Linear(activation, parameter, operands[3].columns, operands[0].columns, instruction.precision)
-                linear_backward_input(layer, n, grad, weight, saved, out, stream)
+                linear_backward_input(layer, n, grad, weight, saved, out, stream, factors)
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
                 layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
-                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream)
+                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream, factors)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -102,6 +121,7 @@ class _Workspace:
             else:
                 arrays = [self.placed(places, operand) for operand in operands[: COUNTS[operation]]]
                 norms.launch(operation, n, operands[0].columns, parameter, arrays, stream)
+            self.store(number, places, n, stream)
 
     def placed(self, places, operand):
         """An operand as `norms` takes it: a matrix as `Matrix`, a vector as a flat array."""
@@ -130,6 +150,7 @@ class InferenceWorkspace(_Workspace):
             self.capacity = min(1 << (rows - 1).bit_length(), self.most)
             self.outputs = memory.empty(self.capacity * max(self.width, 1), self.dtype)
             self.input = None
+            self.find_factors()
         if converts and self.input is None:
             self.input = memory.empty(self.capacity * self.fan_in, self.dtype)
 
@@ -145,7 +166,8 @@ def network_forward(workspace, parameters, statistics, x, out):
     """``out = network(x)``, by blocks of rows that fit the workspace, one after another."""
     n, converts = len(x), x.dtype != workspace.dtype
     workspace.prepare(max(n, 1), converts)
-    places = workspace.places(Buffers(parameters, statistics))
+    buffers = Buffers(parameters, statistics)
+    places = workspace.places(buffers)
     x, out = memory.flat(x), memory.flat(out)
 
     def predict(first, stream):
@@ -157,13 +179,19 @@ def network_forward(workspace, parameters, statistics, x, out):
             source = converted
         target = Matrix(out, first * workspace.fan_out, workspace.fan_out)
         of_rows = {program.INPUT: (source, 1), program.OUTPUT: (target, 1)}
-        workspace.walk(workspace.listing.decoded, places | of_rows, rows, stream)
+        of_all = places | of_rows
+        workspace.store(-1, of_all, rows, stream)
+        workspace.walk(0, len(workspace.listing.decoded), of_all, rows, stream)
+
+    def predict_all(stream):
+        workspace.store_weights(buffers, stream)
+        for first in range(0, n, workspace.capacity):
+            predict(first, stream)
 
     if not workspace.compiled:
-        ahead.compile_for(lambda stream: predict(0, stream))
+        ahead.compile_for(predict_all)
         workspace.compiled = True
-    for first in range(0, n, workspace.capacity):
-        predict(first, streams.stream())
+    predict_all(streams.stream())
 
 
 class TrainingWorkspace(_Workspace):
@@ -199,6 +227,7 @@ class TrainingWorkspace(_Workspace):
         self.numbers = self.instructions.view(np.float64)
         self.plan = None  # of cluster.py, once it has looked for one
         self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
+        self.find_factors()
 
     def places(self, run):
         return super().places(run) | {
@@ -215,19 +244,29 @@ class TrainingWorkspace(_Workspace):
         gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
         if run.row_weight is not None:
             weights(n, record.device, run.row_weight, self.rows.weight, stream)
-        self.walk(listing.decoded[: listing.loss], places, n, stream, record)
+        self.store(-1, places, n, stream)
+        self.walk(0, listing.loss, places, n, stream, record)
         prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         loss_forward_backward(
             self.loss, n, self.fan_out, self.loss_parameter, prediction, self.target, self.rows, grad, stream
         )
+        self.store(listing.loss, places, n, stream)
         step_loss(n, record, self.rows, stream)
-        self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
+        self.walk(listing.loss + 1, listing.updated, places, n, stream, record, CURRENT)
+        if self.factors is not None:
+            self.factors.update(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
+            return
         for part in self.program.trained:
             buffers = run.parameters, self.parameter_gradient, *run.state
             if part != slice(0, run.parameters.size):  # Numba takes longer to cut an array than to launch
                 buffers = tuple(buffer[part] for buffer in buffers)
             values, gradient, *state = buffers
             optimizer_step(self.optimizer, record, values, gradient, state, stream)
+
+    def first_step(self, run, n, stream):
+        """The launches before the first step of a call, and that step."""
+        self.store_weights(run, stream)
+        self.step(run, n, stream)
 
     def steps(self, run, n, count):
         """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and graphs of it."""
@@ -243,10 +282,12 @@ class TrainingWorkspace(_Workspace):
         if key not in self.graphs:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
-            ahead.compile_for(lambda stream: self.step(run, n, stream))
-            self.step(run, n, streams.stream())
+            ahead.compile_for(lambda stream: self.first_step(run, n, stream))
+            self.first_step(run, n, streams.stream())
             self.graphs[key] = _Graphs()  # whose kernels are all compiled
             count -= 1
+        else:
+            self.store_weights(run, streams.stream())
         self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
 
 

@@ -16,7 +16,7 @@ from .record import COEFFICIENTS, CURRENT, STOPPED
 
 @cache
 def update_of_element(name, dtype):
-    """Two device functions: one reads the coefficients that begin at ``at``, one updates element ``i`` by them."""
+    """Two device functions: the coefficients that begin at ``at``, and element ``i``, which it updates by them."""
     update, number = formulas(dtype)[name], dtype.type
     states = layout.OPTIMIZER_STATES[name]
 
@@ -50,6 +50,7 @@ def update_of_element(name, dtype):
             buffers.second[i] = v
         if states > 2:
             buffers.third[i] = top
+        return w
 
     return coefficients, update_of_element
 

@@ -123,22 +123,19 @@ def limit_registers(how, count):
 
 
 # ------------------------------------------------------------------------------------------- products
-def descriptor_of(extent):
-    """What a descriptor says of a panel besides its address: no swizzle, both operands along k.
-
-    A panel of ``extent`` rows has the first 16 bytes of all its rows, then the next: so 8 rows of 16 bytes, a core
-    matrix, touch. In units of 16 bytes it is ``extent`` to the next terms ("leading"), 8 to the next 8 rows ("stride").
-    """
-    return extent << 16 | CORE_ROWS << 32
+# What a descriptor says of a panel besides its address: no swizzle, both operands along k. In units of 16 bytes it is
+# CORE_ROWS to the next terms ("leading"), and all units of as many rows to the next 8 rows ("stride").
+UNITS = 8  # of `UNIT_BYTES`, of a row of a panel
+DESCRIPTOR = CORE_ROWS << 16 | UNITS * CORE_ROWS << 32
 
 
 @cache
-def multiply_panel(rows_a, columns, kind, products):
+def multiply_panel(columns, kind, products):
     """A device function: a warpgroup's ``acc += A B`` for a panel of numbers of a ``kind`` of `TERMS`, and wait for it.
 
     A row of a panel is made of steps of `STEP` units; ``products`` says which step of A and which of B an instruction
-    multiplies, one after another. ``multiply(acc, shared, a, b)``: A's `ROWS` rows begin at ``a``, in a panel of
-    ``rows_a`` rows; B's ``columns`` are those of the panel at ``b``. With ``lane, warp`` of a thread in its warpgroup,
+    multiplies, one after another. ``multiply(acc, shared, a, b)``: A's `ROWS` rows begin at ``a``, the ``columns`` of B
+    at ``b``; panels.py says how they lie. With ``lane, warp`` of a thread in its warpgroup,
     ``acc[4 j + 2 h + e]`` is the sum of row ``16 warp + lane // 4 + 8 h`` and column ``8 j + 2 (lane % 4) + e``.
 
     One piece of PTX: until the sums are waited for, nothing may touch their registers, not even a move.
@@ -157,15 +154,15 @@ def multiply_panel(rows_a, columns, kind, products):
     @intrinsic
     def multiply(typing_context, acc, shared, a, b):
         def make(context, builder, signature, arguments):
-            def descriptors(at, extent):
+            def descriptors(at):
                 address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, i32())
                 first = builder.zext(builder.lshr(address, i32()(4)), i64())
-                first = builder.or_(first, i64()(descriptor_of(extent)))
-                return [builder.add(first, i64()(step * extent * STEP)) for step in range(steps)]
+                first = builder.or_(first, i64()(DESCRIPTOR))
+                return [builder.add(first, i64()(step * STEP * CORE_ROWS)) for step in range(steps)]
 
             data = context.make_array(acc)(context, builder, value=arguments[0]).data
             places = [builder.gep(data, [i64()(e)], inbounds=True) for e in range(sums)]
-            operands = [*descriptors(arguments[2], rows_a), *descriptors(arguments[3], columns)]
+            operands = [*descriptors(arguments[2]), *descriptors(arguments[3])]
             f32 = ir.FloatType()
             function = ir.FunctionType(ir.LiteralStructType([f32] * sums), [i64()] * (2 * steps) + [f32] * sums)
             asm = ir.InlineAsm(function, text, constraints, side_effect=True)

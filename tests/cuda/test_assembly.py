@@ -1,5 +1,6 @@
 """Every kernel assembles for every GPU without a spill, and the main loop of the product is made of multiply-adds."""
 
+import itertools
 import re
 from collections import Counter
 from itertools import product as product_of
@@ -11,7 +12,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, cluster, cluster_plan, driver, gemm, warpgroup, wgmma
+from fastbp.kernels.cuda import blocking, catalogue, cluster, cluster_plan, driver, gemm, panels, warpgroup, wgmma
 
 from . import machine_code
 
@@ -180,26 +181,27 @@ HOPPER = (9, 0, "a")
 BLOCK_SHARED = 227 * 1024  # the most a block can ask for
 
 
+def by_warpgroups():
+    """Those of each precision and tile, in turn with another epilogue; the others where all are asked for."""
+    for turn, (precision, tile) in enumerate(itertools.product(panels.FORMS, blocking.PANEL_TILES)):
+        chosen = ("none", True, False), ("forward:relu", True, True), ("backward:gelu", False, True)
+        for kind in itertools.product(EPILOGUES, (True, False), (True, False)):
+            marks = [pytest.mark.long] * (kind != chosen[turn % len(chosen)])
+            words = "vectors" if kind[1] else "elements", "stored" if kind[2] else "as it is"
+            yield pytest.param(
+                precision, tile, *kind, id="-".join((precision, tile.name, kind[0], *words)), marks=marks
+            )
+
+
 @needs_disassembler
-@pytest.mark.parametrize(
-    ("precision", "epilogue", "vectors"),
-    [
-        pytest.param(
-            precision, epilogue, vectors, id=f"{precision}-{epilogue}-{'vectors' if vectors else 'elements'}",
-            marks=[pytest.mark.long] * ((epilogue, vectors) not in (("none", True), ("backward:gelu", False))),
-        )
-        for precision in wgmma.FORMS
-        for epilogue in EPILOGUES
-        for vectors in (True, False)
-    ],
-)  # fmt: skip
-def test_product_by_warpgroups(tmp_path, precision, epilogue, vectors):
-    cubin, report = assemble(wgmma.product_kernel(precision, epilogue, vectors), HOPPER)
-    assert wgmma.SHARED_BYTES + report.shared <= BLOCK_SHARED + RESERVED_SHARED
+@pytest.mark.parametrize(("precision", "tile", "epilogue", "vectors", "stores"), list(by_warpgroups()))
+def test_product_by_warpgroups(tmp_path, precision, tile, epilogue, vectors, stores):
+    cubin, report = assemble(wgmma.product_kernel(precision, epilogue, tile, vectors, stores), HOPPER)
+    assert wgmma.Places(tile).bytes + report.shared <= BLOCK_SHARED + RESERVED_SHARED
     # A launch gives every warp as many registers as the report says; then some give theirs to the others.
     few, many = wgmma.FEW_REGISTERS, wgmma.MANY_REGISTERS
     assert report.registers * wgmma.THREADS <= REGISTERS
-    assert (few + wgmma.CONSUMERS * many) * (wgmma.THREADS // (1 + wgmma.CONSUMERS)) <= REGISTERS
+    assert (few + blocking.CONSUMERS * many) * (wgmma.THREADS // (1 + blocking.CONSUMERS)) <= REGISTERS
     text = machine_code.disassemble(cubin, tmp_path)
     assert re.findall(r"USETMAXREG\S* .*?(0x\w+)", text) == [hex(many), hex(few)]
     assert machine_code.most_registers(text) <= many
@@ -207,8 +209,8 @@ def test_product_by_warpgroups(tmp_path, precision, epilogue, vectors):
     assert machine_code.most_registers(copying) <= few
 
     # The sums stay where they are, and nothing moves them. A panel is a wait for its copies, its products, a wait.
-    form = wgmma.FORMS[precision]
-    opcode = f"HGMMA.64x256x{warpgroup.TERMS[form.kind]}.F32.{form.kind.upper()}"
+    form = panels.FORMS[precision]
+    opcode = f"HGMMA.64x{tile.bn}x{warpgroup.TERMS[form.kind]}.F32.{form.kind.upper()}"
     products = re.findall(rf"{opcode} (R\d+), gdesc\[UR\d+\], (R\d+)", text)
     assert len(products) == len(form.products)
     assert len({register for pair in products for register in pair}) == 1
@@ -220,10 +222,14 @@ def test_product_by_warpgroups(tmp_path, precision, epilogue, vectors):
     assert max(found["UBLKCP.S.G"] for found in machine_code.loops(text)) == 2  # a panel of A, and one of B
 
 
-@pytest.mark.parametrize("precision", wgmma.FORMS)
-@pytest.mark.parametrize("along_k", [True, False])
-def test_packing(precision, along_k):
-    assemble(wgmma.pack_kernel(precision, wgmma.BN, along_k), HOPPER)
+@pytest.mark.parametrize("precision", panels.FORMS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [None, *(pytest.param(name, marks=[pytest.mark.long] * (name != "adam")) for name in layout.OPTIMIZERS)],
+)
+def test_storing(precision, optimizer):
+    kernel = panels.store_kernel(precision) if optimizer is None else panels.update_kernel(optimizer, precision)
+    assemble(kernel, HOPPER)
 
 
 # ------------------------------------------------------------------------------------- the other kernels

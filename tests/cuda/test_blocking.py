@@ -1,12 +1,13 @@
 """The model of a product's time, by which tiles and parts of k are taken: over a grid of sizes and GPUs."""
 
+import functools
 import itertools
 
 import pytest
 
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
-from fastbp.kernels.cuda import blocking
+from fastbp.kernels.cuda import blocking, panels
 
 SIDES, WIDTHS = (16, 64, 256, 512, 1024, 4096), (64, 256, 1024, 4096)
 STEP = 64  # from one size to its neighbour
@@ -119,3 +120,26 @@ def test_the_measured_product():
     """4096 x 4096 x 4096 in float32 took 3.149 ms on an H200, at 1.755 GHz; it is what SLACK comes from."""
     seconds = cycles((4096, 4096, 4096), False) / 1.755e9
     assert seconds == pytest.approx(3.149e-3, rel=0.05)
+
+
+# ------------------------------------------------------------------------------- products by warpgroups
+@pytest.mark.parametrize("multiprocessors", GPUS)
+@pytest.mark.parametrize("k", [0, 1, 64, 65, 1000, 4097, 100_000])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (64, 10), (784, 256), (3000, 3000)])
+def test_parts_are_all_panels(m, n, k, multiprocessors):
+    for form in panels.FORMS.values():
+        shape, all_panels = (m, n, k), -(-k // form.terms)
+        _, parts, each = blocking.panel_plan(shape, True, form.terms, len(form.products), multiprocessors)
+        assert (parts - 1) * each < max(all_panels, 1) <= max(parts * each, 1)
+        assert parts == 1 or parts * m * blocking.padded_columns(n) <= blocking.parts_size(m, n, k)
+        assert blocking.panel_plan(shape, False, form.terms, len(form.products), multiprocessors).parts == 1
+
+
+def test_tiles_of_panels():
+    """Few tiles are smaller ones, and the gradient of a small layer is cut; large products have large tiles, uncut."""
+    large, medium = blocking.PANEL_TILES
+    form = panels.FORMS["bf16"]
+    plan = functools.partial(blocking.panel_plan, terms=form.terms, instructions=4, multiprocessors=132)
+    assert plan((1024, 256, 784), False).tile == medium
+    assert plan((784, 256, 8192), True).parts > 4
+    assert plan((4096, 4096, 4096), False) == plan((4096, 4096, 4096), True) == blocking.PanelPlan(large, 1, 64)

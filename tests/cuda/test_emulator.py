@@ -108,3 +108,7 @@ def test_products_by_warpgroups(emulated, chosen):
 def test_networks_and_the_contract_by_warpgroups(emulated):
     chosen = "precision_is_that_of or (cuda and float32 and linear and (rounded or every_precision))"
     emulated("tests/cuda/test_front.py", "tests/contract/test_contract.py", "-k", chosen, FASTBP_CUDA="wgmma")
+
+
+def test_networks_by_stored_factors(emulated):
+    emulated("tests/cuda/test_factors.py")

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
-from fastbp.kernels.cuda import driver, gemm, wgmma
+from fastbp.kernels.cuda import blocking, driver, gemm, memory, panels, streams, wgmma
+from fastbp.kernels.cuda.operands import Matrix
 
 from .test_gemm import check, check_high_and_low_parts, check_order_of_high_and_low_parts, check_rounding, runs
 
@@ -18,8 +19,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=wgmma.FORMS)
+@pytest.fixture(params=panels.FORMS)
 def precision(request):
+    return request.param
+
+
+@pytest.fixture(params=blocking.PANEL_TILES, ids=lambda tile: tile.name)
+def tile(request):
     return request.param
 
 
@@ -27,16 +33,36 @@ def check_wgmma(precision, trans, m, n, k, **options):
     check(trans, m, n, k, "float32", product=wgmma.gemm, precision=precision, **options)
 
 
+def plan_of(precision, tile, k, parts=1):
+    """A plan by a tile, of so many parts at most."""
+    all_panels = panels.panels_of(precision, k)
+    each = -(-all_panels // parts)
+    return blocking.PanelPlan(tile, -(-all_panels // each), each)
+
+
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
-def test_full_tiles_and_tails(precision, trans):
-    k = (wgmma.STAGES + 1) * wgmma.FORMS[precision].terms + 3  # every place of the pipeline is used again
-    check_wgmma(precision, trans, wgmma.BM + 3, wgmma.BN + 5, k, beta=1, bias=True)
+def test_full_tiles_and_tails(precision, tile, trans):
+    k = (tile.stages + 1) * panels.FORMS[precision].terms + 3  # every place of the pipeline is used again
+    plan = plan_of(precision, tile, k)
+    check_wgmma(precision, trans, tile.bm + 3, tile.bn + 5, k, beta=1, bias=True, plan=plan)
 
 
-def test_blocks_go_from_tile_to_tile(precision, monkeypatch):
+def test_blocks_go_from_tile_to_tile(precision, tile, monkeypatch):
     """Copies run ahead into the next tile; as if the GPU had fewer multiprocessors than there are tiles."""
     monkeypatch.setattr(driver, "multiprocessors", lambda: 2)
-    check_wgmma(precision, "NN", 4 * wgmma.BM + 1, wgmma.BN + 1, wgmma.FORMS[precision].terms + 1)
+    k = panels.FORMS[precision].terms + 1
+    check_wgmma(precision, "NN", 4 * tile.bm + 1, tile.bn + 1, k, plan=plan_of(precision, tile, k))
+
+
+@pytest.mark.parametrize("beta", [0, 1])
+def test_terms_in_parts(precision, tile, beta, monkeypatch):
+    """The last part has fewer panels, and a block makes tiles of several parts."""
+    monkeypatch.setattr(driver, "multiprocessors", lambda: 3)
+    m, n, k = tile.bm + 3, tile.bn + 5, 4 * panels.FORMS[precision].terms + 3
+    plan = plan_of(precision, tile, k, parts=3)
+    assert plan.parts == 3
+    parts = memory.to_device(np.full(3 * m * blocking.padded_columns(n), np.nan, np.float32))
+    check_wgmma(precision, "TN", m, n, k, beta=beta, plan=plan, parts=parts)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (1, 33, 17), (33, 1, 64), (0, 3, 2), (3, 0, 2)])
@@ -72,3 +98,76 @@ def test_chosen_where_it_is_asked_for(precision, monkeypatch):
         assert wgmma.chosen(precision, np.float32) == bool(listed)
         assert not wgmma.chosen("ieee", np.float32)
         assert not wgmma.chosen(precision, np.float64)
+
+
+# ------------------------------------------------------------------------------------- stored factors
+class Pair:
+    """Memory for a matrix of up to (rows, columns) as both factors that it may be, whose elements are NaN before."""
+
+    def __init__(self, precision, rows, columns):
+        self.precision = precision
+        sizes = panels.room(precision, rows, columns), panels.room(precision, columns, rows)
+        self.memory = [memory.to_device(np.full(size, -1, np.int32)) for size in sizes]
+
+    def of(self, rows, columns):
+        along, across = self.memory
+        return panels.Stored(
+            panels.Panels(along, 0, panels.padded(rows)), panels.Panels(across, 0, panels.padded(columns))
+        )
+
+    def bytes(self, rows, columns):
+        """What has been stored of a matrix, without what lies beyond its rows in the last eight, and behind it."""
+        found = []
+        for array, lines, terms in zip(self.memory, (rows, columns), (columns, rows), strict=True):
+            count, ends = panels.panels_of(self.precision, terms), panels.padded(lines)
+            stored = memory.to_host(array)[: count * ends * panels.ROW]
+            lined = stored.reshape(count, ends // 8, panels.UNITS, 8, panels.UNIT).swapaxes(2, 3)
+            found.append(lined.reshape(count, ends, panels.ROW)[:, :lines].tobytes())
+        return found
+
+
+def on_device(array):
+    return Matrix(memory.to_device(np.ascontiguousarray(array, np.float32).ravel()), 0, array.shape[1])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (70, 9), (9, 70), (130, 200)])
+def test_how_factors_lie(precision, rows, columns):
+    """Every number in its unit, high parts before low ones, and zeros for terms that do not exist."""
+    form = panels.FORMS[precision]
+    x = np.random.default_rng([rows, columns]).standard_normal((rows, columns), dtype=np.float32)
+    pair = Pair(precision, rows, columns)
+    panels.store(precision, rows, columns, on_device(x), pair.of(rows, columns), streams.stream())
+    for found, factor in zip(pair.bytes(rows, columns), (x, x.T), strict=True):
+        lines, terms = factor.shape
+        filled = np.zeros((lines, panels.panels_of(precision, terms) * form.terms), np.float32)
+        filled[:, :terms] = factor
+        if precision == "tf32":
+            numbers = np.frombuffer(found, np.float32)
+            parts = [numbers.reshape(-1, lines, form.terms)]
+        else:
+            numbers = (np.frombuffer(found, np.uint16).astype(np.uint32) << 16).view(np.float32)
+            parts = np.moveaxis(numbers.reshape(-1, lines, form.parts, form.terms), 2, 0)
+        stored = sum(np.moveaxis(part, 0, 1).reshape(lines, -1).astype(np.float64) for part in parts)
+        unit = {"tf32": 2**-11, "bf16": 2**-8, "bf16x3": 2**-16}[precision]
+        assert (stored[:, terms:] == 0).all()
+        assert (abs(stored - filled) <= unit * abs(filled)).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(131, 269), (5, 70), (64, 32)])
+def test_what_a_product_makes_is_stored(precision, tile, m, n):
+    """Out of its epilogue as by a launch after it, where there were other numbers before: those of a larger batch."""
+    rng, k, stream = np.random.default_rng([m, n]), 17, streams.stream()
+    a, b = (on_device(rng.standard_normal(shape)) for shape in ((m, k), (k, n)))
+    c = Matrix(memory.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
+    pairs = [Pair(precision, 2 * m, n) for _ in range(2)]
+    factors = wgmma.Factors(
+        wgmma._stored("a", precision, m, k, a, True, stream), wgmma._stored("b", precision, n, k, b, False, stream)
+    )
+    epilogue, plan = gemm.Epilogue("forward:tanh"), plan_of(precision, tile, k)
+    made = factors._replace(made=pairs[0].of(m, n))
+    wgmma.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=made)
+    panels.store(precision, m, n, c, pairs[1].of(m, n), stream)
+    assert pairs[0].bytes(m, n) == pairs[1].bytes(m, n)
+    found = memory.to_host(c.data)
+    wgmma.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=factors)
+    np.testing.assert_array_equal(memory.to_host(c.data), found)

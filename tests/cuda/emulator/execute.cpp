@@ -108,6 +108,7 @@ struct Access {
   int rank = -1, thread = -1;
   uint64_t tick = 0;     // 0: nobody
   bool several = false;  // threads: this is one of them, with the highest tick of any
+  bool warp = false;     // several of one warp
 };
 const int SEVERAL = 1 << 20;  // the rank of blocks of which none is meant
 
@@ -217,11 +218,18 @@ struct Block {
   int number_of(const Barrier& b) const { return (int)(rank * numbers + threads.size() + WARPGROUPS + b.number); }
 
   bool knows(const Thread& t, int number, uint64_t tick) const { return t.clock->ticks[number] >= tick; }
-  // Whether an access comes before what a thread does now. Of several threads all of their blocks have to be known.
+  // Whether an access comes before what a thread does now. Of several threads all of their warp, or of their blocks,
+  // have to be known.
   bool knows(const Thread& t, const Access& a) const {
     if (!a.tick) return true;
     if (!a.several) return (a.rank == rank && a.thread == (int)t.index) || knows(t, a.rank * numbers + a.thread, a.tick);
     auto& least = t.clock->least;
+    if (a.warp) {
+      int first = a.thread / 32 * 32, end = std::min(first + 32, (int)threads.size());
+      for (int u = first; u < end; u++)
+        if (!knows(t, a.rank * numbers + u, a.tick) && !(a.rank == rank && u == (int)t.index)) return false;
+      return true;
+    }
     return (a.rank == SEVERAL ? *std::min_element(least.begin(), least.end()) : least[a.rank]) >= a.tick;
   }
 
@@ -497,7 +505,10 @@ struct Block {
   // An access of a thread to those before it, which it stands for if it knows them.
   void add(const Thread& t, Access& before) const {
     Access me{rank, (int)t.index, t.tick, false};
-    if (!knows(t, before)) me = {before.rank == rank ? rank : SEVERAL, me.thread, std::max(me.tick, before.tick), true};
+    if (!knows(t, before)) {
+      bool here = before.rank == rank, warp = here && (!before.several || before.warp) && before.thread / 32 == me.thread / 32;
+      me = {here ? rank : SEVERAL, me.thread, std::max(me.tick, before.tick), true, warp};
+    }
     before = me;
   }
 

@@ -19,7 +19,7 @@ WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
 def wgmma():
     """Products by warpgroups, which FASTBP_CUDA=wgmma asks for: are they right? Then what each launch takes."""
     from fastbp.kernels import cuda
-    from fastbp.kernels.cuda import driver, streams, wgmma
+    from fastbp.kernels.cuda import blocking, driver, panels, streams, wgmma
     from fastbp.kernels.cuda.operands import Matrix
 
     driver.require()
@@ -31,7 +31,7 @@ def wgmma():
     def on_device(x):
         return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
 
-    for precision, (m, n, k), trans in itertools.product(wgmma.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN")):
+    for precision, (m, n, k), trans in itertools.product(panels.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN")):
         # Small integers: every order of summing gives the same bits.
         a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
         if precision == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
@@ -54,26 +54,34 @@ def wgmma():
     size = WARPGROUP_SIZE
     a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
     c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
-    stream, blocks, after = streams.stream(), driver.multiprocessors(), wgmma.finish_of(c, wgmma.Epilogue())
-    for precision in wgmma.FORMS:
-        extents, panels = (wgmma.BM, wgmma.BN), wgmma.panels_of(precision, size)
-        a_packed, b_packed = (
-            cuda.zeros((wgmma.packed_size(precision, extent, size, size),), np.int32) for extent in extents
+    stream, shape = streams.stream(), (size, size, size)
+    for precision, tile in itertools.product(panels.FORMS, blocking.PANEL_TILES):
+        memory = [cuda.zeros((panels.room(precision, size, size),), np.int32) for _ in range(6)]
+        (a_along, a_across), (b_along, b_across), made = (
+            panels.Stored(*(panels.Panels(array, 0, size) for array in memory[first : first + 2]))
+            for first in (0, 2, 4)
         )
-        kernel = wgmma.product_kernel(precision, "none")[blocks, wgmma.THREADS, stream]
+        plan = blocking.PanelPlan(tile, 1, panels.panels_of(precision, size))
+        by = partial(wgmma.gemm, precision=precision, plan=plan)
+        factors = wgmma.Factors(a_along, b_across)
         ways = {
-            "A along k": (wgmma.pack, precision, wgmma.BM, True, size, size, a, a_packed, stream),
-            "B across k": (wgmma.pack, precision, wgmma.BN, False, size, size, b, b_packed, stream),
-            "the product": (kernel, size, size, panels, a_packed, b_packed, c, after),
-            "all": (partial(wgmma.gemm, precision=precision), "NN", (size, size, size), a, b, c, stream),
-        }
+            "A both ways": (panels.store, precision, size, size, a, panels.Stored(a_along, a_across), stream),
+            "B both ways": (panels.store, precision, size, size, b, panels.Stored(b_along, b_across), stream),
+            "the product": (partial(by, factors=factors), "NN", shape, a, b, c, stream),
+            "the product, stored both ways": (
+                partial(by, factors=factors._replace(made=made)), "NN", shape, a, b, c, stream,
+            ),
+            "all": (by, "NN", shape, a, b, c, stream),
+        }  # fmt: skip
         for name, (launch, *arguments) in ways.items():
 
             def work(launch=launch, arguments=arguments):
                 for _ in range(LAUNCHES):
                     launch(*arguments)
 
-            print(f"{precision} {size} x {size} x {size}, {name}: {least(work, LAUNCHES):.1f} µs", flush=True)
+            print(
+                f"{precision} {tile.name} {size} x {size} x {size}, {name}: {least(work, LAUNCHES):.1f} µs", flush=True
+            )
 
 
 # ------------------------------------------------------------------------------------------- clusters

@@ -1,0 +1,351 @@
+"""How the factors of products by warpgroups (wgmma.py) lie in memory, and the kernels that store them so.
+
+A factor has rows of terms, along which a product sums. Numbers are rounded and stored in panels, each some terms of all
+rows, of which a row takes 128 bytes: `UNITS` units of 16. In a panel 8 rows touch, first their first units: so 8 rows
+of a unit are a core matrix of the instruction, and whatever rows a tile has, its part of a panel is one piece of
+memory. Of bf16x3 a row has the high parts of 32 terms, then their low ones. Terms beyond the last are stored as 0; what
+lies beyond the last row is never looked at.
+
+A matrix is a factor in two ways: with its rows as they are, terms ``along`` them, or with its columns as rows and terms
+``across`` the rows of the matrix. Who makes the numbers stores either or both: the product that ends a layer, the
+update of a weight, or a launch of `store` after another kernel (factors.py).
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import layout
+from . import memory
+from .compiling import device_function, kernel, made_once, vector
+from .driver import cuda, types
+from .launch import THREADS, WAVES, multiprocessors
+from .operands import FLOATS, INT, INTS, at, matrix, type_of
+from .optimizers import states_of, states_type, update_of_element
+from .ptx import bf16_pair, vector_access
+from .record import COEFFICIENTS, CURRENT, STOPPED
+from .tensor_cores import low_pair, tf32_number
+from .warpgroup import CORE_ROWS, STEP, TERMS, UNIT_BYTES, UNITS, WORD_BYTES
+
+UNIT = UNIT_BYTES // WORD_BYTES  # elements of memory, of 4 bytes
+ROW = UNITS * UNIT
+SPARE = 256  # rows of memory behind the last panel: as many as a tile may have
+int32 = types.int32
+
+
+class Form(NamedTuple):
+    """How the panels of a precision are multiplied: every one has the same bytes, whatever its numbers."""
+
+    kind: str  # of its numbers, as the instruction calls it
+    products: tuple  # of steps of A and of B, in their order: see `warpgroup.multiply_panel`
+    parts: int = 1  # that a factor is the sum of; those of a row lie one after another
+
+    @property
+    def each(self) -> int:
+        """Numbers of a unit."""
+        return TERMS[self.kind] // STEP
+
+    @property
+    def units(self) -> int:
+        """Of a part of a row."""
+        return UNITS // self.parts
+
+    @property
+    def terms(self) -> int:
+        """Of a panel."""
+        return self.units * self.each
+
+
+EACH = (0, 0), (1, 1), (2, 2), (3, 3)
+# The same terms high by high, high by low, low by high, then the next: as in tensor_cores.py.
+HIGH_AND_LOW = (0, 0), (0, 2), (2, 0), (1, 1), (1, 3), (3, 1)
+FORMS = {"tf32": Form("tf32", EACH), "bf16": Form("bf16", EACH), "bf16x3": Form("bf16", HIGH_AND_LOW, 2)}
+
+
+class Panels(NamedTuple):
+    """A stored factor: from element ``start`` of int32 memory on, ``rows`` from panel to panel; 0: it is not stored."""
+
+    data: object
+    start: int
+    rows: int
+
+
+class Stored(NamedTuple):
+    """A matrix as both factors that it may be."""
+
+    along: Panels
+    across: Panels
+
+
+PANELS = type_of(Panels, vector(np.int32), INT, INT)
+
+
+def panels_of(precision, terms):
+    """Panels along k."""
+    return -(-terms // FORMS[precision].terms)
+
+
+def padded(rows):
+    """Rows from panel to panel."""
+    return -(-rows // CORE_ROWS) * CORE_ROWS
+
+
+def room(precision, rows, terms):
+    """Elements of int32 that a factor takes."""
+    return (panels_of(precision, terms) * padded(rows) + SPARE) * ROW
+
+
+# ----------------------------------------------------------------------------------------------- units
+@cache
+def rounding(precision):
+    """A device function: the numbers of a unit, rounded, as elements of 4 bytes; then what is left, of bf16x3."""
+
+    @device_function
+    def function(values, words):
+        for word in range(UNIT):
+            if precision == "tf32":
+                words[word] = tf32_number(values[word])
+            else:
+                x, y = values[2 * word], values[2 * word + 1]
+                words[word] = bf16_pair(x, y)
+                if precision == "bf16x3":
+                    words[UNIT + word] = low_pair(x, y, words[word])
+
+    return function
+
+
+@cache
+def storing(precision, rows, columns, place, threads):
+    """A device function that stores a part of a matrix, which lies in shared memory, as a part of its factors.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Of the part: multiples of `CORE_ROWS` and of the numbers of a unit, as is where it begins in the matrix.
+    place : device function (row, column) -> int
+        Where an element of the part is; those beyond the matrix are 0 there.
+    threads : int
+        That store it together. ``store(thread, tile, start, first_row, first_column, m, n, stored)`` stores the part
+        that begins at ``start`` of ``tile`` and in row ``first_row`` and column ``first_column`` of the (m, n) matrix.
+    """
+    form = FORMS[precision]
+    each, parts, units, held = form.each, form.parts, form.units, form.parts * UNIT
+    round_unit = rounding(precision)
+    _, store = vector_access(UNIT)
+
+    def of(lines, terms, along):
+        """A device function for the one or the other factor, ``lines`` rows of ``terms`` terms."""
+        across = terms // each
+
+        @device_function
+        def function(thread, tile, start, first_line, first_term, count, panels):
+            values = cuda.local.array(each, types.float32)
+            words = cuda.local.array(held, int32)
+            end = (count + form_terms - 1) // form_terms * units
+            for q in range(thread, lines * across, threads):
+                of_eight, unit, line = q % CORE_ROWS, q // CORE_ROWS % across, q // (CORE_ROWS * across) * CORE_ROWS
+                for e in range(each):
+                    if along:
+                        values[e] = tile[start + place(line + of_eight, unit * each + e)]
+                    else:
+                        values[e] = tile[start + place(unit * each + e, line + of_eight)]
+                round_unit(values, words)
+                row, to = first_line + line, first_term // each + unit
+                if row < panels.rows and to < end:
+                    eight = panels.start + (to // units * panels.rows + row) * ROW
+                    for part in range(parts):
+                        unit_of_row = part * units + to % units
+                        store(panels.data, eight + (unit_of_row * CORE_ROWS + of_eight) * UNIT, words, part * UNIT)
+
+        return function
+
+    form_terms = form.terms
+    along, across = of(rows, columns, True), of(columns, rows, False)
+
+    @device_function
+    def store_part(thread, tile, start, first_row, first_column, m, n, stored):
+        if stored.along.rows:
+            along(thread, tile, start, first_row, first_column, n, stored.along)
+        if stored.across.rows:
+            across(thread, tile, start, first_column, first_row, m, stored.across)
+
+    return store_part
+
+
+# --------------------------------------------------------------------------------- kernels of their own
+TILE = 64  # rows and columns that a block stores at a time
+PITCH = TILE + 1  # in shared memory, so that threads that read rows, or columns, meet in few banks
+TILE_SIZE = TILE * PITCH
+
+
+@device_function
+def place_in_tile(row, column):
+    """Where an element is in shared memory."""
+    return row * PITCH + column
+
+
+def _tiles(rows, columns):
+    return -(-rows // TILE) * -(-columns // TILE)
+
+
+def _grid(tiles):
+    return min(tiles, WAVES * multiprocessors())
+
+
+@made_once
+def store_kernel(precision):
+    """The kernel that stores a matrix as its factors."""
+    store = storing(precision, TILE, TILE, place_in_tile, THREADS)
+
+    @kernel(INT, INT, matrix(np.float32), type_of(Stored, PANELS, PANELS), threads=THREADS)
+    def store_kernel(rows, columns, x, stored):
+        tile = cuda.shared.array(TILE_SIZE, types.float32)
+        thread = np.int64(cuda.threadIdx.x)
+        across = (columns + TILE - 1) // TILE
+        for number in range(np.int64(cuda.blockIdx.x), (rows + TILE - 1) // TILE * across, np.int64(cuda.gridDim.x)):
+            first_row, first_column = number // across * TILE, number % across * TILE
+            for e in range(thread, TILE * TILE, THREADS):
+                i, j = e // TILE, e % TILE
+                inside = first_row + i < rows and first_column + j < columns
+                value = types.float32(0)
+                if inside:
+                    value = x.data[at(x, first_row + i, first_column + j)]
+                tile[place_in_tile(i, j)] = value
+            cuda.syncthreads()
+            store(thread, tile, 0, first_row, first_column, rows, columns, stored)
+            cuda.syncthreads()
+
+    return store_kernel
+
+
+def store(precision, rows, columns, x, stored, stream):
+    """Launch it; ``x`` is a `Matrix`, ``stored`` says as which factors."""
+    tiles = _tiles(rows, columns)
+    if tiles:
+        store_kernel(precision)[_grid(tiles), THREADS, stream](rows, columns, x, stored)
+
+
+# Columns of a `Table`: where an array lies among the parameters, its first tile among all, and where
+# its factors begin, -1 where there is none.
+OFFSET, ROWS, COLUMNS, LD, FIRST_TILE, ALONG, ACROSS, WIDTH = range(8)
+
+
+class Table(NamedTuple):
+    """Arrays of parameters, on the GPU: their number, the tiles they have, and `WIDTH` integers for each."""
+
+    arrays: int
+    tiles: int
+    places: object
+
+    @classmethod
+    def of(cls, arrays):
+        """The table of arrays, each (where it lies: a `program.Array`, where its factors begin)."""
+        lines, tiles = [], 0
+        for array, (along, across) in arrays:
+            rows, columns = array.shape if len(array.shape) == 2 else (1, *array.shape)
+            lines.append((array.offset, rows, columns, array.ld, tiles, along, across))
+            tiles += _tiles(rows, columns)
+        return cls(len(lines), tiles, memory.to_device(np.array(lines, np.int64).reshape(-1)))
+
+
+def for_each_parameter(precision, value):
+    """A device function ``(table, factors, *operands)``: stores the weights of a table, by whole blocks.
+
+    An element of the table's arrays is what ``value(element, *operands)`` returns, for its place among the parameters.
+    """
+    store = storing(precision, TILE, TILE, place_in_tile, THREADS)
+
+    @device_function
+    def loop(table, factors, *operands):
+        tile = cuda.shared.array(TILE_SIZE, types.float32)
+        thread, places, here = np.int64(cuda.threadIdx.x), table.places, 0
+        for number in range(np.int64(cuda.blockIdx.x), table.tiles, np.int64(cuda.gridDim.x)):
+            while here + WIDTH < table.arrays * WIDTH and places[here + WIDTH + FIRST_TILE] <= number:
+                here += WIDTH
+            rows, columns = places[here + ROWS], places[here + COLUMNS]
+            begin, ld = places[here + OFFSET], places[here + LD]
+            inside, tiles_across = number - places[here + FIRST_TILE], (columns + TILE - 1) // TILE
+            first_row, first_column = inside // tiles_across * TILE, inside % tiles_across * TILE
+            for e in range(thread, TILE * TILE, THREADS):
+                i, j = e // TILE, e % TILE
+                x = types.float32(0)
+                if first_row + i < rows and first_column + j < columns:
+                    x = value(begin + (first_row + i) * ld + first_column + j, *operands)
+                tile[place_in_tile(i, j)] = x
+            cuda.syncthreads()
+            along, across = places[here + ALONG], places[here + ACROSS]
+            stored = Stored(of_table(factors, along, rows), of_table(factors, across, columns))
+            store(thread, tile, 0, first_row, first_column, rows, columns, stored)
+            cuda.syncthreads()
+
+    return loop
+
+
+@device_function
+def of_table(factors, start, rows):
+    """A factor of so many rows that begins at ``start`` of the memory of all, or none where that is -1."""
+    return Panels(factors, start, (rows + CORE_ROWS - 1) // CORE_ROWS * CORE_ROWS if start >= 0 else 0)
+
+
+TABLE, FACTORS, VALUES = type_of(Table, INT, INT, INTS), vector(np.int32), vector(np.float32)
+
+
+@made_once
+def store_weights_kernel(precision):
+    """The kernel that stores the weights of a table as their factors."""
+
+    @device_function
+    def value(element, values):
+        return values[element]
+
+    store_all = for_each_parameter(precision, value)
+
+    @kernel(TABLE, FACTORS, VALUES, threads=THREADS)
+    def store_weights_kernel(table, factors, values):
+        store_all(table, factors, values)
+
+    return store_weights_kernel
+
+
+def store_weights(precision, table, values, factors, stream):
+    """Launch it."""
+    if table.tiles:
+        store_weights_kernel(precision)[_grid(table.tiles), THREADS, stream](table, factors, values)
+
+
+@made_once
+def update_kernel(optimizer, precision):
+    """The kernel of `optimizers.optimizer_kernel` for the arrays of a table, which stores new weights as factors."""
+    dtype = np.dtype(np.float32)
+    coefficients, update = update_of_element(optimizer, dtype)
+
+    @device_function
+    def value(element, c, values, grad, states):
+        return update(c, element, grad[element], values, states)
+
+    update_all = for_each_parameter(precision, value)
+
+    @kernel(TABLE, FACTORS, INTS, FLOATS, VALUES, VALUES, states_type(dtype), threads=THREADS)
+    def update_kernel(table, factors, record, scalars, values, grad, states):
+        if record[STOPPED] == 0:
+            c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * layout.COEFFICIENTS)
+            update_all(table, factors, c, values, grad, states)
+
+    return update_kernel
+
+
+def update(optimizer, precision, table, record, values, grad, state, factors, stream):
+    """Launch `optimizers.optimizer_step` on the arrays of a table, which stores what it has updated."""
+    if table.tiles:
+        update_kernel(optimizer, precision)[_grid(table.tiles), THREADS, stream](
+            table, factors, record.device, record.floats, values, grad, states_of(state, values)
+        )
+
+
+def kernels(precision):
+    """Every kernel of this file."""
+    yield store_kernel(precision)
+    yield store_weights_kernel(precision)
+    for optimizer in layout.OPTIMIZERS:
+        yield update_kernel(optimizer, precision)

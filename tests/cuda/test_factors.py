@@ -1,0 +1,83 @@
+"""Networks whose products by warpgroups read stored factors: the bits of products that store their own.
+
+On the emulated GPU, or on a GPU of compute capability 9.0.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
+
+import fastbp
+from fastbp.kernels.cuda import driver, network, panels, wgmma
+
+from .test_gemm import runs
+
+pytestmark = pytest.mark.skipif(
+    not runs() or driver.compute_capability() != wgmma.CAPABILITY, reason="needs a GPU of compute capability 9.0"
+)
+
+
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch):
+    monkeypatch.setenv("FASTBP_CUDA", "wgmma")
+
+
+def chain():
+    """Values and gradients that products make; the derivative of one activation reads z."""
+    return [fastbp.Linear(20, 72), fastbp.GELU(), fastbp.Linear(72, 40), fastbp.ReLU(), fastbp.Linear(40, 5)]
+
+
+def branches():
+    """Values and gradients that other kernels make, some of them by several instructions."""
+    inside = fastbp.Linear(24, 24), fastbp.Tanh()
+    around = fastbp.LayerNorm(24), fastbp.Residual(*inside), fastbp.Dropout(0.2)
+    return [fastbp.Linear(20, 24), fastbp.SiLU(), *around, fastbp.Linear(24, 24), fastbp.Linear(24, 5)]
+
+
+def task():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((100, 20), dtype=np.float32), rng.integers(0, 5, 100)
+
+
+def trained(make, precision, frozen=(), calls=2):
+    """Weights and predictions after two calls of `fit`, between which a weight is changed by hand."""
+    X, y = task()
+    model = fastbp.Sequential(*make(), device="cuda", precision=precision, seed=0)
+    for layer in frozen:
+        model[layer].trainable = False
+    options = {"loss": fastbp.CrossEntropyLoss(), "optimizer": fastbp.Adam(lr=1e-3), "verbose": False}
+    for _ in range(calls):  # of batches of 40 rows, and one of 20
+        model.fit(X, y, batch_size=40, epochs=2, **options)
+        model[0].weight = 0.5 * model[0].weight
+    return model.flat_parameters.tobytes(), model.predict(X).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "precision", "frozen"),
+    [
+        (chain, "bf16", ()),
+        (branches, "tf32", (0,)),
+        pytest.param(chain, "bf16x3", (2,), marks=pytest.mark.long),
+        pytest.param(branches, "bf16", (), marks=pytest.mark.long),
+    ],
+)
+def test_networks(monkeypatch, make, precision, frozen):
+    """To the bit as if every product stored its factors itself."""
+    found = trained(make, precision, frozen)
+    monkeypatch.setattr(network._Workspace, "find_factors", lambda workspace: None)
+    assert trained(make, precision, frozen) == found
+
+
+def test_what_is_stored_by_whom(monkeypatch):
+    """By launches of their own the input and the gradient of the loss; weights once a call, then by their update."""
+    launched, store, store_weights = [], panels.store, panels.store_weights
+    monkeypatch.setattr(panels, "store", lambda *run: launched.append(run[1:3]) or store(*run))
+    monkeypatch.setattr(panels, "store_weights", lambda *run: launched.append("weights") or store_weights(*run))
+    X, y = task()
+    model = fastbp.Sequential(*chain(), device="cuda", precision="bf16", seed=0)
+    model.train_step(X, y, fastbp.CrossEntropyLoss(), fastbp.SGD(lr=1e-3))
+    assert launched == 2 * ["weights", (100, 20), (100, 5)]  # the first time its launches are listed
+    launched.clear()
+    model.predict(X)
+    assert launched == 2 * ["weights", (100, 20)]

@@ -3,7 +3,7 @@
 import os
 from functools import cache
 
-KERNELS = ("cluster", "wgmma")
+KERNELS = ("cluster", "panels", "wgmma")
 
 
 def asked(name: str) -> bool:

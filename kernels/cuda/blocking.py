@@ -211,18 +211,21 @@ def whole_rounds(tile, shape, multiprocessors):
             yield rows
 
 
-# ----------------------------------------------------------------------------- products by warpgroups
+# ------------------------------------------------------------------------- products of stored factors
 class PanelTile(NamedTuple):
-    """A block makes ``bm x bn`` elements of C from stored panels (panels.py), `CONSUMERS` warpgroups a part each."""
+    """A block makes ``bm x bn`` elements of C from stored panels (panels.py)."""
 
     name: str
     bm: int
     bn: int
     stages: int  # panels of A and of B that shared memory holds
+    rate: int  # elements of C that a multiprocessor makes a cycle, for the terms of an instruction
 
 
-CONSUMERS = 2  # warpgroups that multiply
-PANEL_TILES = PanelTile("large", 128, 256, 4), PanelTile("medium", 128, 128, 6)
+# By warpgroups, `CONSUMERS` of which multiply (wgmma.py); by warps (mma.py).
+CONSUMERS = 2
+PANEL_TILES = PanelTile("large", 128, 256, 4, 128), PanelTile("medium", 128, 128, 6, 128)
+WARP_TILES = (PanelTile("large", 128, 128, 3, 64),)
 PANEL_BYTES = 128  # of a row of a panel
 # In a cycle: what all multiprocessors together, and one of them, get of panels out of the cache of memory. The first is
 # what products by such tiles are known to reach on an H100 without copies for several blocks, 600 of 990 TFLOP/s.
@@ -238,26 +241,26 @@ class PanelPlan(NamedTuple):
 
 
 @cache
-def panel_plan(shape, cut, terms, instructions, multiprocessors) -> PanelPlan:
-    """The fastest by a model, of panels of ``terms`` terms, each ``instructions`` of a warpgroup; see `plan_of`."""
+def panel_plan(tiles, shape, cut, terms, instructions, multiprocessors) -> PanelPlan:
+    """The fastest by a model, of panels of ``terms`` terms that take so many ``instructions``; see `plan_of`."""
     panels = -(-shape[2] // terms)
     each_of = {1: panels}
     for parts in range(2, min(most_parts(shape), panels) + 1 if cut else 2):
         each = -(-panels // parts)
         each_of[-(-panels // each)] = each
-    plans = [PanelPlan(tile, *of) for tile, of in itertools.product(PANEL_TILES, each_of.items())]
+    plans = [PanelPlan(tile, *of) for tile, of in itertools.product(tiles, each_of.items())]
     return min(plans, key=lambda plan: cycles_of_panels(plan, shape, instructions, multiprocessors))
 
 
 def cycles_of_panels(plan, shape, instructions, multiprocessors):
     """How long a product of stored factors takes: rounds of a tile for every multiprocessor.
 
-    A panel takes as long as its instructions, half a cycle for each column of C, or as its copy.
+    A panel takes as long as its instructions, or as its copy.
     """
     (m, n, _), (tile, parts, each) = shape, plan
     tiles = -(-m // tile.bm) * -(-n // tile.bn) * parts
     rate = min(COPY_BYTES, CACHE_BYTES / min(tiles, multiprocessors))
-    panel = max(CONSUMERS * instructions * tile.bn // 2, (tile.bm + tile.bn) * PANEL_BYTES / rate)
+    panel = max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * PANEL_BYTES / rate)
     cycles = LAUNCH + -(-tiles // multiprocessors) * (BLOCK + each * panel)
     return cycles + (LAUNCH + 2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
 

@@ -1,4 +1,4 @@
-"""Which factors of products by warpgroups are stored in panels (panels.py), when, and in what memory.
+"""Which factors of products are stored in panels (panels.py), when, and in what memory; where these are asked for.
 
 A factor is stored once, by who makes it: a value or a gradient by the product that ends a layer, or by a launch after
 another kernel; weights at the beginning of a call, as the caller may have changed them, and by every update. All
@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import program
 from . import memory, panels
+from .panel_tiles import Factors
 from .panels import Panels, Stored, Table
-from .wgmma import Factors
 
 # What is a factor among the operands of a product, the first two, and whether terms are along its columns.
 PRODUCTS = {
@@ -80,7 +80,7 @@ class StoredFactors:
         return Stored(self._factor(operand, True, n), self._factor(operand, False, n))
 
     def of(self, number, n):
-        """The `wgmma.Factors` of an instruction, or None if it is no product."""
+        """The `panel_tiles.Factors` of an instruction, or None if it is no product."""
         instruction = self.instructions[number]
         ways = PRODUCTS.get(instruction.operation)
         if ways is None:

@@ -2,11 +2,11 @@
 
 `network` and the functions of the contract in `__init__` call these. Each takes the layer as a `Linear` and the number
 ``n`` of rows; x is (n, fan_in), the weight (fan_in, fan_out), z and its gradient (n, fan_out), all as `Matrix`. Where
-a network stores factors for products by warpgroups (factors.py), ``factors`` are those of the product.
+a network stores factors (factors.py), ``factors`` are those of the product.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
-from . import wgmma
+from . import panel_gemm
 from .blocking import parts_size
 from .elementwise import activation_forward, column_sum, sum_chunks, sum_scratch
 from .gemm import Epilogue, gemm
@@ -14,9 +14,9 @@ from .operands import Matrix
 
 
 def _product(trans, shape, a, b, c, stream, epilogue, precision, factors=None, **cut):
-    """`gemm.gemm`, or by warpgroups where these are asked for, which also take ``factors``."""
-    if factors is not None or wgmma.chosen(precision, c.data.dtype):
-        return wgmma.gemm(trans, shape, a, b, c, stream, epilogue, precision, factors=factors, **cut)
+    """`gemm.gemm`, or that of stored factors where these are asked for, which also takes ``factors``."""
+    if factors is not None or panel_gemm.chosen(precision, c.data.dtype) is not None:
+        return panel_gemm.gemm(trans, shape, a, b, c, stream, epilogue, precision, factors=factors, **cut)
     return gemm(trans, shape, a, b, c, stream, epilogue, precision, **cut)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import ahead, borrowing, cluster, memory, norms, steps, streams, wgmma
+from . import ahead, borrowing, cluster, memory, norms, panel_gemm, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .factors import StoredFactors
@@ -38,7 +38,7 @@ class _Workspace:
         self.fan_in, self.fan_out, self.width = program.in_features, program.out_features, listing.width
         self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
-        self.factors = None  # StoredFactors, where products are by warpgroups
+        self.factors = None  # StoredFactors, where products read those
         self.vectors = {}  # (buffer, offset) -> the array of the buffer, and the part of it that is a vector
 
     def places(self, run):
@@ -73,7 +73,7 @@ class _Workspace:
 
     def find_factors(self):
         """Plan the stored factors of products, and their memory for `capacity` rows."""
-        if wgmma.chosen(self.program.precision, self.dtype):
+        if panel_gemm.chosen(self.program.precision, self.dtype) is not None:
             self.factors = StoredFactors(self.program, self.listing, self.capacity)
 
     def store_weights(self, run, stream):

@@ -1,4 +1,4 @@
-"""How the factors of products by warpgroups (wgmma.py) lie in memory, and the kernels that store them so.
+"""How stored factors of products (panel_gemm.py) lie in memory, and the kernels that store them so.
 
 A factor has rows of terms, along which a product sums. Numbers are rounded and stored in panels, each some terms of all
 rows, of which a row takes 128 bytes: `UNITS` units of 16. In a panel 8 rows touch, first their first units: so 8 rows

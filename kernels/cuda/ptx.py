@@ -292,6 +292,34 @@ MMA = {
 
 
 @cache
+def load_matrices(order):
+    """Four matrices of 8 rows of 16 bytes from shared memory, as operands of products, by a warp; not in the simulator.
+
+    In ``function(registers, start, shared, index)`` lane ``8 j + r`` names by ``index`` the first of the elements, all
+    of 4 bytes, of row r of matrix j. A lane gets element ``lane % 4`` of row ``lane // 4`` of each, that of matrix j in
+    ``registers[start + order[j]]``. The four are neighbours where an instruction takes them in that order.
+    """
+
+    @intrinsic
+    def function(typing_context, registers, start, shared, index):
+        def generate(context, builder, signature, arguments):
+            source = _element(context, builder, shared, arguments[2], arguments[3])
+            source = builder.ptrtoint(builder.addrspacecast(source, source.type.pointee.as_pointer(3)), i32())
+            text = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];"
+            kind = ir.FunctionType(ir.LiteralStructType([i32()] * 4), [i32()])
+            asm = ir.InlineAsm(kind, text, "=r,=r,=r,=r,r,~{memory}", side_effect=True)
+            made = builder.call(asm, [source], attrs=("convergent",))
+            for matrix, place in enumerate(order):
+                register = _element(context, builder, registers, arguments[0], arguments[1], place)
+                builder.store(builder.extract_value(made, matrix), register)
+            return context.get_dummy_value()
+
+        return types.void(registers, start, shared, index), generate
+
+    return function
+
+
+@cache
 def matrix_multiply_add(precision, apart):
     """``C += A B`` by a warp, for 16 rows of A, 8 columns of B, and as many terms as two operands of a thread hold.
 

@@ -81,7 +81,7 @@ def parts(folder):
         ("where", [*this, "where"], 80),
         ("gemm", [*compare, "--json", str(folder / "gemm.json"), "--what", "gemm"], 60),
         ("steps", [*compare, "--json", str(folder / "steps.json"), "--what", "steps"], 90),
-        ("wgmma", [*this, "wgmma"], 90),
+        ("wgmma", [*this, "wgmma"], 120),
         (
             "gemm by wgmma",
             ["env", "FASTBP_CUDA=wgmma", *compare, "--json", str(folder / "gemm by wgmma.json"), "--what", "gemm"],

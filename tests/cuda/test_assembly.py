@@ -12,7 +12,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[c
 pytest.importorskip("cuda.core", reason="needs the assembler: pip install fastbp[cuda]")
 
 from fastbp.kernels import layout
-from fastbp.kernels.cuda import blocking, catalogue, cluster, cluster_plan, driver, gemm, panels, warpgroup, wgmma
+from fastbp.kernels.cuda import blocking, catalogue, cluster, cluster_plan, driver, gemm, mma, panels, warpgroup, wgmma
 
 from . import machine_code
 
@@ -220,6 +220,36 @@ def test_product_by_warpgroups(tmp_path, precision, tile, epilogue, vectors, sto
     assert not [name for name in loop if name.startswith(("LD", "ST", "BAR"))], loop
     assert loop.total() <= 80, loop
     assert max(found["UBLKCP.S.G"] for found in machine_code.loops(text)) == 2  # a panel of A, and one of B
+
+
+def by_warps():
+    """Each precision for each GPU; the others where all are asked for."""
+    for i, precision in enumerate(panels.FORMS):
+        for j, capability in enumerate(CAPABILITIES):
+            for k, (epilogue, stores) in enumerate(
+                itertools.product(("none", "forward:gelu", "backward:silu"), (True, False))
+            ):
+                marks = [pytest.mark.long] * (k != (i + 2 * j) % 6)
+                words = precision, architecture(capability), epilogue, "stored" if stores else "as it is"
+                yield pytest.param(precision, capability, epilogue, stores, id="-".join(words), marks=marks)
+
+
+@needs_disassembler
+@pytest.mark.parametrize(("precision", "capability", "epilogue", "stores"), list(by_warps()))
+def test_product_by_warps(tmp_path, precision, capability, epilogue, stores):
+    """Operands come from shared memory as the instruction takes them: no register is moved, nothing is rounded."""
+    cubin, report = assemble(mma.product_kernel(precision, epilogue, stores=stores), capability)
+    assert report.registers * mma.THREADS <= REGISTERS
+    loop = min(
+        (loop for loop in machine_code.loops(machine_code.disassemble(cubin, tmp_path)) if loop["LDSM.16.M88.4"]),
+        key=Counter.total,
+    )
+    products = sum(count for name, count in loop.items() if name.startswith("HMMA"))
+    steps, tile = panels.FORMS[precision].products, mma.TILES[0]
+    warp_m, warp_n = tile.bm // mma.WARPS_M, tile.bn // mma.WARPS_N
+    assert products == len(steps) * (warp_m // 16) * (warp_n // mma.COLUMNS)
+    assert loop["LDSM.16.M88.4"] == mma.STEPS * (warp_m // 16 + warp_n // 16)
+    assert loop.total() - products <= 100, loop
 
 
 @pytest.mark.parametrize("precision", panels.FORMS)

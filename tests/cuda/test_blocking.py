@@ -126,20 +126,30 @@ def test_the_measured_product():
 @pytest.mark.parametrize("multiprocessors", GPUS)
 @pytest.mark.parametrize("k", [0, 1, 64, 65, 1000, 4097, 100_000])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (64, 10), (784, 256), (3000, 3000)])
-def test_parts_are_all_panels(m, n, k, multiprocessors):
+@pytest.mark.parametrize("tiles", [blocking.PANEL_TILES, blocking.WARP_TILES], ids=["warpgroups", "warps"])
+def test_parts_are_all_panels(tiles, m, n, k, multiprocessors):
     for form in panels.FORMS.values():
         shape, all_panels = (m, n, k), -(-k // form.terms)
-        _, parts, each = blocking.panel_plan(shape, True, form.terms, len(form.products), multiprocessors)
+        _, parts, each = blocking.panel_plan(
+            blocking.PANEL_TILES, shape, True, form.terms, len(form.products), multiprocessors
+        )
         assert (parts - 1) * each < max(all_panels, 1) <= max(parts * each, 1)
         assert parts == 1 or parts * m * blocking.padded_columns(n) <= blocking.parts_size(m, n, k)
-        assert blocking.panel_plan(shape, False, form.terms, len(form.products), multiprocessors).parts == 1
+        assert (
+            blocking.panel_plan(
+                blocking.PANEL_TILES, shape, False, form.terms, len(form.products), multiprocessors
+            ).parts
+            == 1
+        )
 
 
 def test_tiles_of_panels():
     """Few tiles are smaller ones, and the gradient of a small layer is cut; large products have large tiles, uncut."""
     large, medium = blocking.PANEL_TILES
     form = panels.FORMS["bf16"]
-    plan = functools.partial(blocking.panel_plan, terms=form.terms, instructions=4, multiprocessors=132)
+    plan = functools.partial(
+        blocking.panel_plan, blocking.PANEL_TILES, terms=form.terms, instructions=4, multiprocessors=132
+    )
     assert plan((1024, 256, 784), False).tile == medium
     assert plan((784, 256, 8192), True).parts > 4
     assert plan((4096, 4096, 4096), False) == plan((4096, 4096, 4096), True) == blocking.PanelPlan(large, 1, 64)

@@ -165,13 +165,14 @@ def test_what_the_driver_refuses_is_compiled(fresh, filled):
 
 def print_names():
     """The file of every kernel, by the kernel."""
-    from fastbp.kernels.cuda import catalogue, cluster, disk_cache, panels, wgmma
+    from fastbp.kernels.cuda import catalogue, cluster, disk_cache, panel_gemm, panels
 
     with on_a_gpu_of(CAPABILITY):
         found, known = {}, [(kernel.name, kernel.function) for kernel in catalogue.kernels()]
         known += [one for precision in ("ieee", "tf32") for one in cluster.kernels(precision)]
         for precision in panels.FORMS:
-            known += [(f"wgmma {precision}", one) for one in wgmma.kernels(precision, "none")]
+            for way in panel_gemm.WAYS:
+                known += [(f"{way.NAME} {precision}", one) for one in way.kernels(precision, "none")]
             known += [(f"panels {precision}", one) for one in panels.kernels(precision)]
         for name, function in known:
             path = disk_cache.path_of(function)

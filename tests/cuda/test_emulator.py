@@ -101,8 +101,8 @@ def test_products(emulated):
 
 
 @pytest.mark.parametrize("chosen", ["full_tiles", "not full_tiles"], ids=["pipeline", "others"])
-def test_products_by_warpgroups(emulated, chosen):
-    emulated("-x", "tests/cuda/test_wgmma.py", "-k", chosen)
+def test_products_of_stored_factors(emulated, chosen):
+    emulated("-x", "tests/cuda/test_panels.py", "-k", chosen)
 
 
 def test_networks_and_the_contract_by_warpgroups(emulated):

@@ -10,28 +10,29 @@ import numpy as np
 
 from .tools import LAUNCHES, RUNS, least, network
 
-# ---------------------------------------------------------------------------------------- warpgroups
-# Of products by warpgroups: less than a tile, a tile and a panel, tails of all, every place used again and many tiles.
+# -------------------------------------------------------------------------------------- stored factors
+# Products of stored factors: less than a tile, a tile and a panel, tails of all, places used again and many tiles.
 WARPGROUP_SHAPES = ((16, 8, 16), (128, 256, 64), (131, 261, 323), (1500, 2100, 1111))
 WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
 
 
 def wgmma():
-    """Products by warpgroups, which FASTBP_CUDA=wgmma asks for: are they right? Then what each launch takes."""
+    """Products of stored factors, by warpgroups and by warps: are they right? Then what each launch takes."""
     from fastbp.kernels import cuda
-    from fastbp.kernels.cuda import blocking, driver, panels, streams, wgmma
+    from fastbp.kernels.cuda import ahead, blocking, driver, panel_gemm, panels, streams
     from fastbp.kernels.cuda.operands import Matrix
+    from fastbp.kernels.cuda.panel_tiles import Factors
 
     driver.require()
-    if driver.compute_capability() != wgmma.CAPABILITY:
-        print(f"left out: needs compute capability {wgmma.CAPABILITY}, here is {driver.compute_capability()}")
-        return
+    ways = [way for way in panel_gemm.WAYS if way.runs_on(driver.compute_capability())]
+    ahead.compile_all([one for way in ways for form in panels.FORMS for one in way.kernels(form, "none")])
     rng, wrong = np.random.default_rng(0), 0
 
     def on_device(x):
         return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
 
-    for precision, (m, n, k), trans in itertools.product(panels.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN")):
+    cases = itertools.product(ways, panels.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN"))
+    for way, precision, (m, n, k), trans in cases:
         # Small integers: every order of summing gives the same bits.
         a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
         if precision == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
@@ -41,13 +42,16 @@ def wgmma():
         found = set()
         for _ in range(RUNS):
             c = Matrix(cuda.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
-            wgmma.gemm(trans, (m, n, k), *stored, c, streams.stream(), precision=precision)
+            panel_gemm.gemm(trans, (m, n, k), *stored, c, streams.stream(), precision=precision, way=way)
             found.add(cuda.to_host(c.data).tobytes())
         different = np.argwhere(np.frombuffer(found.pop(), np.float32).reshape(m, n) != a @ b)
         right = not len(different) and not found
         wrong += not right
         words = "right" if right else f"WRONG, {len(different)} elements from {different[:1].tolist()}"
-        print(f"{precision} {trans} {m} x {n} x {k}: {words}; {1 + len(found)} results of {RUNS} runs", flush=True)
+        print(
+            f"{way.NAME} {precision} {trans} {m} x {n} x {k}: {words}; {1 + len(found)} results of {RUNS} runs",
+            flush=True,
+        )
     if wrong:
         sys.exit(f"{wrong} products are wrong")
 
@@ -55,16 +59,17 @@ def wgmma():
     a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
     c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
     stream, shape = streams.stream(), (size, size, size)
-    for precision, tile in itertools.product(panels.FORMS, blocking.PANEL_TILES):
+    tiles = [(way, tile) for way in ways for tile in way.TILES]
+    for precision, (way, tile) in itertools.product(panels.FORMS, tiles):
         memory = [cuda.zeros((panels.room(precision, size, size),), np.int32) for _ in range(6)]
         (a_along, a_across), (b_along, b_across), made = (
             panels.Stored(*(panels.Panels(array, 0, size) for array in memory[first : first + 2]))
             for first in (0, 2, 4)
         )
         plan = blocking.PanelPlan(tile, 1, panels.panels_of(precision, size))
-        by = partial(wgmma.gemm, precision=precision, plan=plan)
-        factors = wgmma.Factors(a_along, b_across)
-        ways = {
+        by = partial(panel_gemm.gemm, precision=precision, plan=plan, way=way)
+        factors = Factors(a_along, b_across)
+        launches = {
             "A both ways": (panels.store, precision, size, size, a, panels.Stored(a_along, a_across), stream),
             "B both ways": (panels.store, precision, size, size, b, panels.Stored(b_along, b_across), stream),
             "the product": (partial(by, factors=factors), "NN", shape, a, b, c, stream),
@@ -73,14 +78,15 @@ def wgmma():
             ),
             "all": (by, "NN", shape, a, b, c, stream),
         }  # fmt: skip
-        for name, (launch, *arguments) in ways.items():
+        for name, (launch, *arguments) in launches.items():
 
             def work(launch=launch, arguments=arguments):
                 for _ in range(LAUNCHES):
                     launch(*arguments)
 
             print(
-                f"{precision} {tile.name} {size} x {size} x {size}, {name}: {least(work, LAUNCHES):.1f} µs", flush=True
+                f"{way.NAME} {precision} {tile.name} {size} x {size} x {size}, {name}: {least(work, LAUNCHES):.1f} µs",
+                flush=True,
             )
 
 

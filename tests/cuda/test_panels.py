@@ -1,22 +1,24 @@
-"""The product by warpgroups against NumPy: small integers, so that every order of summing gives the same bits.
+"""Products of stored factors against NumPy: small integers, so that every order of summing gives the same bits.
 
 On the emulated GPU, where a copy comes as late as it may and a product reads shared memory when it is waited for
-(`emulator/execute.cpp`), or on a GPU of compute capability 9.0.
+(`emulator/execute.cpp`), or on a GPU: by warpgroups on one of compute capability 9.0.
 """
+
+import functools
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
-from fastbp.kernels.cuda import blocking, driver, gemm, memory, panels, streams, wgmma
+from fastbp.kernels.cuda import blocking, driver, gemm, memory, mma, panel_gemm, panels, streams, wgmma
 from fastbp.kernels.cuda.operands import Matrix
+from fastbp.kernels.cuda.panel_tiles import Factors
 
 from .test_gemm import check, check_high_and_low_parts, check_order_of_high_and_low_parts, check_rounding, runs
 
-pytestmark = pytest.mark.skipif(
-    not runs() or driver.compute_capability() != wgmma.CAPABILITY, reason="needs a GPU of compute capability 9.0"
-)
+pytestmark = pytest.mark.skipif(driver.simulated or not runs(), reason="needs a GPU")
+HERE = [way for way in panel_gemm.WAYS if not driver.simulated and runs() and way.runs_on(driver.compute_capability())]
 
 
 @pytest.fixture(params=panels.FORMS)
@@ -24,13 +26,27 @@ def precision(request):
     return request.param
 
 
-@pytest.fixture(params=blocking.PANEL_TILES, ids=lambda tile: tile.name)
-def tile(request):
+def kinds(others=(None,), turns=3):
+    """Parameters: every precision, way, tile and one of ``others``; by default one of so many, in turn."""
+    tiles = [(way, tile) for way in HERE for tile in way.TILES]
+    return [
+        pytest.param(
+            precision, way, tile, other, marks=[pytest.mark.long] * ((i + j + k) % turns != 0),
+            id="-".join(filter(None, (precision, way.NAME, tile.name, str(other or "")))),
+        )
+        for i, precision in enumerate(panels.FORMS)
+        for j, (way, tile) in enumerate(tiles)
+        for k, other in enumerate(others)
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=HERE, ids=lambda way: way.NAME)
+def way(request):
     return request.param
 
 
-def check_wgmma(precision, trans, m, n, k, **options):
-    check(trans, m, n, k, "float32", product=wgmma.gemm, precision=precision, **options)
+def check_panels(way, precision, trans, m, n, k, **options):
+    check(trans, m, n, k, "float32", product=panel_gemm.gemm, precision=precision, way=way, **options)
 
 
 def plan_of(precision, tile, k, parts=1):
@@ -40,64 +56,71 @@ def plan_of(precision, tile, k, parts=1):
     return blocking.PanelPlan(tile, -(-all_panels // each), each)
 
 
-@pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
-def test_full_tiles_and_tails(precision, tile, trans):
+@pytest.mark.parametrize(("precision", "way", "tile", "trans"), kinds(gemm.TRANSPOSITIONS))
+def test_full_tiles_and_tails(precision, way, tile, trans):
     k = (tile.stages + 1) * panels.FORMS[precision].terms + 3  # every place of the pipeline is used again
     plan = plan_of(precision, tile, k)
-    check_wgmma(precision, trans, tile.bm + 3, tile.bn + 5, k, beta=1, bias=True, plan=plan)
+    check_panels(way, precision, trans, tile.bm + 3, tile.bn + 5, k, beta=1, bias=True, plan=plan)
 
 
-def test_blocks_go_from_tile_to_tile(precision, tile, monkeypatch):
+@pytest.mark.parametrize(("precision", "way", "tile", "_"), kinds())
+def test_blocks_go_from_tile_to_tile(precision, way, tile, _, monkeypatch):
     """Copies run ahead into the next tile; as if the GPU had fewer multiprocessors than there are tiles."""
     monkeypatch.setattr(driver, "multiprocessors", lambda: 2)
     k = panels.FORMS[precision].terms + 1
-    check_wgmma(precision, "NN", 4 * tile.bm + 1, tile.bn + 1, k, plan=plan_of(precision, tile, k))
+    check_panels(way, precision, "NN", 4 * tile.bm + 1, tile.bn + 1, k, plan=plan_of(precision, tile, k))
 
 
-@pytest.mark.parametrize("beta", [0, 1])
-def test_terms_in_parts(precision, tile, beta, monkeypatch):
+@pytest.mark.parametrize(("precision", "way", "tile", "beta"), kinds((0, 1)))
+def test_terms_in_parts(precision, way, tile, beta, monkeypatch):
     """The last part has fewer panels, and a block makes tiles of several parts."""
     monkeypatch.setattr(driver, "multiprocessors", lambda: 3)
     m, n, k = tile.bm + 3, tile.bn + 5, 4 * panels.FORMS[precision].terms + 3
     plan = plan_of(precision, tile, k, parts=3)
     assert plan.parts == 3
     parts = memory.to_device(np.full(3 * m * blocking.padded_columns(n), np.nan, np.float32))
-    check_wgmma(precision, "TN", m, n, k, beta=beta, plan=plan, parts=parts)
+    check_panels(way, precision, "TN", m, n, k, beta=beta, plan=plan, parts=parts)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (1, 33, 17), (33, 1, 64), (0, 3, 2), (3, 0, 2)])
-def test_narrow(precision, shape):
-    check_wgmma(precision, "NT", *shape, bias=True)
+def test_narrow(way, precision, shape):
+    check_panels(way, precision, "NT", *shape, bias=True)
 
 
 @pytest.mark.parametrize("trans", gemm.TRANSPOSITIONS)
-def test_any_alignment(precision, trans):
-    check_wgmma(precision, trans, 9, 70, 65, shift=1, bias=True)
+def test_any_alignment(way, precision, trans):
+    check_panels(way, precision, trans, 9, 70, 65, shift=1, bias=True)
 
 
-def test_epilogues(precision):
+def test_epilogues(way, precision):
     # The derivative of SiLU needs what is before it.
-    check_wgmma(precision, "NN", 9, 7, 5, bias=True, epilogue="forward:silu")
-    check_wgmma(precision, "NT", 9, 7, 5, epilogue="backward:relu")
+    check_panels(way, precision, "NN", 9, 7, 5, bias=True, epilogue="forward:silu")
+    check_panels(way, precision, "NT", 9, 7, 5, epilogue="backward:relu")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # the largest number is rounded up to infinity
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_factors_are_rounded(precision):
-    check_rounding(precision, wgmma.gemm)
+def test_factors_are_rounded(way, precision):
+    check_rounding(precision, functools.partial(panel_gemm.gemm, way=way))
 
 
-def test_factors_of_two_bfloat16_numbers():
-    check_high_and_low_parts(wgmma.gemm)
-    check_order_of_high_and_low_parts(wgmma.gemm)
+def test_factors_of_two_bfloat16_numbers(way):
+    product = functools.partial(panel_gemm.gemm, way=way)
+    check_high_and_low_parts(product)
+    check_order_of_high_and_low_parts(product)
 
 
 def test_chosen_where_it_is_asked_for(precision, monkeypatch):
-    for listed in ("", "wgmma"):
+    """Those by warpgroups before the others, where the GPU has the instructions."""
+    for listed, capability, expected in (
+        ("", (9, 0), None), ("wgmma", (9, 0), wgmma), ("wgmma", (10, 0), None), ("panels", (8, 0), mma),
+        ("panels", (7, 5), None), ("panels,wgmma", (9, 0), wgmma), ("panels,wgmma", (10, 0), mma),
+    ):  # fmt: skip
         monkeypatch.setenv("FASTBP_CUDA", listed)
-        assert wgmma.chosen(precision, np.float32) == bool(listed)
-        assert not wgmma.chosen("ieee", np.float32)
-        assert not wgmma.chosen(precision, np.float64)
+        monkeypatch.setattr(driver, "compute_capability", functools.partial(tuple, capability))
+        assert panel_gemm.chosen(precision, np.float32) is expected
+        assert panel_gemm.chosen("ieee", np.float32) is None
+        assert panel_gemm.chosen(precision, np.float64) is None
 
 
 # ------------------------------------------------------------------------------------- stored factors
@@ -153,21 +176,22 @@ def test_how_factors_lie(precision, rows, columns):
         assert (abs(stored - filled) <= unit * abs(filled)).all()
 
 
-@pytest.mark.parametrize(("m", "n"), [(131, 269), (5, 70), (64, 32)])
-def test_what_a_product_makes_is_stored(precision, tile, m, n):
+@pytest.mark.parametrize(("precision", "way", "tile", "shape"), kinds(((131, 269), (5, 70), (64, 32))))
+def test_what_a_product_makes_is_stored(precision, way, tile, shape):
     """Out of its epilogue as by a launch after it, where there were other numbers before: those of a larger batch."""
-    rng, k, stream = np.random.default_rng([m, n]), 17, streams.stream()
+    (m, n), rng, k, stream = shape, np.random.default_rng(shape), 17, streams.stream()
     a, b = (on_device(rng.standard_normal(shape)) for shape in ((m, k), (k, n)))
     c = Matrix(memory.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
     pairs = [Pair(precision, 2 * m, n) for _ in range(2)]
-    factors = wgmma.Factors(
-        wgmma._stored("a", precision, m, k, a, True, stream), wgmma._stored("b", precision, n, k, b, False, stream)
+    factors = Factors(
+        panel_gemm._stored("a", precision, m, k, a, True, stream),
+        panel_gemm._stored("b", precision, n, k, b, False, stream),
     )
     epilogue, plan = gemm.Epilogue("forward:tanh"), plan_of(precision, tile, k)
     made = factors._replace(made=pairs[0].of(m, n))
-    wgmma.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=made)
+    panel_gemm.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=made, way=way)
     panels.store(precision, m, n, c, pairs[1].of(m, n), stream)
     assert pairs[0].bytes(m, n) == pairs[1].bytes(m, n)
     found = memory.to_host(c.data)
-    wgmma.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=factors)
+    panel_gemm.gemm("NN", (m, n, k), a, b, c, stream, epilogue, precision, plan, factors=factors, way=way)
     np.testing.assert_array_equal(memory.to_host(c.data), found)

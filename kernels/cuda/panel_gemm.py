@@ -1,0 +1,98 @@
+"""``C = beta C + A B`` of factors that are stored in panels (panels.py), where FASTBP_CUDA asks for it.
+
+Both factors are stored along the terms, so NN, NT and TN are the same product. An element is one chain of instructions
+over its terms in their order; of the gradient of a weight as many as the parts that the terms are cut into, added up in
+their order. wgmma.py and mma.py have the kernels, panel_tiles.py what they share.
+"""
+
+import threading
+
+import numpy as np
+
+from . import driver, memory, mma, streams, wgmma
+from .asked import asked
+from .blocking import VECTOR_BYTES, padded_columns, panel_plan
+from .gemm import Epilogue, finish_of, is_aligned, launch_sum
+from .operands import Matrix
+from .panel_tiles import Factors, Shape
+from .panels import FORMS, Panels, Stored, padded, panels_of, room, store
+
+WAYS = wgmma, mma  # the first that is asked for, and that the GPU has instructions for
+
+
+def chosen(precision, dtype):
+    """The module of `WAYS` that products of this precision are made by; None where none is asked for."""
+    if precision in FORMS and dtype == np.float32:
+        for way in WAYS:
+            if asked(way.NAME) and way.runs_on(driver.compute_capability()):
+                return way
+    return None
+
+
+_rooms, _launching = {}, threading.Lock()  # stream, factor, size -> memory for its panels
+
+
+def _room(factor, size):
+    """Memory of at least so many elements, the same for all products of a stream; kept, for captured graphs have it."""
+    key = streams.stream(), factor, 1 << max(size - 1, 0).bit_length()
+    if key not in _rooms:
+        _rooms[key] = memory.empty(key[2], np.int32)
+    return _rooms[key]
+
+
+def _stored(factor, precision, rows, terms, x, along, stream):
+    """Store a factor of a product for it alone; ``along`` as in `panels.Stored`."""
+    panels = Panels(_room(factor, room(precision, rows, terms)), 0, padded(rows))
+    none = panels._replace(rows=0)
+    size, stored = ((rows, terms), Stored(panels, none)) if along else ((terms, rows), Stored(none, panels))
+    store(precision, *size, x, stored, stream)
+    return panels
+
+
+def gemm(
+    trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="bf16", plan=None, parts=None, columns=None,  # noqa: B008
+    factors=None, way=None,
+):  # fmt: skip
+    """`gemm.gemm` of a precision of `FORMS`, of stored ``factors``.
+
+    Without them two launches store A and B first. All products of a stream have one place for these, as a product
+    follows its factors there.
+
+    Parameters
+    ----------
+    plan : blocking.PanelPlan, optional
+    factors : Factors, optional
+    way : module, optional
+        Of `WAYS`, in place of the one that is `chosen`.
+    """
+    (m, n, k), way = shape, way or chosen(precision, c.data.dtype)
+    if m == 0 or n == 0:
+        return False
+    if factors is None:
+        with _launching:
+            a_stored = _stored("a", precision, m, k, a, trans != "TN", stream)
+            b_stored = _stored("b", precision, n, k, b, trans == "NT", stream)
+            factors = Factors(a_stored, b_stored)
+            return gemm(trans, shape, a, b, c, stream, epilogue, precision, plan, parts, columns, factors, way)
+    if plan is None:
+        form, cut = FORMS[precision], trans == "TN" and parts is not None
+        plan = panel_plan(way.TILES, shape, cut, form.terms, len(form.products), driver.multiprocessors())
+    if plan.parts > 1:
+        sums = Matrix(parts, 0, padded_columns(n))
+        _launch(way, shape, factors, sums, stream, Epilogue(), precision, plan)
+        launch_sum(plan.parts, m, n, epilogue.beta, sums, c, columns, stream)
+    else:
+        _launch(way, shape, factors, c, stream, epilogue, precision, plan)
+    return plan.parts > 1
+
+
+def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
+    """Launch the kernel of a product."""
+    (m, n, k), tile, after = shape, plan.tile, finish_of(c, epilogue)
+    vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
+    made = factors.made or Stored(factors.a._replace(rows=0), factors.a._replace(rows=0))
+    tiles = -(-m // tile.bm) * -(-n // tile.bn) * plan.parts
+    grid = way.blocks_of(tiles, driver.multiprocessors())
+    kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None)
+    of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each)
+    kernel[grid, way.THREADS, stream](of, factors.a, factors.b, c, after, made)

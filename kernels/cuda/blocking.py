@@ -195,17 +195,17 @@ def plan_of(shape, cut, itemsize, precision, multiprocessors) -> Plan:
         plans += [
             Plan(tile, 1, k, tiles[-1], rows)
             for tile in tiles[:-1]
-            for rows in whole_rounds(tile, shape, multiprocessors)
+            for rows in whole_rounds(tile, tile.blocks, shape, multiprocessors)
         ]
     return min(plans, key=lambda plan: predicted_cycles(plan, shape, itemsize, precision, multiprocessors))
 
 
-def whole_rounds(tile, shape, multiprocessors):
+def whole_rounds(tile, fewer, shape, multiprocessors):
     """Numbers of rows that give every multiprocessor as many tiles, or nearly: as many as there are, or some fewer."""
     m, n, _ = shape
     across = -(-n // tile.bn)
     most = -(-m // tile.bm) * across // multiprocessors
-    for each in range(max(most - tile.blocks, 1), most + 1):
+    for each in range(max(most - fewer, 1), most + 1):
         rows = each * multiprocessors // across * tile.bm
         if 0 < rows < m:
             yield rows
@@ -224,8 +224,10 @@ class PanelTile(NamedTuple):
 
 # By warpgroups, `CONSUMERS` of which multiply (wgmma.py); by warps (mma.py).
 CONSUMERS = 2
-PANEL_TILES = PanelTile("large", 128, 256, 4, 128), PanelTile("medium", 128, 128, 6, 128)
-WARP_TILES = (PanelTile("large", 128, 128, 3, 64),)
+PANEL_TILES = (
+    PanelTile("large", 128, 256, 4, 128), PanelTile("medium", 128, 128, 6, 128), PanelTile("small", 128, 64, 8, 128)
+)  # fmt: skip
+WARP_TILES = PanelTile("large", 128, 128, 3, 64), PanelTile("small", 64, 128, 4, 64)
 PANEL_BYTES = 128  # of a row of a panel
 # In a cycle: what all multiprocessors together, and one of them, get of panels out of the cache of memory. The first is
 # what products by such tiles are known to reach on an H100 without copies for several blocks, 600 of 990 TFLOP/s.
@@ -238,6 +240,10 @@ class PanelPlan(NamedTuple):
     tile: PanelTile
     parts: int  # that its panels are cut into, one after another
     each: int  # panels of every part but the last, which may have fewer
+    rest: PanelTile | None = (
+        None  # a smaller tile, for the rows of C after the first `rows`, whole tiles; else for none
+    )
+    rows: int = 0
 
 
 @cache
@@ -249,20 +255,31 @@ def panel_plan(tiles, shape, cut, terms, instructions, multiprocessors) -> Panel
         each = -(-panels // parts)
         each_of[-(-panels // each)] = each
     plans = [PanelPlan(tile, *of) for tile, of in itertools.product(tiles, each_of.items())]
+    if not cut:
+        plans += [
+            PanelPlan(tile, 1, panels, rest, rows)
+            for tile, rest in itertools.combinations(tiles, 2)
+            for rows in whole_rounds(tile, 1, shape, multiprocessors)
+        ]
     return min(plans, key=lambda plan: cycles_of_panels(plan, shape, instructions, multiprocessors))
 
 
 def cycles_of_panels(plan, shape, instructions, multiprocessors):
-    """How long a product of stored factors takes: rounds of a tile for every multiprocessor.
-
-    A panel takes as long as its instructions, or as its copy.
-    """
-    (m, n, _), (tile, parts, each) = shape, plan
-    tiles = -(-m // tile.bm) * -(-n // tile.bn) * parts
-    rate = min(COPY_BYTES, CACHE_BYTES / min(tiles, multiprocessors))
-    panel = max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * PANEL_BYTES / rate)
-    cycles = LAUNCH + -(-tiles // multiprocessors) * (BLOCK + each * panel)
+    """How long a product of stored factors takes: rounds of a tile for every multiprocessor, then those of the rest."""
+    (m, n, _), (tile, parts, each, rest, rows) = shape, plan
+    cycles, rows = LAUNCH, rows if rest else m
+    for one, lines in ((tile, rows), (rest, m - rows)):
+        if lines:
+            tiles = -(-lines // one.bm) * -(-n // one.bn) * parts
+            panel = cycles_of_stage(one, instructions, min(tiles, multiprocessors))
+            cycles += -(-tiles // multiprocessors) * (BLOCK + each * panel)
     return cycles + (LAUNCH + 2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
+
+
+def cycles_of_stage(tile, instructions, busy):
+    """What a panel of A and one of B take where so many multiprocessors are busy: the instructions, or the copies."""
+    rate = min(COPY_BYTES, CACHE_BYTES / busy)
+    return max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * PANEL_BYTES / rate)
 
 
 # ---------------------------------------------------------------------------------------------- parts

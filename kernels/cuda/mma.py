@@ -6,7 +6,9 @@ take it, and its rows meet in no bank. Nothing is rounded in the loop. An elemen
 terms, in the order of wgmma.py.
 """
 
-from itertools import product
+from functools import cache
+from itertools import combinations, product
+from types import SimpleNamespace
 
 from .blocking import WARP, WARP_TILES
 from .compiling import device_function, made_once, unrolled
@@ -36,15 +38,19 @@ def blocks_of(tiles, multiprocessors):
     return tiles
 
 
-@made_once
-def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=False):
-    """The kernel of a product of stored factors; the arguments are those of `wgmma.product_kernel`."""
+@cache
+def tile_maker(precision, epilogue, tile, vectors, stores):
+    """How a block makes a tile of C: device functions, and the elements of shared memory that it needs.
+
+    ``make(number, begin, end, shape, a, b, c, after, stored)`` makes tile ``number`` of the ``count(rows, shape)`` that
+    the rows of C from ``begin`` to ``end`` have.
+    """
     form, bm, bn, ahead = FORMS[precision], tile.bm, tile.bn, tile.stages - 1
     warp_m, warp_n = bm // WARPS_M, bn // WARPS_N
     blocks_m, blocks_n = warp_m // PART_ROWS, warp_n // COLUMNS
     a_size, stage_size = bm * ROW, (bm + bn) * ROW
     end = tile.stages * stage_size
-    _, place_tile = order_of_tiles(bm, bn)
+    count, place = order_of_tiles(bm, bn)
     way_out = finishing(precision, epilogue, blocks_m, warp_n, vectors, stores)
     finish, part_size = way_out.finish, way_out.size
     assert THREADS // WARP * part_size <= end
@@ -117,17 +123,17 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
 
     multiply = one_after_another([multiplying(products) for products in runs])
 
-    @declared(NAME, precision, tile, epilogue, stores, threads=THREADS, blocks=1, shared=end * WORD_BYTES)
-    def product_kernel(shape, a, b, c, after, stored):
+    @device_function
+    def make(number, begin, stop, shape, a, b, c, after, stored):
         shared, memory = cuda.shared.array(0, int32), cuda.shared.array(0, types.float32)
         acc = cuda.local.array(sums, types.float32)
-        part, tile_row, tile_column = place_tile(cuda.blockIdx.x, shape)
+        part, tile_row, tile_column = place(number, begin, stop, shape)
         first, panels = panels_of_part(part, shape)
         thread = int32(cuda.threadIdx.x)
         lane, warp = thread % WARP, thread // WARP
         own_row, own_column = warp // WARPS_N * warp_m, warp % WARPS_N * warp_n
-        a_panel = a.start + (first * a.rows + tile_row * bm) * ROW
-        b_panel = b.start + (first * b.rows + tile_column * bn) * ROW
+        a_panel = a.start + (first * a.rows + tile_row) * ROW
+        b_panel = b.start + (first * b.rows + tile_column) * ROW
         for e in range(sums):
             acc[e] = types.float32(0)
         left, stage = int32(panels), int32(0)  # panels to be copied, and where to
@@ -162,14 +168,38 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
         wait_for_all()
         cuda.syncthreads()  # then the place of panels is that of C
         to = Matrix(c.data, at(c, part * shape.m, 0), c.ld)
-        row, column, start = tile_row * bm + own_row, tile_column * bn + own_column, warp * part_size
+        row, column, start = tile_row + own_row, tile_column + own_column, warp * part_size
         for block in range(blocks_m):
             finish(acc, memory, start, lane, block, row + block * PART_ROWS, column, shape, to, after, stored)
+
+    return SimpleNamespace(make=make, count=count, shared=end * WORD_BYTES)
+
+
+@made_once
+def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=False, rest=None):
+    """The kernel of a product of stored factors; the arguments are those of `wgmma.product_kernel`."""
+    of_tile, of_rest = (tile_maker(precision, epilogue, one, vectors, stores) for one in (tile, rest or tile))
+    make, count, make_rest, two = of_tile.make, of_tile.count, of_rest.make, rest is not None
+    shared = max(of_tile.shared, of_rest.shared)
+
+    @declared(NAME, precision, tile, rest, epilogue, stores, threads=THREADS, blocks=1, shared=shared)
+    def product_kernel(shape, a, b, c, after, stored):
+        number = int64(cuda.blockIdx.x)
+        if two:
+            tiles = count(shape.rows, shape)
+            if number < tiles:
+                make(number, 0, shape.rows, shape, a, b, c, after, stored)
+            else:
+                make_rest(number - tiles, shape.rows, shape.m, shape, a, b, c, after, stored)
+        else:
+            make(number, 0, shape.m, shape, a, b, c, after, stored)
 
     return product_kernel
 
 
 def kernels(precision, epilogue):
-    """The products with an epilogue: by each tile, and as it is or stored."""
+    """The products with an epilogue: by each tile, as it is or stored, and by two tiles."""
     for tile, vectors, stores in product(TILES, (True, False), (False, True)):
         yield product_kernel(precision, epilogue, tile, vectors, stores)
+    for tile, rest in combinations(TILES, 2):
+        yield product_kernel(precision, epilogue, tile, rest=rest)

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import driver, memory, mma, streams, wgmma
 from .asked import asked
-from .blocking import VECTOR_BYTES, padded_columns, panel_plan
+from .blocking import VECTOR_BYTES, blocks_of, padded_columns, panel_plan
 from .gemm import Epilogue, finish_of, is_aligned, launch_sum
 from .operands import Matrix
 from .panel_tiles import Factors, Shape
@@ -91,8 +91,7 @@ def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
     (m, n, k), tile, after = shape, plan.tile, finish_of(c, epilogue)
     vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
     made = factors.made or Stored(factors.a._replace(rows=0), factors.a._replace(rows=0))
-    tiles = -(-m // tile.bm) * -(-n // tile.bn) * plan.parts
-    grid = way.blocks_of(tiles, driver.multiprocessors())
-    kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None)
-    of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each)
+    grid = way.blocks_of(sum(blocks_of(plan, m, n)) * plan.parts, driver.multiprocessors())
+    kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None, plan.rest)
+    of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each, plan.rows if plan.rest else m)
     kernel[grid, way.THREADS, stream](of, factors.a, factors.b, c, after, made)

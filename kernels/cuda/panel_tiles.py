@@ -24,13 +24,17 @@ PART_ROWS = 16
 
 
 class Shape(NamedTuple):
-    """Of a product: C is (m, n), of ``panels`` of terms, cut into ``parts`` of ``each``; the last may have fewer."""
+    """Of a product: C is (m, n), of ``panels`` of terms, cut into ``parts`` of ``each``; the last may have fewer.
+
+    The first ``rows`` of C are made by one tile, the others, if there are any, by a smaller one.
+    """
 
     m: int
     n: int
     panels: int
     parts: int
     each: int
+    rows: int
 
 
 class Factors(NamedTuple):
@@ -41,14 +45,15 @@ class Factors(NamedTuple):
     made: Stored | None = None
 
 
-def declared(way, precision, tile, epilogue, stores, **options):
+def declared(way, precision, tile, rest, epilogue, stores, **options):
     """A decorator of the kernels ``(shape, a, b, c, after, stored)``; ``options`` are those of `compiling.kernel`."""
     operand = matrix(np.float32)
-    after, shape = type_of(Finish, INT, operand, INT, FLOAT, operand), type_of(Shape, INT, INT, INT, INT, INT)
+    after, shape = type_of(Finish, INT, operand, INT, FLOAT, operand), type_of(Shape, *[INT] * len(Shape._fields))
     signature = shape, PANELS, PANELS, operand, after, type_of(Stored, PANELS, PANELS)
 
     def decorate(function):
-        words = way, precision, tile.name, epilogue.replace(":", "_"), *["stores"] * stores
+        tiles = [one.name for one in (tile, rest) if one]
+        words = way, precision, *tiles, epilogue.replace(":", "_"), *["stores"] * stores
         function.__qualname__ = "_".join(words)  # what profilers show
         return kernel(*signature, **options)(function)
 
@@ -58,30 +63,31 @@ def declared(way, precision, tile, epilogue, stores, **options):
 # ----------------------------------------------------------------------------------------------- tiles
 @cache
 def order_of_tiles(bm, bn):
-    """Two device functions: how many tiles a product has, in all parts; and where one of them is.
+    """Two device functions: how many tiles rows of C have, in all parts; and where one of them is.
 
-    ``place(number, shape)`` is the part, and the row and column in tiles: part by part, `GROUP` rows together, column
-    by column. Divisions of 64 bits, which ``range`` has too, would be calls, beside which the assembler serialises.
+    ``place(number, begin, end, shape)`` is the part, and the first row and column, of a tile of the rows from ``begin``
+    to ``end``: part by part, `GROUP` tiles' rows together, column by column. Divisions of 64 bits, which ``range`` has
+    too, would be calls, beside which the assembler serialises.
     """
 
     @device_function
-    def of_part(shape):
-        return uint32((shape.m + bm - 1) // bm), uint32((shape.n + bn - 1) // bn)
+    def of_part(rows, n):
+        return uint32((rows + bm - 1) // bm), uint32((n + bn - 1) // bn)
 
     @device_function
-    def count(shape):
-        tiles_m, tiles_n = of_part(shape)
+    def count(rows, shape):
+        tiles_m, tiles_n = of_part(rows, shape.n)
         return int64(tiles_m) * int64(tiles_n) * shape.parts
 
     @device_function
-    def place(number, shape):
-        tiles_m, tiles_n = of_part(shape)
+    def place(number, begin, end, shape):
+        tiles_m, tiles_n = of_part(end - begin, shape.n)
         group, tiles = uint32(GROUP), uint32(tiles_m * tiles_n)
         part, number = uint32(uint32(number) // tiles), uint32(uint32(number) % tiles)
         size = uint32(group * tiles_n)
         first = uint32(number // size * group)
         inside, rows = uint32(number % size), min(group, uint32(tiles_m - first))
-        return int64(part), int64(first + inside % rows), int64(inside // rows)
+        return int64(part), begin + int64(first + inside % rows) * bm, int64(inside // rows) * bn
 
     return count, place
 

@@ -7,7 +7,7 @@ panel when it has come, and say then that its place is free. An element is one c
 their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
 """
 
-from itertools import product
+from itertools import combinations, product
 
 from . import warpgroup
 from .blocking import CONSUMERS, PANEL_TILES, WARP
@@ -59,7 +59,7 @@ def wait_until_over(shared, barrier, parity):
 
 
 @made_once
-def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=False):
+def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=False, rest=None):
     """The kernel of a product of stored factors.
 
     Parameters
@@ -72,17 +72,15 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
         Whether C and what the epilogue reads allow 16-byte accesses.
     stores : bool
         Whether C is stored as a factor, too.
+    rest : PanelTile, optional
+        A smaller one, for the rows of C after the first `Shape.rows`.
     """
-    form, places, stages, bn = FORMS[precision], Places(tile), tile.stages, tile.bn
+    form, places, stages, two = FORMS[precision], Places(tile), tile.stages, rest is not None
     full, free, b_at, stage_size = places.full, places.free, places.a_size, places.stage_size
-    a_bytes, b_bytes, parts_at = places.a_size * WORD_BYTES, places.b_size * WORD_BYTES, places.parts
-    count_tiles, place_tile = order_of_tiles(BM, bn)
-    multiply = warpgroup.multiply_panel(bn, form.kind, form.products)
+    a_bytes, parts_at = places.a_size * WORD_BYTES, places.parts
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
     make_barrier, show_barriers, copy_panel = warpgroup.make_barrier, warpgroup.show_barriers, warpgroup.copy_panel
     arrive, announce = warpgroup.arrive, warpgroup.announce
-    way_out = finishing(precision, epilogue, bn // PART, PART, vectors, stores)
-    finish, part_size, sums = way_out.finish, way_out.size, bn // 2
 
     @device_function
     def next_stage(stage, parity):
@@ -92,16 +90,21 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
             return int32(0), int32(parity ^ 1)
         return stage, parity
 
-    @device_function
-    def copy_all(shared, shape, a, b):
-        """What the one thread does that copies."""
-        stage, parity = int32(0), int32(1)  # of a new barrier the phase before is over: every place is free
-        number, tiles = int64(cuda.blockIdx.x), count_tiles(shape)
-        while number < tiles:
-            part, tile_row, tile_column = place_tile(number, shape)
+    def by_tile(tile):
+        """How many tiles rows of C have, and what is done for one: by the thread that copies, and by a warpgroup."""
+        bn = tile.bn
+        count, place = order_of_tiles(BM, bn)
+        b_bytes = bn * ROW * WORD_BYTES
+        multiply_panel = warpgroup.multiply_panel(bn, form.kind, form.products)
+        way_out = finishing(precision, epilogue, bn // PART, PART, vectors, stores)
+        finish, part_size, sums = way_out.finish, way_out.size, bn // 2
+
+        @device_function
+        def copy(shared, number, begin, end, shape, a, b, stage, parity):
+            part, row, column = place(number, begin, end, shape)
             first, panels = panels_of_part(part, shape)
-            a_panel = a.start + (first * a.rows + tile_row * BM) * ROW
-            b_panel = b.start + (first * b.rows + tile_column * bn) * ROW
+            a_panel = a.start + (first * a.rows + row) * ROW
+            b_panel = b.start + (first * b.rows + column) * ROW
             for _ in range(panels):
                 wait_until_over(shared, free + stage * BARRIER, parity)
                 to, come = stage * stage_size, full + stage * BARRIER
@@ -111,40 +114,69 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
                 a_panel += a.rows * ROW
                 b_panel += b.rows * ROW
                 stage, parity = next_stage(stage, parity)
+            return stage, parity
+
+        @device_function
+        def multiply(shared, number, begin, end, shape, c, after, stored, stage, parity):
+            part_of_warp = cuda.shared.array(0, types.float32)
+            acc = cuda.local.array(sums, types.float32)
+            thread = int32(cuda.threadIdx.x)
+            lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
+            own_rows = warp // (WARPGROUP // WARP) * ROWS * ROW  # where the warpgroup's rows of A begin
+            part_of_terms, row, first_column = place(number, begin, end, shape)
+            _, panels = panels_of_part(part_of_terms, shape)
+            for e in range(sums):
+                acc[e] = types.float32(0)
+            for _ in range(panels):
+                wait_until_over(shared, full + stage * BARRIER, parity)
+                cuda.syncwarp()  # who waits in a loop may come out of it alone
+                here = stage * stage_size
+                multiply_panel(acc, shared, here + own_rows, here + b_at)
+                if lane == 0:
+                    arrive(shared, free + stage * BARRIER)
+                stage, parity = next_stage(stage, parity)
+            to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * 16
+            for part in range(bn // PART):
+                column = first_column + part * PART
+                own_part = parts_at + warp * part_size
+                finish(acc, part_of_warp, own_part, lane, part, row, column, shape, to, after, stored)
+            return stage, parity
+
+        return count, copy, multiply
+
+    count, copy, multiply = by_tile(tile)
+    count_rest, copy_rest, multiply_rest = by_tile(rest or tile)
+
+    @device_function
+    def copy_all(shared, shape, a, b):
+        """What the one thread does that copies."""
+        stage, parity = int32(0), int32(1)  # of a new barrier the phase before is over: every place is free
+        number, tiles = int64(cuda.blockIdx.x), count(shape.rows, shape)
+        while number < tiles:
+            stage, parity = copy(shared, number, 0, shape.rows, shape, a, b, stage, parity)
             number += cuda.gridDim.x
+        if two:
+            end = tiles + count_rest(shape.m - shape.rows, shape)
+            while number < end:
+                stage, parity = copy_rest(shared, number - tiles, shape.rows, shape.m, shape, a, b, stage, parity)
+                number += cuda.gridDim.x
 
     @device_function
     def multiply_all(shared, shape, c, after, stored):
         """What a warpgroup does that multiplies."""
-        part_of_warp = cuda.shared.array(0, types.float32)
-        acc = cuda.local.array(sums, types.float32)
-        thread = int32(cuda.threadIdx.x)
-        lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
-        own_rows = warp // (WARPGROUP // WARP) * ROWS * ROW  # where the warpgroup's rows of A begin
-        own_part = parts_at + warp * part_size
         stage, parity = int32(0), int32(0)
-        number, tiles = int64(cuda.blockIdx.x), count_tiles(shape)
+        number, tiles = int64(cuda.blockIdx.x), count(shape.rows, shape)
         while number < tiles:
-            for e in range(sums):
-                acc[e] = types.float32(0)
-            part_of_terms, tile_row, tile_column = place_tile(number, shape)
-            _, panels = panels_of_part(part_of_terms, shape)
-            for _ in range(panels):
-                wait_until_over(shared, full + stage * BARRIER, parity)
-                cuda.syncwarp()  # who waits in a loop may come out of it alone
-                begin = stage * stage_size
-                multiply(acc, shared, begin + own_rows, begin + b_at)
-                if lane == 0:
-                    arrive(shared, free + stage * BARRIER)
-                stage, parity = next_stage(stage, parity)
-            to = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld)
-            first_row, first_column = tile_row * BM + warp * 16, tile_column * bn
-            for part in range(bn // PART):
-                column = first_column + part * PART
-                finish(acc, part_of_warp, own_part, lane, part, first_row, column, shape, to, after, stored)
+            stage, parity = multiply(shared, number, 0, shape.rows, shape, c, after, stored, stage, parity)
             number += cuda.gridDim.x
+        if two:
+            end, begin = tiles + count_rest(shape.m - shape.rows, shape), shape.rows
+            while number < end:
+                of_rest = number - tiles
+                stage, parity = multiply_rest(shared, of_rest, begin, shape.m, shape, c, after, stored, stage, parity)
+                number += cuda.gridDim.x
 
-    @declared(NAME, precision, tile, epilogue, stores, threads=THREADS, blocks=1, shared=places.bytes, whole=True)
+    @declared(NAME, precision, tile, rest, epilogue, stores, threads=THREADS, blocks=1, shared=places.bytes, whole=True)
     def product_kernel(shape, a, b, c, after, stored):
         shared = cuda.shared.array(0, int32)
         thread = cuda.threadIdx.x
@@ -166,6 +198,8 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
 
 
 def kernels(precision, epilogue):
-    """The products with an epilogue: by each tile, and as it is or stored."""
+    """The products with an epilogue: by each tile, as it is or stored, and by two tiles."""
     for tile, vectors, stores in product(TILES, (True, False), (False, True)):
         yield product_kernel(precision, epilogue, tile, vectors, stores)
+    for tile, rest in combinations(TILES, 2):
+        yield product_kernel(precision, epilogue, tile, rest=rest)

@@ -252,6 +252,16 @@ def test_product_by_warps(tmp_path, precision, capability, epilogue, stores):
     assert loop.total() - products <= 100, loop
 
 
+@pytest.mark.parametrize(
+    ("way", "tile", "rest", "capability"),
+    [(wgmma, *pair, HOPPER) for pair in itertools.combinations(wgmma.TILES, 2)] + [(mma, *mma.TILES, (8, 0))],
+    ids=lambda one: getattr(one, "NAME", getattr(one, "name", "")),
+)
+def test_two_tiles_of_stored_factors(way, tile, rest, capability):
+    """They keep within the registers of the larger one."""
+    assemble(way.product_kernel("bf16", "forward:relu", tile, True, True, rest), capability)
+
+
 @pytest.mark.parametrize("precision", panels.FORMS)
 @pytest.mark.parametrize(
     "optimizer",

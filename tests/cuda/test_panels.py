@@ -5,6 +5,7 @@ On the emulated GPU, where a copy comes as late as it may and a product reads sh
 """
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_blocks_go_from_tile_to_tile(precision, way, tile, _, monkeypatch):
     monkeypatch.setattr(driver, "multiprocessors", lambda: 2)
     k = panels.FORMS[precision].terms + 1
     check_panels(way, precision, "NN", 4 * tile.bm + 1, tile.bn + 1, k, plan=plan_of(precision, tile, k))
+
+
+PAIRS = [(way, *pair) for way in HERE for pair in itertools.combinations(way.TILES, 2)]
+
+
+@pytest.mark.parametrize(("way", "tile", "rest"), PAIRS, ids=lambda one: getattr(one, "NAME", getattr(one, "name", "")))
+def test_two_tiles(way, tile, rest, monkeypatch):
+    """The last rows by a smaller tile, in the same launch; panels of its first come while those of the larger go."""
+    monkeypatch.setattr(driver, "multiprocessors", lambda: 3)
+    precision = list(panels.FORMS)[PAIRS.index((way, tile, rest)) % len(panels.FORMS)]
+    m, n, k = 2 * tile.bm + rest.bm + 3, tile.bn + 5, 2 * panels.FORMS[precision].terms + 1
+    plan = plan_of(precision, tile, k)._replace(rest=rest, rows=2 * tile.bm)
+    check_panels(way, precision, "NN", m, n, k, bias=True, epilogue="forward:silu", plan=plan)
 
 
 @pytest.mark.parametrize(("precision", "way", "tile", "beta"), kinds((0, 1)))

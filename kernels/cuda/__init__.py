@@ -113,7 +113,7 @@ def _scratch(size, dtype):
 def dropout(x, rows, key, probability, out):
     """``out = x / (1 - p)`` where a unit is kept, else 0, a thread for an element; ``out`` may be ``x``."""
     arrays = map(_matrix, (x, out))
-    elementwise.dropout(*x.shape, memory.flat(rows), 0, -1, int(key), probability, *arrays, streams.stream())
+    elementwise.dropout(*x.shape, memory.flat(rows), -1, int(key), probability, *arrays, streams.stream())
 
 
 def shuffle(rows, key):

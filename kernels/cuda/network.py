@@ -3,21 +3,24 @@
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
 it is and captures the second one as a CUDA graph, which takes one launch for each step from then on, and where many
-follow a graph of several steps. Small networks make all steps of a run in one launch (steps.py, cluster.py).
+follow a graph of several steps. A graph has branches, so that the gradients of parameters are made beside the way back.
+Small networks make all steps of a run in one launch (steps.py, cluster.py).
 """
+
+import itertools
 
 import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import ahead, borrowing, cluster, memory, norms, steps, streams
+from . import ahead, borrowing, cluster, memory, norms, steps, streams, wgmma
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
 from .optimizers import optimizer_step
-from .record import CURRENT, NEXT, Record
+from .record import Record
 
 INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
 INFERENCE_ROWS = 64
@@ -27,6 +30,9 @@ STEPS_A_GRAPH = 16
 # captured where so many steps have been replayed or are due now: a short `fit` does without, and in a longer one the
 # capture stays small beside the steps.
 STEPS_BEFORE = 4 * STEPS_A_GRAPH
+# The gradients of parameters take turns on so many branches, each with scratch of its own. When it is the turn of a
+# branch again, the way back has gone on by as many launches, more than the two of a gradient, so it waits for none.
+BRANCHES = 3
 
 
 class _Workspace:
@@ -69,8 +75,8 @@ class _Workspace:
             self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
         return self.vectors[key][1]
 
-    def walk(self, instructions, places, n, stream, record=None, which=NEXT):
-        """Launch instructions for ``n`` rows; in training for the step ``which``, NEXT or CURRENT, of a record."""
+    def walk(self, instructions, places, n, stream, record=None, scratch=None):
+        """Launch instructions for ``n`` rows, in training for the current step of a record; gradients need scratch."""
         for instruction in instructions:
             operation, activation, parameter = instruction.operation, instruction.activation, instruction.parameter
             operands = instruction.operands
@@ -85,7 +91,7 @@ class _Workspace:
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
                 layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
-                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream)
+                linear_backward_params(layer, n, x, grad, 0, weight, bias, scratch, stream)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -95,7 +101,7 @@ class _Workspace:
             elif operation == "dropout":
                 x, out = self.matrix(places, operands[0]), self.matrix(places, operands[2])
                 layer = instruction.number
-                dropout(n, operands[0].columns, record.device, which, layer, 0, parameter, x, out, stream)
+                dropout(n, operands[0].columns, record.device, layer, 0, parameter, x, out, stream)
             elif operation == "update_statistics":
                 arrays = norms.UpdateStatistics(*(self.vector(places, operand) for operand in operands[:4]))
                 norms.update_statistics(operands[0].columns, parameter, record, arrays, stream)
@@ -190,9 +196,8 @@ class TrainingWorkspace(_Workspace):
         self.weight_rows = 0  # how many rows the weights of the rows are equal for; 0 if they are others
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
-        gradients = (part.operands for part in decoded if part.operation == "linear_backward_params")
-        scratch = [params_scratch(batch_size, x.columns, grad.columns) for x, grad, *_ in gradients]
-        self.scratch = memory.empty(max(scratch, default=1), self.dtype)
+        self.back = way_back(self.listing)
+        self.scratches = [memory.empty(size, self.dtype) for size in scratch_of_branches(self.back, batch_size)]
         self.parameter_gradient = None
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
@@ -209,19 +214,38 @@ class TrainingWorkspace(_Workspace):
         }
 
     def step(self, run, n, stream):
-        """One training step of ``n`` rows: the launches, in order."""
+        """One training step of ``n`` rows: the launches, in order.
+
+        Where a graph is captured, the sum of the losses and the gradients of parameters, for which only the update
+        waits, are beside the way back, so nothing there may read of the record what that sum writes. It writes NEXT,
+        which the next step reads, and STOPPED, which updates read: those of statistics after it on its branch, those
+        of parameters when all branches have been joined. The others read CURRENT, which is written with the gather.
+        """
         record, listing, places = self.record, self.listing, self.places(run)
         target_columns = 1 if self.labelled else self.fan_out
-        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
+        beside = stream
         if run.row_weight is not None:
-            weights(n, record.device, run.row_weight, self.rows.weight, stream)
+            beside = streams.branch(stream, "loss")
+            weights(n, record.device, run.row_weight, self.rows.weight, beside)
+        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
+        streams.join(beside, stream)
         self.walk(listing.decoded[: listing.loss], places, n, stream, record)
         prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         loss_forward_backward(
             self.loss, n, self.fan_out, self.loss_parameter, prediction, self.target, self.rows, grad, stream
         )
-        step_loss(n, record, self.rows, stream)
-        self.walk(listing.decoded[listing.loss + 1 : listing.updated], places, n, stream, record, CURRENT)
+        branches = [streams.branch(stream, "loss")]
+        step_loss(n, record, self.rows, branches[0])
+        self.walk(listing.decoded[listing.statistics : listing.updated], places, n, branches[0], record)
+        in_order = wgmma.chosen(self.program.precision, self.dtype)  # whose products share the memory of their factors
+        for instruction, number in self.back:
+            if number is None:
+                self.walk([instruction], places, n, stream, record)
+            else:
+                branches.append(stream if in_order else streams.branch(stream, number))
+                self.walk([instruction], places, n, branches[-1], record, self.scratches[number])
+        for branch in dict.fromkeys(branches):
+            streams.join(branch, stream)
         for part in self.program.trained:
             buffers = run.parameters, self.parameter_gradient, *run.state
             if part != slice(0, run.parameters.size):  # Numba takes longer to cut an array than to launch
@@ -248,6 +272,35 @@ class TrainingWorkspace(_Workspace):
             self.graphs[key] = _Graphs()  # whose kernels are all compiled
             count -= 1
         self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
+
+
+def way_back(listing):
+    """From the loss to the updates: pairs of an instruction and its branch, which is None for the way back itself.
+
+    A gradient of parameters comes as soon as all that it reads has been written.
+    """
+    written = {}  # buffer and offset of an operand -> the last instruction that writes it
+    for at in range(listing.weights):
+        written |= {what[:2]: at for kind, what in listing.calls[at][1] if kind == program.WRITTEN}
+    ready = {at: [] for at in range(listing.loss, listing.weights)}
+    for at in range(listing.weights, listing.statistics):
+        read = [written.get(what[:2], 0) for kind, what in listing.calls[at][1] if kind == program.READ]
+        ready[max(listing.loss, *read)].append(listing.decoded[at])
+    turns, back = itertools.cycle(range(BRANCHES)), []
+    for at, gradients in ready.items():
+        back += [(listing.decoded[at], None)] if at > listing.loss else []
+        back += [(gradient, next(turns)) for gradient in gradients]
+    return back
+
+
+def scratch_of_branches(back, batch_size):
+    """Elements of scratch that each branch needs for its gradients, one after another."""
+    sizes = [1] * BRANCHES
+    for instruction, number in back:
+        if instruction.operation == "linear_backward_params":
+            x, grad, *_ = instruction.operands
+            sizes[number] = max(sizes[number], params_scratch(batch_size, x.columns, grad.columns))
+    return sizes
 
 
 class _Graphs:

@@ -24,7 +24,7 @@ from .record import Record
 
 INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
 INFERENCE_ROWS = 64
-GRAPHS = 8  # for at most so many sets of arrays a workspace keeps graphs: one of one step, one of STEPS_A_GRAPH
+GRAPHS = 8  # for so many sets of arrays, those used last, a workspace keeps graphs: of one step and of STEPS_A_GRAPH
 STEPS_A_GRAPH = 16
 # To capture that graph takes the host about as long as to launch its steps, and a replay saves a part of that. So it is
 # captured where so many steps have been replayed or are due now: a short `fit` does without, and in a longer one the
@@ -264,14 +264,16 @@ class TrainingWorkspace(_Workspace):
             memory.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
         key = (n, streams.stream(), *run.addresses(), borrowing.address(self.record.device))
-        if key not in self.graphs:
+        graphs = self.graphs.pop(key, None)
+        if graphs is None:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
             ahead.compile_for(lambda stream: self.step(run, n, stream))
             self.step(run, n, streams.stream())
-            self.graphs[key] = _Graphs()  # whose kernels are all compiled
+            graphs = _Graphs()  # whose kernels are all compiled
             count -= 1
-        self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
+        self.graphs[key] = graphs  # the last one; the first has not been used for the longest time
+        graphs.replay(lambda stream: self.step(run, n, stream), count)
 
 
 def way_back(listing):

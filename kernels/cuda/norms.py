@@ -224,7 +224,7 @@ def norm_backward_params(rows, columns, beta, arrays, stream):
     """Launch ``grad_weight = beta grad_weight + sum_i grad_out_i x̂_i``, and ``grad_bias`` likewise of ``grad_out``."""
     if columns:
         grid, block = over_columns(columns)
-        norm_gradients_kernel(arrays.grad_weight.dtype)[grid, block, stream](rows, columns, beta, arrays)
+        norm_gradients_kernel(arrays.grad_weight.dtype)[grid, block, stream](rows, columns, int(beta), arrays)
 
 
 @made_once

@@ -1161,6 +1161,11 @@ BUGS = [
         CLUSTER_TESTS,
     ),
     Bug(
+        "CUDA: as many networks train at once as if every cluster had eight blocks",
+        "training.py", "return min(most, kernels.at_once(", "return max(most, kernels.at_once(",
+        CLUSTER_TESTS,
+    ),
+    Bug(
         "CUDA: tensor cores multiply what lies beyond the last term",
         "kernels/cuda/cluster_tensor_cores.py", "values[e] = x if there else zero", "values[e] = x",
         CLUSTER_TESTS,

@@ -255,7 +255,7 @@ class TrainingWorkspace(_Workspace):
 
     def steps(self, run, n, count):
         """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and graphs of it."""
-        one_launch = cluster if cluster.suits(self, run) else steps if steps.suits(self, n) else None
+        one_launch = cluster if cluster.suits(self, run.dtypes) else steps if steps.suits(self, n) else None
         if one_launch is not None:
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
@@ -342,6 +342,7 @@ class Run(Buffers):
         self.x = Matrix(memory.flat(x), 0, x.shape[1])
         self.target = Matrix(memory.flat(target), 0, target.shape[1] if target.ndim == 2 else 1)
         self.row_weight = None if row_weight is None else memory.flat(row_weight)
+        self.dtypes = x.dtype, target.dtype
 
     def addresses(self):
         """The addresses and dtypes that a captured step depends on."""

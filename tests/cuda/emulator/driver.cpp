@@ -37,6 +37,7 @@ size_t allocated = 0;
 const size_t MEMORY = 8ull << 30;
 const int MOST_SHARED = 232448;  // bytes of a block that asks for them
 const unsigned PORTABLE_CLUSTER = 8, MOST_CLUSTER = 16;  // blocks of a cluster; the latter of kernels that ask for them
+const unsigned ROOM = 48;  // for so many blocks of clusters at once
 std::string failure;
 bool verbose = getenv("CUDA_EMULATOR_VERBOSE") != nullptr;
 thread_local Handle current = nullptr;
@@ -775,8 +776,9 @@ static Dim cluster_of(const Configuration* c) {
 API cuOccupancyMaxActiveClusters(int* n, Handle f, const Configuration* c) {
   LOCKED;
   auto& k = functions.at(f);
-  *n = (int)c->shared <= k->most_dynamic;
-  return cluster_allowed(*k, cluster_of(c)) ? 0 : 912;
+  Dim cluster = cluster_of(c);
+  *n = (int)c->shared <= k->most_dynamic ? ROOM / cluster.x : 0;
+  return cluster_allowed(*k, cluster) ? 0 : 912;
 }
 API cuLaunchKernelEx(Configuration* c, Handle f, void** a, void**) {
   bool cooperative = false;

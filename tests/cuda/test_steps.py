@@ -140,6 +140,7 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
     assert_equal(first, second)
 
 
+@pytest.mark.skipif(cuda.driver.simulated, reason="there an empty array, such as no statistics, is a new one each time")
 def test_the_graphs_that_were_used_last_are_kept(monkeypatch, path):
     captured, capture = [], cuda.streams.capture
     monkeypatch.setattr(cuda.streams, "capture", lambda launches: captured.append(1) or capture(launches))

@@ -138,8 +138,8 @@ def _side_by_side(trainings):
         return history
 
     # A GPU has one stream, which runs launches in the order of the calls, unless its kernels leave room for others.
-    elsewhere = [training.model._kernels for training in trainings if not training.model.network.on_host]
-    at_once = min(kernels.get_num_threads() for kernels in elsewhere) if elsewhere else backend.get_num_threads()
+    elsewhere = [training.most_at_once() for training in trainings if not training.model.network.on_host]
+    at_once = min(elsewhere, default=backend.get_num_threads())
     threads = min(len(trainings), at_once)
     with Interrupts() as interrupts, concurrent.futures.ThreadPoolExecutor(threads, "fastbp-fit") as pool:
         futures = [pool.submit(run, i, training) for i, training in enumerate(trainings)]

@@ -400,6 +400,16 @@ class Training:
         alone = self.ranks is self.validation is self.checkpoints is self.stored is None and not self.callbacks
         return alone and isinstance(self.source, data.Chunk) and not callable(self.settings.shuffle)
 
+    def most_at_once(self) -> int:
+        """How many trainings like this one may run at once on its device, where each has a thread of the host."""
+        model, kernels, chunk = self.model, self.model._kernels, self.source
+        most = kernels.get_num_threads()
+        if most == 1 or not (compiled(self.loss, self.optimizer) and self.settings.accumulate == 1):
+            return most
+        kind = self.loss, self.loss.kernel(chunk.y), self.optimizer
+        workspace = model.training_workspace(*kind, self._batch_size(chunk))
+        return min(most, kernels.at_once(workspace, kernels.dtypes((chunk.X, chunk.y), model.dtype)))
+
     def steps_of(self, chunk):
         """The object that runs the steps of a chunk."""
         if self._ready[0] is not chunk:

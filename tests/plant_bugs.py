@@ -1162,6 +1162,11 @@ BUGS = [
         CLUSTER_TESTS,
     ),
     Bug(
+        "CUDA: as many networks train at once as if every cluster had eight blocks",
+        "training.py", "return min(most, kernels.at_once(", "return max(most, kernels.at_once(",
+        CLUSTER_TESTS,
+    ),
+    Bug(
         "CUDA: tensor cores multiply what lies beyond the last term",
         "kernels/cuda/cluster_tensor_cores.py", "values[e] = x if there else zero", "values[e] = x",
         CLUSTER_TESTS,
@@ -1171,6 +1176,42 @@ BUGS = [
         "kernels/cuda/network.py", "        for _ in range(times):\n            launches(stream)",
         "        for _ in range(times + times // 2):\n            launches(stream)",
         "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: the update waits for the sum of the losses alone",
+        "kernels/cuda/network.py", "in dict.fromkeys(branches):", "in branches[:1]:",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: the gradients of all branches have one scratch",
+        "kernels/cuda/network.py", "self.scratches[number]", "self.scratches[0]",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: gradients of parameters begin with the loss",
+        "kernels/cuda/network.py", "ready[max(listing.loss, *read)]", "ready[listing.loss]",
+        "tests/cuda/test_emulator.py -k test_steps",
+    ),
+    Bug(
+        "CUDA: parts are added up with sums of columns that may not be there",
+        "kernels/cuda/gemm.py", "    streams.join(branch, stream)\n", "",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: dropout goes by the next step, which the sum of the losses writes",
+        "kernels/cuda/elementwise.py", "record[record[KEYS] + record[CURRENT]]", "record[record[KEYS] + record[NEXT]]",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: a branch waits for what was launched before it the first time alone",
+        "kernels/cuda/streams.py", "    follow(mark(stream), stream.branches[name])\n",
+        "        follow(mark(stream), stream.branches[name])\n",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: graphs that are used go as soon as others",
+        "kernels/cuda/network.py", "graphs = self.graphs.pop(key, None)", "graphs = self.graphs.get(key)",
+        "tests/cuda/test_emulator.py -k test_steps",
     ),
     # --------------------------------------------------------------------------- what the host does meanwhile
     Bug(

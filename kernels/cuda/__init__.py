@@ -113,7 +113,7 @@ def _scratch(size, dtype):
 def dropout(x, rows, key, probability, out):
     """``out = x / (1 - p)`` where a unit is kept, else 0, a thread for an element; ``out`` may be ``x``."""
     arrays = map(_matrix, (x, out))
-    elementwise.dropout(*x.shape, memory.flat(rows), 0, -1, int(key), probability, *arrays, streams.stream())
+    elementwise.dropout(*x.shape, memory.flat(rows), -1, int(key), probability, *arrays, streams.stream())
 
 
 def shuffle(rows, key):
@@ -314,8 +314,13 @@ def set_num_threads(threads):
 
 
 def get_num_threads():
-    """1: one thread of the host launches; where small networks train in clusters, one for each that finds room."""
+    """1: one thread of the host launches; where small networks train in clusters, one for each that may find room."""
     return cluster.side_by_side()
+
+
+def at_once(workspace, dtypes):
+    """How many networks like that of a workspace train at once; ``dtypes`` are those of the data's x and targets."""
+    return cluster.at_once(workspace, dtypes)
 
 
 def serial():

@@ -450,24 +450,34 @@ def available():
     return asked("cluster") and driver.compute_capability() >= LEAST_CAPABILITY
 
 
-def suits(workspace, run):
-    """Whether a cluster makes the steps of a workspace: clusters are `available`, and all of it fits into one."""
+def suits(workspace, dtypes):
+    """Whether a cluster makes the steps of a workspace: clusters are `available`, and all of it fits into one.
+
+    ``dtypes`` are those of the data's x and targets.
+    """
     if not available():
         return False
     operations = workspace.program.training.operations
     has_all = workspace.program.precision in TILES and operations.issubset(steps.OPERATIONS)
-    return workspace.dtype == DTYPE and has_all and bool(plan_of(workspace, run))
+    return workspace.dtype == DTYPE and has_all and bool(plan_of(workspace, dtypes))
 
 
 def side_by_side():
-    """How many networks train at once: where clusters are `available`, as many as have multiprocessors of their own."""
+    """How many networks may train at once: where clusters are `available`, those with multiprocessors of their own."""
     return max(driver.multiprocessors() // FEW_BLOCKS, 1) if available() else 1
 
 
-def plan_of(workspace, run):
+def at_once(workspace, dtypes):
+    """For how many networks like that of a workspace the GPU has clusters at once; 1 where it trains in another way."""
+    if not suits(workspace, dtypes):
+        return 1
+    return kernel_of(workspace, dtypes).clusters_at_once(plan_of(workspace, dtypes).clusters, THREADS)
+
+
+def plan_of(workspace, dtypes):
     """The plan of a workspace, made once: the best one that fits; False if none does."""
     if workspace.plan is None:
-        plans, function = (Plan(workspace, blocks) for blocks in blocks_of(workspace)), kernel_of(workspace, run)
+        plans, function = (Plan(workspace, blocks) for blocks in blocks_of(workspace)), kernel_of(workspace, dtypes)
         workspace.plan = next((plan for plan in plans if fits(plan, function)), False)
     return workspace.plan
 
@@ -479,16 +489,16 @@ def fits(plan, function):
     return plan.room.blocks <= FEW_BLOCKS or function.clusters_at_once(plan.clusters, THREADS) > 0
 
 
-def kernel_of(workspace, run):
-    """The kernel for the steps of a run."""
+def kernel_of(workspace, dtypes):
+    """The kernel for the steps of a workspace, with data of these dtypes."""
     activations = tuple(sorted({instruction.activation for instruction in workspace.listing.decoded}))
     kind = workspace.loss, workspace.optimizer, activations, workspace.program.precision
-    return cluster_kernel(*kind, run.x.data.dtype, run.target.data.dtype)
+    return cluster_kernel(*kind, *dtypes)
 
 
 def train_steps(workspace, run, n, count, stream):
     """Make so many steps of ``n`` rows each, in as few launches as they may have."""
-    plan, function, record = plan_of(workspace, run), kernel_of(workspace, run), workspace.record
+    plan, function, record = plan_of(workspace, run.dtypes), kernel_of(workspace, run.dtypes), workspace.record
     function.allow_clusters(plan.clusters)
     weighted = run.row_weight is not None
     data = Data(run.x, run.target, run.row_weight if weighted else workspace.rows.weight, int(weighted))

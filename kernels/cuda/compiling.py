@@ -130,12 +130,11 @@ class Kernel:
             return stream.note(self)
         self.load()
         configuration = self._configuration(grid, block)
-        if not isinstance(stream, streams.Stream):  # a graph is built once
-            return partial(self.launcher, stream, configuration, self.code)
-        if len(self.launches) >= LAUNCHES:
-            self.launches.clear()
         launch = partial(self.launcher, stream.core, configuration, self.code)
-        self.launches[grid, block, stream] = launch
+        if isinstance(stream, streams.Stream):  # a graph is captured once
+            if len(self.launches) >= LAUNCHES:
+                self.launches.clear()
+            self.launches[grid, block, stream] = launch
         return launch
 
     def _configuration(self, grid, block):

@@ -15,7 +15,7 @@ from .driver import cuda, simulated
 from .formulas import formulas
 from .launch import THREADS, first_column, first_row, for_each_element, over_rows
 from .operands import FLOAT, FLOATS, INT, INTS, at, matrix
-from .record import BATCH, KEYS, NEXT, NUMBERS, ROWS
+from .record import BATCH, CURRENT, KEYS, NEXT, NUMBERS, ROWS
 
 
 # ----------------------------------------------------------------------------------------- activations
@@ -77,18 +77,18 @@ splitmix64 = device_function(splitmix.mixed)
 def dropout_kernel(dtype):
     """The kernel of `reference.dropout`, for rows by their numbers and a key.
 
-    With ``layer = -1`` the numbers are the elements of ``record``. Else ``record`` is that of a run, and the step is
-    ``record[which]``: the numbers are those of its batch, and the key is that of the layer in this step.
+    With ``layer = -1`` the numbers are the elements of ``record``. Else ``record`` is that of a run: the numbers are
+    those of the batch of its current step, and the key is that of the layer in this step.
     ``threshold`` is the bits of `splitmix.threshold`, ``gain`` is ``1 / (1 - p)``.
     """
     number, zero = dtype.type, dtype.type(0)
 
-    @kernel(INT, INT, INTS, INT, INT, INT, INT, FLOAT, matrix(dtype), matrix(dtype), threads=THREADS)
-    def dropout_kernel(rows, columns, record, which, layer, key, threshold, gain, x, out):
+    @kernel(INT, INT, INTS, INT, INT, INT, FLOAT, matrix(dtype), matrix(dtype), threads=THREADS)
+    def dropout_kernel(rows, columns, record, layer, key, threshold, gain, x, out):
         of_key, start, least, factor = np.uint64(np.int64(key)), 0, np.uint64(np.int64(threshold)), number(gain)
         if layer >= 0:
-            of_key = splitmix64(np.uint64(record[record[KEYS] + record[which]]) + np.uint64(layer))
-            start = record[NUMBERS] + record[which] * record[BATCH]
+            of_key = splitmix64(np.uint64(record[record[KEYS] + record[CURRENT]]) + np.uint64(layer))
+            start = record[NUMBERS] + record[CURRENT] * record[BATCH]
         row, row_step = first_row()
         column, column_step = first_column()
         for i in range(row, rows, row_step):
@@ -100,13 +100,13 @@ def dropout_kernel(dtype):
     return dropout_kernel
 
 
-def dropout(rows, columns, record, which, layer, key, probability, x, out, stream):
-    """Launch ``out = x / (1 - p)`` where a unit is kept, else 0; ``record``, ``which`` and ``layer`` as above."""
+def dropout(rows, columns, record, layer, key, probability, x, out, stream):
+    """Launch ``out = x / (1 - p)`` where a unit is kept, else 0; ``record`` and ``layer`` as above."""
     if rows and columns:
         grid, block = over_rows(rows, columns)
         threshold = int(splitmix.threshold(probability).view(np.int64))
         function, gain = dropout_kernel(out.data.dtype), 1 / (1 - probability)
-        function[grid, block, stream](rows, columns, record, which, layer, key, threshold, gain, x, out)
+        function[grid, block, stream](rows, columns, record, layer, key, threshold, gain, x, out)
 
 
 # ---------------------------------------------------------------------------------------- rows of data
@@ -171,7 +171,10 @@ def gather_rows(rows, columns, index, x, out, stream):
 
 @made_once
 def gather_kernel(dtype, source, target_dtype, target_source):
-    """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64."""
+    """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64.
+
+    The next step becomes the current one, and is read as such by all launches up to the next gather.
+    """
     gather_row, gather_target = gathering(dtype), gathering(target_dtype)
 
     @kernel(
@@ -181,6 +184,9 @@ def gather_kernel(dtype, source, target_dtype, target_source):
     def gather_kernel(rows, columns, target_columns, record, x, out, target, batch_target):
         start = record[ROWS] + record[NEXT] * record[BATCH]
         first, step = first_row()
+        first_of_row, _ = first_column()
+        if first == 0 and first_of_row == 0:
+            record[CURRENT] = record[NEXT]
         for i in range(first, rows, step):
             row = record[start + i]
             gather_row(i, row, columns, x, out)
@@ -190,7 +196,7 @@ def gather_kernel(dtype, source, target_dtype, target_source):
 
 
 def gather(rows, columns, target_columns, record, x, out, target, batch_target, stream):
-    """Launch ``out[i] = x[r]`` and ``batch_target[i] = target[r]`` for every row r of the next step of a record."""
+    """Launch the begin of a record's next step: ``out[i] = x[r]``, ``batch_target[i] = target[r]`` for its rows r."""
     grid, block = over_rows(rows, max(columns, target_columns))
     function = gather_kernel(*(operand.data.dtype for operand in (out, x, batch_target, target)))
     function[grid, block, stream](rows, columns, target_columns, record, x, out, target, batch_target)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
-from . import borrowing, driver
+from . import borrowing, driver, streams
 from .blocking import (
     EPILOGUE_BYTES,
     GROUP,
@@ -604,7 +604,7 @@ def gemm(
     shape : (m, n, k)
     a, b, c : Matrix
         Of one dtype, as are those of the epilogue.
-    stream : stream or graph builder
+    stream : stream, or what stands in place of one
     epilogue : Epilogue
     precision : "ieee", "tf32", "bf16" or "bf16x3"
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
@@ -615,8 +615,9 @@ def gemm(
         epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
         launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
         other products are never cut.
-    columns : (int, Matrix, Matrix), optional
-        How many chunks, their sums of the columns of B, and where the second launch adds these up, if there is one.
+    columns : (int, Matrix, Matrix, stream), optional
+        How many chunks, their sums of the columns of B, where the second launch adds these up, if there is one, and
+        the branch of the stream that they are made on.
 
     Returns
     -------
@@ -643,8 +644,9 @@ def gemm(
 def launch_sum(parts, m, n, beta, sums, c, columns, stream):
     """Launch the adding up of the parts of a product, and of ``columns`` if they are not None."""
     grid, block = over_rows(m, n)
-    beside = (0, c, c) if columns is None else columns
-    sum_of_parts_kernel(c.data.dtype)[grid, block, stream](m, n, parts, beta, sums, c, *beside)
+    *chunks, branch = (0, c, c, stream) if columns is None else columns
+    streams.join(branch, stream)
+    sum_of_parts_kernel(c.data.dtype)[grid, block, stream](m, n, parts, beta, sums, c, *chunks)
 
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):

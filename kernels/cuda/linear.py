@@ -6,7 +6,7 @@ a network stores factors (factors.py), ``factors`` are those of the product.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
-from . import panel_gemm
+from . import panel_gemm, streams
 from .blocking import parts_size
 from .elementwise import activation_forward, column_sum, sum_chunks, sum_scratch
 from .gemm import Epilogue, gemm
@@ -52,15 +52,17 @@ def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, sc
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
 
     ``scratch`` has `params_scratch` elements. The activation of the layer is not used. Where both sums are cut, one
-    launch adds up what either was cut into.
+    launch adds up what either was cut into. Sums of columns are made on a branch, beside the product.
     """
     fan_in, fan_out = layer.fan_in, layer.fan_out
     rows, z, columns = n, grad_z, None
     if grad_bias is not None:
+        beside = streams.branch(stream, "columns")
         sums = Matrix(scratch, parts_size(fan_in, fan_out, n), fan_out)
-        rows, z = sum_chunks(n, fan_out, grad_z, sums, stream)
-        columns = (rows, sums, grad_bias) if z is sums else None
+        rows, z = sum_chunks(n, fan_out, grad_z, sums, beside)
+        columns = (rows, sums, grad_bias, beside) if z is sums else None
     product = (fan_in, fan_out, n), x, grad_z, grad_weight, stream, Epilogue(beta=beta), layer.precision
     added = _product("TN", *product, factors, parts=scratch, columns=columns)
     if grad_bias is not None and not (added and columns):
-        column_sum(rows, fan_out, beta, z, grad_bias, stream)
+        column_sum(rows, fan_out, beta, z, grad_bias, beside)
+        streams.join(beside, stream)

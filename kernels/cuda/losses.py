@@ -190,15 +190,15 @@ def loss_forward_backward(name, count, columns, parameter, prediction, target, r
 def step_loss_kernel(dtype):
     """The kernel that writes the loss of a step, and its number of hits, into the record, by one block.
 
-    The step becomes the current one, for its update, and the next step is the one after it. A loss that is not finite
-    stops the record, which stays at this step.
+    It is that of the current step, and the next step is the one after it. A loss that is not finite stops the record,
+    whose next step stays this one.
     """
 
     @kernel(INT, INTS, FLOATS, rows_type(dtype), threads=THREADS)
     def step_loss_kernel(count, record, floats, rows):
         shared = cuda.shared.array(THREADS, np.float64)
         shared_hits = cuda.shared.array(THREADS, np.int64)
-        step, stopped = record[NEXT], record[STOPPED]
+        step, stopped = record[CURRENT], record[STOPPED]
         loss, hits = np.float64(0), np.int64(0)
         for i in range(cuda.threadIdx.x, count, cuda.blockDim.x):
             loss += rows.weight[i] * np.float64(rows.loss[i])
@@ -208,7 +208,6 @@ def step_loss_kernel(dtype):
         if cuda.threadIdx.x == 0 and stopped == 0:
             floats[record[STEP_LOSS] + step] = loss
             record[record[STEP_HITS] + step] = hits
-            record[CURRENT] = step
             if loss - loss == 0:
                 record[NEXT] = step + 1
             else:

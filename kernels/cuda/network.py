@@ -3,8 +3,11 @@
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
 it is and captures the second one as a CUDA graph, which takes one launch for each step from then on, and where many
-follow a graph of several steps. Small networks make all steps of a run in one launch (steps.py, cluster.py).
+follow a graph of several steps. A graph has branches, so that the gradients of parameters are made beside the way back.
+Small networks make all steps of a run in one launch (steps.py, cluster.py).
 """
+
+import itertools
 
 import numpy as np
 
@@ -18,16 +21,19 @@ from .linear import linear_backward_input, linear_backward_params, linear_forwar
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
 from .optimizers import optimizer_step
-from .record import CURRENT, NEXT, Record
+from .record import Record
 
 INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
 INFERENCE_ROWS = 64
-GRAPHS = 8  # for at most so many sets of arrays a workspace keeps graphs: one of one step, one of STEPS_A_GRAPH
+GRAPHS = 8  # for so many sets of arrays, those used last, a workspace keeps graphs: of one step and of STEPS_A_GRAPH
 STEPS_A_GRAPH = 16
 # To capture that graph takes the host about as long as to launch its steps, and a replay saves a part of that. So it is
 # captured where so many steps have been replayed or are due now: a short `fit` does without, and in a longer one the
 # capture stays small beside the steps.
 STEPS_BEFORE = 4 * STEPS_A_GRAPH
+# The gradients of parameters take turns on so many branches, each with scratch of its own. When it is the turn of a
+# branch again, the way back has gone on by as many launches, more than the two of a gradient, so it waits for none.
+BRANCHES = 3
 
 
 class _Workspace:
@@ -86,8 +92,8 @@ class _Workspace:
         if self.factors is not None:
             self.factors.store(number, n, lambda operand: self.matrix(places, operand), stream)
 
-    def walk(self, first, end, places, n, stream, record=None, which=NEXT):
-        """Launch instructions for ``n`` rows; in training for the step ``which``, NEXT or CURRENT, of a record."""
+    def walk(self, first, end, places, n, stream, record=None, scratch=None):
+        """Launch instructions for ``n`` rows, in training for the current step of a record; gradients need scratch."""
         for number in range(first, end):
             instruction = self.listing.decoded[number]
             factors = None if self.factors is None else self.factors.of(number, n)
@@ -104,7 +110,7 @@ class _Workspace:
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
                 layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
-                linear_backward_params(layer, n, x, grad, 0, weight, bias, self.scratch, stream, factors)
+                linear_backward_params(layer, n, x, grad, 0, weight, bias, scratch, stream, factors)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -114,7 +120,7 @@ class _Workspace:
             elif operation == "dropout":
                 x, out = self.matrix(places, operands[0]), self.matrix(places, operands[2])
                 layer = instruction.number
-                dropout(n, operands[0].columns, record.device, which, layer, 0, parameter, x, out, stream)
+                dropout(n, operands[0].columns, record.device, layer, 0, parameter, x, out, stream)
             elif operation == "update_statistics":
                 arrays = norms.UpdateStatistics(*(self.vector(places, operand) for operand in operands[:4]))
                 norms.update_statistics(operands[0].columns, parameter, record, arrays, stream)
@@ -218,9 +224,10 @@ class TrainingWorkspace(_Workspace):
         self.weight_rows = 0  # how many rows the weights of the rows are equal for; 0 if they are others
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
-        gradients = (part.operands for part in decoded if part.operation == "linear_backward_params")
-        scratch = [params_scratch(batch_size, x.columns, grad.columns) for x, grad, *_ in gradients]
-        self.scratch = memory.empty(max(scratch, default=1), self.dtype)
+        self.back = way_back(self.listing)
+        self.scratches = [
+            memory.empty(size, self.dtype) for size in scratch_of_branches(self.listing, self.back, batch_size)
+        ]
         self.parameter_gradient = None
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
@@ -238,12 +245,21 @@ class TrainingWorkspace(_Workspace):
         }
 
     def step(self, run, n, stream):
-        """One training step of ``n`` rows: the launches, in order."""
+        """One training step of ``n`` rows: the launches, in order.
+
+        Where a graph is captured, the sum of the losses and the gradients of parameters, for which only the update
+        waits, are beside the way back, so nothing there may read of the record what that sum writes. It writes NEXT,
+        which the next step reads, and STOPPED, which updates read: those of statistics after it on its branch, those
+        of parameters when all branches have been joined. The others read CURRENT, which is written with the gather.
+        """
         record, listing, places = self.record, self.listing, self.places(run)
         target_columns = 1 if self.labelled else self.fan_out
-        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
+        beside = stream
         if run.row_weight is not None:
-            weights(n, record.device, run.row_weight, self.rows.weight, stream)
+            beside = streams.branch(stream, "loss")
+            weights(n, record.device, run.row_weight, self.rows.weight, beside)
+        gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
+        streams.join(beside, stream)
         self.store(-1, places, n, stream)
         self.walk(0, listing.loss, places, n, stream, record)
         prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
@@ -251,8 +267,17 @@ class TrainingWorkspace(_Workspace):
             self.loss, n, self.fan_out, self.loss_parameter, prediction, self.target, self.rows, grad, stream
         )
         self.store(listing.loss, places, n, stream)
-        step_loss(n, record, self.rows, stream)
-        self.walk(listing.loss + 1, listing.updated, places, n, stream, record, CURRENT)
+        branches = [streams.branch(stream, "loss")]
+        step_loss(n, record, self.rows, branches[0])
+        self.walk(listing.statistics, listing.updated, places, n, branches[0], record)
+        for at, number in self.back:
+            if number is None:
+                self.walk(at, at + 1, places, n, stream, record)
+            else:
+                branches.append(streams.branch(stream, number))
+                self.walk(at, at + 1, places, n, branches[-1], record, self.scratches[number])
+        for branch in dict.fromkeys(branches):
+            streams.join(branch, stream)
         if self.factors is not None:
             self.factors.update(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
             return
@@ -270,7 +295,7 @@ class TrainingWorkspace(_Workspace):
 
     def steps(self, run, n, count):
         """Launch ``count`` steps of ``n`` rows each: all in one kernel, or the first one as it is and graphs of it."""
-        one_launch = cluster if cluster.suits(self, run) else steps if steps.suits(self, n) else None
+        one_launch = cluster if cluster.suits(self, run.dtypes) else steps if steps.suits(self, n) else None
         if one_launch is not None:
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
@@ -279,16 +304,45 @@ class TrainingWorkspace(_Workspace):
             memory.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
         key = (n, streams.stream(), *run.addresses(), borrowing.address(self.record.device))
-        if key not in self.graphs:
+        graphs = self.graphs.pop(key, None)
+        if graphs is None:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
             ahead.compile_for(lambda stream: self.first_step(run, n, stream))
             self.first_step(run, n, streams.stream())
-            self.graphs[key] = _Graphs()  # whose kernels are all compiled
+            graphs = _Graphs()  # whose kernels are all compiled
             count -= 1
         else:
             self.store_weights(run, streams.stream())
-        self.graphs[key].replay(lambda stream: self.step(run, n, stream), count)
+        self.graphs[key] = graphs  # the last one; the first has not been used for the longest time
+        graphs.replay(lambda stream: self.step(run, n, stream), count)
+
+
+def way_back(listing):
+    """From the loss to the updates: pairs of an instruction's number and its branch, None for the way back itself.
+
+    A gradient of parameters comes as soon as all that it reads has been written.
+    """
+    written = program.last_writers(listing.decoded[: listing.weights])
+    ready = {at: [] for at in range(listing.loss, listing.weights)}
+    for at in range(listing.weights, listing.statistics):
+        read = [written.get(what[:2], 0) for kind, what in listing.calls[at][1] if kind == program.READ]
+        ready[max(listing.loss, *read)].append(at)
+    turns, back = itertools.cycle(range(BRANCHES)), []
+    for at, gradients in ready.items():
+        back += [(at, None)] if at > listing.loss else []
+        back += [(gradient, next(turns)) for gradient in gradients]
+    return back
+
+
+def scratch_of_branches(listing, back, batch_size):
+    """Elements of scratch that each branch needs for its gradients, one after another."""
+    sizes = [1] * BRANCHES
+    for at, number in back:
+        operation, operands = listing.decoded[at].operation, listing.decoded[at].operands
+        if operation == "linear_backward_params":
+            sizes[number] = max(sizes[number], params_scratch(batch_size, operands[0].columns, operands[1].columns))
+    return sizes
 
 
 class _Graphs:
@@ -328,6 +382,7 @@ class Run(Buffers):
         self.x = Matrix(memory.flat(x), 0, x.shape[1])
         self.target = Matrix(memory.flat(target), 0, target.shape[1] if target.ndim == 2 else 1)
         self.row_weight = None if row_weight is None else memory.flat(row_weight)
+        self.dtypes = x.dtype, target.dtype
 
     def addresses(self):
         """The addresses and dtypes that a captured step depends on."""

@@ -11,8 +11,8 @@ import numpy as np
 from . import borrowing, memory
 
 (
-    NEXT,  # the step that is next or has begun; after a run, how many steps were done
-    CURRENT,  # the step whose loss is known and whose update is next
+    NEXT,  # the step that is next; after a run, how many steps were done
+    CURRENT,  # the step that has begun
     STOPPED,  # 1 after the first loss that is not finite: there are no more updates
     BATCH,  # how many rows a step has
     # Where the sections of the record begin:

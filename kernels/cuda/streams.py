@@ -1,4 +1,4 @@
-"""The streams of launches and copies, events between them, and CUDA graphs of launches."""
+"""The streams of launches and copies, events between them, and CUDA graphs of launches, which may have branches."""
 
 import contextlib
 import threading
@@ -30,6 +30,20 @@ class Stream:
     def synchronize(self):
         """Let the host wait until all that the stream was given so far has ended."""
         self.core.sync()
+
+
+class Captured:
+    """In place of a stream, launches of a graph that is captured: those that it is given, in their order.
+
+    Attributes
+    ----------
+    core : cuda.core.Stream
+    branches : dict
+        By their names, the `branch`es that it has had.
+    """
+
+    def __init__(self, core):
+        self.core, self.branches = core, {}
 
 
 class Event:
@@ -121,18 +135,39 @@ def _stream(purpose):
 
 
 def capture(launches):
-    """Capture what ``launches(stream)`` launches as a CUDA graph; returns a function that replays it on the `stream`.
+    """Capture what ``launches(captured)`` launches as a CUDA graph; returns a function that replays it on the `stream`.
 
-    All its kernels must have been compiled, and its arrays must stay where they are. In the simulator, which has no
-    graphs, the function launches the kernels again.
+    All its kernels must have been compiled, and its arrays must stay where they are. Every `branch` must be joined
+    again. In the simulator, which has no graphs, the function launches the kernels again.
     """
     if simulated:
         return lambda: launches(stream())
     builder = device().create_graph_builder()
     builder.begin_building()
-    launches(builder)
+    captured = Captured(builder.stream)  # whose branches live until the graph has been built
+    launches(captured)
     graph = builder.end_building().complete()
     return lambda: graph.launch(stream().core)
+
+
+def branch(stream, name):
+    """Where launches follow all that ``stream`` has been given so far, but not what it is given next, up to a `join`.
+
+    A graph that is captured has a branch for each name, whose launches are in their order. A stream, where all are, has
+    none but itself.
+    """
+    if not isinstance(stream, Captured):
+        return stream
+    if name not in stream.branches:
+        stream.branches[name] = Captured(device().create_stream(options=StreamOptions(nonblocking=True)))
+    follow(mark(stream), stream.branches[name])
+    return stream.branches[name]
+
+
+def join(branch, stream):
+    """Let all that ``stream`` is given from now on wait for what a branch of it was given."""
+    if branch is not stream:
+        follow(mark(branch), stream)
 
 
 def synchronize():

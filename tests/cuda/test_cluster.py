@@ -6,7 +6,6 @@
 import itertools
 import threading
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,14 +126,41 @@ def test_many_networks_train_side_by_side_to_the_same_bits(monkeypatch, blocks):
     np.testing.assert_array_equal(many[0].predict(X), alone[0].predict(X))
 
 
+def test_as_many_train_at_once_as_the_gpu_has_room_for(monkeypatch, blocks):
+    """By the blocks of their clusters; one after another where one of them trains in another way."""
+    monkeypatch.setattr(cuda.driver, "multiprocessors", lambda: 4 * cluster.FEW_BLOCKS)
+    asked, threads, counted = [], set(), cluster.train_steps
+
+    def clusters_at_once(code, configuration, stream):
+        asked.append(configuration.cluster)
+        return 32 // configuration.cluster[0]
+
+    def noted(*arguments):
+        threads.add(threading.get_ident())
+        counted(*arguments)
+
+    monkeypatch.setattr(cuda.driver, "clusters_at_once", clusters_at_once)
+    monkeypatch.setattr(cluster, "train_steps", noted)
+    X, y = np.zeros((20, FEATURES)), np.zeros((20, OUTPUTS))
+    options = {"loss": fastbp.MSELoss(), "optimizer": lambda: fastbp.Adam(amsgrad=True), "batch_size": 9}
+    for norms, most in (((False,) * 5, 32 // blocks), ((False, False, True), 1)):
+        asked.clear()
+        threads.clear()
+        fastbp.fit_many([network("cuda", norm=norm) for norm in norms], X, y, **options)
+        assert len(threads) == most
+        assert {size for size, *_ in asked} == {blocks}
+
+
 def workspace_of(model, batch_size=4):
     codes = layout.LOSSES.index("mean_squared_error"), 0.0, layout.OPTIMIZERS.index("adam")
     return cuda.TrainingWorkspace(model.program, model.dtype, batch_size, *codes)
 
 
+DTYPES = np.dtype(np.float32), np.dtype(np.float32)  # of the data
+
+
 def suits(workspace):
-    data = operands.Matrix(cuda.empty(0, np.float32), 0, FEATURES)
-    return cluster.suits(workspace, SimpleNamespace(x=data, target=data))
+    return cluster.suits(workspace, DTYPES)
 
 
 def test_what_does_not_suit_takes_the_ordinary_ways(monkeypatch):

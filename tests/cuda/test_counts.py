@@ -3,6 +3,7 @@
 It cannot be counted on a GPU; test_emulator.py runs this on the emulated one.
 """
 
+import itertools
 import threading
 
 import numpy as np
@@ -119,6 +120,45 @@ def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
         loss, y = fastbp.MSELoss(), np.eye(4)[y]
     model.train_step(X[batch], y[batch], loss, optimizer)
     assert found == [0, launches]  # the first time its launches are listed
+
+
+def of_a_captured_step(*layers, rows, weighted):
+    """The nodes of a captured step of these layers, and how many of them wait for one another."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((rows, layers[0].in_features), dtype=np.float32), rng.integers(0, 4, rows)
+    model = fastbp.Sequential(*layers, device="cuda", seed=0)
+    options = {"sample_weight": np.ones(rows)} if weighted else {}
+
+    def count():
+        return np.array([library().emulator_count(name) for name in (b"captured", b"path")])
+
+    before = count()
+    model.fit(
+        x, y, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.Adam(lr=1e-3), batch_size=rows, epochs=2, verbose=False,
+        **options,
+    )  # fmt: skip
+    return tuple((count() - before).tolist())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("hidden", "rows", "nodes", "path"), [
+    ((16,), BATCH, 11, 7),
+    ((16,), 1000, 13, 8),
+    ((16, 12), BATCH, 15, 9),
+    ((16, 12), 1000, 18, 10),
+    ((16,) * 8, 1000, 48, 22),
+])  # fmt: skip
+def test_the_longest_chain_of_a_captured_step(monkeypatch, hidden, rows, nodes, path, weighted):
+    """Rows, forward, loss, back to the first layer, its gradient and the update; the others are beside these.
+
+    So are sums of columns beside their product, and the weights of rows beside the rows. A gradient more than there are
+    branches lengthens nothing.
+    """
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    widths = (8, *hidden, 4)
+    layers = [fastbp.Linear(*sides) for sides in itertools.pairwise(widths)]
+    layers = [part for layer in layers[:-1] for part in (layer, fastbp.ReLU())] + layers[-1:]
+    assert of_a_captured_step(*layers, rows=rows, weighted=weighted) == (nodes + weighted, path)
 
 
 def test_a_first_step_that_fails_is_not_captured_next(monkeypatch):

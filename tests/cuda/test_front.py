@@ -99,6 +99,24 @@ def test_fit_is_that_of_the_cpu(data, dtype):
     assert_close(models[0].flat_parameters, models[1].flat_parameters, dtype)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_layers_that_meet_and_branch(data, weighted):
+    """Normalisations, one of them frozen, dropout and residual parts: steps are launched, captured and replayed."""
+    X, y = data
+    options = {"sample_weight": 1 + np.arange(ROWS) / ROWS} if weighted else {}
+    results = []
+    for device in ("cpu", "cuda"):
+        inner = fastbp.Linear(7, 7), fastbp.LayerNorm(7), fastbp.Tanh(), fastbp.Dropout(0.2), fastbp.Linear(7, 7)
+        layers = [fastbp.Linear(FEATURES, 7, bias=False), fastbp.BatchNorm1d(7), fastbp.GELU(), fastbp.Residual(*inner)]
+        layers += [fastbp.BatchNorm1d(7), fastbp.Dropout(0.2), fastbp.LayerNorm(7), fastbp.Linear(7, CLASSES)]
+        model = fastbp.Sequential(*layers, device=device, seed=1)
+        model.layers[4].trainable = False
+        losses = trained(model, X, y, epochs=3, **options)["loss"]
+        results.append((losses, model.predict(X), model.flat_parameters))
+    for cpu, gpu in zip(*results, strict=True):
+        assert_close(cpu, gpu)
+
+
 HOW = pytest.mark.parametrize("how", ["clip_norm", "accumulate", "a loss of one's own"])
 
 

@@ -140,6 +140,17 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch, path):
     assert_equal(first, second)
 
 
+@pytest.mark.skipif(cuda.driver.simulated, reason="there an empty array, such as no statistics, is a new one each time")
+def test_the_graphs_that_were_used_last_are_kept(monkeypatch, path):
+    captured, capture = [], cuda.streams.capture
+    monkeypatch.setattr(cuda.streams, "capture", lambda launches: captured.append(1) or capture(launches))
+    monkeypatch.setattr(cuda.network, "GRAPHS", 2)
+    runs = [prepared(training=TRAINING._replace(used=8)) for _ in range(3)]  # two batches, the second captured
+    for chosen, graphs in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):  # the third time for 2, instead of 1
+        cuda.network_train_steps(runs[0][0], *runs[chosen][1:])
+        assert len(captured) == graphs * (path == LAUNCHES)
+
+
 def test_many_steps_are_single_steps():
     together, done = trained()
     assert done == 3

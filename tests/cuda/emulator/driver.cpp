@@ -1,11 +1,13 @@
 // A libcuda.so.1 for tests: a GPU that is emulated.
 //
 // Kernels are executed from their PTX (execute.cpp). A stream does nothing before somebody waits for it, and a copy
-// from pinned memory reads it only then: so a host that does not wait where it must gets what is not there yet. Memory
-// of the device is that of the host, each allocation apart and filled with NaN. It has what numba-cuda and cuda.core
-// call here; a function that is missing says its name.
+// from pinned memory reads it only then: so a host that does not wait where it must gets what is not there yet. Of the
+// nodes of a graph that may run next the one that was captured last does, and two of which neither follows the other may
+// not touch the same memory unless both read it. Memory of the device is that of the host, each allocation apart and
+// filled with NaN. It has what numba-cuda and cuda.core call here; a function that is missing says its name.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,18 +37,52 @@ size_t allocated = 0;
 const size_t MEMORY = 8ull << 30;
 const int MOST_SHARED = 232448;  // bytes of a block that asks for them
 const unsigned PORTABLE_CLUSTER = 8, MOST_CLUSTER = 16;  // blocks of a cluster; the latter of kernels that ask for them
+const unsigned ROOM = 48;  // for so many blocks of clusters at once
 std::string failure;
 bool verbose = getenv("CUDA_EMULATOR_VERBOSE") != nullptr;
 thread_local Handle current = nullptr;
 uintptr_t next_handle = 0x2000;
 Handle fresh() { return (Handle)(next_handle += 16); }
 
+struct Node {
+  std::function<void()> work;
+  std::string name;
+  std::set<int> after;       // nodes that it waits for
+  std::vector<bool> before;  // whether a node before it in the list is one that it follows, at once or by others
+};
+struct Graph {
+  std::vector<Node> nodes;
+  Handle origin;
+
+  void add(std::function<void()> work, const std::string& name, const std::set<int>& after) {
+    Node node{work, name, after, std::vector<bool>(nodes.size(), false)};
+    for (int a : after) {
+      auto& others = nodes[a].before;
+      for (size_t i = 0; i < others.size(); i++) node.before[i] = node.before[i] | others[i];
+      node.before[a] = true;
+    }
+    nodes.push_back(node);
+  }
+  bool follows(int node, int other) const {
+    return node == other || (other < node && nodes[node].before[other]);
+  }
+  // How many nodes the longest chain has.
+  int path() const {
+    std::vector<int> until;
+    for (auto& node : nodes) {
+      int most = 0;
+      for (int a : node.after) most = std::max(most, until[a]);
+      until.push_back(most + 1);
+    }
+    return until.empty() ? 0 : *std::max_element(until.begin(), until.end());
+  }
+};
 struct Stream {
   std::deque<std::function<void()>> queue;
   bool blocking = true;
-  Handle graph = nullptr;
+  Handle graph = nullptr;  // that is being captured
+  std::set<int> last;      // its nodes that the next one waits for
 };
-typedef std::vector<std::function<void()>> Graph;
 std::map<Handle, Stream> streams;
 std::map<Handle, std::shared_ptr<Graph>> graphs;
 struct Event {
@@ -54,6 +90,8 @@ struct Event {
   double time = 0;
   Handle stream = nullptr;
   uint64_t number = 0;
+  Handle graph = nullptr;  // in whose capture it was recorded
+  std::set<int> last;
 };
 std::map<Handle, Event> events;
 std::map<Handle, std::shared_ptr<Module>> libraries;
@@ -92,10 +130,12 @@ void drain_all() {
 Result result() { return failure.empty() ? 0 : 719; }
 
 // The legacy default stream waits for all blocking streams, and they for it.
-void enqueue(Handle s, std::function<void()> f, const char* what = "other") {
+void enqueue(Handle s, std::function<void()> f, const char* what = "other", const std::string& name = "") {
   auto& stream = streams[s];
   if (stream.graph) {
-    graphs[stream.graph]->push_back(f);
+    auto& graph = *graphs[stream.graph];
+    graph.add(f, name.empty() ? what : name, stream.last);
+    stream.last = {(int)graph.nodes.size() - 1};
     counts["captured"]++;
     return;
   }
@@ -119,9 +159,94 @@ bool is_pinned(Pointer p, size_t n) {
   auto a = pinned.upper_bound(p);
   return a != pinned.begin() && (--a, p + n <= a->first + a->second);
 }
+
+// Finds nodes of which neither follows the other, though one writes what the other touches.
+class Races {
+  struct Word {
+    int written = -1, readers = 0;  // the last node that wrote it; the set of those that have read it since
+  };
+  const Graph& graph;
+  std::map<Pointer, std::vector<Word>> memory;  // of the allocations that are touched
+  std::vector<std::set<int>> sets{{}};
+  std::map<std::set<int>, int> numbers{{{}, 0}};
+  std::map<std::pair<int, int>, int> with;  // a set and a node -> the set with that node
+  Pointer first = 0, end = 0;               // of the allocation that was touched last
+  Word* words = nullptr;
+
+  void check(int node, int other, const char* what) {
+    if (other < 0 || graph.follows(node, other)) return;
+    throw std::runtime_error("race in a graph: " + graph.nodes[node].name + what + graph.nodes[other].name +
+                             ", and neither follows the other");
+  }
+  int added(int set, int node) {
+    auto found = with.find({set, node});
+    if (found != with.end()) return found->second;
+    std::set<int> all{node};
+    for (int other : sets[set])
+      if (!graph.follows(node, other)) all.insert(other);
+    auto number = numbers.emplace(all, (int)sets.size());
+    if (number.second) sets.push_back(all);
+    return with[{set, node}] = number.first->second;
+  }
+
+ public:
+  explicit Races(const Graph& graph) : graph(graph) {}
+  void touch(int node, Pointer at, int bytes, bool write) {
+    if (at < first || at >= end) {
+      auto a = --allocations.upper_bound(at);
+      first = a->first;
+      end = first + a->second;
+      auto& of = memory[first];
+      of.resize((a->second + 3) / 4);
+      words = of.data();
+    }
+    for (size_t i = (at - first) / 4; i <= (at + bytes - 1 - first) / 4; i++) {
+      Word& word = words[i];
+      check(node, word.written, write ? " writes what is written by " : " reads what is written by ");
+      if (write) {
+        for (int reader : sets[word.readers]) check(node, reader, " writes what is read by ");
+        word = {node, 0};
+      } else {
+        word.readers = added(word.readers, node);
+      }
+    }
+  }
+};
+
+// Runs the nodes, of those that may run next the one that was captured last.
+void run(const Graph& graph) {
+  size_t count = graph.nodes.size();
+  std::vector<size_t> waits(count);
+  std::vector<std::vector<int>> followers(count);
+  std::set<int> ready;
+  for (size_t i = 0; i < count; i++) {
+    waits[i] = graph.nodes[i].after.size();
+    for (int a : graph.nodes[i].after) followers[a].push_back((int)i);
+    if (!waits[i]) ready.insert((int)i);
+  }
+  Races races(graph);
+  int node = -1;
+  if (graph.path() < (int)count)
+    accessed = [&](uint64_t at, int bytes, bool write) { races.touch(node, at, bytes, write); };
+  try {
+    while (!ready.empty()) {
+      node = *ready.rbegin();
+      ready.erase(node);
+      graph.nodes[node].work();
+      for (int follower : followers[node])
+        if (!--waits[follower]) ready.insert(follower);
+    }
+  } catch (...) {
+    accessed = nullptr;
+    throw;
+  }
+  accessed = nullptr;
+}
 }  // namespace
 
 namespace emulator {
+std::function<void(uint64_t, int, bool)> accessed;
+
 bool is_allocated(uint64_t p, uint64_t n) {
   auto a = allocations.upper_bound(p);
   if (a == allocations.begin()) return false;
@@ -131,7 +256,7 @@ bool is_allocated(uint64_t p, uint64_t n) {
 }  // namespace emulator
 
 // How often the host has asked for this since the process began: "launch", "replay", "copy", "wait", "allocation",
-// "free"; "captured" are the nodes of graphs. A copy from or to memory that is not page-locked is a wait as well: the
+// "free"; "captured" are the nodes of graphs, "path" those of their longest chains. A copy from or to memory that is not page-locked is a wait as well: the
 // driver may wait for the stream before it reads, and does until it has written.
 extern "C" __attribute__((visibility("default"))) uint64_t emulator_count(const char* what) {
   std::lock_guard<std::recursive_mutex> guard(lock);
@@ -469,6 +594,9 @@ API cuEventCreate(Handle* e, unsigned) {
 API cuEventRecord(Handle e, Handle s) {
   LOCKED;
   auto& event = events[e];
+  event.graph = streams[s].graph;
+  event.last = streams[s].last;
+  if (event.graph) return 0;
   event.recorded = true;
   event.reached = false;
   event.stream = s;
@@ -492,6 +620,14 @@ API cuStreamWaitEvent(Handle s, Handle e, unsigned) {
   LOCKED;
   LOG("stream %p waits for event %p", s, e);
   auto& x = events[e];
+  auto& stream = streams[s];
+  if (x.graph) {  // the stream is captured too
+    if (graphs.find(x.graph) == graphs.end() || (stream.graph && stream.graph != x.graph)) return 905;
+    stream.graph = x.graph;
+    stream.last.insert(x.last.begin(), x.last.end());
+    return 0;
+  }
+  if (stream.graph) return 905;
   if (!x.recorded) return 0;
   uint64_t number = x.number;
   enqueue(s, [=] { reach(e, number); });
@@ -609,7 +745,7 @@ static Result launch(Handle f, Dim grid, Dim block, unsigned shared, Handle s, v
   }
   LOG("launch %.90s grid %u,%u,%u block %u,%u,%u cluster %u shared %u stream %p%s", l.kernel->name.c_str(), grid.x,
       grid.y, grid.z, block.x, block.y, block.z, cluster.x, shared, s, cooperative ? " cooperative" : "");
-  enqueue(s, [l] { execute(l); }, "launch");
+  enqueue(s, [l] { execute(l); }, "launch", l.kernel->name);
   return result();
 }
 API cuLaunchKernel(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -640,8 +776,9 @@ static Dim cluster_of(const Configuration* c) {
 API cuOccupancyMaxActiveClusters(int* n, Handle f, const Configuration* c) {
   LOCKED;
   auto& k = functions.at(f);
-  *n = (int)c->shared <= k->most_dynamic;
-  return cluster_allowed(*k, cluster_of(c)) ? 0 : 912;
+  Dim cluster = cluster_of(c);
+  *n = (int)c->shared <= k->most_dynamic ? ROOM / cluster.x : 0;
+  return cluster_allowed(*k, cluster) ? 0 : 912;
 }
 API cuLaunchKernelEx(Configuration* c, Handle f, void** a, void**) {
   bool cooperative = false;
@@ -656,14 +793,29 @@ API cuStreamBeginCapture_v2(Handle s, int) {
   LOG("begin capture in stream %p", s);
   Handle g = fresh();
   streams[s].graph = g;
+  streams[s].last.clear();
   graphs[g] = std::make_shared<Graph>();
+  graphs[g]->origin = s;
   return 0;
 }
 API cuStreamEndCapture(Handle s, Handle* g) {
   LOCKED;
   *g = streams[s].graph;
-  streams[s].graph = nullptr;
-  LOG("end capture, %zu nodes", graphs[*g]->size());
+  if (!*g) return 401;
+  auto& graph = *graphs[*g];
+  if (graph.origin != s) return 903;
+  bool joined = true;
+  for (auto& [o, x] : streams) {
+    (void)o;
+    if (x.graph != *g) continue;
+    for (int node : x.last)
+      joined &= std::any_of(streams[s].last.begin(), streams[s].last.end(), [&](int l) { return graph.follows(l, node); });
+    x.graph = nullptr;
+    if (o != s) x.last.clear();
+  }
+  LOG("end capture, %zu nodes, %d after one another", graph.nodes.size(), graph.path());
+  if (!joined) return 904;
+  counts["path"] += graph.path();
   return 0;
 }
 API cuStreamIsCapturing(Handle s, int* c) {
@@ -706,12 +858,7 @@ API cuGraphLaunch(Handle x, Handle s) {
   LOCKED;
   LOG("launch graph in stream %p", s);
   auto g = graphs[x];
-  enqueue(
-      s,
-      [g] {
-        for (auto& f : *g) f();
-      },
-      "replay");
+  enqueue(s, [g] { run(*g); }, "replay");
   return result();
 }
 API cuGraphExecDestroy(Handle x) {
@@ -738,6 +885,8 @@ API cuGetErrorName(Result e, const char** s) {
   *s = e == 1     ? "CUDA_ERROR_INVALID_VALUE"
        : e == 2   ? "CUDA_ERROR_OUT_OF_MEMORY"
        : e == 912 ? "CUDA_ERROR_INVALID_CLUSTER_SIZE"
+       : e == 904 ? "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"
+       : e == 905 ? "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"
        : e == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR";
   return 0;
 }

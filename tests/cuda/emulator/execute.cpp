@@ -332,6 +332,7 @@ struct Block {
     if (bulk.to % 16 || bulk.from % 16 || bulk.bytes % 16) fault(t, "misaligned copy");
     if (bulk.to + bulk.bytes > shared.size()) fault(t, "copy beyond shared memory");
     if (!is_allocated(bulk.from, bulk.bytes)) fault(t, "copy of memory that is not allocated");
+    if (accessed) accessed(bulk.from, bulk.bytes, false);
     if (!barrier_at(t, bulk.barrier).shown) fault(t, "a barrier that copies may not see: a fence is missing");
     for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
       auto& s = shadow[at];
@@ -535,6 +536,7 @@ struct Block {
     }
     if (space == LOCAL) fault(t, "local memory");
     if (!is_allocated(at, bytes)) fault(t, std::string(write ? "write" : "read") + " of memory that is not allocated");
+    if (accessed) accessed(at, bytes, write);
     return (uint8_t*)at;
   }
 

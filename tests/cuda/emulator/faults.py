@@ -214,6 +214,42 @@ KERNELS["cluster: too many blocks, more of them or of shared memory than was ask
     IN_CLUSTER + MEET + REFUSALS,
     "all are refused",
 )
+# Copies of x to y and z, and from y back, are captured; BODY is filled in.
+GRAPH = """
+from fastbp.kernels.cuda import buffers, memory, streams
+
+x, y, z = (memory.to_device(np.arange(63, -1, -1, np.float32)) for _ in range(3))
+
+def copy(source, to, stream):
+    buffers.scale(source, 1.0, to, stream)
+
+def launches(stream):
+    branch = streams.branch(stream, "name")
+BODY
+streams.capture(launches)()
+streams.synchronize()
+print(memory.to_host(x).tolist())
+"""
+OUT, ASIDE, BACK = "copy(x, y, branch)", "copy(x, z, stream)", "copy(y, x, stream)"
+JOIN = "streams.join(branch, stream)"
+BRANCHES = {
+    "branches": ((OUT, ASIDE, JOIN, BACK), None),
+    "branches: one again": ((OUT, ASIDE, JOIN, BACK, "streams.branch(stream, 'name')", OUT, JOIN), None),
+    "branches: not joined": ((OUT, ASIDE), "UNJOINED"),
+    "branches: joined too late": ((OUT, ASIDE, BACK, JOIN), "reads what is written by"),
+    "branches: joined for nothing": ((ASIDE, JOIN, OUT, BACK, JOIN), "reads what is written by"),
+    "branches: one overwrites what another reads": ((OUT, "copy(z, x, stream)", JOIN), "reads what is written by"),
+    "branches: one overwrites what another has read": (
+        ("copy(z, x, branch)", "copy(x, y, stream)", JOIN),
+        "writes what is read by",
+    ),
+    "branches: both write": ((OUT, "copy(x, y, stream)", JOIN), "writes what is written by"),
+    "branches: one follows too little": ((ASIDE, "copy(z, y, branch)", JOIN), "writes what is read by"),
+}
+KERNELS |= {
+    name: (GRAPH.replace("BODY", "".join(f"    {line}\n" for line in body)), fault)
+    for name, (body, fault) in BRANCHES.items()
+}
 
 
 def in_a_fork(text, folder):

@@ -4,6 +4,7 @@
 // arithmetic is IEEE: a kernel with an approximate or flushing instruction is refused.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -167,4 +168,7 @@ void execute(const Launch& launch);
 
 // Whether [address, address + size) lies in one allocation of the device.
 bool is_allocated(uint64_t address, uint64_t size);
+
+// Told of every access to global memory, (address, bytes, whether it is a write), where somebody listens.
+extern std::function<void(uint64_t, int, bool)> accessed;
 }  // namespace emulator

@@ -7,6 +7,7 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 
 from .addresses import Vector
+from .front_end import front_end
 from .signatures import Flat, Tuple
 
 
@@ -22,7 +23,8 @@ def numba_type(kind):
 def compiled(kernel):
     """A kernel as Numba has it, with all its code; for the GPU in use."""
     options = cuda.jit(kernel.function, launch_bounds=kernel.bounds, lto=kernel.whole).targetoptions
-    return dispatcher._Kernel(kernel.function, tuple(map(numba_type, kernel.signature)), **options)
+    with front_end():
+        return dispatcher._Kernel(kernel.function, tuple(map(numba_type, kernel.signature)), **options)
 
 
 def machine_code(kernel):

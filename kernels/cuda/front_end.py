@@ -9,13 +9,14 @@ import operator
 from contextlib import contextmanager
 
 from numba import types
-from numba.cuda import codegen, compiler
+from numba.cuda import codegen, compiler, cudadecl, cudaimpl
 from numba.cuda.core import callconv, typed_passes, untyped_passes
 from numba.cuda.core.compiler_lock import global_compiler_lock
 from numba.cuda.core.compiler_machinery import PassManager
 from numba.cuda.cudadrv import nvvm
 from numba.cuda.descriptor import cuda_target
 
+from .addresses import Vector, new_arrays
 
 UNUSED = {  # for closures, exceptions, contexts and expressions of arrays, and what only people read
     untyped_passes.IRProcessing,
@@ -66,6 +67,21 @@ def found_once(find):
     return found
 
 
+def vectors(generic):
+    """``generic``, the typing of ``cuda.local.array`` and ``cuda.shared.array``, but a flat one is a `Vector`."""
+
+    def typing(template):
+        declared = generic(template)
+
+        def typer(shape, dtype, alignment=None):
+            array = declared(shape, dtype, alignment)
+            return Vector(array.dtype) if array is not None and array.ndim == 1 else array
+
+        return typer
+
+    return typing
+
+
 def short_name(convention, name, kinds, *, abi_tags=(), uid=None):
     """The name of a compiled function, or with a point before it of its environment: its own name and a number."""
     return f"{'environment_' * name.startswith('.')}{name.rpartition('.')[2].strip('<>')}_{uid}"
@@ -81,6 +97,8 @@ def replacements():
     yield compiler, "CUDACompiler", Compiler
     yield types.BaseFunction, "get_call_type", found_once(types.BaseFunction.get_call_type)
     yield cuda_target.typing_context, "refresh", lambda: None  # once before is enough, and where `later` has it
+    yield cudadecl.Cuda_array_decl, "generic", vectors(cudadecl.Cuda_array_decl.generic)
+    yield cudaimpl, "_generic_array", new_arrays(cudaimpl._generic_array)
     yield callconv.BaseCallConv, "mangler", short_name
     yield codegen.CUDACodeLibrary, "modules", once(codegen.CUDACodeLibrary.modules)
     yield nvvm.CompilationUnit, "verify", lambda unit: None  # the compiler finds what it would

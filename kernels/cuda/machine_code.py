@@ -14,7 +14,7 @@ from .signatures import Flat, Tuple
 def numba_type(kind):
     """What Numba has for the type of an argument in a signature."""
     if isinstance(kind, Flat):
-        return Vector(numba_type(kind.dtype), 1, "C")
+        return Vector(numba_type(kind.dtype))
     if isinstance(kind, Tuple):
         return types.BaseTuple.from_types([numba_type(field) for field in kind.fields], kind.kind)
     return types.boolean if kind.kind == "b" else getattr(types, kind.name)

@@ -62,8 +62,7 @@ def _plain_access(count):
 
 def _element(context, builder, array_type, array, index, offset=0):
     """The address of an element, without a check; a negative index does not count from the end."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    return builder.gep(data, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
+    return builder.gep(array, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
 
 
 def _wide_access(count):

@@ -24,8 +24,7 @@ if not simulated:
 
 def _element(context, builder, array_type, array, index):
     """The address of an element of a flat array."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    return builder.gep(data, [index], inbounds=True)
+    return builder.gep(array, [index], inbounds=True)
 
 
 def _in_space(builder, pointer, space, integer):
@@ -163,8 +162,7 @@ def multiply_panel(rows_a, columns, kind, products):
                 first = builder.or_(first, i64()(descriptor_of(extent)))
                 return [builder.add(first, i64()(step * extent * STEP)) for step in range(steps)]
 
-            data = context.make_array(acc)(context, builder, value=arguments[0]).data
-            places = [builder.gep(data, [i64()(e)], inbounds=True) for e in range(sums)]
+            places = [builder.gep(arguments[0], [i64()(e)], inbounds=True) for e in range(sums)]
             operands = [*descriptors(arguments[2], rows_a), *descriptors(arguments[3], columns)]
             f32 = ir.FloatType()
             function = ir.FunctionType(ir.LiteralStructType([f32] * sums), [i64()] * (2 * steps) + [f32] * sums)

@@ -17,6 +17,7 @@ from numba.cuda.cudadrv import nvvm
 from numba.cuda.descriptor import cuda_target
 
 from .addresses import Vector, new_arrays
+from .ranges import Upward
 
 UNUSED = {  # for closures, exceptions, contexts and expressions of arrays, and what only people read
     untyped_passes.IRProcessing,
@@ -32,7 +33,7 @@ UNUSED = {  # for closures, exceptions, contexts and expressions of arrays, and 
     typed_passes.NopythonRewrites,
     typed_passes.AnnotateTypes,
 }
-OPERATORS = {bool, *filter(callable, vars(operator).values())}
+OPERATORS = {bool, range, *filter(callable, vars(operator).values())}
 
 _found = {}  # (operator, types of its operands) -> signature, the type of the function that found it
 
@@ -51,14 +52,20 @@ class Compiler(compiler.CUDACompiler):
 
 
 def found_once(find):
-    """``find``, the typing of a call of a builtin, but an operator on the same types is looked for once."""
+    """``find``, the typing of a call of a builtin, but an operator on the same types is looked for once.
+
+    A range whose step is no constant is an `Upward`.
+    """
 
     def found(function, context, arguments, named):
         if context is not cuda_target.typing_context or named or function.typing_key not in OPERATORS:
             return find(function, context, arguments, named)
         key = function.typing_key, tuple(arguments)
         if key not in _found:
-            _found[key] = find(function, context, arguments, named), function
+            signature = find(function, context, arguments, named)
+            if function.typing_key is range and len(arguments) == 3 and not isinstance(arguments[2], types.Literal):
+                signature = signature.replace(return_type=Upward(signature.return_type.dtype))
+            _found[key] = signature, function
         signature, first = _found[key]
         if first is not function:  # it is asked for the implementation
             function._impl_keys[signature.args] = first.get_impl_key(signature)

@@ -33,6 +33,33 @@ else:
         return types.int32(), generate
 
 
+# ------------------------------------------------------------------------------------- numbers
+if simulated:
+
+    def fma(x, y, z):
+        """``x y + z``, rounded once."""
+        return cuda.fma(x, y, z)
+
+    def select(condition, x, y):
+        """``x`` where the condition holds, else ``y``; both are computed."""
+        return x if condition else y
+
+else:
+
+    @intrinsic
+    def fma(typing_context, x, y, z):
+        return x(x, y, z), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+    @intrinsic
+    def select(typing_context, condition, x, y):
+        kind = typing_context.unify_types(x, y)
+
+        def generate(context, builder, signature, arguments):
+            return builder.select(*arguments)
+
+        return kind(types.boolean.found, kind, kind), generate
+
+
 # ------------------------------------------------------------------------------------- wide accesses
 @cache
 def vector_access(count):

@@ -94,6 +94,12 @@ def short_name(convention, name, kinds, *, abi_tags=(), uid=None):
     return f"{'environment_' * name.startswith('.')}{name.rpartition('.')[2].strip('<>')}_{uid}"
 
 
+def install_intrinsics():
+    """What a refresh has left to do after the first: make known the code of intrinsics that were typed since."""
+    context = cuda_target.target_context
+    context.install_registry(next(iter(context._registries)))  # where `_IntrinsicTemplate` puts them
+
+
 def once(modules):
     """``modules``, the property of a library that lists what goes to NVVM, but each module only once."""
     return property(lambda library: list(dict.fromkeys(modules.fget(library))))
@@ -103,7 +109,8 @@ def replacements():
     """What `front_end` puts where: (place, name, value)."""
     yield compiler, "CUDACompiler", Compiler
     yield types.BaseFunction, "get_call_type", found_once(types.BaseFunction.get_call_type)
-    yield cuda_target.typing_context, "refresh", lambda: None  # once before is enough, and where `later` has it
+    yield cuda_target.typing_context, "refresh", lambda: None  # `later` does what is left to do
+    yield cuda_target.target_context, "refresh", install_intrinsics
     yield cudadecl.Cuda_array_decl, "generic", vectors(cudadecl.Cuda_array_decl.generic)
     yield cudaimpl, "_generic_array", new_arrays(cudaimpl._generic_array)
     yield callconv.BaseCallConv, "mangler", short_name
@@ -118,7 +125,7 @@ def front_end():
     There is no garbage before a kernel is done, so none is looked for.
     """
     with global_compiler_lock:
-        cuda_target.typing_context.refresh()
+        cuda_target.target_context.refresh()
         collects, before = gc.isenabled(), []
         gc.disable()
         try:

@@ -1,7 +1,8 @@
 """Instructions that plain CUDA Python lacks: 16-byte accesses, asynchronous copies, and those of the tensor cores.
 
-This file and warpgroup.py, for what only compute capability 9.0 has, are all that emits LLVM IR for a GPU. Here each
-has a counterpart in Python that does the same, for the simulator; what is for clusters has none.
+This file and warpgroup.py, for what only compute capability 9.0 has, have all that emits LLVM IR for a GPU, but for
+arrays (addresses.py) and ranges (ranges.py). Here each has a counterpart in Python that does the same, for the
+simulator; what is for clusters has none.
 """
 
 from collections import defaultdict

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from numba import types
 from numba.cuda import codegen, compiler, cudadecl, cudaimpl
-from numba.cuda.core import callconv, typed_passes, untyped_passes
+from numba.cuda.core import callconv, postproc, transforms, typed_passes, untyped_passes
 from numba.cuda.core.compiler_lock import global_compiler_lock
 from numba.cuda.core.compiler_machinery import PassManager
 from numba.cuda.cudadrv import nvvm
@@ -94,6 +94,18 @@ def short_name(convention, name, kinds, *, abi_tags=(), uid=None):
     return f"{'environment_' * name.startswith('.')}{name.rpartition('.')[2].strip('<>')}_{uid}"
 
 
+def lifetimes_last(run):
+    """``run``, what comes after a pass, but how long variables live is found out where they are deleted alone."""
+
+    def shorter(processor, emit_dels=False, extend_lifetimes=False):
+        if emit_dels:
+            run(processor, emit_dels, extend_lifetimes)
+        else:
+            processor.func_ir.blocks = transforms.canonicalize_cfg(processor.func_ir.blocks)
+
+    return shorter
+
+
 def install_intrinsics():
     """What a refresh has left to do after the first: make known the code of intrinsics that were typed since."""
     context = cuda_target.target_context
@@ -113,6 +125,7 @@ def replacements():
     yield cuda_target.target_context, "refresh", install_intrinsics
     yield cudadecl.Cuda_array_decl, "generic", vectors(cudadecl.Cuda_array_decl.generic)
     yield cudaimpl, "_generic_array", new_arrays(cudaimpl._generic_array)
+    yield postproc.PostProcessor, "run", lifetimes_last(postproc.PostProcessor.run)
     yield callconv.BaseCallConv, "mangler", short_name
     yield codegen.CUDACodeLibrary, "modules", once(codegen.CUDACodeLibrary.modules)
     yield nvvm.CompilationUnit, "verify", lambda unit: None  # the compiler finds what it would

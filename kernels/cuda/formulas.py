@@ -12,7 +12,8 @@ import numpy as np
 
 from ..formulas import bind
 from .compiling import device_function
-from .driver import cuda, libdevice, simulated
+from .driver import libdevice, simulated
+from .ptx import fma, select
 
 SINGLE = np.dtype(np.float32)
 
@@ -35,26 +36,6 @@ def typed(function, dtype):
 
 # ----------------------------------------------------------------------------------------- primitives
 # For float32 and float64 where they differ; `formulas` gives them the names that kernels/formulas.py expects.
-def fma(x, y, z):
-    """``x y + z``, rounded once."""
-    return cuda.fma(x, y, z)
-
-
-def select(condition, x, y):
-    """``x`` where the condition holds, else ``y``."""
-    return x if condition else y
-
-
-def absolute(x):
-    """``|x|``."""
-    return abs(x)
-
-
-def square_root(x):
-    """``sqrt(x)``, rounded correctly."""
-    return np.sqrt(x) if simulated else math.sqrt(x)
-
-
 def single(x):
     """Whether ``x`` is a float32, of one that is."""
     return True
@@ -107,9 +88,9 @@ def formulas(dtype) -> dict:
         "exponent_and_mantissa": parts_single if is_single else parts_double,
         "is_single": single if is_single else double,
     }
-    primitives = {"fma": fma, "select": select, "absolute": absolute, "square_root": square_root} | by_dtype
+    builtins = {"fma": fma, "select": select, "absolute": abs, "square_root": np.sqrt if simulated else math.sqrt}
     return bind(
-        {name: device_function(function) for name, function in primitives.items()},
+        builtins | {name: device_function(function) for name, function in by_dtype.items()},
         lambda formula: device_function(typed(formula, dtype)),
         lambda constant: typed_constant(constant, dtype),
     )

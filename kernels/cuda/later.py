@@ -32,13 +32,11 @@ class Later:
         found = (argument.found if isinstance(argument, Later) else argument for argument in arguments)
         return self.found(*found, **options)
 
-    @property
+    @cached_property
     def _numba_type_(self):
         from numba.cuda.descriptor import cuda_target
 
-        found, context = self.found, cuda_target.typing_context
-        context.refresh()  # an intrinsic that was made just now is known then
-        return context.resolve_value_type(found)
+        return cuda_target.typing_context.resolve_value_type(self.found)
 
 
 class Module(Later):
@@ -90,7 +88,16 @@ def inlined(function):
 
 def intrinsic(function):
     """A function that emits instructions of LLVM: ``(typing_context, *types)``, as `numba.cuda.extending` has it."""
-    return Function(function, lambda function: import_module("numba.cuda.extending").intrinsic(function))
+
+    def declare(function):
+        from numba.cuda.descriptor import cuda_target
+        from numba.cuda.extending import intrinsic
+
+        made, context = intrinsic(function), cuda_target.typing_context
+        type(context).refresh(context)  # so it is known from now on
+        return made
+
+    return Function(function, declare)
 
 
 def i32():

@@ -4,6 +4,8 @@ Every thread takes its first element and goes on in steps of the whole grid, so 
 of an element do not depend on it. No kernel adds floats atomically: sums over threads are trees of a fixed shape.
 """
 
+import operator
+
 import numpy as np
 
 from .compiling import device_function
@@ -106,12 +108,6 @@ def for_each_row(function):
 
 
 @device_function
-def add(x, y):
-    """The sum of two numbers."""
-    return x + y
-
-
-@device_function
 def larger(x, y):
     """The larger of two numbers; the second one if either is NaN."""
     return x if x > y else y
@@ -148,4 +144,4 @@ def over_lanes(combine):
     return combined
 
 
-sum_over_lanes, max_over_lanes, min_over_lanes = (over_lanes(combine) for combine in (add, larger, smaller))
+sum_over_lanes, max_over_lanes, min_over_lanes = (over_lanes(combine) for combine in (operator.add, larger, smaller))

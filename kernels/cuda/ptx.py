@@ -1,7 +1,8 @@
 """Instructions that plain CUDA Python lacks: 16-byte accesses, asynchronous copies, and those of the tensor cores.
 
-This file and warpgroup.py, for what only compute capability 9.0 has, are all that emits LLVM IR for a GPU. Here each
-has a counterpart in Python that does the same, for the simulator; what is for clusters has none.
+This file and warpgroup.py, for what only compute capability 9.0 has, have all that emits LLVM IR for a GPU, but for
+arrays (addresses.py) and ranges (ranges.py). Here each has a counterpart in Python that does the same, for the
+simulator; what is for clusters has none.
 """
 
 from collections import defaultdict
@@ -33,6 +34,33 @@ else:
         return types.int32(), generate
 
 
+# ------------------------------------------------------------------------------------- numbers
+if simulated:
+
+    def fma(x, y, z):
+        """``x y + z``, rounded once."""
+        return cuda.fma(x, y, z)
+
+    def select(condition, x, y):
+        """``x`` where the condition holds, else ``y``; both are computed."""
+        return x if condition else y
+
+else:
+
+    @intrinsic
+    def fma(typing_context, x, y, z):
+        return x(x, y, z), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+    @intrinsic
+    def select(typing_context, condition, x, y):
+        kind = typing_context.unify_types(x, y)
+
+        def generate(context, builder, signature, arguments):
+            return builder.select(*arguments)
+
+        return kind(types.boolean.found, kind, kind), generate
+
+
 # ------------------------------------------------------------------------------------- wide accesses
 @cache
 def vector_access(count):
@@ -62,8 +90,7 @@ def _plain_access(count):
 
 def _element(context, builder, array_type, array, index, offset=0):
     """The address of an element, without a check; a negative index does not count from the end."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    return builder.gep(data, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
+    return builder.gep(array, [builder.add(index, index.type(offset)) if offset else index], inbounds=True)
 
 
 def _wide_access(count):

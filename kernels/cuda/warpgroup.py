@@ -24,8 +24,7 @@ if not simulated:
 
 def _element(context, builder, array_type, array, index):
     """The address of an element of a flat array."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    return builder.gep(data, [index], inbounds=True)
+    return builder.gep(array, [index], inbounds=True)
 
 
 def _in_space(builder, pointer, space, integer):
@@ -160,8 +159,7 @@ def multiply_panel(columns, kind, products):
                 first = builder.or_(first, i64()(DESCRIPTOR))
                 return [builder.add(first, i64()(step * STEP * CORE_ROWS)) for step in range(steps)]
 
-            data = context.make_array(acc)(context, builder, value=arguments[0]).data
-            places = [builder.gep(data, [i64()(e)], inbounds=True) for e in range(sums)]
+            places = [builder.gep(arguments[0], [i64()(e)], inbounds=True) for e in range(sums)]
             operands = [*descriptors(arguments[2]), *descriptors(arguments[3])]
             f32 = ir.FloatType()
             function = ir.FunctionType(ir.LiteralStructType([f32] * sums), [i64()] * (2 * steps) + [f32] * sums)

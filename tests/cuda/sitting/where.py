@@ -22,11 +22,21 @@ FUNCTIONS = 14  # of a profile that are shown
 
 def where():
     """Where the time of a step goes: each kernel, what the host does in `fit`, and JAX and PyTorch beside."""
+    _where(WHERE, ("ieee", "tf32"))
+
+
+def stored():
+    """The same of larger networks by products of stored factors, for which FASTBP_CUDA asks; JAX and PyTorch alike."""
+    os.environ["FASTBP_CUDA"] = "panels,wgmma"
+    _where(WHERE[1:], ("tf32", "bf16"))
+
+
+def _where(networks, precisions):
     from fastbp.bench import shapes
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes the memory of the others
     failed = 0
-    for shape, precision in itertools.product(WHERE, ("ieee", "tf32")):
+    for shape, precision in itertools.product(networks, precisions):
         print(f"{shapes.title_of(shape)}, {precision}", flush=True)
         for part in (_step_by_clock_and_events, _step_by_kernels, _host_of_fit, _peers_of_a_step):
             try:
@@ -162,7 +172,7 @@ def _host_of_fit(shape, precision):
 
 
 def _peers_of_a_step(shape, precision):
-    """A step of JAX and of PyTorch's graph, with TF32 where ours has it; by the clock."""
+    """A step of JAX and of PyTorch's graph, in TF32, or BF16 by their own means, where ours is; by the clock."""
     from fastbp.bench import gpu_peers, peers, trainer
 
     task, rows = trainer.random_task(shape, WHERE_BATCHES, "float32")
@@ -171,16 +181,20 @@ def _peers_of_a_step(shape, precision):
     def jax():
         import jax as library
 
-        with library.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
+        precisions = {"ieee": "float32", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+        with library.default_matmul_precision(precisions[precision]):
             peer = peers.Jax(task, weights, rows, 1)
             peer.train()
             return _by_clock(peer.train, WHERE_BATCHES)
 
     def torch():
+        import torch as library
+
         class Graph(gpu_peers.TorchGraph):
             tf32 = precision == "tf32"
 
-        peer = Graph(task, weights, rows, 1)
+        with library.autocast("cuda", library.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            peer = Graph(task, weights, rows, 1)  # captures its step
         peer.train()
         return _by_clock(peer.train, WHERE_BATCHES)
 

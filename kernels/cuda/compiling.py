@@ -49,6 +49,21 @@ def _twice(turns, half):
     return both
 
 
+def one_after_another(functions):
+    """A device function that calls each of some, in their order, with its arguments."""
+    *others, last = functions
+    if not others:
+        return last
+    before = one_after_another(others)
+
+    @device_function
+    def all_of_them(*arguments):
+        before(*arguments)
+        last(*arguments)
+
+    return all_of_them
+
+
 def kernel(*signature, threads, blocks=None, shared=0, whole=False):
     """A decorator that makes a `Kernel` of a function, for arguments of these types.
 

@@ -11,7 +11,7 @@ from itertools import combinations, product
 from types import SimpleNamespace
 
 from .blocking import WARP, WARP_TILES
-from .compiling import device_function, made_once, unrolled
+from .compiling import device_function, made_once, one_after_another, unrolled
 from .driver import cuda, types
 from .operands import Matrix, at
 from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
@@ -38,6 +38,53 @@ def blocks_of(tiles, multiprocessors):
     return tiles
 
 
+def runs_of(form):
+    """The products of a panel, divided into runs that share their steps: one of A and of B for each part."""
+    length = len(form.products) * form.parts // STEPS
+    return [form.products[first : first + length] for first in range(0, len(form.products), length)]
+
+
+def multiplying(form, blocks_m, blocks_n, products):
+    """A device function that makes a run of products of a panel, one after another for every element of a warp.
+
+    In ``multiply(acc, shared, a_read, b_read)`` a lane names the first row that it has for `load_matrices`.
+    """
+    parts = form.parts
+    steps = sorted({step for pair in products for step in pair})
+    first, last = steps[0], steps[-1]
+    held_a, held_b = parts * blocks_m * 4, parts * blocks_n * 2
+    # The registers of an instruction: of A rows 0 and 8 of a unit, then of the next unit; of B the units of a column.
+    load_a, load_b = load_matrices((0, 2, 1, 3)), load_matrices((0, 1, 2, 3))
+    multiply_add = matrix_multiply_add(form.kind, 1)
+
+    def adding(of_a, of_b):
+        from_a, from_b = steps.index(of_a) * blocks_m * 4, steps.index(of_b) * blocks_n * 2
+
+        @device_function
+        def add(acc, i, j, a, b):
+            to, upper = (i * blocks_n + j) * 4, from_a + i * 4
+            multiply_add(acc, to, to + 2, a, upper, upper + 2, b, from_b + j * 2)
+
+        return add
+
+    add = one_after_another([adding(*pair) for pair in products])
+
+    @device_function
+    def multiply(acc, shared, a_read, b_read):
+        a, b = cuda.local.array(held_a, int32), cuda.local.array(held_b, int32)
+        for part in range(parts):
+            step = (first if part == 0 else last) * STEP * CORE_ROWS * UNIT
+            for i in range(blocks_m):
+                load_a(a, (part * blocks_m + i) * 4, shared, a_read + step + i * PART_ROWS * ROW)
+            for j in range(0, blocks_n, 2):
+                load_b(b, (part * blocks_n + j) * 2, shared, b_read + step + j * COLUMNS * ROW)
+        for j in range(blocks_n):
+            for i in range(blocks_m):
+                add(acc, i, j, a, b)
+
+    return multiply
+
+
 @cache
 def tile_maker(precision, epilogue, tile, vectors, stores):
     """How a block makes a tile of C: device functions, and the elements of shared memory that it needs.
@@ -55,12 +102,8 @@ def tile_maker(precision, epilogue, tile, vectors, stores):
     finish, part_size = way_out.finish, way_out.size
     assert THREADS // WARP * part_size <= end
     copy_unit, wait, wait_for_all = asynchronous_copy(UNIT), wait_for_copies(ahead - 1), wait_for_copies(0)
-    # The registers of an instruction: of A rows 0 and 8 of a unit, then of the next unit; of B the units of a column.
-    load_a, load_b = load_matrices((0, 2, 1, 3)), load_matrices((0, 1, 2, 3))
-    multiply_add = matrix_multiply_add(form.kind, 1)
-    run = len(form.products) * form.parts // STEPS  # products that share their steps
-    runs = [form.products[first : first + run] for first in range(0, len(form.products), run)]
-    held_a, held_b, sums = form.parts * blocks_m * 4, form.parts * blocks_n * 2, blocks_m * blocks_n * 4
+    multiply = one_after_another([multiplying(form, blocks_m, blocks_n, products) for products in runs_of(form)])
+    sums = blocks_m * blocks_n * 4
 
     @device_function
     def copy_one(q, shared, to, thread, data, source):
@@ -69,59 +112,13 @@ def tile_maker(precision, epilogue, tile, vectors, stores):
 
     copy_a, copy_b = (unrolled(extent * ROW // (UNIT * THREADS), copy_one) for extent in (bm, bn))
 
-    def multiplying(products):
-        """A device function that makes products of steps, one after another for every element."""
-        steps = sorted({step for pair in products for step in pair})
-        first, last = steps[0], steps[-1]
-        places = [tuple(steps.index(step) for step in pair) for pair in products]
-
-        def adding(pairs):
-            if not pairs:
-                return None
-            *before, (in_a, in_b) = pairs
-            add_before = adding(before)
-
-            @device_function
-            def add(acc, to, a, upper, b, column):
-                if add_before is not None:
-                    add_before(acc, to, a, upper, b, column)
-                at_a, at_b = upper + in_a * blocks_m * 4, column + in_b * blocks_n * 2
-                multiply_add(acc, to, to + 2, a, at_a, at_a + 2, b, at_b)
-
-            return add
-
-        add = adding(places)
-
-        @device_function
-        def multiply(acc, shared, a_read, b_read):
-            a, b = cuda.local.array(held_a, int32), cuda.local.array(held_b, int32)
-            for part in range(parts):
-                step = (first if part == 0 else last) * STEP * CORE_ROWS * UNIT
-                for i in range(blocks_m):
-                    load_a(a, (part * blocks_m + i) * 4, shared, a_read + step + i * PART_ROWS * ROW)
-                for j in range(0, blocks_n, 2):
-                    load_b(b, (part * blocks_n + j) * 2, shared, b_read + step + j * COLUMNS * ROW)
-            for j in range(blocks_n):
-                for i in range(blocks_m):
-                    add(acc, (i * blocks_n + j) * 4, a, i * 4, b, j * 2)
-
-        return multiply
-
-    parts = form.parts
-
-    def one_after_another(functions):
-        *before, function = functions
-        rest = one_after_another(before) if before else None
-
-        @device_function
-        def both(acc, shared, a_read, b_read):
-            if rest is not None:
-                rest(acc, shared, a_read, b_read)
-            function(acc, shared, a_read, b_read)
-
-        return both
-
-    multiply = one_after_another([multiplying(products) for products in runs])
+    @device_function
+    def copy(shared, stage, thread, left, a, a_panel, b, b_panel):
+        """Begin to copy a panel of A and one of B, if any are left; a group of copies in any case."""
+        if left > 0:
+            copy_a(0, shared, stage, thread, a.data, a_panel)
+            copy_b(0, shared, int32(stage + a_size), thread, b.data, b_panel)
+        commit_copies()
 
     @device_function
     def make(number, begin, stop, shape, a, b, c, after, stored):
@@ -138,13 +135,10 @@ def tile_maker(precision, epilogue, tile, vectors, stores):
             acc[e] = types.float32(0)
         left, stage = int32(panels), int32(0)  # panels to be copied, and where to
         while stage < ahead * stage_size:
-            if left > 0:
-                copy_a(0, shared, stage, thread, a.data, a_panel)
-                copy_b(0, shared, int32(stage + a_size), thread, b.data, b_panel)
-                a_panel += a.rows * ROW
-                b_panel += b.rows * ROW
-                left = int32(left - 1)
-            commit_copies()
+            copy(shared, stage, thread, left, a, a_panel, b, b_panel)
+            a_panel += a.rows * ROW
+            b_panel += b.rows * ROW
+            left = int32(left - 1)
             stage = int32(stage + stage_size)
         matrix, line = lane // CORE_ROWS, lane % CORE_ROWS * UNIT  # whose row the lane names, of four
         one, other, read = matrix % 2, matrix // 2, int32(0)
@@ -153,13 +147,10 @@ def tile_maker(precision, epilogue, tile, vectors, stores):
         for _ in range(panels):
             wait()
             cuda.syncthreads()  # what all have copied is there, and what they multiplied last is free
-            if left > 0:
-                copy_a(0, shared, stage, thread, a.data, a_panel)
-                copy_b(0, shared, int32(stage + a_size), thread, b.data, b_panel)
-                a_panel += a.rows * ROW
-                b_panel += b.rows * ROW
-                left = int32(left - 1)
-            commit_copies()
+            copy(shared, stage, thread, left, a, a_panel, b, b_panel)
+            a_panel += a.rows * ROW
+            b_panel += b.rows * ROW
+            left = int32(left - 1)
             multiply(acc, shared, int32(read + a_read), int32(read + b_read))
             stage = read
             read = int32(read + stage_size)

@@ -23,9 +23,9 @@ def run(kernel, threads=64, size=64, blocks=1):
 """
 # Thread 0 copies 64 numbers; WAIT and BYTES are filled in.
 BULK_COPY = """
-from fastbp.kernels.cuda import warpgroup
+from fastbp.kernels.cuda import compiling, memory, streams, warpgroup
 
-@cuda.jit
+@compiling.kernel(compiling.vector(np.int32), compiling.vector(np.float32), threads=64, shared=264)
 def kernel(source, out):
     shared, i, barrier = cuda.shared.array(0, int32), cuda.threadIdx.x, 64
     if i == 0:
@@ -39,10 +39,9 @@ def kernel(source, out):
         pass
     out[i] = shared[i]
 
-source, out = cuda.to_device(np.arange(63, -1, -1, np.int32)), cuda.to_device(np.zeros(64, np.float32))
-kernel[1, 64, 0, 264](source, out)
-cuda.synchronize()
-print(out.copy_to_host().tolist())
+source, out = memory.to_device(np.arange(63, -1, -1, np.int32)), memory.to_device(np.zeros(64, np.float32))
+kernel[1, 64, streams.stream()](source, out)
+print(memory.to_host(out).tolist())
 """
 WAIT = "warpgroup.is_over(shared, barrier, int32(0)) == 0"
 KERNELS = {

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import importlib
 import os
 import shutil
@@ -41,6 +42,11 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_configure_node(node):
     """Tell a process of the run whether it is one of all tests."""
     node.workerinput["whole"] = is_whole(node.config)
+
+
+def pytest_unconfigure():
+    """Let a process end without a last look at all that Numba has made, which takes it up to half a minute."""
+    gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -3,8 +3,6 @@
 Launches are listened to: an integer that is none of Python would reach the driver in another size.
 """
 
-import gc
-
 from cuda.core import ObjectCode
 from numba import cuda  # noqa: F401 - before its parts
 from numba.cuda.codegen import CUDACodeLibrary
@@ -45,8 +43,3 @@ def check(kinds, arguments):
 CUDACodeLibrary.get_cubin = ptx_as_code
 compiling.launcher = listened
 ahead.available_cores = lambda: 1  # a process more would take longer to start than the others of the suite compile
-
-
-def pytest_unconfigure():
-    """Let the process end without a last look at all that Numba has made, which takes it half a minute."""
-    gc.freeze()

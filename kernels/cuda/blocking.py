@@ -240,9 +240,7 @@ class PanelPlan(NamedTuple):
     tile: PanelTile
     parts: int  # that its panels are cut into, one after another
     each: int  # panels of every part but the last, which may have fewer
-    rest: PanelTile | None = (
-        None  # a smaller tile, for the rows of C after the first `rows`, whole tiles; else for none
-    )
+    rest: PanelTile | None = None  # a smaller tile, for the rows of C after the first `rows`; as in `Plan`
     rows: int = 0
 
 

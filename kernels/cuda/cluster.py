@@ -471,7 +471,7 @@ def at_once(workspace, dtypes):
     """For how many networks like that of a workspace the GPU has clusters at once; 1 where it trains in another way."""
     if not suits(workspace, dtypes):
         return 1
-    return kernel_of(workspace, dtypes).clusters_at_once(plan_of(workspace, dtypes).clusters, THREADS)
+    return max(kernel_of(workspace, dtypes).clusters_at_once(plan_of(workspace, dtypes).clusters, THREADS), 1)
 
 
 def plan_of(workspace, dtypes):

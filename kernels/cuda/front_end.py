@@ -140,8 +140,8 @@ def front_end():
     with global_compiler_lock:
         cuda_target.target_context.refresh()
         collects, before = gc.isenabled(), []
-        gc.disable()
         try:
+            gc.disable()
             for place, name, ours in replacements():
                 before.append((place, name, getattr(place, name)))
                 setattr(place, name, ours)

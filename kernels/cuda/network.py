@@ -77,10 +77,11 @@ class _Workspace:
             self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
         return self.vectors[key][1]
 
-    def find_factors(self):
-        """Plan the stored factors of products, and their memory for `capacity` rows."""
-        if panel_gemm.chosen(self.program.precision, self.dtype) is not None:
-            self.factors = StoredFactors(self.program, self.listing, self.capacity)
+    def stored_factors(self, capacity):
+        """The stored factors of products, with memory for so many rows; None where products read no such factors."""
+        if panel_gemm.chosen(self.program.precision, self.dtype) is None:
+            return None
+        return StoredFactors(self.program, self.listing, capacity)
 
     def store_weights(self, run, stream):
         """Launch the storing of weights that are factors: the caller may have changed them since the last call."""
@@ -153,10 +154,9 @@ class InferenceWorkspace(_Workspace):
         """Make room for so many rows, and for their input where that is converted."""
         rows = min(rows, self.most)
         if rows > self.capacity:
-            self.capacity = min(1 << (rows - 1).bit_length(), self.most)
-            self.outputs = memory.empty(self.capacity * max(self.width, 1), self.dtype)
-            self.input = None
-            self.find_factors()
+            capacity = min(1 << (rows - 1).bit_length(), self.most)
+            outputs, factors = memory.empty(capacity * max(self.width, 1), self.dtype), self.stored_factors(capacity)
+            self.capacity, self.outputs, self.factors, self.input = capacity, outputs, factors, None
         if converts and self.input is None:
             self.input = memory.empty(self.capacity * self.fan_in, self.dtype)
 
@@ -234,7 +234,7 @@ class TrainingWorkspace(_Workspace):
         self.numbers = self.instructions.view(np.float64)
         self.plan = None  # of cluster.py, once it has looked for one
         self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
-        self.find_factors()
+        self.factors = self.stored_factors(batch_size)
 
     def places(self, run):
         return super().places(run) | {

@@ -59,7 +59,7 @@ def test_networks(monkeypatch, make, precision, frozen, asked):
     """To the bit as if every product stored its factors itself."""
     monkeypatch.setenv("FASTBP_CUDA", asked)
     found = trained(make, precision, frozen)
-    monkeypatch.setattr(network._Workspace, "find_factors", lambda workspace: None)
+    monkeypatch.setattr(network._Workspace, "stored_factors", lambda workspace, capacity: None)
     monkeypatch.setattr(streams, "branch", lambda stream, name: stream)  # all products store theirs in one place
     assert trained(make, precision, frozen) == found
 

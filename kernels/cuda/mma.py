@@ -7,7 +7,6 @@ terms, in the order of wgmma.py.
 """
 
 from functools import cache
-from itertools import combinations, product
 from types import SimpleNamespace
 
 from .blocking import WARP, WARP_TILES
@@ -186,11 +185,3 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
             make(number, 0, shape.m, shape, a, b, c, after, stored)
 
     return product_kernel
-
-
-def kernels(precision, epilogue):
-    """The products with an epilogue: by each tile, as it is or stored, and by two tiles."""
-    for tile, vectors, stores in product(TILES, (True, False), (False, True)):
-        yield product_kernel(precision, epilogue, tile, vectors, stores)
-    for tile, rest in combinations(TILES, 2):
-        yield product_kernel(precision, epilogue, tile, rest=rest)

@@ -6,6 +6,7 @@ their order. wgmma.py and mma.py have the kernels, panel_tiles.py what they shar
 """
 
 import threading
+from itertools import combinations, product
 
 import numpy as np
 
@@ -95,3 +96,11 @@ def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
     kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None, plan.rest)
     of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each, plan.rows if plan.rest else m)
     kernel[grid, way.THREADS, stream](of, factors.a, factors.b, c, after, made)
+
+
+def kernels(way, precision, epilogue):
+    """The products of a way with an epilogue: by each tile, as it is or stored, and by two tiles."""
+    for tile, vectors, stores in product(way.TILES, (True, False), (False, True)):
+        yield way.product_kernel(precision, epilogue, tile, vectors, stores)
+    for tile, rest in combinations(way.TILES, 2):
+        yield way.product_kernel(precision, epilogue, tile, rest=rest)

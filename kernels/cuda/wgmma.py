@@ -7,14 +7,12 @@ panel when it has come, and say then that its place is free. An element is one c
 their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
 """
 
-from itertools import combinations, product
-
 from . import warpgroup
 from .blocking import CONSUMERS, PANEL_TILES, WARP
 from .compiling import device_function, made_once
 from .driver import cuda, types
 from .operands import Matrix, at
-from .panel_tiles import declared, finishing, order_of_tiles, panels_of_part
+from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW
 from .warpgroup import BARRIER, ROWS, WARPGROUP, WORD_BYTES
 
@@ -25,7 +23,7 @@ BM = CONSUMERS * ROWS  # of every tile
 THREADS = (1 + CONSUMERS) * WARPGROUP
 # Of 65536 registers a thread has 168 at first; those that copy give most of theirs to those that hold 128 sums.
 FEW_REGISTERS, MANY_REGISTERS = 40, 232
-PART = 64  # columns of C that a warp takes at a time to shared memory, for its 16 rows
+PART = 64  # columns of C that a warp takes at a time to shared memory, for its `PART_ROWS` rows
 int32, int64 = types.int32, types.int64
 
 
@@ -46,7 +44,7 @@ class Places:
         self.a_size, self.b_size = BM * ROW, tile.bn * ROW
         self.stage_size = self.a_size + self.b_size
         self.parts = tile.stages * self.stage_size
-        self.full = self.parts + CONSUMERS * WARPGROUP // WARP * 16 * PART  # a stage: its panels have come
+        self.full = self.parts + CONSUMERS * WARPGROUP // WARP * PART_ROWS * PART  # a stage: its panels have come
         self.free = self.full + tile.stages * BARRIER  # a stage: its panels have been multiplied
         self.bytes = (self.free + tile.stages * BARRIER) * WORD_BYTES
 
@@ -135,7 +133,7 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
                 if lane == 0:
                     arrive(shared, free + stage * BARRIER)
                 stage, parity = next_stage(stage, parity)
-            to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * 16
+            to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * PART_ROWS
             for part in range(bn // PART):
                 column = first_column + part * PART
                 own_part = parts_at + warp * part_size
@@ -195,11 +193,3 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
             multiply_all(shared, shape, c, after, stored)
 
     return product_kernel
-
-
-def kernels(precision, epilogue):
-    """The products with an epilogue: by each tile, as it is or stored, and by two tiles."""
-    for tile, vectors, stores in product(TILES, (True, False), (False, True)):
-        yield product_kernel(precision, epilogue, tile, vectors, stores)
-    for tile, rest in combinations(TILES, 2):
-        yield product_kernel(precision, epilogue, tile, rest=rest)

@@ -172,7 +172,7 @@ def print_names():
         known += [one for precision in ("ieee", "tf32") for one in cluster.kernels(precision)]
         for precision in panels.FORMS:
             for way in panel_gemm.WAYS:
-                known += [(f"{way.NAME} {precision}", one) for one in way.kernels(precision, "none")]
+                known += [(f"{way.NAME} {precision}", one) for one in panel_gemm.kernels(way, precision, "none")]
             known += [(f"panels {precision}", one) for one in panels.kernels(precision)]
         for name, function in known:
             path = disk_cache.path_of(function)

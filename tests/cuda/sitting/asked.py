@@ -25,7 +25,7 @@ def wgmma():
 
     driver.require()
     ways = [way for way in panel_gemm.WAYS if way.runs_on(driver.compute_capability())]
-    ahead.compile_all([one for way in ways for form in panels.FORMS for one in way.kernels(form, "none")])
+    ahead.compile_all([one for way in ways for form in panels.FORMS for one in panel_gemm.kernels(way, form, "none")])
     rng, wrong = np.random.default_rng(0), 0
 
     def on_device(x):

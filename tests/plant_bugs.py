@@ -1345,8 +1345,8 @@ BUGS = [
     ),
     Bug(
         "CUDA: an update leaves the second form of a weight as it was",
-        PANELS, "stored = Stored(of_table(factors, along, rows), of_table(factors, across, columns))",
-        "stored = Stored(of_table(factors, -1, rows), of_table(factors, across, columns))",
+        PANELS, "Panels(factors, places[here + ALONG], places[here + ALONG_ROWS])",
+        "Panels(factors, places[here + ALONG], 0)",
         "tests/cuda/test_emulator.py -k networks_by_stored",
     ),
     Bug(

@@ -18,7 +18,8 @@ PRODUCTS = {
     "linear_backward_input": (True, True),
     "linear_backward_params": (False, False),
 }
-OUT = 3  # the operand that the first two of them make, and store where it is a factor
+MAKES = {"linear_forward": 3, "linear_backward_input": 3}  # the operand that a product stores where it is a factor
+NONE = 0, 0  # a start and rows where there is no factor
 
 
 class StoredFactors:
@@ -53,18 +54,23 @@ class StoredFactors:
                 self.memory[place, along] = memory.empty(panels.room(self.precision, rows, terms), np.int32)
 
     def _place_weights(self, lowered, weights):
-        self.weights, stored, end = {}, {}, 0
+        self.weights, end = {}, 0  # (offset, along) -> where the factor begins, and its rows
         for array in lowered.arrays:
-            places = [-1, -1]
             for along in weights.get((program.PARAMETERS, array.offset), ()):
                 rows, terms = array.shape[:: 1 if along else -1]
-                places[0 if along else 1] = end
                 self.weights[array.offset, along] = end, panels.padded(rows)
                 end += panels.room(self.precision, rows, terms)
-            stored[array.offset] = array, places
         self.weight_memory = memory.empty(max(end, 1), np.int32)
-        self.all_weights = Table.of([of for of in stored.values() if max(of[1]) >= 0])
-        self.trained = Table.of([of for of in stored.values() if of[0].trains])
+        self.all_weights = self._table(
+            [array for array in lowered.arrays if (program.PARAMETERS, array.offset) in weights]
+        )
+        self.trained = self._table([array for array in lowered.arrays if array.trains])
+
+    def _table(self, arrays):
+        def factors(array):
+            return [self.weights.get((array.offset, along), NONE) for along in (True, False)]
+
+        return Table.of([(array, factors(array)) for array in arrays])
 
     # ------------------------------------------------------------------------------ what a launch takes
     def _factor(self, operand, along, n):
@@ -73,7 +79,7 @@ class StoredFactors:
             return Panels(self.weight_memory, *self.weights[operand.offset, along])
         array = self.memory.get(((operand.buffer, operand.offset), along))
         if array is None:
-            return Panels(self.weight_memory, 0, 0)
+            return Panels(self.weight_memory, *NONE)
         return Panels(array, 0, panels.padded(n if along else operand.columns))
 
     def _stored(self, operand, n):
@@ -92,9 +98,9 @@ class StoredFactors:
     def _made(self, number):
         """The operand that an instruction stores itself; None if there is none."""
         instruction = self.instructions[number]
-        if number < 0 or instruction.operation not in ("linear_forward", "linear_backward_input"):
+        if number < 0 or instruction.operation not in MAKES:
             return None
-        made = instruction.operands[OUT]
+        made = instruction.operands[MAKES[instruction.operation]]
         return made if made in self.after.get(number, ()) else None
 
     # ------------------------------------------------------------------------------ launches

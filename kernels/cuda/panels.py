@@ -193,28 +193,44 @@ def _grid(tiles):
     return min(tiles, WAVES * multiprocessors())
 
 
+def storing_tile(precision, value):
+    """A device function by which a block stores a tile of a matrix: ``(number, rows, columns, stored, *operands)``.
+
+    An element of the matrix is what ``value(row, column, *operands)`` returns.
+    """
+    store = storing(precision, TILE, TILE, place_in_tile, THREADS)
+
+    @device_function
+    def store_tile(number, rows, columns, stored, *operands):
+        tile = cuda.shared.array(TILE_SIZE, types.float32)
+        thread, across = np.int64(cuda.threadIdx.x), (columns + TILE - 1) // TILE
+        first_row, first_column = number // across * TILE, number % across * TILE
+        for e in range(thread, TILE * TILE, THREADS):
+            i, j, x = e // TILE, e % TILE, types.float32(0)
+            if first_row + i < rows and first_column + j < columns:
+                x = value(first_row + i, first_column + j, *operands)
+            tile[place_in_tile(i, j)] = x
+        cuda.syncthreads()
+        store(thread, tile, 0, first_row, first_column, rows, columns, stored)
+        cuda.syncthreads()
+
+    return store_tile
+
+
 @made_once
 def store_kernel(precision):
     """The kernel that stores a matrix as its factors."""
-    store = storing(precision, TILE, TILE, place_in_tile, THREADS)
 
-    @kernel(INT, INT, matrix(np.float32), type_of(Stored, PANELS, PANELS), threads=THREADS)
-    def store_kernel(rows, columns, x, stored):
-        tile = cuda.shared.array(TILE_SIZE, types.float32)
-        thread = np.int64(cuda.threadIdx.x)
-        across = (columns + TILE - 1) // TILE
-        for number in range(np.int64(cuda.blockIdx.x), (rows + TILE - 1) // TILE * across, np.int64(cuda.gridDim.x)):
-            first_row, first_column = number // across * TILE, number % across * TILE
-            for e in range(thread, TILE * TILE, THREADS):
-                i, j = e // TILE, e % TILE
-                inside = first_row + i < rows and first_column + j < columns
-                value = types.float32(0)
-                if inside:
-                    value = x.data[at(x, first_row + i, first_column + j)]
-                tile[place_in_tile(i, j)] = value
-            cuda.syncthreads()
-            store(thread, tile, 0, first_row, first_column, rows, columns, stored)
-            cuda.syncthreads()
+    @device_function
+    def value(row, column, x):
+        return x.data[at(x, row, column)]
+
+    store_tile = storing_tile(precision, value)
+
+    @kernel(INT, INT, INT, matrix(np.float32), type_of(Stored, PANELS, PANELS), threads=THREADS)
+    def store_kernel(tiles, rows, columns, x, stored):
+        for number in range(np.int64(cuda.blockIdx.x), tiles, np.int64(cuda.gridDim.x)):
+            store_tile(number, rows, columns, stored, x)
 
     return store_kernel
 
@@ -223,12 +239,13 @@ def store(precision, rows, columns, x, stored, stream):
     """Launch it; ``x`` is a `Matrix`, ``stored`` says as which factors."""
     tiles = _tiles(rows, columns)
     if tiles:
-        store_kernel(precision)[_grid(tiles), THREADS, stream](rows, columns, x, stored)
+        store_kernel(precision)[_grid(tiles), THREADS, stream](tiles, rows, columns, x, stored)
 
 
-# Columns of a `Table`: where an array lies among the parameters, its first tile among all, and where
-# its factors begin, -1 where there is none.
-OFFSET, ROWS, COLUMNS, LD, FIRST_TILE, ALONG, ACROSS, WIDTH = range(8)
+# ------------------------------------------------------------------------------------------ parameters
+# Columns of a `Table`: where an array lies among the parameters, its first tile among all, and its factors as in
+# `Panels`, where they begin and their rows.
+OFFSET, ROWS, COLUMNS, LD, FIRST_TILE, ALONG, ALONG_ROWS, ACROSS, ACROSS_ROWS, WIDTH = range(10)
 
 
 class Table(NamedTuple):
@@ -240,11 +257,11 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, arrays):
-        """The table of arrays, each (where it lies: a `program.Array`, where its factors begin)."""
+        """The table of arrays, each (where it lies: a `program.Array`, its factors: pairs of a start and rows)."""
         lines, tiles = [], 0
         for array, (along, across) in arrays:
             rows, columns = array.shape if len(array.shape) == 2 else (1, *array.shape)
-            lines.append((array.offset, rows, columns, array.ld, tiles, along, across))
+            lines.append((array.offset, rows, columns, array.ld, tiles, *along, *across))
             tiles += _tiles(rows, columns)
         return cls(len(lines), tiles, memory.to_device(np.array(lines, np.int64).reshape(-1)))
 
@@ -254,38 +271,27 @@ def for_each_parameter(precision, value):
 
     An element of the table's arrays is what ``value(element, *operands)`` returns, for its place among the parameters.
     """
-    store = storing(precision, TILE, TILE, place_in_tile, THREADS)
+
+    @device_function
+    def value_of(row, column, begin, ld, *operands):
+        return value(begin + row * ld + column, *operands)
+
+    store_tile = storing_tile(precision, value_of)
 
     @device_function
     def loop(table, factors, *operands):
-        tile = cuda.shared.array(TILE_SIZE, types.float32)
-        thread, places, here = np.int64(cuda.threadIdx.x), table.places, 0
+        places, here = table.places, 0
         for number in range(np.int64(cuda.blockIdx.x), table.tiles, np.int64(cuda.gridDim.x)):
             while here + WIDTH < table.arrays * WIDTH and places[here + WIDTH + FIRST_TILE] <= number:
                 here += WIDTH
-            rows, columns = places[here + ROWS], places[here + COLUMNS]
-            begin, ld = places[here + OFFSET], places[here + LD]
-            inside, tiles_across = number - places[here + FIRST_TILE], (columns + TILE - 1) // TILE
-            first_row, first_column = inside // tiles_across * TILE, inside % tiles_across * TILE
-            for e in range(thread, TILE * TILE, THREADS):
-                i, j = e // TILE, e % TILE
-                x = types.float32(0)
-                if first_row + i < rows and first_column + j < columns:
-                    x = value(begin + (first_row + i) * ld + first_column + j, *operands)
-                tile[place_in_tile(i, j)] = x
-            cuda.syncthreads()
-            along, across = places[here + ALONG], places[here + ACROSS]
-            stored = Stored(of_table(factors, along, rows), of_table(factors, across, columns))
-            store(thread, tile, 0, first_row, first_column, rows, columns, stored)
-            cuda.syncthreads()
+            stored = Stored(
+                Panels(factors, places[here + ALONG], places[here + ALONG_ROWS]),
+                Panels(factors, places[here + ACROSS], places[here + ACROSS_ROWS]),
+            )
+            inside, rows, columns = number - places[here + FIRST_TILE], places[here + ROWS], places[here + COLUMNS]
+            store_tile(inside, rows, columns, stored, places[here + OFFSET], places[here + LD], *operands)
 
     return loop
-
-
-@device_function
-def of_table(factors, start, rows):
-    """A factor of so many rows that begins at ``start`` of the memory of all, or none where that is -1."""
-    return Panels(factors, start, (rows + CORE_ROWS - 1) // CORE_ROWS * CORE_ROWS if start >= 0 else 0)
 
 
 TABLE, FACTORS, VALUES = type_of(Table, INT, INT, INTS), vector(np.int32), vector(np.float32)

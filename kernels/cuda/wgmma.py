@@ -41,8 +41,8 @@ class Places:
     """What lies where in shared memory, in elements of 4 bytes: the stages, a part of C for each warp, barriers."""
 
     def __init__(self, tile):
-        self.a_size, self.b_size = BM * ROW, tile.bn * ROW
-        self.stage_size = self.a_size + self.b_size
+        self.stages, self.a_size = tile.stages, BM * ROW
+        self.stage_size = self.a_size + tile.bn * ROW
         self.parts = tile.stages * self.stage_size
         self.full = self.parts + CONSUMERS * WARPGROUP // WARP * PART_ROWS * PART  # a stage: its panels have come
         self.free = self.full + tile.stages * BARRIER  # a stage: its panels have been multiplied
@@ -54,6 +54,78 @@ def wait_until_over(shared, barrier, parity):
     """Wait until the phase of a barrier that has this parity is over."""
     while warpgroup.is_over(shared, barrier, parity) == 0:
         pass
+
+
+def tile_maker(precision, epilogue, tile, places, vectors, stores):
+    """What is done for a tile of C: device functions, by the thread that copies and by a warpgroup that multiplies.
+
+    ``count(rows, shape)`` is how many tiles rows of C have. ``copy(shared, number, begin, end, shape, a, b, stage,
+    parity)`` and ``multiply(..., c, after, stored, stage, parity)`` are for tile ``number`` of the rows from ``begin``
+    to ``end``, and return the stage that is next and its parity. Another tile of the kernel has the same ``places``.
+    """
+    form, stages = FORMS[precision], places.stages
+    full, free, b_at, stage_size = places.full, places.free, places.a_size, places.stage_size
+    a_bytes, parts_at = places.a_size * WORD_BYTES, places.parts
+    copy_panel, arrive, announce = warpgroup.copy_panel, warpgroup.arrive, warpgroup.announce
+    bn = tile.bn
+    count, place = order_of_tiles(BM, bn)
+    b_bytes = bn * ROW * WORD_BYTES
+    multiply_panel = warpgroup.multiply_panel(bn, form.kind, form.products)
+    way_out = finishing(precision, epilogue, bn // PART, PART, vectors, stores)
+    finish, part_size, sums = way_out.finish, way_out.size, bn // 2
+
+    @device_function
+    def next_stage(stage, parity):
+        """The stage after this one, and the parity of the phase that its barriers are in then."""
+        stage = int32(stage + 1)
+        if stage == stages:
+            return int32(0), int32(parity ^ 1)
+        return stage, parity
+
+    @device_function
+    def copy(shared, number, begin, end, shape, a, b, stage, parity):
+        part, row, column = place(number, begin, end, shape)
+        first, panels = panels_of_part(part, shape)
+        a_panel = a.start + (first * a.rows + row) * ROW
+        b_panel = b.start + (first * b.rows + column) * ROW
+        for _ in range(panels):
+            wait_until_over(shared, free + stage * BARRIER, parity)
+            to, come = stage * stage_size, full + stage * BARRIER
+            announce(shared, come, int32(a_bytes + b_bytes))
+            copy_panel(shared, to, a.data, a_panel, int32(a_bytes), come)
+            copy_panel(shared, to + b_at, b.data, b_panel, int32(b_bytes), come)
+            a_panel += a.rows * ROW
+            b_panel += b.rows * ROW
+            stage, parity = next_stage(stage, parity)
+        return stage, parity
+
+    @device_function
+    def multiply(shared, number, begin, end, shape, c, after, stored, stage, parity):
+        part_of_warp = cuda.shared.array(0, types.float32)
+        acc = cuda.local.array(sums, types.float32)
+        thread = int32(cuda.threadIdx.x)
+        lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
+        own_rows = warp // (WARPGROUP // WARP) * ROWS * ROW  # where the warpgroup's rows of A begin
+        part_of_terms, row, first_column = place(number, begin, end, shape)
+        _, panels = panels_of_part(part_of_terms, shape)
+        for e in range(sums):
+            acc[e] = types.float32(0)
+        for _ in range(panels):
+            wait_until_over(shared, full + stage * BARRIER, parity)
+            cuda.syncwarp()  # who waits in a loop may come out of it alone
+            here = stage * stage_size
+            multiply_panel(acc, shared, here + own_rows, here + b_at)
+            if lane == 0:
+                arrive(shared, free + stage * BARRIER)
+            stage, parity = next_stage(stage, parity)
+        to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * PART_ROWS
+        for part in range(bn // PART):
+            column = first_column + part * PART
+            own_part = parts_at + warp * part_size
+            finish(acc, part_of_warp, own_part, lane, part, row, column, shape, to, after, stored)
+        return stage, parity
+
+    return count, copy, multiply
 
 
 @made_once
@@ -73,77 +145,12 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
     rest : PanelTile, optional
         A smaller one, for the rows of C after the first `Shape.rows`.
     """
-    form, places, stages, two = FORMS[precision], Places(tile), tile.stages, rest is not None
-    full, free, b_at, stage_size = places.full, places.free, places.a_size, places.stage_size
-    a_bytes, parts_at = places.a_size * WORD_BYTES, places.parts
+    places, stages, two = Places(tile), tile.stages, rest is not None
+    full, free = places.full, places.free
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
-    make_barrier, show_barriers, copy_panel = warpgroup.make_barrier, warpgroup.show_barriers, warpgroup.copy_panel
-    arrive, announce = warpgroup.arrive, warpgroup.announce
-
-    @device_function
-    def next_stage(stage, parity):
-        """The stage after this one, and the parity of the phase that its barriers are in then."""
-        stage = int32(stage + 1)
-        if stage == stages:
-            return int32(0), int32(parity ^ 1)
-        return stage, parity
-
-    def by_tile(tile):
-        """How many tiles rows of C have, and what is done for one: by the thread that copies, and by a warpgroup."""
-        bn = tile.bn
-        count, place = order_of_tiles(BM, bn)
-        b_bytes = bn * ROW * WORD_BYTES
-        multiply_panel = warpgroup.multiply_panel(bn, form.kind, form.products)
-        way_out = finishing(precision, epilogue, bn // PART, PART, vectors, stores)
-        finish, part_size, sums = way_out.finish, way_out.size, bn // 2
-
-        @device_function
-        def copy(shared, number, begin, end, shape, a, b, stage, parity):
-            part, row, column = place(number, begin, end, shape)
-            first, panels = panels_of_part(part, shape)
-            a_panel = a.start + (first * a.rows + row) * ROW
-            b_panel = b.start + (first * b.rows + column) * ROW
-            for _ in range(panels):
-                wait_until_over(shared, free + stage * BARRIER, parity)
-                to, come = stage * stage_size, full + stage * BARRIER
-                announce(shared, come, int32(a_bytes + b_bytes))
-                copy_panel(shared, to, a.data, a_panel, int32(a_bytes), come)
-                copy_panel(shared, to + b_at, b.data, b_panel, int32(b_bytes), come)
-                a_panel += a.rows * ROW
-                b_panel += b.rows * ROW
-                stage, parity = next_stage(stage, parity)
-            return stage, parity
-
-        @device_function
-        def multiply(shared, number, begin, end, shape, c, after, stored, stage, parity):
-            part_of_warp = cuda.shared.array(0, types.float32)
-            acc = cuda.local.array(sums, types.float32)
-            thread = int32(cuda.threadIdx.x)
-            lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
-            own_rows = warp // (WARPGROUP // WARP) * ROWS * ROW  # where the warpgroup's rows of A begin
-            part_of_terms, row, first_column = place(number, begin, end, shape)
-            _, panels = panels_of_part(part_of_terms, shape)
-            for e in range(sums):
-                acc[e] = types.float32(0)
-            for _ in range(panels):
-                wait_until_over(shared, full + stage * BARRIER, parity)
-                cuda.syncwarp()  # who waits in a loop may come out of it alone
-                here = stage * stage_size
-                multiply_panel(acc, shared, here + own_rows, here + b_at)
-                if lane == 0:
-                    arrive(shared, free + stage * BARRIER)
-                stage, parity = next_stage(stage, parity)
-            to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * PART_ROWS
-            for part in range(bn // PART):
-                column = first_column + part * PART
-                own_part = parts_at + warp * part_size
-                finish(acc, part_of_warp, own_part, lane, part, row, column, shape, to, after, stored)
-            return stage, parity
-
-        return count, copy, multiply
-
-    count, copy, multiply = by_tile(tile)
-    count_rest, copy_rest, multiply_rest = by_tile(rest or tile)
+    make_barrier, show_barriers = warpgroup.make_barrier, warpgroup.show_barriers
+    count, copy, multiply = tile_maker(precision, epilogue, tile, places, vectors, stores)
+    count_rest, copy_rest, multiply_rest = tile_maker(precision, epilogue, rest or tile, places, vectors, stores)
 
     @device_function
     def copy_all(shared, shape, a, b):

@@ -228,7 +228,7 @@ PANEL_TILES = (
     PanelTile("large", 128, 256, 4, 128), PanelTile("medium", 128, 128, 6, 128), PanelTile("small", 128, 64, 8, 128)
 )  # fmt: skip
 WARP_TILES = PanelTile("large", 128, 128, 3, 64), PanelTile("small", 64, 128, 4, 64)
-PANEL_BYTES = 128  # of a row of a panel
+UNITS, UNIT_BYTES = 8, VECTOR_BYTES  # of a row of a panel, and of a unit
 # In a cycle: what all multiprocessors together, and one of them, get of panels out of the cache of memory. The first is
 # what products by such tiles are known to reach on an H100 without copies for several blocks, 600 of 990 TFLOP/s.
 CACHE_BYTES, COPY_BYTES = 4000, 64
@@ -277,7 +277,7 @@ def cycles_of_panels(plan, shape, instructions, multiprocessors):
 def cycles_of_stage(tile, instructions, busy):
     """What a panel of A and one of B take where so many multiprocessors are busy: the instructions, or the copies."""
     rate = min(COPY_BYTES, CACHE_BYTES / busy)
-    return max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * PANEL_BYTES / rate)
+    return max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * UNITS * UNIT_BYTES / rate)
 
 
 # ---------------------------------------------------------------------------------------------- parts

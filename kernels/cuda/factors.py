@@ -61,9 +61,8 @@ class StoredFactors:
                 self.weights[array.offset, along] = end, panels.padded(rows)
                 end += panels.room(self.precision, rows, terms)
         self.weight_memory = memory.empty(max(end, 1), np.int32)
-        self.all_weights = self._table(
-            [array for array in lowered.arrays if (program.PARAMETERS, array.offset) in weights]
-        )
+        stored = {offset for _, offset in weights}
+        self.all_weights = self._table([array for array in lowered.arrays if array.offset in stored])
         self.trained = self._table([array for array in lowered.arrays if array.trains])
 
     def _table(self, arrays):

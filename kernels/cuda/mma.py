@@ -9,14 +9,14 @@ terms, in the order of wgmma.py.
 from functools import cache
 from types import SimpleNamespace
 
-from .blocking import WARP, WARP_TILES
+from .blocking import UNITS, WARP, WARP_TILES
 from .compiling import device_function, made_once, one_after_another, unrolled
 from .driver import cuda, types
 from .operands import Matrix, at
 from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW, UNIT
 from .ptx import asynchronous_copy, commit_copies, load_matrices, matrix_multiply_add, wait_for_copies
-from .warpgroup import CORE_ROWS, STEP, UNITS, WORD_BYTES
+from .warpgroup import CORE_ROWS, STEP, WORD_BYTES
 
 NAME = "panels"
 TILES = WARP_TILES

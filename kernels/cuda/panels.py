@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import layout
 from . import memory
+from .blocking import PANEL_TILES, UNIT_BYTES, UNITS, WARP_TILES
 from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda, types
 from .launch import THREADS, WAVES, multiprocessors
@@ -26,11 +27,11 @@ from .optimizers import states_of, states_type, update_of_element
 from .ptx import bf16_pair, vector_access
 from .record import COEFFICIENTS, CURRENT, STOPPED
 from .tensor_cores import low_pair, tf32_number
-from .warpgroup import CORE_ROWS, STEP, TERMS, UNIT_BYTES, UNITS, WORD_BYTES
+from .warpgroup import CORE_ROWS, STEP, TERMS, WORD_BYTES
 
 UNIT = UNIT_BYTES // WORD_BYTES  # elements of memory, of 4 bytes
 ROW = UNITS * UNIT
-SPARE = 256  # rows of memory behind the last panel: as many as a tile may have
+SPARE = max(max(tile.bm, tile.bn) for tile in (*PANEL_TILES, *WARP_TILES))  # rows of memory behind the last panel
 int32 = types.int32
 
 

@@ -7,12 +7,12 @@ dynamic shared memory as int32, and places in it are numbers of its elements.
 
 from functools import cache
 
+from .blocking import UNITS
 from .driver import simulated, types
 
 WARPGROUP = 128  # threads that make a product together
 ROWS = 64  # of A, of a warpgroup's product
-UNIT_BYTES = 16  # of a row of a core matrix, which has `CORE_ROWS`
-CORE_ROWS = 8
+CORE_ROWS = 8  # of a core matrix, of `UNIT_BYTES` each
 STEP = 2  # core matrices along k that an instruction multiplies
 TERMS = {"tf32": 4 * STEP, "bf16": 8 * STEP}  # that these have, by the kind of numbers
 WORD_BYTES = 4  # of an element of `shared`
@@ -124,7 +124,6 @@ def limit_registers(how, count):
 # ------------------------------------------------------------------------------------------- products
 # What a descriptor says of a panel besides its address: no swizzle, both operands along k. In units of 16 bytes it is
 # CORE_ROWS to the next terms ("leading"), and all units of as many rows to the next 8 rows ("stride").
-UNITS = 8  # of `UNIT_BYTES`, of a row of a panel
 DESCRIPTOR = CORE_ROWS << 16 | UNITS * CORE_ROWS << 32
 
 

@@ -1,11 +1,13 @@
 """No product asks a bank of shared memory for two of its words at once, and fragments come as fast as they can."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[cuda]"')
 
-from fastbp.kernels.cuda import blocking, cluster_plan, cluster_tensor_cores, gemm
+from fastbp.kernels.cuda import blocking, cluster_plan, cluster_tensor_cores, gemm, mma, panel_tiles, wgmma
 
 from . import banks
 
@@ -71,10 +73,23 @@ def test_factors_of_a_cluster(which):
         assert factors.conflicts == 0 < factors.requests
 
 
-# ------------------------------------------------------------------------------------------ the counting
+# ------------------------------------------------------------------------------------ stored factors
 LANES = range(blocking.WARP)
 
 
+@pytest.mark.parametrize("columns", [wgmma.PART, mma.TILES[0].bn // mma.WARPS_N])
+def test_the_way_out_of_a_product_of_stored_factors(columns):
+    """A warp's sums go in by 8 bytes, where its instruction left them, and come back by 16."""
+    place = banks.plain(panel_tiles.place_in_part(columns), banks.machine([], 0, 4), {})
+    for half, block in itertools.product((0, 8), range(0, columns, 8)):
+        stores = [4 * place(lane // 4 + half, block + lane % 4 * 2) for lane in LANES]
+        assert banks.conflicts(stores, 8) == 0
+    for first in range(0, panel_tiles.PART_ROWS * columns // 4, blocking.WARP):
+        chunks = [divmod(first + lane, columns // 4) for lane in LANES]
+        assert banks.conflicts([4 * place(row, 4 * chunk) for row, chunk in chunks], 16) == 0
+
+
+# ------------------------------------------------------------------------------------------ the counting
 @pytest.mark.parametrize(
     ("addresses", "size", "passes", "conflicts"),
     [

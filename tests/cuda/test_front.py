@@ -20,7 +20,7 @@ from fastbp import device as front
 from fastbp import steps
 from fastbp.bench import comparisons, measure, products, report, training_steps
 from fastbp.data import Chunk, OrderAhead
-from fastbp.kernels import cuda
+from fastbp.kernels import cuda, program
 
 pytestmark = pytest.mark.skipif(
     not cuda.driver.cuda.is_available(), reason="needs a GPU; test_simulator.py runs it without one"
@@ -579,6 +579,21 @@ def test_moving_without_room_changes_nothing(data, monkeypatch):
     assert model.device == "cpu"
     assert (model.flat_parameters == before).all()
     trained(model, *data, optimizer)
+
+
+def test_room_to_predict_grows_as_a_whole(monkeypatch):
+    """Else the rows of the next prediction would be written beyond the memory that there is."""
+    workspace = cuda.network.InferenceWorkspace(program.lower([("linear", 3, 4)], 4), np.float32)
+    workspace.prepare(5, False)
+    before = workspace.capacity, workspace.outputs
+
+    def full(shape, dtype):
+        raise MemoryError("no room on the GPU")
+
+    monkeypatch.setattr(cuda.memory, "empty", full)
+    with pytest.raises(MemoryError, match="no room"):
+        workspace.prepare(1000, False)
+    assert (workspace.capacity, workspace.outputs) == before
 
 
 @pytest.mark.parametrize(("made", "used"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])

@@ -278,15 +278,19 @@ class TrainingWorkspace(_Workspace):
                 self.walk(at, at + 1, places, n, branches[-1], record, self.scratches[number])
         for branch in dict.fromkeys(branches):
             streams.join(branch, stream)
+        self.update(run, stream)
+
+    def update(self, run, stream):
+        """Launch the update of what trains, for the current step of the record."""
         if self.factors is not None:
-            self.factors.update(self.optimizer, record, run.parameters, self.parameter_gradient, run.state, stream)
+            self.factors.update(self.optimizer, self.record, run.parameters, self.parameter_gradient, run.state, stream)
             return
         for part in self.program.trained:
             buffers = run.parameters, self.parameter_gradient, *run.state
             if part != slice(0, run.parameters.size):  # Numba takes longer to cut an array than to launch
                 buffers = tuple(buffer[part] for buffer in buffers)
             values, gradient, *state = buffers
-            optimizer_step(self.optimizer, record, values, gradient, state, stream)
+            optimizer_step(self.optimizer, self.record, values, gradient, state, stream)
 
     def first_step(self, run, n, stream):
         """The launches before the first step of a call, and that step."""

@@ -1273,6 +1273,26 @@ BUGS = [
         WGMMA_TESTS,
     ),
     Bug(
+        "CUDA: a block copies a panel for both of a pair when it has multiplied the one before itself",
+        WGMMA, "lane if together else me", "me",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: both blocks of a pair copy the same half of a panel",
+        WGMMA, "own_b + me * (own_columns * ROW)", "own_b",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: a block of a pair ends before the other",
+        WGMMA, "        if blocks > 1:\n            meet()\n", "",
+        WGMMA_TESTS,
+    ),
+    Bug(
+        "CUDA: blocks of a pair begin before the other has its barriers",
+        WGMMA, "            show_barriers()\n        meet()\n", "            show_barriers()\n        cuda.syncthreads()\n",
+        WGMMA_TESTS,
+    ),
+    Bug(
         "CUDA: a product of a warpgroup begins without a fence",
         WARPGROUP, '["wgmma.fence.sync.aligned;", *lines', "[*lines",
         WGMMA_TESTS,

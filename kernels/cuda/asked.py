@@ -3,7 +3,7 @@
 import os
 from functools import cache
 
-KERNELS = ("cluster", "panels", "wgmma")
+KERNELS = ("cluster", "panels", "wgmma", "pairs")
 
 
 def asked(name: str) -> bool:

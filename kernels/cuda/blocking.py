@@ -213,19 +213,30 @@ def whole_rounds(tile, fewer, shape, multiprocessors):
 
 # ------------------------------------------------------------------------- products of stored factors
 class PanelTile(NamedTuple):
-    """A block makes ``bm x bn`` elements of C from stored panels (panels.py)."""
+    """A block makes ``bm x bn`` elements of C from stored panels (panels.py); or two do, half of the rows each.
+
+    Of two each copies its rows of A, and half of the columns of B for both.
+    """
 
     name: str
     bm: int
     bn: int
     stages: int  # panels of A and of B that shared memory holds
     rate: int  # elements of C that a multiprocessor makes a cycle, for the terms of an instruction
+    blocks: int = 1  # of a cluster, that make it together
+
+
+def with_smaller(tiles):
+    """Pairs of a tile, and one of which a block makes fewer elements, for the rest of the rows."""
+    pairs = itertools.combinations(tiles, 2)
+    return [(tile, rest) for tile, rest in pairs if rest.bm * rest.bn * tile.blocks < tile.bm * tile.bn * rest.blocks]
 
 
 # By warpgroups, `CONSUMERS` of which multiply (wgmma.py); by warps (mma.py).
 CONSUMERS = 2
 PANEL_TILES = (
-    PanelTile("large", 128, 256, 4, 128), PanelTile("medium", 128, 128, 6, 128), PanelTile("small", 128, 64, 8, 128)
+    PanelTile("pair", 256, 256, 4, 128, 2), PanelTile("large", 128, 256, 4, 128),
+    PanelTile("medium", 128, 128, 6, 128), PanelTile("small", 128, 64, 8, 128),
 )  # fmt: skip
 WARP_TILES = PanelTile("large", 128, 128, 3, 64), PanelTile("small", 64, 128, 4, 64)
 UNITS, UNIT_BYTES = 8, VECTOR_BYTES  # of a row of a panel, and of a unit
@@ -256,8 +267,8 @@ def panel_plan(tiles, shape, cut, terms, instructions, multiprocessors) -> Panel
     if not cut:
         plans += [
             PanelPlan(tile, 1, panels, rest, rows)
-            for tile, rest in itertools.combinations(tiles, 2)
-            for rows in whole_rounds(tile, 1, shape, multiprocessors)
+            for tile, rest in with_smaller(tiles)
+            for rows in whole_rounds(tile, 1, shape, multiprocessors // tile.blocks)
         ]
     return min(plans, key=lambda plan: cycles_of_panels(plan, shape, instructions, multiprocessors))
 
@@ -268,16 +279,20 @@ def cycles_of_panels(plan, shape, instructions, multiprocessors):
     cycles, rows = LAUNCH, rows if rest else m
     for one, lines in ((tile, rows), (rest, m - rows)):
         if lines:
-            tiles = -(-lines // one.bm) * -(-n // one.bn) * parts
-            panel = cycles_of_stage(one, instructions, min(tiles, multiprocessors))
-            cycles += -(-tiles // multiprocessors) * (BLOCK + each * panel)
+            tiles, fit = -(-lines // one.bm) * -(-n // one.bn) * parts, multiprocessors // one.blocks
+            panel = cycles_of_stage(one, instructions, min(tiles, fit) * one.blocks)
+            cycles += -(-tiles // fit) * (BLOCK + each * panel)
     return cycles + (LAUNCH + 2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
 
 
 def cycles_of_stage(tile, instructions, busy):
-    """What a panel of A and one of B take where so many multiprocessors are busy: the instructions, or the copies."""
-    rate = min(COPY_BYTES, CACHE_BYTES / busy)
-    return max(instructions * tile.bm * tile.bn / tile.rate, (tile.bm + tile.bn) * UNITS * UNIT_BYTES / rate)
+    """What a panel of A and one of B take where so many multiprocessors are busy: the instructions, or the copies.
+
+    What two blocks get of B leaves the cache of memory once.
+    """
+    rows, columns, row_bytes = tile.bm // tile.blocks, tile.bn, UNITS * UNIT_BYTES
+    from_cache, come = (rows + columns / tile.blocks) * row_bytes, (rows + columns) * row_bytes
+    return max(instructions * rows * columns / tile.rate, from_cache * busy / CACHE_BYTES, come / COPY_BYTES)
 
 
 # ---------------------------------------------------------------------------------------------- parts

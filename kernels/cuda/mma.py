@@ -32,9 +32,9 @@ def runs_on(capability) -> bool:
     return capability >= (8, 0)
 
 
-def blocks_of(tiles, multiprocessors):
-    """How many blocks there are for so many tiles: as many."""
-    return tiles
+def grid_of(kernel, tile, tiles, of_rest, multiprocessors):
+    """The grid of a launch: a block for each tile."""
+    return tiles + of_rest
 
 
 def runs_of(form):

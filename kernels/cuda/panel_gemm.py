@@ -6,13 +6,13 @@ their order. wgmma.py and mma.py have the kernels, panel_tiles.py what they shar
 """
 
 import threading
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 
 from . import driver, memory, mma, streams, wgmma
 from .asked import asked
-from .blocking import VECTOR_BYTES, blocks_of, padded_columns, panel_plan
+from .blocking import VECTOR_BYTES, blocks_of, padded_columns, panel_plan, with_smaller
 from .gemm import Epilogue, finish_of, is_aligned, launch_sum
 from .operands import Matrix
 from .panel_tiles import Factors, Shape
@@ -28,6 +28,11 @@ def chosen(precision, dtype):
             if asked(way.NAME) and way.runs_on(driver.compute_capability()):
                 return way
     return None
+
+
+def tiles_of(way):
+    """The tiles that plans have: those of two blocks where they are asked for, too."""
+    return tuple(tile for tile in way.TILES if tile.blocks == 1 or asked("pairs"))
 
 
 _rooms, _launching = {}, threading.Lock()  # stream, factor, size -> memory for its panels
@@ -77,7 +82,7 @@ def gemm(
             return gemm(trans, shape, a, b, c, stream, epilogue, precision, plan, parts, columns, factors, way)
     if plan is None:
         form, cut = FORMS[precision], trans == "TN" and parts is not None
-        plan = panel_plan(way.TILES, shape, cut, form.terms, len(form.products), driver.multiprocessors())
+        plan = panel_plan(tiles_of(way), shape, cut, form.terms, len(form.products), driver.multiprocessors())
     if plan.parts > 1:
         sums = Matrix(parts, 0, padded_columns(n))
         _launch(way, shape, factors, sums, stream, Epilogue(), precision, plan)
@@ -92,9 +97,10 @@ def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
     (m, n, k), tile, after = shape, plan.tile, finish_of(c, epilogue)
     vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
     made = factors.made or Stored(factors.a._replace(rows=0), factors.a._replace(rows=0))
-    grid = way.blocks_of(sum(blocks_of(plan, m, n)) * plan.parts, driver.multiprocessors())
     kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None, plan.rest)
     of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each, plan.rows if plan.rest else m)
+    tiles = [count * plan.parts for count in blocks_of(plan, m, n)]
+    grid = way.grid_of(kernel, tile, *tiles, driver.multiprocessors())
     kernel[grid, way.THREADS, stream](of, factors.a, factors.b, c, after, made)
 
 
@@ -102,5 +108,5 @@ def kernels(way, precision, epilogue):
     """The products of a way with an epilogue: by each tile, as it is or stored, and by two tiles."""
     for tile, vectors, stores in product(way.TILES, (True, False), (False, True)):
         yield way.product_kernel(precision, epilogue, tile, vectors, stores)
-    for tile, rest in combinations(way.TILES, 2):
+    for tile, rest in with_smaller(way.TILES):
         yield way.product_kernel(precision, epilogue, tile, rest=rest)

@@ -84,10 +84,17 @@ def _of_warp(text):
 if not simulated:
     # (shared, barrier, arrivals): a barrier in its first phase, by one thread.
     make_barrier = _of_barrier("mbarrier.init.shared::cta.b64 [$0], $1;", number=True)
-    # (): copies see new barriers; other threads do after the next barrier of the block.
-    show_barriers = _of_warp("fence.proxy.async.shared::cta;")
+    # (): copies see new barriers, those of another block of the cluster too; other threads do after the next barrier of
+    # the block or cluster.
+    show_barriers = _of_warp("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;")
     # (shared, barrier): a thread arrives.
     arrive = _of_barrier("mbarrier.arrive.shared::cta.b64 _, [$0];")
+    # (shared, barrier, block): a thread arrives at that barrier of a block of its cluster; what it has written is not
+    # handed on, for which every arrival would wait for all of its writes.
+    arrive_at_block = _of_barrier(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; mbarrier.arrive.shared::cluster.b64 _, [there]; }",
+        number=True,
+    )
     # (shared, barrier, bytes): a thread arrives, and the phase lasts until so many bytes have come.
     announce = _of_barrier("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", number=True)
     # (shared, barrier, parity): 1 if the phase is over, and what came in it is seen; 0 otherwise, after some time.
@@ -96,22 +103,30 @@ if not simulated:
         number=True, answers=True,
     )  # fmt: skip
 
+
+@cache
+def copy_panel(blocks):
+    """A device function ``(shared, to, array, index, size, barrier)``: begin to copy a panel, by one thread.
+
+    ``size`` bytes, from element ``index`` of a global array to ``shared``; of a cluster of some ``blocks`` to all of
+    them, to the same place. Addresses and size are multiples of 16 bytes. The bytes count for the phase that
+    ``barrier`` is in, of each block its own.
+    """
+    to_all, mask = (".multicast::cluster", f", {(1 << blocks) - 1}") if blocks > 1 else ("", "")
+    text = f"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes{to_all} [$0], [$1], $2, [$3]{mask};"
+
     @intrinsic
-    def copy_panel(typing_context, shared, to, array, index, size, barrier):
-        """Begin to copy ``size`` bytes from element ``index`` of a global array to ``shared``, by one thread.
-
-        Addresses and size are multiples of 16 bytes. The bytes count for the phase that ``barrier`` is in.
-        """
-
+    def copy(typing_context, shared, to, array, index, size, barrier):
         def make(context, builder, signature, arguments):
             places = [_element(context, builder, shared, arguments[0], arguments[at]) for at in (1, 5)]
             target, counter = (_in_space(builder, place, 3, i32()) for place in places)
             source = _in_space(builder, _element(context, builder, array, arguments[2], arguments[3]), 1, i64())
-            text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
             _emit(builder, text, [target, source, arguments[4], counter])
             return context.get_dummy_value()
 
         return types.void(shared, to, array, index, types.int32, barrier), make
+
+    return copy
 
 
 # ------------------------------------------------------------------------------------------- registers

@@ -5,21 +5,27 @@ another. Of its three warpgroups the first copies: one thread starts a copy of a
 lies, as soon as one of the places in shared memory is free. The two others have 64 rows of the tile each, multiply a
 panel when it has come, and say then that its place is free. An element is one chain of instructions over its terms in
 their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
+
+Two blocks of a cluster may make a tile of twice the rows together, each half of them. Their panel of B is the same:
+each copies half of it for both, when that place is free in both. So a warpgroup says that to both, and neither block
+ends before the other, which may still say so.
 """
 
 from . import warpgroup
 from .blocking import CONSUMERS, PANEL_TILES, WARP
-from .compiling import device_function, made_once
+from .compiling import Clusters, device_function, made_once
 from .driver import cuda, types
 from .operands import Matrix, at
 from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW
+from .ptx import block_in_cluster, cluster_arrive, cluster_wait
 from .warpgroup import BARRIER, ROWS, WARPGROUP, WORD_BYTES
 
 NAME = "wgmma"
 CAPABILITY = (9, 0)
 TILES = PANEL_TILES
-BM = CONSUMERS * ROWS  # of every tile
+BM = CONSUMERS * ROWS  # rows that a block makes of every tile
+WARPS = CONSUMERS * WARPGROUP // WARP  # that multiply
 THREADS = (1 + CONSUMERS) * WARPGROUP
 # Of 65536 registers a thread has 168 at first; those that copy give most of theirs to those that hold 128 sums.
 FEW_REGISTERS, MANY_REGISTERS = 40, 232
@@ -32,9 +38,10 @@ def runs_on(capability) -> bool:
     return capability == CAPABILITY
 
 
-def blocks_of(tiles, multiprocessors):
-    """How many blocks there are for so many tiles: each goes from tile to tile."""
-    return min(tiles, multiprocessors)
+def grid_of(kernel, tile, tiles, of_rest, multiprocessors):
+    """The grid of a launch: blocks, or clusters of them, each of which goes from tile to tile."""
+    count = min(tiles + -(-of_rest // tile.blocks), multiprocessors // tile.blocks)
+    return count if tile.blocks == 1 else Clusters(count, tile.blocks, kernel.shared)
 
 
 class Places:
@@ -44,7 +51,7 @@ class Places:
         self.stages, self.a_size = tile.stages, BM * ROW
         self.stage_size = self.a_size + tile.bn * ROW
         self.parts = tile.stages * self.stage_size
-        self.full = self.parts + CONSUMERS * WARPGROUP // WARP * PART_ROWS * PART  # a stage: its panels have come
+        self.full = self.parts + WARPS * PART_ROWS * PART  # a stage: its panels have come
         self.free = self.full + tile.stages * BARRIER  # a stage: its panels have been multiplied
         self.bytes = (self.free + tile.stages * BARRIER) * WORD_BYTES
 
@@ -56,20 +63,22 @@ def wait_until_over(shared, barrier, parity):
         pass
 
 
-def tile_maker(precision, epilogue, tile, places, vectors, stores):
+def tile_maker(precision, epilogue, tile, places, vectors, stores, blocks):
     """What is done for a tile of C: device functions, by the thread that copies and by a warpgroup that multiplies.
 
-    ``count(rows, shape)`` is how many tiles rows of C have. ``copy(shared, number, begin, end, shape, a, b, stage,
+    ``count(rows, shape)`` is how many tiles rows of C have. ``copy(shared, me, number, begin, end, shape, a, b, stage,
     parity)`` and ``multiply(..., c, after, stored, stage, parity)`` are for tile ``number`` of the rows from ``begin``
-    to ``end``, and return the stage that is next and its parity. Another tile of the kernel has the same ``places``.
+    to ``end``, and return the stage that is next and its parity; ``me`` is which of the ``blocks`` of the cluster does
+    so. Another tile of the kernel has the same ``places``, and may be of one block by itself.
     """
-    form, stages = FORMS[precision], places.stages
+    form, stages, together = FORMS[precision], places.stages, tile.blocks > 1
     full, free, b_at, stage_size = places.full, places.free, places.a_size, places.stage_size
     a_bytes, parts_at = places.a_size * WORD_BYTES, places.parts
-    copy_panel, arrive, announce = warpgroup.copy_panel, warpgroup.arrive, warpgroup.announce
-    bn = tile.bn
-    count, place = order_of_tiles(BM, bn)
-    b_bytes = bn * ROW * WORD_BYTES
+    copy_panel, copy_for_all, announce = warpgroup.copy_panel(1), warpgroup.copy_panel(tile.blocks), warpgroup.announce
+    arrive, arrive_at_block = warpgroup.arrive, warpgroup.arrive_at_block
+    bn, own_columns = tile.bn, tile.bn // tile.blocks
+    count, place = order_of_tiles(tile.bm, bn)
+    b_bytes, own_b_bytes = bn * ROW * WORD_BYTES, own_columns * ROW * WORD_BYTES
     multiply_panel = warpgroup.multiply_panel(bn, form.kind, form.products)
     way_out = finishing(precision, epilogue, bn // PART, PART, vectors, stores)
     finish, part_size, sums = way_out.finish, way_out.size, bn // 2
@@ -83,9 +92,21 @@ def tile_maker(precision, epilogue, tile, places, vectors, stores):
         return stage, parity
 
     @device_function
-    def copy(shared, number, begin, end, shape, a, b, stage, parity):
+    def leave(shared, barrier, lane, me):
+        """A warp says that a place is free: once for each block that copies to it, for ``blocks`` are waited for."""
+        if blocks == 1:
+            if lane == 0:
+                arrive(shared, barrier)
+        elif lane < blocks:
+            arrive_at_block(shared, barrier, lane if together else me)
+
+    @device_function
+    def copy(shared, me, number, begin, end, shape, a, b, stage, parity):
         part, row, column = place(number, begin, end, shape)
         first, panels = panels_of_part(part, shape)
+        own_b = b_at
+        if together:
+            row, column, own_b = row + me * BM, column + me * own_columns, own_b + me * (own_columns * ROW)
         a_panel = a.start + (first * a.rows + row) * ROW
         b_panel = b.start + (first * b.rows + column) * ROW
         for _ in range(panels):
@@ -93,14 +114,14 @@ def tile_maker(precision, epilogue, tile, places, vectors, stores):
             to, come = stage * stage_size, full + stage * BARRIER
             announce(shared, come, int32(a_bytes + b_bytes))
             copy_panel(shared, to, a.data, a_panel, int32(a_bytes), come)
-            copy_panel(shared, to + b_at, b.data, b_panel, int32(b_bytes), come)
+            copy_for_all(shared, to + own_b, b.data, b_panel, int32(own_b_bytes), come)
             a_panel += a.rows * ROW
             b_panel += b.rows * ROW
             stage, parity = next_stage(stage, parity)
         return stage, parity
 
     @device_function
-    def multiply(shared, number, begin, end, shape, c, after, stored, stage, parity):
+    def multiply(shared, me, number, begin, end, shape, c, after, stored, stage, parity):
         part_of_warp = cuda.shared.array(0, types.float32)
         acc = cuda.local.array(sums, types.float32)
         thread = int32(cuda.threadIdx.x)
@@ -115,9 +136,10 @@ def tile_maker(precision, epilogue, tile, places, vectors, stores):
             cuda.syncwarp()  # who waits in a loop may come out of it alone
             here = stage * stage_size
             multiply_panel(acc, shared, here + own_rows, here + b_at)
-            if lane == 0:
-                arrive(shared, free + stage * BARRIER)
+            leave(shared, free + stage * BARRIER, lane, me)
             stage, parity = next_stage(stage, parity)
+        if together:
+            row += me * BM
         to, row = Matrix(c.data, at(c, part_of_terms * shape.m, 0), c.ld), row + warp * PART_ROWS
         for part in range(bn // PART):
             column = first_column + part * PART
@@ -145,58 +167,76 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
     rest : PanelTile, optional
         A smaller one, for the rows of C after the first `Shape.rows`.
     """
-    places, stages, two = Places(tile), tile.stages, rest is not None
+    places, stages, two, blocks = Places(tile), tile.stages, rest is not None, tile.blocks
     full, free = places.full, places.free
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
     make_barrier, show_barriers = warpgroup.make_barrier, warpgroup.show_barriers
-    count, copy, multiply = tile_maker(precision, epilogue, tile, places, vectors, stores)
-    count_rest, copy_rest, multiply_rest = tile_maker(precision, epilogue, rest or tile, places, vectors, stores)
+    count, copy, multiply = tile_maker(precision, epilogue, tile, places, vectors, stores, blocks)
+    count_rest, copy_rest, multiply_rest = tile_maker(
+        precision, epilogue, rest or tile, places, vectors, stores, blocks
+    )
 
     @device_function
-    def copy_all(shared, shape, a, b):
+    def first_tile():
+        """The number of the first tile of a block, or of its cluster, and how far it is to the next."""
+        return int64(cuda.blockIdx.x) // blocks, int64(cuda.gridDim.x) // blocks
+
+    @device_function
+    def copy_all(shared, me, shape, a, b):
         """What the one thread does that copies."""
         stage, parity = int32(0), int32(1)  # of a new barrier the phase before is over: every place is free
-        number, tiles = int64(cuda.blockIdx.x), count(shape.rows, shape)
+        (number, step), tiles = first_tile(), count(shape.rows, shape)
         while number < tiles:
-            stage, parity = copy(shared, number, 0, shape.rows, shape, a, b, stage, parity)
-            number += cuda.gridDim.x
+            stage, parity = copy(shared, me, number, 0, shape.rows, shape, a, b, stage, parity)
+            number += step
         if two:
-            end = tiles + count_rest(shape.m - shape.rows, shape)
-            while number < end:
-                stage, parity = copy_rest(shared, number - tiles, shape.rows, shape.m, shape, a, b, stage, parity)
-                number += cuda.gridDim.x
+            number, begin, end = (number - tiles) * blocks + me, shape.rows, shape.m
+            while number < count_rest(end - begin, shape):
+                stage, parity = copy_rest(shared, me, number, begin, end, shape, a, b, stage, parity)
+                number += step * blocks
 
     @device_function
-    def multiply_all(shared, shape, c, after, stored):
+    def multiply_all(shared, me, shape, c, after, stored):
         """What a warpgroup does that multiplies."""
         stage, parity = int32(0), int32(0)
-        number, tiles = int64(cuda.blockIdx.x), count(shape.rows, shape)
+        (number, step), tiles = first_tile(), count(shape.rows, shape)
         while number < tiles:
-            stage, parity = multiply(shared, number, 0, shape.rows, shape, c, after, stored, stage, parity)
-            number += cuda.gridDim.x
+            stage, parity = multiply(shared, me, number, 0, shape.rows, shape, c, after, stored, stage, parity)
+            number += step
         if two:
-            end, begin = tiles + count_rest(shape.m - shape.rows, shape), shape.rows
-            while number < end:
-                of_rest = number - tiles
-                stage, parity = multiply_rest(shared, of_rest, begin, shape.m, shape, c, after, stored, stage, parity)
-                number += cuda.gridDim.x
+            number, begin, end = (number - tiles) * blocks + me, shape.rows, shape.m
+            while number < count_rest(end - begin, shape):
+                stage, parity = multiply_rest(shared, me, number, begin, end, shape, c, after, stored, stage, parity)
+                number += step * blocks
+
+    @device_function
+    def meet():
+        """All threads of the block, or of the cluster, wait for one another."""
+        if blocks == 1:
+            cuda.syncthreads()
+        else:
+            cuda.syncwarp()
+            cluster_arrive()
+            cluster_wait()
 
     @declared(NAME, precision, tile, rest, epilogue, stores, threads=THREADS, blocks=1, shared=places.bytes, whole=True)
     def product_kernel(shape, a, b, c, after, stored):
         shared = cuda.shared.array(0, int32)
-        thread = cuda.threadIdx.x
+        thread, me = cuda.threadIdx.x, block_in_cluster() if blocks > 1 else int32(0)
         if thread == 0:
             for stage in range(stages):
                 make_barrier(shared, full + stage * BARRIER, int32(1))
-                make_barrier(shared, free + stage * BARRIER, int32(CONSUMERS * WARPGROUP // WARP))
+                make_barrier(shared, free + stage * BARRIER, int32(blocks * WARPS))
             show_barriers()
-        cuda.syncthreads()
+        meet()
         if thread < WARPGROUP:
             give()
             if thread == 0:
-                copy_all(shared, shape, a, b)
+                copy_all(shared, me, shape, a, b)
         else:
             take()
-            multiply_all(shared, shape, c, after, stored)
+            multiply_all(shared, me, shape, c, after, stored)
+        if blocks > 1:
+            meet()
 
     return product_kernel

@@ -123,6 +123,9 @@ def test_the_measured_product():
 
 
 # ------------------------------------------------------------------------------- products by warpgroups
+BY_THEMSELVES = blocking.PANEL_TILES[1:]  # blocks that make a tile
+
+
 @pytest.mark.parametrize("multiprocessors", GPUS)
 @pytest.mark.parametrize("k", [0, 1, 64, 65, 1000, 4097, 100_000])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (64, 10), (784, 256), (3000, 3000)])
@@ -139,6 +142,7 @@ def test_parts_are_all_panels(tiles, m, n, k, multiprocessors):
 
 # Of neighbours the worst cliff, and the shares of those above a tenth and above a fifth.
 STORED = {
+    ("pairs", 132): (1.33, 0.016, 0.005),
     ("warpgroups", 132): (1.33, 0.016, 0.005),
     ("warps", 108): (1.92, 0.032, 0.019),
     ("warps", 148): (1.62, 0.022, 0.009),
@@ -148,7 +152,7 @@ STORED = {
 @pytest.mark.parametrize(("way", "multiprocessors"), STORED, ids=str)
 def test_cliffs_of_stored_factors(way, multiprocessors):
     """Rows beyond whole rounds of a tile are made by a smaller one, in the same launch: all rows, by whole tiles."""
-    tiles = blocking.PANEL_TILES if way == "warpgroups" else blocking.WARP_TILES
+    tiles = {"pairs": blocking.PANEL_TILES, "warpgroups": BY_THEMSELVES, "warps": blocking.WARP_TILES}[way]
     found, two, (most, tenths, fifths) = [], 0, STORED[way, multiprocessors]
     for form, n, k in itertools.product(panels.FORMS.values(), SIDES, WIDTHS):
         taken = []
@@ -170,11 +174,20 @@ def test_cliffs_of_stored_factors(way, multiprocessors):
 
 def test_tiles_of_panels():
     """Few tiles are smaller ones, and the gradient of a small layer is cut; large products have large tiles, uncut."""
-    large, *smaller = blocking.PANEL_TILES
-    form = panels.FORMS["bf16"]
-    plan = functools.partial(
-        blocking.panel_plan, blocking.PANEL_TILES, terms=form.terms, instructions=4, multiprocessors=132
-    )
-    assert plan((1024, 256, 784), False).tile in smaller
-    assert plan((784, 256, 8192), True).parts > 4
-    assert plan((4096, 4096, 4096), False) == plan((4096, 4096, 4096), True) == blocking.PanelPlan(large, 1, 64)
+    pair, large, *smaller = blocking.PANEL_TILES
+    form, size = panels.FORMS["bf16"], (4096, 4096, 4096)
+    kind = {"terms": form.terms, "instructions": 4, "multiprocessors": 132}
+    for tiles, largest in (BY_THEMSELVES, large), (blocking.PANEL_TILES, pair):
+        plan = functools.partial(blocking.panel_plan, tiles, **kind)
+        assert plan((1024, 256, 784), False).tile in smaller
+        assert plan((784, 256, 8192), True).parts > 4
+        assert plan(size, False) == plan(size, True) == blocking.PanelPlan(largest, 1, 64)
+
+
+def test_what_two_blocks_copy_together():
+    """A third less leaves the cache of memory, which is what bounds the product where all multiprocessors are busy."""
+    pair, large = blocking.PANEL_TILES[:2]
+    of_pair, of_large = (blocking.cycles_of_stage(tile, 4, 132) for tile in (pair, large))
+    assert of_pair == pytest.approx(2 / 3 * of_large)
+    assert of_pair > 4 * 128 * 256 / large.rate  # its instructions
+    assert blocking.cycles_of_stage(pair, 6, 132) == blocking.cycles_of_stage(pair, 6, 2) == 6 * 128 * 256 / large.rate

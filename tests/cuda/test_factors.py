@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install fastbp[cuda]")
 
 import fastbp
-from fastbp.kernels.cuda import driver, network, panels, streams
+from fastbp.kernels.cuda import blocking, driver, network, panel_gemm, panels, streams, wgmma
 
 from .test_gemm import runs
 
@@ -62,6 +62,16 @@ def test_networks(monkeypatch, make, precision, frozen, asked):
     monkeypatch.setattr(network._Workspace, "stored_factors", lambda workspace, capacity: None)
     monkeypatch.setattr(streams, "branch", lambda stream, name: stream)  # all products store theirs in one place
     assert trained(make, precision, frozen) == found
+
+
+def test_networks_by_pairs_of_blocks(monkeypatch):
+    """To the bit as by blocks of their own, captured steps too."""
+    if driver.compute_capability() != wgmma.CAPABILITY:
+        pytest.skip("needs wgmma")
+    monkeypatch.setenv("FASTBP_CUDA", "wgmma")
+    found = trained(chain, "bf16")
+    monkeypatch.setattr(panel_gemm, "tiles_of", lambda way: blocking.PANEL_TILES[:1])
+    assert trained(chain, "bf16") == found
 
 
 def test_what_is_stored_by_whom(monkeypatch):

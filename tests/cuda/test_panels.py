@@ -5,7 +5,6 @@ On the emulated GPU, where a copy comes as late as it may and a product reads sh
 """
 
 import functools
-import itertools
 
 import numpy as np
 import pytest
@@ -72,7 +71,7 @@ def test_blocks_go_from_tile_to_tile(precision, way, tile, _, monkeypatch):
     check_panels(way, precision, "NN", 4 * tile.bm + 1, tile.bn + 1, k, plan=plan_of(precision, tile, k))
 
 
-PAIRS = [(way, *pair) for way in HERE for pair in itertools.combinations(way.TILES, 2)]
+PAIRS = [(way, *pair) for way in HERE for pair in blocking.with_smaller(way.TILES)]
 
 
 @pytest.mark.parametrize(("way", "tile", "rest"), PAIRS, ids=lambda one: getattr(one, "NAME", getattr(one, "name", "")))
@@ -135,6 +134,13 @@ def test_chosen_where_it_is_asked_for(precision, monkeypatch):
         assert panel_gemm.chosen(precision, np.float32) is expected
         assert panel_gemm.chosen("ieee", np.float32) is None
         assert panel_gemm.chosen(precision, np.float64) is None
+
+
+def test_pairs_where_they_are_asked_for(monkeypatch):
+    for listed, names in ("wgmma", ["large", "medium", "small"]), ("wgmma,pairs", ["pair", "large", "medium", "small"]):
+        monkeypatch.setenv("FASTBP_CUDA", listed)
+        assert [tile.name for tile in panel_gemm.tiles_of(wgmma)] == names
+        assert panel_gemm.tiles_of(mma) == mma.TILES
 
 
 # ------------------------------------------------------------------------------------- stored factors

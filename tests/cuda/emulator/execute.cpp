@@ -279,6 +279,8 @@ struct Block {
     release(t, cluster->arriving);
   }
   void leave_cluster() {
+    for (auto& t : threads)
+      if (t.pc != threads[0].pc) fault(t, "threads of a block wait at different barriers");
     learn(threads.data(), (unsigned)threads.size(), cluster->arriving);
     for (auto& t : threads) {
       t.waited++;
@@ -288,9 +290,21 @@ struct Block {
   }
 
   // --------------------------------------------------------------------------- barriers and copies
-  Barrier& barrier_at(Thread& t, uint64_t at) {
-    auto found = barriers.find(at);
-    if (found == barriers.end()) fault(t, "no barrier at " + std::to_string(at));
+  // The block whose shared memory an address of the cluster means; what is left of it is the address there.
+  Block& owner_of(Thread& t, uint64_t& at) {
+    uint64_t other = at < WINDOW ? rank : at / WINDOW - 1;
+    if (other >= (cluster ? cluster->blocks.size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
+    at %= WINDOW;
+    if ((int)other == rank) return *this;
+    auto& owner = *cluster->blocks[other];
+    for (auto& u : owner.threads)
+      if (u.state == DONE) fault(t, "shared memory of a block that has ended");
+    return owner;
+  }
+
+  Barrier& barrier_at(Thread& t, uint64_t at, Block& owner) {
+    auto found = owner.barriers.find(at);
+    if (found == owner.barriers.end()) fault(t, "no barrier at " + std::to_string(at));
     auto& b = found->second;
     if (!knows(t, b.made)) fault(t, "race: a barrier that thread " + std::to_string(b.made.thread) + " makes");
     return b;
@@ -318,36 +332,49 @@ struct Block {
   }
 
   void arrive(Thread& t, uint64_t at, uint32_t bytes) {
-    auto& b = barrier_at(t, at);
+    Block& owner = owner_of(t, at);
+    auto& b = barrier_at(t, at, owner);
+    if (&owner != this) add(t, owner.touched);
     if (b.left == 0) fault(t, "more arrivals than a phase has");
     release(t, b.arriving);
     b.left--;
     b.bytes += bytes;
-    end_phase(b);
+    owner.end_phase(b);
   }
 
   static bool is_over(const Barrier& b, uint64_t parity) { return (b.phase & 1) != parity; }
 
-  void begin_bulk(Thread& t, const Bulk& bulk) {
+  // To this block, or to those of a cluster that a mask names.
+  void begin_bulk(Thread& t, const Bulk& bulk, uint32_t mask) {
     if (bulk.to % 16 || bulk.from % 16 || bulk.bytes % 16) fault(t, "misaligned copy");
     if (bulk.to + bulk.bytes > shared.size()) fault(t, "copy beyond shared memory");
     if (!is_allocated(bulk.from, bulk.bytes)) fault(t, "copy of memory that is not allocated");
     if (accessed) accessed(bulk.from, bulk.bytes, false);
-    if (!barrier_at(t, bulk.barrier).shown) fault(t, "a barrier that copies may not see: a fence is missing");
+    for (uint64_t other = 0; mask >> other; other++)
+      if (mask >> other & 1) {
+        uint64_t window = (other + 1) * WINDOW;
+        Block& owner = owner_of(t, window);
+        if (&owner != this) add(t, owner.touched);
+        begin_bulk_at(t, bulk, owner);
+      }
+  }
+
+  void begin_bulk_at(Thread& t, const Bulk& bulk, Block& owner) {
+    if (!barrier_at(t, bulk.barrier, owner).shown) fault(t, "a barrier that copies may not see: a fence is missing");
     for (uint64_t at = bulk.to; at < bulk.to + bulk.bytes; at++) {
-      auto& s = shadow[at];
+      auto& s = owner.shadow[at];
       std::string byte = "shared byte " + std::to_string(at);
       if (s.written.tick || s.read.tick || s.read_by_others.tick)
         fault(t, byte + " was accessed by threads: a fence before a copy is missing");
       if (s.copied_to) fault(t, "race: " + byte + ", to which a copy is under way");
       if (s.copier >= 0 && !knows(t, s.copier, s.copied)) fault(t, "race: " + byte + ", copied to before");
-      for (auto& w : warpgroups)
-        if (uint32_t tick = product_reads[at][&w - warpgroups.data()])
-          if (!knows(t, number_of(w), tick)) fault(t, "race: " + byte + ", which a product may still read");
+      for (auto& w : owner.warpgroups)
+        if (uint32_t tick = owner.product_reads[at][&w - owner.warpgroups.data()])
+          if (!knows(t, owner.number_of(w), tick)) fault(t, "race: " + byte + ", which a product may still read");
       s.copied_to = true;
-      shared[at] = 0xff;  // NaN
+      owner.shared[at] = 0xff;  // NaN
     }
-    bulks.push_back(bulk);
+    owner.bulks.push_back(bulk);
   }
 
   void finish_newest_bulk() {
@@ -522,17 +549,13 @@ struct Block {
       return shared.data() + at;
     }
     if (space == CLUSTER) {
-      uint64_t other = at < WINDOW ? rank : at / WINDOW - 1;
-      if (other >= (cluster ? cluster->blocks.size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
-      if ((int)other == rank) return memory(t, SHARED, at % WINDOW, bytes, write, 0);
-      auto& owner = *cluster->blocks[other];
-      for (auto& u : owner.threads)
-        if (u.state == DONE) fault(t, "shared memory of a block that has ended");
-      if (at % WINDOW + bytes > owner.shared.size())
-        fault(t, "shared access at " + std::to_string(at % WINDOW) + " beyond " + std::to_string(owner.shared.size()));
-      owner.watch(*this, t, at % WINDOW, bytes, write);
+      Block& owner = owner_of(t, at);
+      if (&owner == this) return memory(t, SHARED, at, bytes, write, 0);
+      if (at + bytes > owner.shared.size())
+        fault(t, "shared access at " + std::to_string(at) + " beyond " + std::to_string(owner.shared.size()));
+      owner.watch(*this, t, at, bytes, write);
       add(t, owner.touched);
-      return owner.shared.data() + at % WINDOW;
+      return owner.shared.data() + at;
     }
     if (space == LOCAL) fault(t, "local memory");
     if (!is_allocated(at, bytes)) fault(t, std::string(write ? "write" : "read") + " of memory that is not allocated");
@@ -882,7 +905,7 @@ struct Block {
         case MBARRIER_INIT: make_barrier(t, address(t, in.s[0]), (uint32_t)S(1)); break;
         case MBARRIER_ARRIVE: arrive(t, address(t, in.s[0]), in.s.size() > 1 ? (uint32_t)S(1) : 0); break;
         case MBARRIER_WAIT: {
-          auto& b = barrier_at(t, address(t, in.s[0]));
+          auto& b = barrier_at(t, address(t, in.s[0]), *this);
           if (is_over(b, S(1))) {
             learn(&t, 1, b.over);
             D(1);
@@ -898,7 +921,8 @@ struct Block {
             if (b.made.thread == (int)t.index) b.shown = true;
           break;
         case BULK_COPY:
-          begin_bulk(t, {address(t, in.d[0]), address(t, in.s[0]), address(t, in.s[2]), (int)S(1)});
+          begin_bulk(t, {address(t, in.d[0]), address(t, in.s[0]), address(t, in.s[2]), (int)S(1)},
+                     in.s.size() > 3 ? (uint32_t)S(3) & 0xffff : 1u << rank);
           break;
         case WGMMA_FENCE: t.fenced = t.time; break;
         case WGMMA:
@@ -1001,9 +1025,9 @@ struct Block {
       for (int e = 0; e < 4; e++) lane[l]->r[in.d[e].index] = bits(out[l][e]);
   }
 
-  // Until every thread has ended or waits for the grid or the cluster; true when all have ended.
-  bool advance() {
-    for (;;) {
+  // Until no thread can go on without a copy, or another block; whether any did.
+  bool go_on() {
+    for (bool any = false;;) {
       bool moved = false;
       for (auto& t : threads)
         if (t.state == RUNNING) {
@@ -1033,43 +1057,90 @@ struct Block {
             moved = true;
           }
         }
-      if (moved) continue;
-      if (!bulks.empty()) {
-        finish_newest_bulk();
-        continue;
+      if (!moved && !leave_barrier()) return any;
+      any = true;
+    }
+  }
+
+  // Whether all threads wait at a barrier of the block, which they leave.
+  bool leave_barrier() {
+    unsigned done = 0, barrier = 0;
+    int pc = -1;
+    for (auto& t : threads) {
+      done += t.state == DONE;
+      barrier += t.state == AT_BARRIER;
+      if (t.state == AT_BARRIER) {
+        if (pc >= 0 && t.pc != pc) fault(t, "threads of a block wait at different barriers");
+        pc = t.pc;
       }
-      unsigned done = 0, barrier = 0, grid = 0, cluster = 0;
-      int pc = -1;
-      for (auto& t : threads) {
-        done += t.state == DONE;
-        barrier += t.state == AT_BARRIER;
-        grid += t.state == AT_GRID;
-        cluster += t.state == AT_CLUSTER;
-        if (t.state == AT_BARRIER || t.state == AT_CLUSTER) {
-          if (pc >= 0 && t.pc != pc) fault(t, "threads of a block wait at different barriers");
-          pc = t.pc;
-        }
+    }
+    if (!barrier || done + barrier != threads.size()) return false;
+    for (unsigned first = 0; first < threads.size(); first += 32)  // since 7.0 none waits for a warp that has ended
+      for (unsigned i = first; i < std::min<unsigned>(first + 32, threads.size()); i++)
+        if ((threads[i].state == DONE) != (threads[first].state == DONE))
+          fault(threads[i], "a barrier that some threads of a warp never reach");
+    meet(0, (unsigned)threads.size());
+    for (auto& t : threads)
+      if (t.state == AT_BARRIER) {
+        t.state = RUNNING;
+        t.pc++;
       }
-      if (done == threads.size()) return true;
-      if (barrier && done + barrier == threads.size()) {
-        for (unsigned first = 0; first < threads.size(); first += 32)  // since 7.0 none waits for a warp that has ended
-          for (unsigned i = first; i < std::min<unsigned>(first + 32, threads.size()); i++)
-            if ((threads[i].state == DONE) != (threads[first].state == DONE))
-              fault(threads[i], "a barrier that some threads of a warp never reach");
-        meet(0, (unsigned)threads.size());
-        for (auto& t : threads)
-          if (t.state == AT_BARRIER) {
-            t.state = RUNNING;
-            t.pc++;
-          }
-        continue;
+    return true;
+  }
+
+  // What all threads of the block do, which have ended or wait for the grid or the cluster; RUNNING where none may go on.
+  State state() {
+    for (State all : {DONE, AT_GRID, AT_CLUSTER}) {
+      unsigned count = 0;
+      for (auto& t : threads) count += t.state == all;
+      if (count == threads.size()) return all;
+    }
+    return RUNNING;
+  }
+
+  void stuck() {
+    for (auto& t : threads)
+      if (t.state != DONE) fault(t, "deadlock");
+  }
+
+  // Until every thread has ended or waits for the grid; true when all have ended.
+  bool advance() {
+    for (;;) {
+      go_on();
+      if (bulks.empty()) {
+        if (state() != RUNNING) return state() == DONE;
+        stuck();
       }
-      if (grid == threads.size() || cluster == threads.size()) return false;
-      for (auto& t : threads)
-        if (t.state != DONE) fault(t, "deadlock");
+      finish_newest_bulk();
     }
   }
 };
+
+// Blocks that wait for one another's arrivals and copies; a copy comes when none of them can go on without it.
+void run(Cluster& cluster) {
+  auto& blocks = cluster.blocks;
+  auto all = [&](State state) {
+    return std::all_of(blocks.begin(), blocks.end(), [&](auto& b) { return b->state() == state; });
+  };
+  for (;;) {
+    bool moved = false;
+    for (auto& b : blocks) moved |= b->go_on();
+    if (moved) continue;
+    auto copied_to = std::find_if(blocks.rbegin(), blocks.rend(), [](auto& b) { return !b->bulks.empty(); });
+    if (copied_to != blocks.rend()) {
+      (*copied_to)->finish_newest_bulk();
+      continue;
+    }
+    if (all(DONE)) return;
+    if (all(AT_CLUSTER)) {
+      for (auto& b : blocks) b->leave_cluster();
+      continue;
+    }
+    for (auto& b : blocks)
+      if (b->state() != AT_CLUSTER && b->state() != DONE) b->stuck();
+    throw std::runtime_error("some blocks ended while others wait for the cluster, in " + blocks[0]->kernel.name);
+  }
+}
 
 }  // namespace
 
@@ -1086,13 +1157,7 @@ void execute(const Launch& launch) {
       for (unsigned r = 0; r < launch.cluster; r++)
         cluster.blocks.push_back(std::make_unique<Block>(launch, Dim{first + r, 0, 0}, (int)r, &cluster));
       cluster.arriving.assign(launch.cluster * cluster.blocks[0]->numbers, 0);
-      for (;;) {
-        unsigned done = 0;
-        for (auto& b : cluster.blocks) done += b->advance();
-        if (done == launch.cluster) break;
-        if (done) throw std::runtime_error("some blocks ended while others wait for the cluster, in " + launch.kernel->name);
-        for (auto& b : cluster.blocks) b->leave_cluster();
-      }
+      run(cluster);
     }
     return;
   }

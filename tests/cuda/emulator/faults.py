@@ -213,6 +213,53 @@ KERNELS["cluster: too many blocks, more of them or of shared memory than was ask
     IN_CLUSTER + MEET + REFUSALS,
     "all are refused",
 )
+# Each of two blocks copies half of 64 numbers for both, when there is room in both, and sends half of what it has.
+FOR_BOTH = """
+from fastbp.kernels.cuda import compiling, memory, streams
+from fastbp.kernels.cuda.ptx import block_in_cluster, cluster_arrive, cluster_wait
+from fastbp.kernels.cuda.warpgroup import (
+    announce, arrive_at_block, copy_panel, is_over, make_barrier, show_barriers,
+)
+
+copy_half = copy_panel(2)
+
+@compiling.kernel(compiling.vector(np.int32), compiling.vector(np.float32), threads=32, shared=272)
+def kernel(source, out):
+    shared, i, me, come, free = cuda.shared.array(0, int32), cuda.threadIdx.x, block_in_cluster(), 64, 66
+    if i == 0:
+        make_barrier(shared, come, int32(1))
+        make_barrier(shared, free, int32(2))
+        show_barriers()
+    cuda.syncwarp()
+MEET
+    if i < 2:
+        arrive_at_block(shared, free, int32(i))
+    if i == 0:
+        while is_over(shared, free, int32(0)) == 0:
+            pass
+        announce(shared, come, int32(256))
+        copy_half(shared, 32 * me, source, 32 * me, int32(128), come)
+    while is_over(shared, come, int32(0)) == 0:
+        pass
+    cuda.syncwarp()
+    out[32 * me + i] = shared[32 * me + i]
+END
+
+source, out = memory.to_device(np.arange(63, -1, -1, np.int32)), memory.to_device(np.zeros(64, np.float32))
+kernel[compiling.Clusters(1, 2, kernel.shared), 32, streams.stream()](source, out)
+print(memory.to_host(out).tolist())
+"""
+COPIES_FOR_BOTH = {
+    "for both": ((), None),
+    "for both: before the other has its barriers": (("MEET", "    cuda.syncthreads()\n"), "no barrier at"),
+    "for both: an end before the other's": (("END", ""), "an end, after which others"),
+    "for both: one comes for both": (("int32(i))", "int32(0))"), "deadlock"),
+    "for both: the same half": (("copy_half(shared, 32 * me", "copy_half(shared, 0"), "to which a copy is under way"),
+    "for both: half is waited for": (("int32(256)", "int32(128)"), "race"),
+}
+for name, (change, fault) in COPIES_FOR_BOTH.items():
+    text = FOR_BOTH.replace(*change) if change else FOR_BOTH
+    KERNELS["cluster: " + name] = text.replace("MEET\n", MEET).replace("END\n", MEET), fault
 # Copies of x to y and z, and from y back, are captured; BODY is filled in.
 GRAPH = """
 from fastbp.kernels.cuda import buffers, memory, streams

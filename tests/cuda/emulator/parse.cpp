@@ -343,7 +343,8 @@ struct Parser {
     if (op == "membar" || op == "fence") return;
     if (op == "mbarrier") {
       kernel.asynchronous = true;
-      if (!has("shared::cta") || !has("b64")) fail("mbarrier", whole);
+      bool in_cluster = has("arrive") && has("shared::cluster");
+      if (!(has("shared::cta") || in_cluster) || has("relaxed") || !has("b64")) fail("mbarrier", whole);
       if (has("init")) {
         in.op = MBARRIER_INIT;
         in.s = {address(parts[0]), operand(parts[1], U32)};
@@ -438,6 +439,8 @@ struct Parser {
         in.op = BULK_COPY;
         in.d = {address(parts[0])};
         in.s = {address(parts[1]), operand(parts[2], U32), address(parts[3])};
+        if ((parts.size() == 5) != has("multicast::cluster")) fail("cp", whole);
+        if (parts.size() == 5) in.s.push_back(operand(parts[4], U32));
         return;
       }
       if (!has("async") || !has("global")) fail("cp", whole);

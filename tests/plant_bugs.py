@@ -1283,6 +1283,11 @@ BUGS = [
         WGMMA_TESTS,
     ),
     Bug(
+        "CUDA: products of the second block of a pair find its panels elsewhere",
+        WARPGROUP, "                address = builder.and_(address, i32()(ADDRESS))\n", "",
+        WGMMA_TESTS,
+    ),
+    Bug(
         "CUDA: a block of a pair ends before the other",
         WGMMA, "        if blocks > 1:\n            meet()\n", "",
         WGMMA_TESTS,

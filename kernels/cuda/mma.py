@@ -13,7 +13,7 @@ from .blocking import UNITS, WARP, WARP_TILES
 from .compiling import device_function, made_once, one_after_another, unrolled
 from .driver import cuda, types
 from .operands import Matrix, at
-from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
+from .panel_tiles import PART_ROWS, SHARED_ALIGNMENT, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW, UNIT
 from .ptx import asynchronous_copy, commit_copies, load_matrices, matrix_multiply_add, wait_for_copies
 from .warpgroup import CORE_ROWS, STEP, WORD_BYTES
@@ -121,7 +121,8 @@ def tile_maker(precision, epilogue, tile, vectors, stores):
 
     @device_function
     def make(number, begin, stop, shape, a, b, c, after, stored):
-        shared, memory = cuda.shared.array(0, int32), cuda.shared.array(0, types.float32)
+        shared = cuda.shared.array(0, int32, SHARED_ALIGNMENT)
+        memory = cuda.shared.array(0, types.float32, SHARED_ALIGNMENT)
         acc = cuda.local.array(sums, types.float32)
         part, tile_row, tile_column = place(number, begin, stop, shape)
         first, panels = panels_of_part(part, shape)

@@ -140,6 +140,7 @@ def limit_registers(how, count):
 # What a descriptor says of a panel besides its address: no swizzle, both operands along k. In units of 16 bytes it is
 # CORE_ROWS to the next terms ("leading"), and all units of as many rows to the next 8 rows ("stride").
 DESCRIPTOR = CORE_ROWS << 16 | UNITS * CORE_ROWS << 32
+ADDRESS = (1 << 18) - 1  # bits of an address that it has room for; above them is which block of a cluster it is in
 
 
 @cache
@@ -169,6 +170,7 @@ def multiply_panel(columns, kind, products):
         def make(context, builder, signature, arguments):
             def descriptors(at):
                 address = _in_space(builder, _element(context, builder, shared, arguments[1], at), 3, i32())
+                address = builder.and_(address, i32()(ADDRESS))
                 first = builder.zext(builder.lshr(address, i32()(4)), i64())
                 first = builder.or_(first, i64()(DESCRIPTOR))
                 return [builder.add(first, i64()(step * STEP * CORE_ROWS)) for step in range(steps)]

@@ -16,7 +16,7 @@ from .blocking import CONSUMERS, PANEL_TILES, WARP
 from .compiling import Clusters, device_function, made_once
 from .driver import cuda, types
 from .operands import Matrix, at
-from .panel_tiles import PART_ROWS, declared, finishing, order_of_tiles, panels_of_part
+from .panel_tiles import PART_ROWS, SHARED_ALIGNMENT, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW
 from .ptx import block_in_cluster, cluster_arrive, cluster_wait
 from .warpgroup import BARRIER, ROWS, WARPGROUP, WORD_BYTES
@@ -122,7 +122,7 @@ def tile_maker(precision, epilogue, tile, places, vectors, stores, blocks):
 
     @device_function
     def multiply(shared, me, number, begin, end, shape, c, after, stored, stage, parity):
-        part_of_warp = cuda.shared.array(0, types.float32)
+        part_of_warp = cuda.shared.array(0, types.float32, SHARED_ALIGNMENT)
         acc = cuda.local.array(sums, types.float32)
         thread = int32(cuda.threadIdx.x)
         lane, warp = int32(thread % WARP), int32(thread // WARP - WARPGROUP // WARP)  # of those that multiply
@@ -221,7 +221,7 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
 
     @declared(NAME, precision, tile, rest, epilogue, stores, threads=THREADS, blocks=1, shared=places.bytes, whole=True)
     def product_kernel(shape, a, b, c, after, stored):
-        shared = cuda.shared.array(0, int32)
+        shared = cuda.shared.array(0, int32, SHARED_ALIGNMENT)
         thread, me = cuda.threadIdx.x, block_in_cluster() if blocks > 1 else int32(0)
         if thread == 0:
             for stage in range(stages):

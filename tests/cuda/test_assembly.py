@@ -200,8 +200,9 @@ def test_product_by_warpgroups(tmp_path, precision, tile, epilogue, vectors, sto
     assert wgmma.Places(tile).bytes + report.shared <= BLOCK_SHARED + RESERVED_SHARED
     # A launch gives every warp as many registers as the report says; then some give theirs to the others.
     few, many = wgmma.FEW_REGISTERS, wgmma.MANY_REGISTERS
-    assert report.registers * wgmma.THREADS <= REGISTERS
-    assert (few + blocking.CONSUMERS * many) * (wgmma.THREADS // (1 + blocking.CONSUMERS)) <= REGISTERS
+    # Whoever asks for more waits for ever where the block has not as many.
+    has = report.registers * wgmma.THREADS
+    assert (few + blocking.CONSUMERS * many) * (wgmma.THREADS // (1 + blocking.CONSUMERS)) <= has <= REGISTERS
     text = machine_code.disassemble(cubin, tmp_path)
     assert re.findall(r"USETMAXREG\S* .*?(0x\w+)", text) == [hex(many), hex(few)]
     assert machine_code.most_registers(text) <= many

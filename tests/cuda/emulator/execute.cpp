@@ -147,7 +147,7 @@ struct Shadow {
   int copier = -1;  // the barrier that a bulk copy of it counted for, and in which phase
   uint32_t copied = 0;
 };
-const uint64_t WINDOW = 1 << 24;  // shared memory of block r of a cluster is at (r + 1) * WINDOW, and one's own at 0 too
+const uint64_t WINDOW = 1 << 24;  // shared memory of block r of a cluster is at r * WINDOW
 
 struct Block;
 struct Cluster {
@@ -292,7 +292,7 @@ struct Block {
   // --------------------------------------------------------------------------- barriers and copies
   // The block whose shared memory an address of the cluster means; what is left of it is the address there.
   Block& owner_of(Thread& t, uint64_t& at) {
-    uint64_t other = at < WINDOW ? rank : at / WINDOW - 1;
+    uint64_t other = at / WINDOW;
     if (other >= (cluster ? cluster->blocks.size() : 1)) fault(t, "shared memory of a block that the cluster does not have");
     at %= WINDOW;
     if ((int)other == rank) return *this;
@@ -300,6 +300,12 @@ struct Block {
     for (auto& u : owner.threads)
       if (u.state == DONE) fault(t, "shared memory of a block that has ended");
     return owner;
+  }
+
+  // Where an address is in the shared memory of this block.
+  uint64_t own(Thread& t, uint64_t at) {
+    if (at / WINDOW != (uint64_t)rank) fault(t, "an address in the shared memory of another block");
+    return at % WINDOW;
   }
 
   Barrier& barrier_at(Thread& t, uint64_t at, Block& owner) {
@@ -314,7 +320,7 @@ struct Block {
     if (at % 8) fault(t, "misaligned barrier");
     if (barriers.size() == BARRIERS) fault(t, "more barriers than are emulated");
     if (barriers.count(at)) fault(t, "a barrier is there already");
-    memory(t, SHARED, at, 8, true, 8);
+    memory(t, SHARED, rank * WINDOW + at, 8, true, 8);
     Barrier b;
     b.arrivals = b.left = arrivals;
     b.number = (unsigned)barriers.size();
@@ -352,7 +358,7 @@ struct Block {
     if (accessed) accessed(bulk.from, bulk.bytes, false);
     for (uint64_t other = 0; mask >> other; other++)
       if (mask >> other & 1) {
-        uint64_t window = (other + 1) * WINDOW;
+        uint64_t window = other * WINDOW;
         Block& owner = owner_of(t, window);
         if (&owner != this) add(t, owner.touched);
         begin_bulk_at(t, bulk, owner);
@@ -392,9 +398,11 @@ struct Block {
   }
 
   // ------------------------------------------------------------------------ products of a warpgroup
+  static const uint64_t DESCRIBED = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32;  // bits of a descriptor
   // Where 16 bytes of a row of a core matrix are; operands along k, not swizzled.
   uint64_t core_row(Thread& t, uint64_t descriptor, int row, int core) {
     if (descriptor >> 62 || (descriptor >> 49 & 7)) fault(t, "a descriptor with swizzle");
+    if (descriptor & ~DESCRIBED) fault(t, "bits of a descriptor that mean nothing");
     uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
              stride = (descriptor >> 32 & 0x3fff) << 4;
     return start + core * leading + row / 8 * stride + row % 8 * 16;
@@ -505,8 +513,10 @@ struct Block {
                              kernel.lines[t.pc]);
   }
 
-  uint64_t value(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index]; }
-  uint64_t address(Thread& t, const Operand& o) { return o.immediate ? o.value : t.r[o.index] + o.value; }
+  uint64_t value(Thread& t, const Operand& o) {
+    return !o.immediate ? t.r[o.index] : o.shared ? rank * WINDOW + o.value : o.value;
+  }
+  uint64_t address(Thread& t, const Operand& o) { return o.immediate ? value(t, o) : t.r[o.index] + o.value; }
 
   // Of a byte that a thread of block `by` touches.
   void watch(Block& by, Thread& t, uint64_t at, int bytes, bool write) {
@@ -543,6 +553,7 @@ struct Block {
   uint8_t* memory(Thread& t, Space space, uint64_t at, int bytes, bool write, int aligned) {
     if (aligned && at % aligned) fault(t, "misaligned access of " + std::to_string(bytes) + " bytes");
     if (space == SHARED) {
+      at = own(t, at);
       if (at + bytes > shared.size() || at + bytes < at)
         fault(t, "shared access at " + std::to_string(at) + " beyond " + std::to_string(shared.size()));
       watch(*this, t, at, bytes, write);
@@ -550,7 +561,7 @@ struct Block {
     }
     if (space == CLUSTER) {
       Block& owner = owner_of(t, at);
-      if (&owner == this) return memory(t, SHARED, at, bytes, write, 0);
+      if (&owner == this) return memory(t, SHARED, rank * WINDOW + at, bytes, write, 0);
       if (at + bytes > owner.shared.size())
         fault(t, "shared access at " + std::to_string(at) + " beyond " + std::to_string(owner.shared.size()));
       owner.watch(*this, t, at, bytes, write);
@@ -573,7 +584,7 @@ struct Block {
     while (t.groups.size() - 1 > keep) {
       for (auto& c : t.groups.front()) {
         uint8_t* from = c.from_bytes ? memory(t, GLOBAL, c.from, c.from_bytes, false, 0) : nullptr;
-        for (int b = 0; b < c.bytes; b++) shadow[c.to + b].copied_to = false;
+        for (int b = 0; b < c.bytes; b++) shadow[own(t, c.to) + b].copied_to = false;
         uint8_t* to = memory(t, SHARED, c.to, c.bytes, true, 0);
         memset(to, 0, c.bytes);
         if (from) memcpy(to, from, c.from_bytes);
@@ -897,15 +908,15 @@ struct Block {
           if (t.arrived != t.waited + 1) fault(t, "a wait at a barrier of the cluster without an arrival");
           t.state = AT_CLUSTER;
           return;
-        case MAPA: D((S(1) + 1) * WINDOW + S(0) % WINDOW); break;
+        case MAPA: D(S(1) * WINDOW + own(t, S(0))); break;
         case MMA:
         case LDMATRIX:
         case SET_REGISTERS:
         case WARP_SYNC: t.state = AT_WARP; return;
-        case MBARRIER_INIT: make_barrier(t, address(t, in.s[0]), (uint32_t)S(1)); break;
+        case MBARRIER_INIT: make_barrier(t, own(t, address(t, in.s[0])), (uint32_t)S(1)); break;
         case MBARRIER_ARRIVE: arrive(t, address(t, in.s[0]), in.s.size() > 1 ? (uint32_t)S(1) : 0); break;
         case MBARRIER_WAIT: {
-          auto& b = barrier_at(t, address(t, in.s[0]), *this);
+          auto& b = barrier_at(t, own(t, address(t, in.s[0])), *this);
           if (is_over(b, S(1))) {
             learn(&t, 1, b.over);
             D(1);
@@ -921,7 +932,7 @@ struct Block {
             if (b.made.thread == (int)t.index) b.shown = true;
           break;
         case BULK_COPY:
-          begin_bulk(t, {address(t, in.d[0]), address(t, in.s[0]), address(t, in.s[2]), (int)S(1)},
+          begin_bulk(t, {own(t, address(t, in.d[0])), address(t, in.s[0]), own(t, address(t, in.s[2])), (int)S(1)},
                      in.s.size() > 3 ? (uint32_t)S(3) & 0xffff : 1u << rank);
           break;
         case WGMMA_FENCE: t.fenced = t.time; break;
@@ -934,7 +945,7 @@ struct Block {
           if (given > n) fault(t, "more bytes than a copy has");
           if (to % n || (given && from % n)) fault(t, "misaligned copy");
           memory(t, SHARED, to, n, true, 0);
-          for (int b = 0; b < n; b++) shadow[to + b].copied_to = true;  // from now until somebody waits for it
+          for (int b = 0; b < n; b++) shadow[own(t, to) + b].copied_to = true;  // from now until somebody waits for it
           t.groups.back().push_back({to, from, n, given});
           break;
         }
@@ -1052,7 +1063,7 @@ struct Block {
       for (auto& t : threads)
         if (t.state == AT_MBARRIER) {
           const Instruction& in = kernel.code[t.pc];
-          if (is_over(barriers.at(address(t, in.s[0])), value(t, in.s[1]))) {
+          if (is_over(barriers.at(own(t, address(t, in.s[0]))), value(t, in.s[1]))) {
             t.state = RUNNING;
             moved = true;
           }

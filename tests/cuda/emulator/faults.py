@@ -25,6 +25,8 @@ def run(kernel, threads=64, size=64, blocks=1):
 BULK_COPY = """
 from fastbp.kernels.cuda import compiling, memory, streams, warpgroup
 
+copy_panel = warpgroup.copy_panel(1)
+
 @compiling.kernel(compiling.vector(np.int32), compiling.vector(np.float32), threads=64, shared=264)
 def kernel(source, out):
     shared, i, barrier = cuda.shared.array(0, int32), cuda.threadIdx.x, 64
@@ -34,7 +36,7 @@ def kernel(source, out):
     cuda.syncthreads()
     if i == 0:
         warpgroup.announce(shared, barrier, int32(BYTES))
-        warpgroup.copy_panel(shared, 0, source, 0, int32(256), barrier)
+        copy_panel(shared, 0, source, 0, int32(256), barrier)
     while WAIT:
         pass
     out[i] = shared[i]

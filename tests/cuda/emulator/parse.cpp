@@ -96,6 +96,7 @@ struct Parser {
       }
     } else if (symbols.count(s)) {
       o.value = symbols.at(s);
+      o.shared = true;
     } else if (is_register(s)) {
       o.immediate = false;
       o.index = reg(s);
@@ -462,6 +463,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
   std::map<std::string, uint64_t> symbols;
   int shared = 0;
   std::vector<std::string> dynamic;  // arrays whose size the launch says: they all begin after the others
+  int dynamic_align = 1;
   size_t i = 0;
   // Declarations, outside of functions or in one.
   auto declare = [&](const std::string& s) {
@@ -475,6 +477,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
     bytes = atoi(s.c_str() + bracket + 1);
     if (s.find(".extern") != std::string::npos) {
       dynamic.push_back(s.substr(name, bracket - name));
+      dynamic_align = std::max(dynamic_align, align);
       return;
     }
     shared = (shared + align - 1) / align * align;
@@ -530,7 +533,7 @@ std::shared_ptr<Module> parse(const std::string& raw) {
       if (text[end] == '{') depth++;
       if (text[end] == '}' && --depth == 0) break;
     }
-    for (auto& name : dynamic) symbols[name] = (shared + 15) / 16 * 16;
+    for (auto& name : dynamic) symbols[name] = (shared + dynamic_align - 1) / dynamic_align * dynamic_align;
     Parser parser{*kernel, {}, {}, symbols, {}, {}, declare};
     std::string part;
     for (size_t q = body + 1; q < end; q++) {

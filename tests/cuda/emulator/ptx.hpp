@@ -104,6 +104,7 @@ enum Rounding : uint8_t { DEFAULT, RN, RZ, RNI, RZI, RMI, RPI, RNA };
 
 struct Operand {
   bool immediate = true;
+  bool shared = false;  // an address in shared memory, by where it is in its block
   int index = 0;       // of a register
   uint64_t value = 0;  // of an immediate; of an address its offset
 };

@@ -39,6 +39,7 @@ HERE = {  # parts that are functions of ours
     "thresholds": thresholds.thresholds,
     "product": thresholds.product,
     "wgmma": asked.wgmma,
+    "pairs": asked.pairs,
     "clusters": asked.clusters,
     "equal": equality.equal,
     "large": equality.large,
@@ -83,6 +84,7 @@ def parts(folder):
         ("gemm", [*compare, "--json", str(folder / "gemm.json"), "--what", "gemm"], 60),
         ("steps", [*compare, "--json", str(folder / "steps.json"), "--what", "steps"], 90),
         ("wgmma", [*this, "wgmma"], 120),
+        ("pairs", [*this, "pairs"], 60),
         (
             "gemm by wgmma",
             ["env", "FASTBP_CUDA=wgmma", *compare, "--json", str(folder / "gemm by wgmma.json"), "--what", "gemm"],

@@ -18,56 +18,107 @@ WARPGROUP_SIZE = 4096  # of m, n and k, where it is timed
 
 def wgmma():
     """Products of stored factors, by warpgroups and by warps: are they right? Then what each launch takes."""
-    from fastbp.kernels import cuda
-    from fastbp.kernels.cuda import ahead, blocking, driver, panel_gemm, panels, streams
-    from fastbp.kernels.cuda.operands import Matrix
-    from fastbp.kernels.cuda.panel_tiles import Factors
+    _products("large", "medium", "small")
+
+
+def pairs():
+    """The same of tiles that two blocks make together, beside those of one."""
+    _products("pair", "large")
+
+
+def _products(*names):
+    """By tiles of these names."""
+    from fastbp.kernels.cuda import ahead, driver, panel_gemm, panels
 
     driver.require()
     ways = [way for way in panel_gemm.WAYS if way.runs_on(driver.compute_capability())]
-    ahead.compile_all([one for way in ways for form in panels.FORMS for one in panel_gemm.kernels(way, form, "none")])
-    rng, wrong = np.random.default_rng(0), 0
-
-    def on_device(x):
-        return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
-
-    cases = itertools.product(ways, panels.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN"))
-    for way, precision, (m, n, k), trans in cases:
-        # Small integers: every order of summing gives the same bits.
-        a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
-        if precision == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
-            a[:, ::2] *= 257
-            b[1::2] *= 257
-        stored = on_device(a.T if trans == "TN" else a), on_device(b.T if trans == "NT" else b)
-        found = set()
-        for _ in range(RUNS):
-            c = Matrix(cuda.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
-            panel_gemm.gemm(trans, (m, n, k), *stored, c, streams.stream(), precision=precision, way=way)
-            found.add(cuda.to_host(c.data).tobytes())
-        different = np.argwhere(np.frombuffer(found.pop(), np.float32).reshape(m, n) != a @ b)
-        right = not len(different) and not found
-        wrong += not right
-        words = "right" if right else f"WRONG, {len(different)} elements from {different[:1].tolist()}"
-        print(
-            f"{way.NAME} {precision} {trans} {m} x {n} x {k}: {words}; {1 + len(found)} results of {RUNS} runs",
-            flush=True,
+    tiles = [(way, tile) for way in ways for tile in way.TILES if tile.name in names]
+    kernels = [
+        way.product_kernel(precision, "none", tile, vectors, stores)
+        for (way, tile), precision, (vectors, stores) in itertools.product(
+            tiles, panels.FORMS, ((True, False), (False, False), (True, True))
         )
+    ]
+    ahead.compile_all(kernels)
+    wrong = _wrong_products(tiles)
     if wrong:
         sys.exit(f"{wrong} products are wrong")
+    _times_of_products(tiles)
 
-    size = WARPGROUP_SIZE
-    a, b = (on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
+
+def _on_device(x):
+    from fastbp.kernels import cuda
+    from fastbp.kernels.cuda.operands import Matrix
+
+    return Matrix(cuda.to_device(np.ascontiguousarray(x).ravel()), 0, x.shape[1])
+
+
+def _plan(tile, precision, terms):
+    from fastbp.kernels.cuda import blocking, panels
+
+    return blocking.PanelPlan(tile, 1, panels.panels_of(precision, terms))
+
+
+def _wrong_products(tiles):
+    """How many products of small integers are not as NumPy's: every order of summing gives the same bits.
+
+    Products of other numbers should have the same bits by every tile. The instructions do not promise it of tiles of
+    other widths, so what is found is printed, and counts as wrong where runs of one tile differ.
+    """
+    from fastbp.kernels import cuda
+    from fastbp.kernels.cuda import panel_gemm, panels, streams
+    from fastbp.kernels.cuda.operands import Matrix
+
+    rng, wrong = np.random.default_rng(0), 0
+    cases = itertools.product(panels.FORMS, WARPGROUP_SHAPES, ("NN", "NT", "TN", "NN of any numbers"))
+    for precision, (m, n, k), words in cases:
+        trans, any_numbers, bits = words[:2], len(words) > 2, {}
+        if any_numbers:
+            a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((m, k), (k, n)))
+        else:
+            a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((m, k), (k, n)))
+            if precision == "bf16x3":  # 257 takes two numbers; where both factors do, low by low is left out
+                a[:, ::2] *= 257
+                b[1::2] *= 257
+        stored = _on_device(a.T if trans == "TN" else a), _on_device(b.T if trans == "NT" else b)
+        for way, tile in tiles:
+            found, plan = set(), _plan(tile, precision, k)
+            for _ in range(RUNS):
+                c = Matrix(cuda.to_device(np.full(m * n, np.nan, np.float32)), 0, n)
+                options = {"precision": precision, "plan": plan, "way": way}
+                panel_gemm.gemm(trans, (m, n, k), *stored, c, streams.stream(), **options)
+                found.add(cuda.to_host(c.data).tobytes())
+            results, one = len(found), found.pop()
+            bits.setdefault(one, []).append(f"{way.NAME} {tile.name}")
+            different = np.argwhere(np.frombuffer(one, np.float32).reshape(m, n) != a @ b)
+            right = results == 1 and (any_numbers or not len(different))
+            wrong += not right
+            said = "right" if right else f"WRONG, {len(different)} elements from {different[:1].tolist()}"
+            title = f"{way.NAME} {tile.name} {precision} {words} {m} x {n} x {k}"
+            print(f"{title}: {said}; {results} results of {RUNS} runs", flush=True)
+        if any_numbers:
+            print(f"{precision} {m} x {n} x {k}, tiles of the same bits: {list(bits.values())}", flush=True)
+    return wrong
+
+
+def _times_of_products(tiles):
+    """Microseconds of each launch of a product of `WARPGROUP_SIZE`."""
+    from fastbp.kernels import cuda
+    from fastbp.kernels.cuda import panel_gemm, panels, streams
+    from fastbp.kernels.cuda.operands import Matrix
+    from fastbp.kernels.cuda.panel_tiles import Factors
+
+    size, rng = WARPGROUP_SIZE, np.random.default_rng(0)
+    a, b = (_on_device(rng.standard_normal((size, size), dtype=np.float32)) for _ in range(2))
     c = Matrix(cuda.zeros((size * size,), np.float32), 0, size)
     stream, shape = streams.stream(), (size, size, size)
-    tiles = [(way, tile) for way in ways for tile in way.TILES]
     for precision, (way, tile) in itertools.product(panels.FORMS, tiles):
         memory = [cuda.zeros((panels.room(precision, size, size),), np.int32) for _ in range(6)]
         (a_along, a_across), (b_along, b_across), made = (
             panels.Stored(*(panels.Panels(array, 0, size) for array in memory[first : first + 2]))
             for first in (0, 2, 4)
         )
-        plan = blocking.PanelPlan(tile, 1, panels.panels_of(precision, size))
-        by = partial(panel_gemm.gemm, precision=precision, plan=plan, way=way)
+        by = partial(panel_gemm.gemm, precision=precision, plan=_plan(tile, precision, size), way=way)
         factors = Factors(a_along, b_across)
         launches = {
             "A both ways": (panels.store, precision, size, size, a, panels.Stored(a_along, a_across), stream),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout
-from . import buffers, compiling, elementwise, gemm, losses, norms, optimizers, probabilities, steps
+from . import buffers, compiling, elementwise, gemm, last_layer, losses, norms, optimizers, probabilities, steps
 
 PARTS = {*layout.ACTIVATIONS, *layout.LOSSES, *layout.OPTIMIZERS}
 
@@ -31,6 +31,6 @@ class Kernel(NamedTuple):
 def kernels(dtypes=(np.float32, np.float64)):
     """Every kernel for these dtypes, as a `Kernel`."""
     for dtype in map(np.dtype, dtypes):
-        for module in (buffers, elementwise, gemm, norms, probabilities, losses, optimizers, steps):
+        for module in (buffers, elementwise, gemm, norms, probabilities, losses, last_layer, optimizers, steps):
             for name, function in module.kernels(dtype):
                 yield Kernel(name, dtype, function)

@@ -35,7 +35,7 @@ from .elementwise import total_of_chunks
 from .formulas import formulas
 from .launch import THREADS as ELEMENT_THREADS
 from .launch import for_each_element, multiprocessors, over_rows
-from .operands import FLOAT, INT, Finish, Matrix, Shape, at, matrix, type_of
+from .operands import INT, SHAPE, Finish, Matrix, Shape, at, finish_type, matrix
 from .ptx import thread_again, vector_access
 from .tensor_cores import tensor_core_sums
 
@@ -507,11 +507,10 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     tiles = f"{tile.name}_{rest.name}" if two else tile.name
     gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tiles}_{epilogue.replace(':', '_')}"
     operand = matrix(dtype)
-    after = type_of(Finish, INT, operand, INT, FLOAT, operand)
     # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
     blocks = tile.blocks if vectors else tile.blocks // 2
-    shape = type_of(Shape, INT, INT, INT, INT, INT)
-    return kernel(shape, operand, operand, operand, after, threads=tile.threads, blocks=blocks)(gemm_kernel)
+    signature = SHAPE, operand, operand, operand, finish_type(dtype)
+    return kernel(*signature, threads=tile.threads, blocks=blocks)(gemm_kernel)
 
 
 @made_once
@@ -554,10 +553,13 @@ def kernels(dtype):
             yield name, gemm_kernel(trans, dtype, epilogue, precision, tile, vectors)
 
 
-def is_aligned(operand, width):
-    """Whether rows start on 16-byte boundaries."""
-    data, offset, ld = operand
-    return offset % width == 0 and ld % width == 0 and borrowing.address(data) % VECTOR_BYTES == 0
+def have_vectors(*operands):
+    """Whether rows of all operands start on 16-byte boundaries."""
+    width = VECTOR_BYTES // operands[0].data.dtype.itemsize
+    return all(
+        offset % width == 0 and ld % width == 0 and borrowing.address(data) % VECTOR_BYTES == 0
+        for data, offset, ld in operands
+    )
 
 
 # --------------------------------------------------------------------------------------------- launcher
@@ -652,8 +654,8 @@ def launch_sum(parts, m, n, beta, sums, c, columns, stream):
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):
     """Launch the kernel of a product."""
     (m, n, k), (tile, parts, terms, rest, rows), dtype = shape, plan, c.data.dtype
-    width, after = VECTOR_BYTES // dtype.itemsize, finish_of(c, epilogue)
-    vectors = all(is_aligned(operand, width) for operand in (a, b, c, after.saved, after.bias))
+    after = finish_of(c, epilogue)
+    vectors = have_vectors(a, b, c, after.saved, after.bias)
     function = gemm_kernel(trans, dtype, epilogue.name, precision, tile, vectors, rest)
     blocks = sum(blocks_of(plan, m, n))
     function[(blocks, parts), tile.threads, stream](Shape(m, n, k, terms, rows), a, b, c, after)

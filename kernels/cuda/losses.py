@@ -142,13 +142,16 @@ def loss_of_row(name, dtype):
     return written_out[name](dtype) if name in written_out else loss_of_elements(name, dtype)
 
 
-@made_once
-def loss_kernel(name, dtype):
-    """The kernel of a loss, for all rows; as many threads share a row as a block is wide."""
-    of_row, number = loss_of_row(name, dtype), dtype.type
-    target_type = np.dtype(np.int64) if name in layout.LABEL_LOSSES else dtype
+def target_type(name, dtype):
+    """The dtype of the targets of a loss, for predictions of a dtype."""
+    return np.dtype(np.int64) if name in layout.LABEL_LOSSES else dtype
 
-    @for_each_row
+
+@cache
+def loss_of_step_row(name, dtype):
+    """A device function: row ``i`` of the matrices of a step, whose loss and hit it writes to its `Rows`, too."""
+    of_row = loss_of_row(name, dtype)
+
     @device_function
     def each(i, inside, lanes, columns, parameter, prediction, target, rows, grad):
         weight = rows.weight[i] if inside else np.float64(0)
@@ -159,7 +162,16 @@ def loss_kernel(name, dtype):
             rows.loss[i] = loss
             rows.hit[i] = hit
 
-    @kernel(INT, INT, FLOAT, matrix(dtype), matrix(target_type), rows_type(dtype), matrix(dtype), threads=THREADS)
+    return each
+
+
+@made_once
+def loss_kernel(name, dtype):
+    """The kernel of a loss, for all rows; as many threads share a row as a block is wide."""
+    each, number = for_each_row(loss_of_step_row(name, dtype)), dtype.type
+    targets = matrix(target_type(name, dtype))
+
+    @kernel(INT, INT, FLOAT, matrix(dtype), targets, rows_type(dtype), matrix(dtype), threads=THREADS)
     def loss_kernel(count, columns, parameter, prediction, target, rows, grad):
         shared = cuda.shared.array(THREADS, dtype)
         shared_column = cuda.shared.array(THREADS, np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import ahead, borrowing, cluster, memory, norms, panel_gemm, steps, streams
+from . import ahead, borrowing, cluster, last_layer, memory, norms, panel_gemm, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .factors import StoredFactors
@@ -261,11 +261,7 @@ class TrainingWorkspace(_Workspace):
         gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
         streams.join(beside, stream)
         self.store(-1, places, n, stream)
-        self.walk(0, listing.loss, places, n, stream, record)
-        prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
-        loss_forward_backward(
-            self.loss, n, self.fan_out, self.loss_parameter, prediction, self.target, self.rows, grad, stream
-        )
+        self.forward_and_loss(places, n, stream)
         self.store(listing.loss, places, n, stream)
         branches = [streams.branch(stream, "loss")]
         step_loss(n, record, self.rows, branches[0])
@@ -279,6 +275,31 @@ class TrainingWorkspace(_Workspace):
         for branch in dict.fromkeys(branches):
             streams.join(branch, stream)
         self.update(run, stream)
+
+    def forward_and_loss(self, places, n, stream):
+        """Launch the way forward, and the loss of every row with its gradient, of the last layer where that `suits`."""
+        listing, record = self.listing, self.record
+        prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
+        of_loss = self.target, self.rows, grad, stream
+        last = self.last_layer()
+        if last is not None and last_layer.suits(last, n, self.dtype):
+            self.walk(0, listing.loss - 1, places, n, stream, record)
+            x, weight, bias = (self.matrix(places, at) for at in listing.decoded[listing.loss - 1].operands[:3])
+            operands = x, weight, bias, prediction
+            last_layer.forward_and_loss(last, self.loss, n, self.loss_parameter, *operands, *of_loss)
+        else:
+            self.walk(0, listing.loss, places, n, stream, record)
+            loss_forward_backward(self.loss, n, self.fan_out, self.loss_parameter, prediction, *of_loss)
+
+    def last_layer(self):
+        """The `Linear` that makes the prediction; None where another instruction does, or factors are stored."""
+        instruction = self.listing.decoded[self.listing.loss - 1]
+        if self.factors is not None or instruction.operation != "linear_forward":
+            return None
+        x, _, _, out, saved = instruction.operands[:5]
+        if out != self.listing.prediction or saved not in (None, out):
+            return None
+        return Linear(instruction.activation, instruction.parameter, x.columns, out.columns, instruction.precision)
 
     def update(self, run, stream):
         """Launch the update of what trains, for the current step of the record."""

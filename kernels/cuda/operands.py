@@ -97,6 +97,14 @@ def matrix(dtype):
     return type_of(Matrix, vector(dtype), INT, INT)
 
 
+def finish_type(dtype):
+    """The type of a `Finish` of a dtype."""
+    return type_of(Finish, INT, matrix(dtype), INT, FLOAT, matrix(dtype))
+
+
+SHAPE = type_of(Shape, *[INT] * len(Shape._fields))
+
+
 @device_function
 def at(matrix, i, j):
     """The index of the element in row ``i`` and column ``j`` in the data of a `Matrix`."""

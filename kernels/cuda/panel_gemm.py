@@ -12,8 +12,8 @@ import numpy as np
 
 from . import driver, memory, mma, streams, wgmma
 from .asked import asked
-from .blocking import VECTOR_BYTES, blocks_of, padded_columns, panel_plan, with_smaller
-from .gemm import Epilogue, finish_of, is_aligned, launch_sum
+from .blocking import blocks_of, padded_columns, panel_plan, with_smaller
+from .gemm import Epilogue, finish_of, have_vectors, launch_sum
 from .operands import Matrix
 from .panel_tiles import Factors, Shape
 from .panels import FORMS, Panels, Stored, padded, panels_of, room, store
@@ -95,7 +95,7 @@ def gemm(
 def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
     """Launch the kernel of a product."""
     (m, n, k), tile, after = shape, plan.tile, finish_of(c, epilogue)
-    vectors = all(is_aligned(operand, VECTOR_BYTES // 4) for operand in (c, after.saved, after.bias))
+    vectors = have_vectors(c, after.saved, after.bias)
     made = factors.made or Stored(factors.a._replace(rows=0), factors.a._replace(rows=0))
     kernel = way.product_kernel(precision, epilogue.name, tile, vectors, factors.made is not None, plan.rest)
     of = Shape(m, n, panels_of(precision, k), plan.parts, plan.each, plan.rows if plan.rest else m)

@@ -15,7 +15,7 @@ from .blocking import GROUP, WARP
 from .compiling import device_function, kernel
 from .driver import cuda, types
 from .gemm import finisher
-from .operands import FLOAT, INT, Finish, matrix, type_of
+from .operands import INT, finish_type, matrix, type_of
 from .panels import PANELS, Panels, Stored, storing
 from .ptx import vector_access
 
@@ -48,9 +48,8 @@ class Factors(NamedTuple):
 
 def declared(way, precision, tile, rest, epilogue, stores, **options):
     """A decorator of the kernels ``(shape, a, b, c, after, stored)``; ``options`` are those of `compiling.kernel`."""
-    operand = matrix(np.float32)
-    after, shape = type_of(Finish, INT, operand, INT, FLOAT, operand), type_of(Shape, *[INT] * len(Shape._fields))
-    signature = shape, PANELS, PANELS, operand, after, type_of(Stored, PANELS, PANELS)
+    shape = type_of(Shape, *[INT] * len(Shape._fields))
+    signature = shape, PANELS, PANELS, matrix(np.float32), finish_type(np.float32), type_of(Stored, PANELS, PANELS)
 
     def decorate(function):
         tiles = [one.name for one in (tile, rest) if one]

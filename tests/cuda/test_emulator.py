@@ -96,6 +96,10 @@ def test_models(emulated):
     emulated("tests/cuda/test_front.py", "tests/cuda/test_exchange.py", "tests/cuda/test_pieces.py")
 
 
+def test_last_layers(emulated):
+    emulated("tests/cuda/test_last_layer.py")
+
+
 def test_products(emulated):
     emulated("tests/cuda/test_gemm.py")
 

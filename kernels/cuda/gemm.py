@@ -458,6 +458,11 @@ def tile_maker(trans, dtype, epilogue, precision, tile, vectors):
     return SimpleNamespace(make=make, shared=max(maker.shared, part_size))
 
 
+def blocks_at_once(tile, vectors) -> int:
+    """How many fit a multiprocessor; without vectors a thread keeps track of more, so it gets twice the registers."""
+    return tile.blocks if vectors else tile.blocks // 2
+
+
 @made_once
 def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=True, rest=None):
     """The kernel of a product.
@@ -507,8 +512,7 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
     tiles = f"{tile.name}_{rest.name}" if two else tile.name
     gemm_kernel.__qualname__ = f"gemm_{trans}_{precision}_{tiles}_{epilogue.replace(':', '_')}"
     operand = matrix(dtype)
-    # Without vectors a thread keeps track of `width` times as many accesses, so it gets twice the registers.
-    blocks = tile.blocks if vectors else tile.blocks // 2
+    blocks = blocks_at_once(tile, vectors)
     signature = SHAPE, operand, operand, operand, finish_type(dtype)
     return kernel(*signature, threads=tile.threads, blocks=blocks)(gemm_kernel)
 
@@ -550,7 +554,7 @@ def kernels(dtype):
         tiles = tiles_of(dtype.itemsize, precision)
         for (trans, epilogue), tile, vectors in product(uses, tiles, (True, False)):
             name = f"gemm {trans} {epilogue} {precision} {tile.name} {'vectors' if vectors else 'elements'}"
-            yield name, gemm_kernel(trans, dtype, epilogue, precision, tile, vectors)
+            yield name, gemm_kernel(trans, dtype, epilogue, precision, tile, vectors, None)
 
 
 def have_vectors(*operands):

@@ -5,13 +5,15 @@ made some rows of the prediction goes on with their losses and gradients. The bi
 product has the same by every tile, and as many threads share a row as in the kernel of losses.py.
 """
 
+from itertools import product
+
 import numpy as np
 
 from .. import layout
 from .blocking import Plan, plan_of, tiles_of
 from .compiling import kernel, made_once
 from .driver import cuda, types
-from .gemm import ALIGNMENT, Epilogue, finish_of, have_vectors, precisions, tile_maker
+from .gemm import ALIGNMENT, Epilogue, blocks_at_once, finish_of, have_vectors, precisions, tile_maker
 from .launch import lanes_of_row, multiprocessors
 from .losses import loss_of_step_row, rows_type, target_type
 from .operands import FLOAT, INT, SHAPE, Lanes, Shape, finish_type, matrix
@@ -57,7 +59,8 @@ def last_layer_kernel(loss, dtype, precision="ieee", vectors=True):
 
     last_layer_kernel.__qualname__ = f"last_layer_{loss}_{precision}"
     signature = SHAPE, operand, operand, operand, finish_type(dtype), INT, FLOAT, matrix(target_type(loss, dtype))
-    return kernel(*signature, rows_type(dtype), operand, threads=threads, blocks=tile.blocks)(last_layer_kernel)
+    blocks = blocks_at_once(tile, vectors)
+    return kernel(*signature, rows_type(dtype), operand, threads=threads, blocks=blocks)(last_layer_kernel)
 
 
 def forward_and_loss(layer, loss, n, parameter, x, weight, bias, out, target, rows, grad, stream):
@@ -72,6 +75,7 @@ def forward_and_loss(layer, loss, n, parameter, x, weight, bias, out, target, ro
 
 def kernels(dtype):
     """Of each loss, and of one in each precision: (name, kernel)."""
-    for loss in layout.LOSSES:
+    for loss, vectors in product(layout.LOSSES, (True, False)):
         for precision in precisions(dtype) if loss == "cross_entropy" else ("ieee",):
-            yield f"last_layer {loss} {precision}", last_layer_kernel(loss, dtype, precision)
+            name = f"last_layer {loss} {precision} {'vectors' if vectors else 'elements'}"
+            yield name, last_layer_kernel(loss, dtype, precision, vectors)

@@ -107,6 +107,6 @@ def _launch(way, shape, factors, c, stream, epilogue, precision, plan):
 def kernels(way, precision, epilogue):
     """The products of a way with an epilogue: by each tile, as it is or stored, and by two tiles."""
     for tile, vectors, stores in product(way.TILES, (True, False), (False, True)):
-        yield way.product_kernel(precision, epilogue, tile, vectors, stores)
+        yield way.product_kernel(precision, epilogue, tile, vectors, stores, None)
     for tile, rest in with_smaller(way.TILES):
-        yield way.product_kernel(precision, epilogue, tile, rest=rest)
+        yield way.product_kernel(precision, epilogue, tile, True, False, rest)

@@ -11,14 +11,13 @@ each copies half of it for both, when that place is free in both. So a warpgroup
 ends before the other, which may still say so.
 """
 
-from . import warpgroup
+from . import ptx, warpgroup
 from .blocking import CONSUMERS, PANEL_TILES, WARP
 from .compiling import Clusters, device_function, made_once
 from .driver import cuda, types
 from .operands import Matrix, at
 from .panel_tiles import PART_ROWS, SHARED_ALIGNMENT, declared, finishing, order_of_tiles, panels_of_part
 from .panels import FORMS, ROW
-from .ptx import block_in_cluster, cluster_arrive, cluster_wait
 from .warpgroup import BARRIER, ROWS, WARPGROUP, WORD_BYTES
 
 NAME = "wgmma"
@@ -171,6 +170,7 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
     full, free = places.full, places.free
     give, take = warpgroup.limit_registers("dec", FEW_REGISTERS), warpgroup.limit_registers("inc", MANY_REGISTERS)
     make_barrier, show_barriers = warpgroup.make_barrier, warpgroup.show_barriers
+    block_in_cluster, arrive, wait = ptx.block_in_cluster, ptx.cluster_arrive, ptx.cluster_wait
     count, copy, multiply = tile_maker(precision, epilogue, tile, places, vectors, stores, blocks)
     count_rest, copy_rest, multiply_rest = tile_maker(
         precision, epilogue, rest or tile, places, vectors, stores, blocks
@@ -216,8 +216,8 @@ def product_kernel(precision, epilogue, tile=TILES[0], vectors=True, stores=Fals
             cuda.syncthreads()
         else:
             cuda.syncwarp()
-            cluster_arrive()
-            cluster_wait()
+            arrive()
+            wait()
 
     @declared(NAME, precision, tile, rest, epilogue, stores, threads=THREADS, blocks=1, shared=places.bytes, whole=True)
     def product_kernel(shape, a, b, c, after, stored):

@@ -31,6 +31,10 @@ def test_tiny_cases_of_the_contract(pytestconfig):
     simulated("-m", "tiny", *one_dtype, "tests/contract/test_contract.py")
 
 
+def test_launches_are_of_kernels_that_are_compiled_ahead():
+    simulated("tests/cuda/test_front.py", "-k", "compiled_ahead")
+
+
 @pytest.mark.skipif(emulator.compiler() is not None, reason="the emulated GPU runs them")
 @pytest.mark.parametrize("name", ["gemm", "steps", "front", "exchange", "pieces"])
 def test_what_a_gpu_runs_too(name):

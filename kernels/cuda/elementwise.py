@@ -173,7 +173,7 @@ def gather_rows(rows, columns, index, x, out, stream):
 def gather_kernel(dtype, source, target_dtype, target_source):
     """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64.
 
-    The next step becomes the current one, and is read as such by all launches up to the next gather.
+    The next step becomes the current one, and is read as such by all launches of the step but the update.
     """
     gather_row, gather_target = gathering(dtype), gathering(target_dtype)
 

@@ -7,7 +7,7 @@ a network stores factors (factors.py), ``factors`` are those of the product.
 
 from ..layout import SAVES_PRE_ACTIVATION
 from . import gemm, panel_gemm, streams
-from .blocking import padded_columns, parts_size
+from .blocking import most_parts, padded_columns
 from .elementwise import activation_forward, chunks_left, chunks_of, column_sum, leave_column_sum
 from .gemm import Epilogue
 from .operands import Matrix
@@ -45,7 +45,7 @@ def linear_backward_input(layer, n, grad_z, weight, saved, out, stream, factors=
 
 def params_scratch(n, fan_in, fan_out):
     """Elements of scratch that `linear_backward_params` needs, for up to ``n`` rows."""
-    return parts_size(fan_in, fan_out, n) + chunks_of(n) * fan_out
+    return sum(room_for_parts((fan_in, fan_out, n), padded_columns(fan_out)))
 
 
 def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
@@ -56,7 +56,7 @@ def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, sc
     """
     fan_in, fan_out = layer.fan_in, layer.fan_out
     parts = Matrix(scratch, 0, padded_columns(fan_out))
-    sums = Matrix(scratch, parts_size(fan_in, fan_out, n), fan_out)
+    sums = Matrix(scratch, room_for_parts((fan_in, fan_out, n), parts.ld)[0], fan_out)
     count = leave_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, parts, sums, stream)
     chunks = 1 if grad_bias is None else chunks_left(n)
     columns = (chunks, sums, grad_bias) if chunks > 1 else None
@@ -81,8 +81,20 @@ def leave_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, parts, sums,
 
 
 def parts_left(shape, precision, dtype):
-    """How many parts `leave_params` leaves of the gradient of a weight, (fan_in, fan_out, n); 1: it is whole."""
+    """What `leave_params` leaves of a layer, (fan_in, fan_out, n): how many parts, and how many chunks; 1 is none."""
     way = panel_gemm.chosen(precision, dtype)
     if way is None:
-        return gemm.plan_for(shape, True, dtype, precision).parts
-    return panel_gemm.plan_for(way, shape, True, precision).parts
+        plan = gemm.plan_for(shape, True, dtype, precision)
+    else:
+        plan = panel_gemm.plan_for(way, shape, True, precision)
+    return plan.parts, chunks_left(shape[2])
+
+
+def room_for_parts(shape, ld):
+    """Elements of the parts of a layer, (fan_in, fan_out, n), with this leading dimension, and those of its chunks.
+
+    There is room for those of fewer rows as well.
+    """
+    fan_in, fan_out, n = shape
+    most = most_parts(shape)
+    return most * fan_in * ld if most > 1 else 0, chunks_of(n) * fan_out

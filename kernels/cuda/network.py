@@ -15,20 +15,10 @@ import numpy as np
 from .. import layout, program
 from ..contract import FUNCTIONS
 from . import ahead, borrowing, cluster, memory, norms, optimizers, panel_gemm, steps, streams
-from .blocking import most_parts
 from .buffers import clear
-from .elementwise import (
-    activation_backward,
-    activation_forward,
-    chunks_left,
-    chunks_of,
-    convert,
-    dropout,
-    gather,
-    weights,
-)
+from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .factors import StoredFactors
-from .linear import leave_params, linear_backward_input, linear_forward, parts_left
+from .linear import leave_params, linear_backward_input, linear_forward, parts_left, room_for_parts
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
 from .parameters import Gradient
@@ -43,7 +33,7 @@ STEPS_A_GRAPH = 16
 # capture stays small beside the steps.
 STEPS_BEFORE = 4 * STEPS_A_GRAPH
 # The gradients of parameters take turns on so many branches. When it is the turn of a branch again, the way back has
-# gone on by as many launches, more than the one of a gradient, so it waits for none but one that takes as long as those.
+# gone on by as many launches; so a gradient waits for none that takes less time than these.
 BRANCHES = 3
 
 
@@ -268,9 +258,9 @@ class TrainingWorkspace(_Workspace):
         """The table of the parameters that train, with what `leave_params` leaves of their gradients for n rows."""
         gradients = {}
         for number, (parts, sums) in self.parts.items():
-            x, grad, weight, bias = self.listing.decoded[number].operands[:4]
-            shape = x.columns, grad.columns, n
-            count, chunks = parts_left(shape, self.program.precision, self.dtype), chunks_left(n)
+            instruction = self.listing.decoded[number]
+            x, grad, weight, bias = instruction.operands[:4]
+            count, chunks = parts_left((x.columns, grad.columns, n), instruction.precision, self.dtype)
             if count > 1:
                 gradients[weight.offset] = Gradient(parts.offset, count, x.columns * parts.ld)
             if bias is not None and chunks > 1:
@@ -397,11 +387,10 @@ def places_of_parts(listing, rows, start, itemsize):
     for number in range(listing.weights, listing.statistics):
         if listing.decoded[number].operation == "linear_backward_params":
             x, grad, weight, _ = listing.decoded[number].operands[:4]
-            most = most_parts((x.columns, grad.columns, rows))
-            places[number] = of_instruction = []
-            for count, ld in ((most * x.columns if most > 1 else 0, weight.ld), (chunks_of(rows), grad.columns)):
-                of_instruction.append((end, ld))
-                end += -(-count * ld // line) * line
+            sizes, places[number] = room_for_parts((x.columns, grad.columns, rows), weight.ld), []
+            for size, ld in zip(sizes, (weight.ld, grad.columns), strict=True):
+                places[number].append((end, ld))
+                end += -(-size // line) * line
     return places, end
 
 

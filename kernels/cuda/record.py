@@ -12,7 +12,7 @@ from . import borrowing, memory
 
 (
     NEXT,  # the step that is next; after a run, how many steps were done
-    CURRENT,  # the step that has begun
+    CURRENT,  # the step whose rows have been gathered; where they are gathered, the update of the one before goes on
     STOPPED,  # 1 after the first loss that is not finite: there are no more updates
     BATCH,  # how many rows a step has
     # Where the sections of the record begin:

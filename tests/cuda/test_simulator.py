@@ -32,6 +32,6 @@ def test_tiny_cases_of_the_contract(pytestconfig):
 
 
 @pytest.mark.skipif(emulator.compiler() is not None, reason="the emulated GPU runs them")
-@pytest.mark.parametrize("name", ["gemm", "steps", "front", "exchange", "pieces"])
+@pytest.mark.parametrize("name", ["gemm", "updates", "steps", "front", "exchange", "pieces"])
 def test_what_a_gpu_runs_too(name):
     simulated(f"tests/cuda/test_{name}.py")

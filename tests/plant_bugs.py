@@ -1402,7 +1402,7 @@ BUGS = [
     ),
     Bug(
         "CUDA: the terms of forward are cut, and a row's bits depend on its batch",
-        CUDA_GEMM, 'cut = trans == "TN" and parts is not None', 'cut = trans != "NT"',
+        CUDA_GEMM, 'trans == "TN" and parts is not None', 'trans != "NT"',
         f"{CUDA_TESTS} -k only_the_gradient",
     ),
     # ---------------------------------------------------------------------------------------------- graph

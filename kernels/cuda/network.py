@@ -3,8 +3,9 @@
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
 it is and captures the second one as a CUDA graph, which takes one launch for each step from then on, and where many
-follow a graph of several steps. A graph has branches, so that the gradients of parameters are made beside the way back.
-Small networks make all steps of a run in one launch (steps.py, cluster.py).
+follow a graph of several steps. A graph has branches: the gradients of parameters are made beside the way back, and the
+rows of a step are gathered beside the update of the one before. Small networks make all steps of a run in one launch
+(steps.py, cluster.py).
 """
 
 import itertools

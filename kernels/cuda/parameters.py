@@ -94,7 +94,7 @@ def field(table, array, number):
 
 @device_function
 def line_of(table, array):
-    """The line of an array."""
+    """The line of an array: its fields in their order."""
     return Line(
         field(table, array, 0),
         field(table, array, 1),

@@ -48,6 +48,7 @@ GRAPH, CPU, PROGRAM, NORMS = (
     "backpropagation.py", "kernels/cpu/__init__.py", "kernels/program.py", "kernels/cpu/norms.py"
 )  # fmt: skip
 PROBABILITIES = "kernels/cpu/probabilities.py"
+CUDA_NETWORK = "kernels/cuda/network.py"
 CUDA_GEMM, TENSOR_CORES = "kernels/cuda/gemm.py", "kernels/cuda/tensor_cores.py"
 CUDA_TESTS = "tests/cuda/test_gemm.py"
 WGMMA, WARPGROUP, PANELS = "kernels/cuda/wgmma.py", "kernels/cuda/warpgroup.py", "kernels/cuda/panels.py"
@@ -1173,34 +1174,69 @@ BUGS = [
     ),
     Bug(
         "CUDA: a graph of several steps has one more",
-        "kernels/cuda/network.py", "        for _ in range(times):\n            launches(stream)",
-        "        for _ in range(times + times // 2):\n            launches(stream)",
+        CUDA_NETWORK, "for _ in range(times - 1):", "for _ in range(times):",
         "tests/cuda/test_emulator.py -k test_counts",
     ),
     Bug(
         "CUDA: the update waits for the sum of the losses alone",
-        "kernels/cuda/network.py", "in dict.fromkeys(branches):", "in branches[:1]:",
+        CUDA_NETWORK, "in dict.fromkeys(branches):", "in branches[:1]:",
         "tests/cuda/test_emulator.py -k test_counts",
     ),
     Bug(
-        "CUDA: the gradients of all branches have one scratch",
-        "kernels/cuda/network.py", "self.scratches[number]", "self.scratches[0]",
+        "CUDA: the gradients of all weights leave their parts in one place",
+        CUDA_NETWORK, "places[number].append((end, ld))", "places[number].append((start, ld))",
         "tests/cuda/test_emulator.py -k test_counts",
     ),
     Bug(
         "CUDA: gradients of parameters begin with the loss",
-        "kernels/cuda/network.py", "ready[max(listing.loss, *read)]", "ready[listing.loss]",
+        CUDA_NETWORK, "ready[max(listing.loss, *read)]", "ready[listing.loss]",
         "tests/cuda/test_emulator.py -k test_steps",
     ),
     Bug(
-        "CUDA: parts are added up with sums of columns that may not be there",
-        "kernels/cuda/gemm.py", "    streams.join(branch, stream)\n", "",
+        "CUDA: parameters are updated by sums of columns that may not be there",
+        "kernels/cuda/linear.py", "    streams.join(beside, stream)\n", "",
         "tests/cuda/test_emulator.py -k test_counts",
     ),
     Bug(
         "CUDA: dropout goes by the next step, which the sum of the losses writes",
         "kernels/cuda/elementwise.py", "record[record[KEYS] + record[CURRENT]]", "record[record[KEYS] + record[NEXT]]",
         "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: the update goes by the current step, which the gathering of the next rows writes",
+        "kernels/cuda/optimizers.py", "(record[NEXT] - 1)", "record[1]",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: the way forward begins before its rows have been gathered beside the update",
+        CUDA_NETWORK, "            streams.join(beside, stream)\n            self.make", "            self.make",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
+        "CUDA: the update of a loop of one's own takes the coefficients of no step",
+        "kernels/cuda/record.py", "0, 1, done=1)", "0, 1)",
+        "tests/cuda/test_updates.py -k order",
+    ),
+    Bug(
+        "CUDA: the update leaves out the last part of a gradient",
+        "kernels/cuda/elementwise.py", "for _ in range(parts):", "for _ in range(parts - 1):",
+        "tests/cuda/test_updates.py -k order",
+    ),
+    Bug(
+        "CUDA: the update adds up the last part of a gradient first",
+        "kernels/cuda/elementwise.py", "        total = nothing\n",
+        "        total, first, step = nothing, first + (parts - 1) * step, -step\n",
+        "tests/cuda/test_updates.py -k order",
+    ),
+    Bug(
+        "CUDA: the update of the last rows adds up as many parts as that of a batch has",
+        CUDA_NETWORK, "(x.columns, grad.columns, n)", "(x.columns, grad.columns, self.batch_size)",
+        "tests/cuda/test_steps.py -k 'in_parts and instruction'",
+    ),
+    Bug(
+        "CUDA: the update begins the tiles of every array where those of the first begin",
+        "kernels/cuda/parameters.py", "            first = end\n", "",
+        "tests/cuda/test_updates.py -k order",
     ),
     Bug(
         "CUDA: a branch waits for what was launched before it the first time alone",
@@ -1210,7 +1246,7 @@ BUGS = [
     ),
     Bug(
         "CUDA: graphs that are used go as soon as others",
-        "kernels/cuda/network.py", "graphs = self.graphs.pop(key, None)", "graphs = self.graphs.get(key)",
+        CUDA_NETWORK, "graphs = self.graphs.pop(key, None)", "graphs = self.graphs.get(key)",
         "tests/cuda/test_emulator.py -k test_steps",
     ),
     # --------------------------------------------------------------------------- what the host does meanwhile
@@ -1374,14 +1410,13 @@ BUGS = [
     ),
     Bug(
         "CUDA: weights are not stored anew where a call begins",
-        "kernels/cuda/network.py", "            self.factors.store_weights(run.parameters, stream)\n",
+        CUDA_NETWORK, "            self.factors.store_weights(run.parameters, stream)\n",
         "            self.factors.store_weights(run.parameters, stream) if self.graphs == {} else None\n",
         "tests/cuda/test_emulator.py -k networks_by_stored",
     ),
     Bug(
         "CUDA: an update leaves the second form of a weight as it was",
-        PANELS, "Panels(factors, places[here + ALONG], places[here + ALONG_ROWS])",
-        "Panels(factors, places[here + ALONG], 0)",
+        PANELS, "Panels(factors, line.along, line.along_rows)", "Panels(factors, line.along, 0)",
         "tests/cuda/test_emulator.py -k networks_by_stored",
     ),
     Bug(
@@ -1402,7 +1437,7 @@ BUGS = [
     ),
     Bug(
         "CUDA: the terms of forward are cut, and a row's bits depend on its batch",
-        CUDA_GEMM, 'cut = trans == "TN" and parts is not None', 'cut = trans != "NT"',
+        CUDA_GEMM, 'trans == "TN" and parts is not None', 'trans != "NT"',
         f"{CUDA_TESTS} -k only_the_gradient",
     ),
     # ---------------------------------------------------------------------------------------------- graph

@@ -173,7 +173,7 @@ def gather_rows(rows, columns, index, x, out, stream):
 def gather_kernel(dtype, source, target_dtype, target_source):
     """The kernel of `gather`, which converts x and targets from dtypes of their own; labels are targets, int64.
 
-    The next step becomes the current one, and is read as such by all launches up to the next gather.
+    The next step becomes the current one, and is read as such by all launches of the step but the update.
     """
     gather_row, gather_target = gathering(dtype), gathering(target_dtype)
 
@@ -266,21 +266,23 @@ def column_sum_kernel(dtype):
     return column_sum_kernel
 
 
-@device_function
-def total_of_chunks(zero, chunks, j, sums):
-    """The sum of column ``j`` from the sums of its chunks, as `column_sum_kernel` makes it of them."""
-    total = zero
-    for lane in range(SUM_LANES):
-        of_lane = zero
-        for chunk in range(lane, chunks, SUM_LANES):
-            of_lane += sums.data[at(sums, chunk, j)]
-        total += of_lane
-    return total
+@cache
+def adding_parts(dtype):
+    """A device function: the sum of ``parts`` numbers that lie ``step`` apart, in their order.
 
+    Of no more than `SUM_LANES` chunks of rows it is the sum that `column_sum_kernel` makes.
+    """
+    nothing = dtype.type(-0.0)  # added to a number it changes no bit
 
-def sum_scratch(rows, columns):
-    """How many elements of scratch `column_sum` needs."""
-    return chunks_of(rows) * columns
+    @device_function
+    def total_of_parts(data, first, step, parts):
+        total = nothing
+        for _ in range(parts):
+            total += data[first]
+            first += step
+        return total
+
+    return total_of_parts
 
 
 def chunks_of(rows):
@@ -288,26 +290,35 @@ def chunks_of(rows):
     return -(-rows // SUM_ROWS)
 
 
+def chunks_left(rows):
+    """Of how many chunks `leave_column_sum` leaves the sums to be added up; 1: of none."""
+    chunks = chunks_of(rows)
+    return chunks if 1 < chunks <= SUM_LANES else 1
+
+
 def _launch_sums(rows, columns, chunk, beta, z, out, stream):
-    grid = max(-(-rows // chunk), 1), -(-columns // SUM_COLUMNS)
-    column_sum_kernel(out.data.dtype)[grid, (SUM_COLUMNS, SUM_LANES), stream](rows, columns, chunk, beta, z, out)
-
-
-def sum_chunks(rows, columns, z, sums, stream):
-    """Launch the sums of chunks of rows, where there are several; returns rows whose sums are those of ``z``."""
-    if chunks_of(rows) <= 1 or columns == 0:
-        return rows, z
-    _launch_sums(rows, columns, SUM_ROWS, 0, z, sums, stream)
-    return chunks_of(rows), sums
+    if columns:
+        grid = max(-(-rows // chunk), 1), -(-columns // SUM_COLUMNS)
+        column_sum_kernel(out.data.dtype)[grid, (SUM_COLUMNS, SUM_LANES), stream](rows, columns, chunk, beta, z, out)
 
 
 def column_sum(rows, columns, beta, z, out, stream):
-    """Launch ``out_j = beta * out_j + sum_i z_ij`` for few rows, such as `sum_chunks` returns.
+    """Launch ``out_j = beta * out_j + sum_i z_ij`` for few rows, those of a chunk or the sums of chunks.
 
     ``beta`` is 0 or 1; with 0 ``out`` is not read.
     """
-    if columns:
-        _launch_sums(rows, columns, max(rows, 1), beta, z, out, stream)
+    _launch_sums(rows, columns, max(rows, 1), beta, z, out, stream)
+
+
+def leave_column_sum(rows, columns, beta, z, sums, out, stream):
+    """Launch `column_sum` of any rows, but leave those of chunks, rows of ``sums``, where there are `chunks_left`."""
+    chunks = chunks_of(rows)
+    if chunks > 1:
+        _launch_sums(rows, columns, SUM_ROWS, 0, z, sums, stream)
+    if chunks > SUM_LANES:
+        column_sum(chunks, columns, beta, sums, out, stream)
+    elif chunks_left(rows) == 1:
+        column_sum(rows, columns, beta, z, out, stream)
 
 
 # ------------------------------------------------------------------------------------------- catalogue

@@ -10,7 +10,7 @@ import numpy as np
 from .. import program
 from . import memory, panels
 from .panel_tiles import Factors
-from .panels import Panels, Stored, Table
+from .panels import Panels, Stored
 
 # What is a factor among the operands of a product, the first two, and whether terms are along its columns.
 PRODUCTS = {
@@ -62,14 +62,11 @@ class StoredFactors:
                 end += panels.room(self.precision, rows, terms)
         self.weight_memory = memory.empty(max(end, 1), np.int32)
         stored = {offset for _, offset in weights}
-        self.all_weights = self._table([array for array in lowered.arrays if array.offset in stored])
-        self.trained = self._table([array for array in lowered.arrays if array.trains])
+        self.all_weights = self.table([array for array in lowered.arrays if array.offset in stored], {})
 
-    def _table(self, arrays):
-        def factors(array):
-            return [self.weights.get((array.offset, along), NONE) for along in (True, False)]
-
-        return Table.of([(array, factors(array)) for array in arrays])
+    def table(self, arrays, gradients):
+        """The `panels.table` of arrays."""
+        return panels.table(arrays, gradients, self.weights)
 
     # ------------------------------------------------------------------------------ what a launch takes
     def _factor(self, operand, along, n):
@@ -117,7 +114,7 @@ class StoredFactors:
         """Launch the storing of all weights that are factors, as they are."""
         panels.store_weights(self.precision, self.all_weights, values, self.weight_memory, stream)
 
-    def update(self, optimizer, record, values, grad, state, stream):
-        """Launch `optimizers.optimizer_step` on what trains; it stores the new weights."""
-        arrays = values, grad, state, self.weight_memory
-        panels.update(optimizer, self.precision, self.trained, record, *arrays, stream)
+    def update(self, optimizer, table, record, values, gradients, state, stream):
+        """Launch `optimizers.update` of a `table`; it stores the new weights."""
+        arrays = values, gradients, state, self.weight_memory
+        panels.update(optimizer, self.precision, table, record, *arrays, stream)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..layout import ACTIVATIONS, PRECISIONS, SAVES_PRE_ACTIVATION
-from . import borrowing, driver, streams
+from . import borrowing, driver
 from .blocking import (
     EPILOGUE_BYTES,
     GROUP,
@@ -25,13 +25,12 @@ from .blocking import (
     VECTOR_BYTES,
     WARP,
     blocks_of,
-    padded_columns,
     plan_of,
     tiles_of,
 )
 from .compiling import device_function, kernel, made_once, unrolled
 from .driver import cuda, types
-from .elementwise import total_of_chunks
+from .elementwise import adding_parts
 from .formulas import formulas
 from .launch import THREADS as ELEMENT_THREADS
 from .launch import for_each_element, multiprocessors, over_rows
@@ -520,18 +519,15 @@ def gemm_kernel(trans, dtype, epilogue, precision="ieee", tile=None, vectors=Tru
 @made_once
 def sum_of_parts_kernel(dtype):
     """``out = beta out`` + the parts of a product, in their order; ``bias`` likewise of chunks, if there are any."""
-    zero = np.dtype(dtype).type(0)
+    total_of_parts = adding_parts(np.dtype(dtype))
 
     @for_each_element
     @device_function
     def add_up(i, j, rows, count, beta, parts, out, chunks, sums, bias):
-        total = parts.data[at(parts, i, j)]
-        for part in range(1, count):
-            total += parts.data[at(parts, part * rows + i, j)]
-        to = at(out, i, j)
+        total, to = total_of_parts(parts.data, at(parts, i, j), rows * parts.ld, count), at(out, i, j)
         out.data[to] = total + out.data[to] if beta else total
         if i == 0 and chunks > 0:
-            total, to = total_of_chunks(zero, chunks, j, sums), at(bias, 0, j)
+            total, to = total_of_parts(sums.data, at(sums, 0, j), sums.ld, chunks), at(bias, 0, j)
             bias.data[to] = bias.data[to] + total if beta else total
 
     operand = matrix(dtype)
@@ -598,9 +594,12 @@ def finish_of(c, epilogue):
     return Finish(epilogue.beta, Matrix(row.data, row.offset, 0), has_bias, epilogue.parameter, saved)
 
 
-def gemm(
-    trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None, columns=None,  # noqa: B008
-):  # fmt: skip
+def plan_for(shape, cut, dtype, precision):
+    """The plan that a shape asks for; its terms may be ``cut`` into parts."""
+    return plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
+
+
+def gemm(trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="ieee", plan=None, parts=None):  # noqa: B008
     """``C = beta C + A B`` and what the epilogue says.
 
     Parameters
@@ -616,43 +615,37 @@ def gemm(
         What A and B are rounded to, of float32, for the tensor cores; "ieee" rounds nothing.
     plan : Plan, optional
         Instead of the one that the shape asks for.
-    parts : array, optional
-        Of `blocking.parts_size` elements, for "TN", the gradient of a weight, with no more than ``beta`` in its
-        epilogue: its terms are cut into as many parts as the shape asks for; the sums of these go there, and a second
-        launch adds them up. What a row gives, forward and back, must not depend on the batch that it comes in, so
-        other products are never cut.
-    columns : (int, Matrix, Matrix, stream), optional
-        How many chunks, their sums of the columns of B, where the second launch adds these up, if there is one, and
-        the branch of the stream that they are made on.
+    parts : Matrix, optional
+        For "TN", the gradient of a weight, with no more than ``beta`` in its epilogue: its terms are cut into as many
+        parts as the shape asks for, up to `blocking.most_parts`. What a row gives, forward and back, must not depend on
+        the batch that it comes in, so other products are never cut.
 
     Returns
     -------
-    bool
-        Whether there is a second launch.
+    int
+        How many parts there are. If several, they are in ``parts``, each after the rows of the one before, and C is
+        what `add_up` makes of them.
     """
     m, n, _ = shape
     if m == 0 or n == 0:
-        return False
+        return 1
     dtype = c.data.dtype
     check_precision(precision, dtype)
     if plan is None:
-        cut = trans == "TN" and parts is not None
-        plan = plan_of(shape, cut, dtype.itemsize, precision, multiprocessors())
+        plan = plan_for(shape, trans == "TN" and parts is not None, dtype, precision)
     if plan.parts > 1:
-        sums = Matrix(parts, 0, padded_columns(n))
-        _launch(trans, shape, a, b, sums, stream, Epilogue(), precision, plan)
-        launch_sum(plan.parts, m, n, epilogue.beta, sums, c, columns, stream)
-    else:
-        _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
-    return plan.parts > 1
+        c, epilogue = parts, Epilogue()
+    _launch(trans, shape, a, b, c, stream, epilogue, precision, plan)
+    return plan.parts
 
 
-def launch_sum(parts, m, n, beta, sums, c, columns, stream):
-    """Launch the adding up of the parts of a product, and of ``columns`` if they are not None."""
+def add_up(count, m, n, beta, parts, c, stream, columns=None):
+    """Launch ``C = beta C`` + the parts that `gemm` has left, and ``bias = beta bias`` + the sums of chunks of columns.
+
+    ``columns`` are, if not None, how many chunks, up to `elementwise.SUM_LANES`, their sums and the bias as `Matrix`.
+    """
     grid, block = over_rows(m, n)
-    *chunks, branch = (0, c, c, stream) if columns is None else columns
-    streams.join(branch, stream)
-    sum_of_parts_kernel(c.data.dtype)[grid, block, stream](m, n, parts, beta, sums, c, *chunks)
+    sum_of_parts_kernel(c.data.dtype)[grid, block, stream](m, n, count, beta, parts, c, *(columns or (0, c, c)))
 
 
 def _launch(trans, shape, a, b, c, stream, epilogue, precision, plan):

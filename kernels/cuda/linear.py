@@ -6,10 +6,10 @@ a network stores factors (factors.py), ``factors`` are those of the product.
 """
 
 from ..layout import SAVES_PRE_ACTIVATION
-from . import panel_gemm, streams
-from .blocking import parts_size
-from .elementwise import activation_forward, column_sum, sum_chunks, sum_scratch
-from .gemm import Epilogue, gemm
+from . import gemm, panel_gemm, streams
+from .blocking import most_parts, padded_columns
+from .elementwise import activation_forward, chunks_left, chunks_of, column_sum, leave_column_sum
+from .gemm import Epilogue
 from .operands import Matrix
 
 
@@ -17,7 +17,7 @@ def _product(trans, shape, a, b, c, stream, epilogue, precision, factors=None, *
     """`gemm.gemm`, or that of stored factors where these are asked for, which also takes ``factors``."""
     if factors is not None or panel_gemm.chosen(precision, c.data.dtype) is not None:
         return panel_gemm.gemm(trans, shape, a, b, c, stream, epilogue, precision, factors=factors, **cut)
-    return gemm(trans, shape, a, b, c, stream, epilogue, precision, **cut)
+    return gemm.gemm(trans, shape, a, b, c, stream, epilogue, precision, **cut)
 
 
 def linear_forward(layer, n, x, weight, bias, out, saved, stream, factors=None):
@@ -45,24 +45,56 @@ def linear_backward_input(layer, n, grad_z, weight, saved, out, stream, factors=
 
 def params_scratch(n, fan_in, fan_out):
     """Elements of scratch that `linear_backward_params` needs, for up to ``n`` rows."""
-    return parts_size(fan_in, fan_out, n) + sum_scratch(n, fan_out)
+    return sum(room_for_parts((fan_in, fan_out, n), padded_columns(fan_out)))
 
 
-def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream, factors=None):
+def linear_backward_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, scratch, stream):
     """``grad_weight = beta * grad_weight + x.T @ grad_z``; ``grad_bias``, unless it is None, likewise of column sums.
 
     ``scratch`` has `params_scratch` elements. The activation of the layer is not used. Where both sums are cut, one
-    launch adds up what either was cut into. Sums of columns are made on a branch, beside the product.
+    launch adds up what either was cut into.
     """
     fan_in, fan_out = layer.fan_in, layer.fan_out
-    rows, z, columns = n, grad_z, None
+    parts = Matrix(scratch, 0, padded_columns(fan_out))
+    sums = Matrix(scratch, room_for_parts((fan_in, fan_out, n), parts.ld)[0], fan_out)
+    count = leave_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, parts, sums, stream)
+    chunks = 1 if grad_bias is None else chunks_left(n)
+    columns = (chunks, sums, grad_bias) if chunks > 1 else None
+    if count > 1:
+        gemm.add_up(count, fan_in, fan_out, beta, parts, grad_weight, stream, columns)
+    elif columns:
+        column_sum(chunks, fan_out, beta, sums, grad_bias, stream)
+
+
+def leave_params(layer, n, x, grad_z, beta, grad_weight, grad_bias, parts, sums, stream, factors=None):
+    """Launch `linear_backward_params`, but leave what is cut to be added up: ``parts``, and chunks, rows of ``sums``.
+
+    Returns how many parts there are; there are `chunks_left`. Sums of columns are made on a branch, beside the product.
+    """
+    beside, fan_out = streams.branch(stream, "columns"), layer.fan_out
     if grad_bias is not None:
-        beside = streams.branch(stream, "columns")
-        sums = Matrix(scratch, parts_size(fan_in, fan_out, n), fan_out)
-        rows, z = sum_chunks(n, fan_out, grad_z, sums, beside)
-        columns = (rows, sums, grad_bias, beside) if z is sums else None
-    product = (fan_in, fan_out, n), x, grad_z, grad_weight, stream, Epilogue(beta=beta), layer.precision
-    added = _product("TN", *product, factors, parts=scratch, columns=columns)
-    if grad_bias is not None and not (added and columns):
-        column_sum(rows, fan_out, beta, z, grad_bias, beside)
-        streams.join(beside, stream)
+        leave_column_sum(n, fan_out, beta, grad_z, sums, grad_bias, beside)
+    product = (layer.fan_in, fan_out, n), x, grad_z, grad_weight, stream, Epilogue(beta=beta), layer.precision
+    count = _product("TN", *product, factors, parts=parts)
+    streams.join(beside, stream)
+    return count
+
+
+def parts_left(shape, precision, dtype):
+    """What `leave_params` leaves of a layer, (fan_in, fan_out, n): how many parts, and how many chunks; 1 is none."""
+    way = panel_gemm.chosen(precision, dtype)
+    if way is None:
+        plan = gemm.plan_for(shape, True, dtype, precision)
+    else:
+        plan = panel_gemm.plan_for(way, shape, True, precision)
+    return plan.parts, chunks_left(shape[2])
+
+
+def room_for_parts(shape, ld):
+    """Elements of the parts of a layer, (fan_in, fan_out, n), with this leading dimension, and those of its chunks.
+
+    There is room for those of fewer rows as well.
+    """
+    fan_in, fan_out, n = shape
+    most = most_parts(shape)
+    return most * fan_in * ld if most > 1 else 0, chunks_of(n) * fan_out

@@ -3,24 +3,26 @@
 The host decides nothing within a step. Kernels read from the record on the GPU (record.py) which step it is, and its
 rows, key and coefficients, so every step of a run is the same sequence of launches. The host launches the first step as
 it is and captures the second one as a CUDA graph, which takes one launch for each step from then on, and where many
-follow a graph of several steps. A graph has branches, so that the gradients of parameters are made beside the way back.
-Small networks make all steps of a run in one launch (steps.py, cluster.py).
+follow a graph of several steps. A graph has branches: the gradients of parameters are made beside the way back, and the
+rows of a step are gathered beside the update of the one before. Small networks make all steps of a run in one launch
+(steps.py, cluster.py).
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
 
 from .. import layout, program
 from ..contract import FUNCTIONS
-from . import ahead, borrowing, cluster, last_layer, memory, norms, panel_gemm, steps, streams
+from . import ahead, borrowing, cluster, last_layer, memory, norms, optimizers, panel_gemm, steps, streams
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .factors import StoredFactors
-from .linear import linear_backward_input, linear_backward_params, linear_forward, params_scratch
+from .linear import leave_params, linear_backward_input, linear_forward, parts_left, room_for_parts
 from .losses import loss_forward_backward, step_loss
 from .operands import Linear, Matrix, Rows
-from .optimizers import optimizer_step
+from .parameters import Gradient
 from .record import Record
 
 INFERENCE_BYTES = 1 << 28  # of activations at most, unless INFERENCE_ROWS rows need more
@@ -31,8 +33,8 @@ STEPS_A_GRAPH = 16
 # captured where so many steps have been replayed or are due now: a short `fit` does without, and in a longer one the
 # capture stays small beside the steps.
 STEPS_BEFORE = 4 * STEPS_A_GRAPH
-# The gradients of parameters take turns on so many branches, each with scratch of its own. When it is the turn of a
-# branch again, the way back has gone on by as many launches, more than the two of a gradient, so it waits for none.
+# The gradients of parameters take turns on so many branches. When it is the turn of a branch again, the way back has
+# gone on by as many launches; so a gradient waits for none that takes less time than these.
 BRANCHES = 3
 
 
@@ -93,8 +95,8 @@ class _Workspace:
         if self.factors is not None:
             self.factors.store(number, n, lambda operand: self.matrix(places, operand), stream)
 
-    def walk(self, first, end, places, n, stream, record=None, scratch=None):
-        """Launch instructions for ``n`` rows, in training for the current step of a record; gradients need scratch."""
+    def walk(self, first, end, places, n, stream, record=None):
+        """Launch instructions for ``n`` rows, in training for the current step of a record."""
         for number in range(first, end):
             instruction = self.listing.decoded[number]
             factors = None if self.factors is None else self.factors.of(number, n)
@@ -111,7 +113,7 @@ class _Workspace:
             elif operation == "linear_backward_params":
                 x, grad, weight, bias = (self.matrix(places, operand) for operand in operands[:4])
                 layer = Linear(activation, parameter, operands[0].columns, operands[1].columns, instruction.precision)
-                linear_backward_params(layer, n, x, grad, 0, weight, bias, scratch, stream, factors)
+                leave_params(layer, n, x, grad, 0, weight, bias, *self.parts[number], stream, factors)
             elif operation == "activation_forward":
                 z, out = (self.matrix(places, operand) for operand in operands[:2])
                 activation_forward(activation, n, operands[0].columns, z, out, parameter, stream)
@@ -225,93 +227,113 @@ class TrainingWorkspace(_Workspace):
         decoded = self.listing.decoded
         self.widest = max(operand.columns for instruction in decoded for operand in instruction.operands if operand)
         self.back = way_back(self.listing)
-        self.scratches = [
-            memory.empty(size, self.dtype) for size in scratch_of_branches(self.listing, self.back, batch_size)
-        ]
-        self.parameter_gradient = None
+        self.parameter_gradients = None  # and behind them the parts of those that are cut
+        self.parts = {}  # number of an instruction -> the parts of a weight, the chunks of a bias
+        self.tables = {}  # rows of a step -> the `Table` that its update goes by
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
         self.plan = None  # of cluster.py, once it has looked for one
         self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
         self.factors = self.stored_factors(batch_size)
+        self.last = last_linear(self.listing) if self.factors is None else None
 
     def places(self, run):
         return super().places(run) | {
             program.INPUT: (self.input, 1),
             program.GRADIENTS: (self.gradients, self.capacity),
             program.ROW_WEIGHT: (self.rows.weight, 1),
-            program.PARAMETER_GRADIENTS: (self.parameter_gradient, 1),
+            program.PARAMETER_GRADIENTS: (self.parameter_gradients, 1),
         }
 
-    def step(self, run, n, stream):
-        """One training step of ``n`` rows: the launches, in order.
+    def allocate_gradients(self):
+        """Allocate the gradients of parameters, as 0: what pads them stays so."""
+        places, end = places_of_parts(self.listing, self.batch_size, self.program.size, self.dtype.itemsize)
+        self.parameter_gradients = memory.empty(end, self.dtype)
+        clear(self.parameter_gradients, streams.stream())
+        self.parts = {
+            number: tuple(Matrix(self.parameter_gradients, start, ld) for start, ld in of_instruction)
+            for number, of_instruction in places.items()
+        }
+
+    def table(self, n):
+        """The table of the parameters that train, with what `leave_params` leaves of their gradients for n rows."""
+        gradients = {}
+        for number, (parts, sums) in self.parts.items():
+            instruction = self.listing.decoded[number]
+            x, grad, weight, bias = instruction.operands[:4]
+            count, chunks = parts_left((x.columns, grad.columns, n), instruction.precision, self.dtype)
+            if count > 1:
+                gradients[weight.offset] = Gradient(parts.offset, count, x.columns * parts.ld)
+            if bias is not None and chunks > 1:
+                gradients[bias.offset] = Gradient(sums.offset, chunks, sums.ld)
+        table = optimizers.table if self.factors is None else self.factors.table
+        return table([array for array in self.program.arrays if array.trains], gradients)
+
+    def step(self, run, n, stream, times=1):
+        """A training step of ``n`` rows, or several: the launches, in order.
 
         Where a graph is captured, the sum of the losses and the gradients of parameters, for which only the update
         waits, are beside the way back, so nothing there may read of the record what that sum writes. It writes NEXT,
-        which the next step reads, and STOPPED, which updates read: those of statistics after it on its branch, those
-        of parameters when all branches have been joined. The others read CURRENT, which is written with the gather.
+        which the next step and the update read, and STOPPED, which updates read: those of statistics after it on its
+        branch, those of parameters when all branches have been joined. The others read CURRENT, which is written with
+        the gather; and as the next step's rows are gathered beside the update, this does not.
         """
-        record, listing, places = self.record, self.listing, self.places(run)
-        target_columns = 1 if self.labelled else self.fan_out
+        self.begin(run, n, stream)
+        self.make_gradients(run, n, stream)
+        for _ in range(times - 1):
+            beside = streams.branch(stream, "rows")
+            self.begin(run, n, beside)
+            self.update(run, n, stream)
+            streams.join(beside, stream)
+            self.make_gradients(run, n, stream)
+        self.update(run, n, stream)
+
+    def begin(self, run, n, stream):
+        """Launch the gathering of the rows of the next step of the record, with their weights."""
+        record, target_columns = self.record, 1 if self.labelled else self.fan_out
         beside = stream
         if run.row_weight is not None:
-            beside = streams.branch(stream, "loss")
+            beside = streams.branch(stream, "weights")
             weights(n, record.device, run.row_weight, self.rows.weight, beside)
         gather(n, self.fan_in, target_columns, record.device, run.x, self.input, run.target, self.target, stream)
         streams.join(beside, stream)
-        self.store(-1, places, n, stream)
+        self.store(-1, self.places(run), n, stream)
+
+    def make_gradients(self, run, n, stream):
+        """Launch the way forward and back, the sum of the losses and the update of statistics."""
+        record, listing, places = self.record, self.listing, self.places(run)
         self.forward_and_loss(places, n, stream)
         self.store(listing.loss, places, n, stream)
         branches = [streams.branch(stream, "loss")]
         step_loss(n, record, self.rows, branches[0])
         self.walk(listing.statistics, listing.updated, places, n, branches[0], record)
         for at, number in self.back:
-            if number is None:
-                self.walk(at, at + 1, places, n, stream, record)
-            else:
+            if number is not None:
                 branches.append(streams.branch(stream, number))
-                self.walk(at, at + 1, places, n, branches[-1], record, self.scratches[number])
+            self.walk(at, at + 1, places, n, stream if number is None else branches[-1], record)
         for branch in dict.fromkeys(branches):
             streams.join(branch, stream)
-        self.update(run, stream)
 
     def forward_and_loss(self, places, n, stream):
-        """Launch the way forward, and the loss of every row with its gradient, of the last layer where that `suits`."""
-        listing, record = self.listing, self.record
+        """Launch the way forward, and the loss of every row with its gradient: with the last layer, where that `suits`."""
+        listing, last, end = self.listing, self.last, self.listing.loss
         prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         of_loss = self.target, self.rows, grad, stream
-        last = self.last_layer()
         if last is not None and last_layer.suits(last, n, self.dtype):
-            self.walk(0, listing.loss - 1, places, n, stream, record)
-            x, weight, bias = (self.matrix(places, at) for at in listing.decoded[listing.loss - 1].operands[:3])
+            self.walk(0, end - 1, places, n, stream, self.record)
+            x, weight, bias = (self.matrix(places, at) for at in listing.decoded[end - 1].operands[:3])
             operands = x, weight, bias, prediction
             last_layer.forward_and_loss(last, self.loss, n, self.loss_parameter, *operands, *of_loss)
         else:
-            self.walk(0, listing.loss, places, n, stream, record)
+            self.walk(0, end, places, n, stream, self.record)
             loss_forward_backward(self.loss, n, self.fan_out, self.loss_parameter, prediction, *of_loss)
 
-    def last_layer(self):
-        """The `Linear` that makes the prediction; None where another instruction does, or factors are stored."""
-        instruction = self.listing.decoded[self.listing.loss - 1]
-        if self.factors is not None or instruction.operation != "linear_forward":
-            return None
-        x, _, _, out, saved = instruction.operands[:5]
-        if out != self.listing.prediction or saved not in (None, out):
-            return None
-        return Linear(instruction.activation, instruction.parameter, x.columns, out.columns, instruction.precision)
-
-    def update(self, run, stream):
-        """Launch the update of what trains, for the current step of the record."""
-        if self.factors is not None:
-            self.factors.update(self.optimizer, self.record, run.parameters, self.parameter_gradient, run.state, stream)
-            return
-        for part in self.program.trained:
-            buffers = run.parameters, self.parameter_gradient, *run.state
-            if part != slice(0, run.parameters.size):  # Numba takes longer to cut an array than to launch
-                buffers = tuple(buffer[part] for buffer in buffers)
-            values, gradient, *state = buffers
-            optimizer_step(self.optimizer, self.record, values, gradient, state, stream)
+    def update(self, run, n, stream):
+        """Launch the update of what trains by its gradients, whose parts it adds up."""
+        arrays = run.parameters, self.parameter_gradients, run.state, stream
+        update = optimizers.update if self.factors is None else self.factors.update
+        update(self.optimizer, self.tables[n], self.record, *arrays)
 
     def first_step(self, run, n, stream):
         """The launches before the first step of a call, and that step."""
@@ -325,6 +347,10 @@ class TrainingWorkspace(_Workspace):
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
             return
+        if self.parameter_gradients is None:
+            self.allocate_gradients()
+        if n not in self.tables:
+            self.tables[n] = self.table(n)
         if run.row_weight is None and self.weight_rows != n:
             memory.to_device(np.full(n, 1 / n), self.rows.weight[:n])
         self.weight_rows = n if run.row_weight is None else 0
@@ -340,7 +366,18 @@ class TrainingWorkspace(_Workspace):
         else:
             self.store_weights(run, streams.stream())
         self.graphs[key] = graphs  # the last one; the first has not been used for the longest time
-        graphs.replay(lambda stream: self.step(run, n, stream), count)
+        graphs.replay(partial(self.step, run, n), count)
+
+
+def last_linear(listing):
+    """The layer that makes the prediction, as a `Linear`; None where another instruction does."""
+    instruction = listing.decoded[listing.loss - 1]
+    if instruction.operation != "linear_forward":
+        return None
+    x, _, _, out, saved = instruction.operands[:5]
+    if out != listing.prediction or saved not in (None, out):
+        return None
+    return Linear(instruction.activation, instruction.parameter, x.columns, out.columns, instruction.precision)
 
 
 def way_back(listing):
@@ -360,14 +397,24 @@ def way_back(listing):
     return back
 
 
-def scratch_of_branches(listing, back, batch_size):
-    """Elements of scratch that each branch needs for its gradients, one after another."""
-    sizes = [1] * BRANCHES
-    for at, number in back:
-        operation, operands = listing.decoded[at].operation, listing.decoded[at].operands
-        if operation == "linear_backward_params":
-            sizes[number] = max(sizes[number], params_scratch(batch_size, operands[0].columns, operands[1].columns))
-    return sizes
+def places_of_parts(listing, rows, start, itemsize):
+    """Where the parts of gradients of parameters lie, from ``start`` of their memory on, for up to so many rows.
+
+    Returns
+    -------
+    dict, int
+        The number of an instruction -> the start and leading dimension of the parts of a weight, each as the weight
+        itself, and of the chunks of a bias; and the end.
+    """
+    line, places, end = layout.ALIGNMENT // itemsize, {}, start
+    for number in range(listing.weights, listing.statistics):
+        if listing.decoded[number].operation == "linear_backward_params":
+            x, grad, weight, _ = listing.decoded[number].operands[:4]
+            sizes, places[number] = room_for_parts((x.columns, grad.columns, rows), weight.ld), []
+            for size, ld in zip(sizes, (weight.ld, grad.columns), strict=True):
+                places[number].append((end, ld))
+                end += -(-size // line) * line
+    return places, end
 
 
 class _Graphs:
@@ -377,25 +424,15 @@ class _Graphs:
         self.replayed, self.by_length = 0, {}  # steps so far; the steps of a graph -> the graph
 
     def replay(self, step, count):
-        """Make ``count`` steps, of which each is what ``step(stream)`` launches, in as few replays as they may have."""
+        """Make ``count`` steps in as few replays as they may have; ``step(stream, times)`` launches so many."""
         many = STEPS_A_GRAPH in self.by_length or self.replayed + count >= STEPS_BEFORE
         long, short = divmod(count, STEPS_A_GRAPH) if many else (0, count)
         for length, times in ((STEPS_A_GRAPH, long), (1, short)):
             for _ in range(times):
                 if length not in self.by_length:
-                    self.by_length[length] = streams.capture(_repeated(step, length))
+                    self.by_length[length] = streams.capture(partial(step, times=length))
                 self.by_length[length]()
         self.replayed += count
-
-
-def _repeated(launches, times):
-    """A function that calls ``launches(stream)`` so often."""
-
-    def repeated(stream):
-        for _ in range(times):
-            launches(stream)
-
-    return repeated
 
 
 class Run(Buffers):
@@ -455,9 +492,6 @@ def launch_train_steps(
     if number == 0:
         return lambda step_loss, step_hits: 0
     run = Run(parameters, statistics, state, x, target, row_weight)
-    if workspace.parameter_gradient is None:
-        workspace.parameter_gradient = memory.empty(run.parameters.size, workspace.dtype)
-        clear(workspace.parameter_gradient, streams.stream())
     workspace.record.begin(coefficients, keys, rows, batch_size, number)
     whole, rest = divmod(count, batch_size)
     if whole:

@@ -12,9 +12,8 @@ import numpy as np
 
 from . import driver, memory, mma, streams, wgmma
 from .asked import asked
-from .blocking import blocks_of, padded_columns, panel_plan, with_smaller
-from .gemm import Epilogue, finish_of, have_vectors, launch_sum
-from .operands import Matrix
+from .blocking import blocks_of, panel_plan, with_smaller
+from .gemm import Epilogue, finish_of, have_vectors
 from .panel_tiles import Factors, Shape
 from .panels import FORMS, Panels, Stored, padded, panels_of, room, store
 
@@ -55,8 +54,14 @@ def _stored(factor, precision, rows, terms, x, along, stream):
     return panels
 
 
+def plan_for(way, shape, cut, precision):
+    """`gemm.plan_for` of products by one of `WAYS`."""
+    form = FORMS[precision]
+    return panel_plan(tiles_of(way), shape, cut, form.terms, len(form.products), driver.multiprocessors())
+
+
 def gemm(
-    trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="bf16", plan=None, parts=None, columns=None,  # noqa: B008
+    trans, shape, a, b, c, stream, epilogue=Epilogue(), precision="bf16", plan=None, parts=None,  # noqa: B008
     factors=None, way=None,
 ):  # fmt: skip
     """`gemm.gemm` of a precision of `FORMS`, of stored ``factors``.
@@ -73,23 +78,19 @@ def gemm(
     """
     (m, n, k), way = shape, way or chosen(precision, c.data.dtype)
     if m == 0 or n == 0:
-        return False
+        return 1
     if factors is None:
         with _launching:
             a_stored = _stored("a", precision, m, k, a, trans != "TN", stream)
             b_stored = _stored("b", precision, n, k, b, trans == "NT", stream)
             factors = Factors(a_stored, b_stored)
-            return gemm(trans, shape, a, b, c, stream, epilogue, precision, plan, parts, columns, factors, way)
+            return gemm(trans, shape, a, b, c, stream, epilogue, precision, plan, parts, factors, way)
     if plan is None:
-        form, cut = FORMS[precision], trans == "TN" and parts is not None
-        plan = panel_plan(tiles_of(way), shape, cut, form.terms, len(form.products), driver.multiprocessors())
+        plan = plan_for(way, shape, trans == "TN" and parts is not None, precision)
     if plan.parts > 1:
-        sums = Matrix(parts, 0, padded_columns(n))
-        _launch(way, shape, factors, sums, stream, Epilogue(), precision, plan)
-        launch_sum(plan.parts, m, n, epilogue.beta, sums, c, columns, stream)
-    else:
-        _launch(way, shape, factors, c, stream, epilogue, precision, plan)
-    return plan.parts > 1
+        c, epilogue = parts, Epilogue()
+    _launch(way, shape, factors, c, stream, epilogue, precision, plan)
+    return plan.parts
 
 
 def _launch(way, shape, factors, c, stream, epilogue, precision, plan):

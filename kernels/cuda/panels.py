@@ -17,15 +17,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layout
-from . import memory
 from .blocking import PANEL_TILES, UNIT_BYTES, UNITS, WARP_TILES
 from .compiling import device_function, kernel, made_once, vector
 from .driver import cuda, types
-from .launch import THREADS, WAVES, multiprocessors
+from .launch import THREADS
 from .operands import FLOATS, INT, INTS, at, matrix, type_of
-from .optimizers import states_of, states_type, update_of_element
+from .optimizers import coefficients_of_step, states_of, states_type, update_in_table
+from .parameters import TABLE, Table, for_each_tile, grid_of
 from .ptx import bf16_pair, vector_access
-from .record import COEFFICIENTS, CURRENT, STOPPED
+from .record import STOPPED
 from .tensor_cores import low_pair, tf32_number
 from .warpgroup import CORE_ROWS, STEP, TERMS, WORD_BYTES
 
@@ -186,14 +186,6 @@ def place_in_tile(row, column):
     return row * PITCH + column
 
 
-def _tiles(rows, columns):
-    return -(-rows // TILE) * -(-columns // TILE)
-
-
-def _grid(tiles):
-    return min(tiles, WAVES * multiprocessors())
-
-
 def storing_tile(precision, value):
     """A device function by which a block stores a tile of a matrix: ``(number, rows, columns, stored, *operands)``.
 
@@ -238,64 +230,38 @@ def store_kernel(precision):
 
 def store(precision, rows, columns, x, stored, stream):
     """Launch it; ``x`` is a `Matrix`, ``stored`` says as which factors."""
-    tiles = _tiles(rows, columns)
+    tiles = -(-rows // TILE) * -(-columns // TILE)
     if tiles:
-        store_kernel(precision)[_grid(tiles), THREADS, stream](tiles, rows, columns, x, stored)
+        store_kernel(precision)[grid_of(tiles), THREADS, stream](tiles, rows, columns, x, stored)
 
 
 # ------------------------------------------------------------------------------------------ parameters
-# Columns of a `Table`: where an array lies among the parameters, its first tile among all, and its factors as in
-# `Panels`, where they begin and their rows.
-OFFSET, ROWS, COLUMNS, LD, FIRST_TILE, ALONG, ALONG_ROWS, ACROSS, ACROSS_ROWS, WIDTH = range(10)
+FACTORS, VALUES = vector(np.int32), vector(np.float32)
 
 
-class Table(NamedTuple):
-    """Arrays of parameters, on the GPU: their number, the tiles they have, and `WIDTH` integers for each."""
-
-    arrays: int
-    tiles: int
-    places: object
-
-    @classmethod
-    def of(cls, arrays):
-        """The table of arrays, each (where it lies: a `program.Array`, its factors: pairs of a start and rows)."""
-        lines, tiles = [], 0
-        for array, (along, across) in arrays:
-            rows, columns = array.shape if len(array.shape) == 2 else (1, *array.shape)
-            lines.append((array.offset, rows, columns, array.ld, tiles, *along, *across))
-            tiles += _tiles(rows, columns)
-        return cls(len(lines), tiles, memory.to_device(np.array(lines, np.int64).reshape(-1)))
+def table(arrays, gradients, factors):
+    """The `Table` of arrays for the launches below, in tiles of `TILE` rows and columns."""
+    return Table.of(arrays, (TILE, TILE), gradients, factors)
 
 
-def for_each_parameter(precision, value):
-    """A device function ``(table, factors, *operands)``: stores the weights of a table, by whole blocks.
+def storing_all(precision, value):
+    """A device function ``(table, factors, *operands)``: stores the arrays of a `table`, by whole blocks.
 
-    An element of the table's arrays is what ``value(element, *operands)`` returns, for its place among the parameters.
+    Number ``i`` of an array is what ``value(i, line, *operands)`` returns.
     """
 
     @device_function
-    def value_of(row, column, begin, ld, *operands):
-        return value(begin + row * ld + column, *operands)
+    def value_at(row, column, line, *operands):
+        return value(row * line.ld + column, line, *operands)
 
-    store_tile = storing_tile(precision, value_of)
+    store = storing_tile(precision, value_at)
 
     @device_function
-    def loop(table, factors, *operands):
-        places, here = table.places, 0
-        for number in range(np.int64(cuda.blockIdx.x), table.tiles, np.int64(cuda.gridDim.x)):
-            while here + WIDTH < table.arrays * WIDTH and places[here + WIDTH + FIRST_TILE] <= number:
-                here += WIDTH
-            stored = Stored(
-                Panels(factors, places[here + ALONG], places[here + ALONG_ROWS]),
-                Panels(factors, places[here + ACROSS], places[here + ACROSS_ROWS]),
-            )
-            inside, rows, columns = number - places[here + FIRST_TILE], places[here + ROWS], places[here + COLUMNS]
-            store_tile(inside, rows, columns, stored, places[here + OFFSET], places[here + LD], *operands)
+    def store_tile(tile, line, factors, *operands):
+        along, across = Panels(factors, line.along, line.along_rows), Panels(factors, line.across, line.across_rows)
+        store(tile, line.rows, line.columns, Stored(along, across), line, *operands)
 
-    return loop
-
-
-TABLE, FACTORS, VALUES = type_of(Table, INT, INT, INTS), vector(np.int32), vector(np.float32)
+    return for_each_tile(store_tile)
 
 
 @made_once
@@ -303,10 +269,10 @@ def store_weights_kernel(precision):
     """The kernel that stores the weights of a table as their factors."""
 
     @device_function
-    def value(element, values):
-        return values[element]
+    def value(i, line, values):
+        return values[line.offset + i]
 
-    store_all = for_each_parameter(precision, value)
+    store_all = storing_all(precision, value)
 
     @kernel(TABLE, FACTORS, VALUES, threads=THREADS)
     def store_weights_kernel(table, factors, values):
@@ -318,35 +284,30 @@ def store_weights_kernel(precision):
 def store_weights(precision, table, values, factors, stream):
     """Launch it."""
     if table.tiles:
-        store_weights_kernel(precision)[_grid(table.tiles), THREADS, stream](table, factors, values)
+        store_weights_kernel(precision)[table.grid, THREADS, stream](table, factors, values)
 
 
 @made_once
 def update_kernel(optimizer, precision):
-    """The kernel of `optimizers.optimizer_kernel` for the arrays of a table, which stores new weights as factors."""
+    """`optimizers.update_kernel` that stores new weights as factors."""
     dtype = np.dtype(np.float32)
-    coefficients, update = update_of_element(optimizer, dtype)
-
-    @device_function
-    def value(element, c, values, grad, states):
-        return update(c, element, grad[element], values, states)
-
-    update_all = for_each_parameter(precision, value)
+    coefficients, update = update_in_table(optimizer, dtype)
+    update_all = storing_all(precision, update)
 
     @kernel(TABLE, FACTORS, INTS, FLOATS, VALUES, VALUES, states_type(dtype), threads=THREADS)
-    def update_kernel(table, factors, record, scalars, values, grad, states):
+    def update_kernel(table, factors, record, scalars, values, gradients, states):
         if record[STOPPED] == 0:
-            c = coefficients(scalars, record[COEFFICIENTS] + record[CURRENT] * layout.COEFFICIENTS)
-            update_all(table, factors, c, values, grad, states)
+            c = coefficients(scalars, coefficients_of_step(record))
+            update_all(table, factors, c, values, gradients, states)
 
     return update_kernel
 
 
-def update(optimizer, precision, table, record, values, grad, state, factors, stream):
-    """Launch `optimizers.optimizer_step` on the arrays of a table, which stores what it has updated."""
+def update(optimizer, precision, table, record, values, gradients, state, factors, stream):
+    """Launch `optimizers.update` of a `table` as above, which stores what it has updated."""
     if table.tiles:
-        update_kernel(optimizer, precision)[_grid(table.tiles), THREADS, stream](
-            table, factors, record.device, record.floats, values, grad, states_of(state, values)
+        update_kernel(optimizer, precision)[table.grid, THREADS, stream](
+            table, factors, record.device, record.floats, values, gradients, states_of(state, values)
         )
 
 

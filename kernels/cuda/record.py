@@ -12,7 +12,7 @@ from . import borrowing, memory
 
 (
     NEXT,  # the step that is next; after a run, how many steps were done
-    CURRENT,  # the step that has begun
+    CURRENT,  # the step whose rows have been gathered; where they are gathered, the update of the one before goes on
     STOPPED,  # 1 after the first loss that is not finite: there are no more updates
     BATCH,  # how many rows a step has
     # Where the sections of the record begin:
@@ -47,7 +47,7 @@ class Record:
             self.floats = self.device.view(np.float64)
             self.host = self.allocate(self.capacity, np.int64)
 
-    def begin(self, coefficients, keys, rows, batch_size, steps):
+    def begin(self, coefficients, keys, rows, batch_size, steps, done=0):
         """Send a run of so many steps to the GPU.
 
         Parameters
@@ -56,6 +56,8 @@ class Record:
         keys : array (steps,)
         rows : array (r,), or (2, r) with the numbers for dropout in its second row
         batch_size, steps : int
+        done : int
+            Of the steps, those that lack no more than their update.
         """
         coefficients, keys, rows = (_on_host(array) for array in (coefficients, keys, rows))
         sections = (
@@ -67,7 +69,7 @@ class Record:
         )
         self.used = FIELDS + sum(section.size for _, section in sections)
         self.grow(self.used)
-        self.host[[NEXT, CURRENT, STOPPED, BATCH]] = 0, 0, 0, batch_size
+        self.host[[NEXT, CURRENT, STOPPED, BATCH]] = done, 0, 0, batch_size
         at = FIELDS
         for field, section in sections:
             self.host[field] = at
@@ -98,7 +100,7 @@ def of_one_step(coefficients):
     """The record of a single update. The calling thread keeps its memory, as allocating would wait for the GPU."""
     if not hasattr(_of_thread, "record"):
         _of_thread.record = Record(np.empty)  # not page-locked, so a copy has read it when the call returns
-    _of_thread.record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1)
+    _of_thread.record.begin(coefficients, np.zeros(1, np.uint64), np.zeros(0, np.int64), 0, 1, done=1)
     return _of_thread.record
 
 

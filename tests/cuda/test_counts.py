@@ -14,7 +14,7 @@ pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "fastbp[
 import fastbp
 from fastbp import slices
 from fastbp.kernels import cuda
-from fastbp.kernels.cuda import compiling, network, streams
+from fastbp.kernels.cuda import compiling, elementwise, network, streams
 
 from .emulator.counts import Counts, counted, library
 
@@ -103,11 +103,11 @@ def test_many_steps_are_few_replays(monkeypatch):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize(("rows", "launches"), [(BATCH, 11), (1000, 13)])
-def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
-    """Of two layers: rows and targets, forward, loss and its sum, back, the update; gradients of each two or three.
+@pytest.mark.parametrize("rows", [BATCH, 1000])
+def test_launches_of_a_step(monkeypatch, rows, labelled):
+    """Of two layers: rows and targets, forward, loss and its sum, back, two gradients of each, the update.
 
-    Where these are sums of parts and of chunks of rows, one launch adds up both.
+    Where gradients are sums of parts and of chunks of rows, the update adds them up.
     """
     monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
     found, step = [], network.TrainingWorkspace.step
@@ -119,46 +119,58 @@ def test_launches_of_a_step(monkeypatch, rows, launches, labelled):
     if not labelled:
         loss, y = fastbp.MSELoss(), np.eye(4)[y]
     model.train_step(X[batch], y[batch], loss, optimizer)
-    assert found == [0, launches]  # the first time its launches are listed
+    assert found == [0, 11]  # the first time its launches are listed
 
 
-def of_a_captured_step(*layers, rows, weighted):
-    """The nodes of a captured step of these layers, and how many of them wait for one another."""
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((rows, layers[0].in_features), dtype=np.float32), rng.integers(0, 4, rows)
-    model = fastbp.Sequential(*layers, device="cuda", seed=0)
-    options = {"sample_weight": np.ones(rows)} if weighted else {}
+@pytest.fixture
+def of_a_graph(monkeypatch):
+    """A function: the nodes of a captured graph of so many steps, and how many of them wait for one another."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    monkeypatch.setattr(network, "STEPS_BEFORE", 0)
 
     def count():
         return np.array([library().emulator_count(name) for name in (b"captured", b"path")])
 
-    before = count()
-    model.fit(
-        x, y, loss=fastbp.CrossEntropyLoss(), optimizer=fastbp.Adam(lr=1e-3), batch_size=rows, epochs=2, verbose=False,
-        **options,
-    )  # fmt: skip
-    return tuple((count() - before).tolist())
+    def of(*hidden, rows, weighted=False, steps=1):
+        """Of linear layers 8-hidden-4 with ReLU."""
+        monkeypatch.setattr(network, "STEPS_A_GRAPH", steps)
+        layers = [fastbp.Linear(*sides) for sides in itertools.pairwise((8, *hidden, 4))]
+        layers = [part for layer in layers for part in (layer, fastbp.ReLU())][:-1]
+        model, rng = fastbp.Sequential(*layers, device="cuda", seed=0), np.random.default_rng(0)
+        examples = (1 + steps) * rows  # the first step is launched
+        x, y = rng.standard_normal((examples, 8), dtype=np.float32), rng.integers(0, 4, examples)
+        options = {"sample_weight": np.ones(examples)} if weighted else {}
+        options |= {"loss": fastbp.CrossEntropyLoss(), "optimizer": fastbp.Adam(lr=1e-3), "verbose": False}
+        before = count()
+        model.fit(x, y, batch_size=rows, epochs=1, **options)
+        return tuple((count() - before).tolist())
+
+    return of
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("hidden", "rows", "nodes", "path"), [
-    ((16,), BATCH, 11, 7),
-    ((16,), 1000, 13, 8),
-    ((16, 12), BATCH, 15, 9),
-    ((16, 12), 1000, 18, 10),
-    ((16,) * 8, 1000, 48, 22),
-])  # fmt: skip
-def test_the_longest_chain_of_a_captured_step(monkeypatch, hidden, rows, nodes, path, weighted):
+@pytest.mark.parametrize("rows", [BATCH, 1000])
+@pytest.mark.parametrize(("hidden", "nodes", "path"), [((16,), 11, 7), ((16, 12), 15, 9), ((16,) * 8, 39, 21)])
+def test_the_longest_chain_of_a_captured_step(of_a_graph, hidden, rows, nodes, path, weighted):
     """Rows, forward, loss, back to the first layer, its gradient and the update; the others are beside these.
 
     So are sums of columns beside their product, and the weights of rows beside the rows. A gradient more than there are
-    branches lengthens nothing.
+    branches lengthens nothing, nor do gradients that are sums of parts.
     """
-    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
-    widths = (8, *hidden, 4)
-    layers = [fastbp.Linear(*sides) for sides in itertools.pairwise(widths)]
-    layers = [part for layer in layers[:-1] for part in (layer, fastbp.ReLU())] + layers[-1:]
-    assert of_a_captured_step(*layers, rows=rows, weighted=weighted) == (nodes + weighted, path)
+    assert of_a_graph(*hidden, rows=rows, weighted=weighted) == (nodes + weighted, path)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("hidden", "nodes", "path"), [((16,), 11, 6), ((16, 12), 15, 8)])
+def test_the_longest_chain_of_captured_steps(of_a_graph, hidden, nodes, path, weighted):
+    """Rows are gathered beside the update of the step before."""
+    assert of_a_graph(*hidden, rows=1000, weighted=weighted, steps=3) == (3 * (nodes + weighted), 1 + 3 * path)
+
+
+def test_sums_of_very_many_rows_are_not_left_to_the_update(of_a_graph):
+    """Of more chunks than a thread of the update adds up in the order that they always have, nothing waits for them."""
+    rows = (elementwise.SUM_LANES + 1) * elementwise.SUM_ROWS
+    assert of_a_graph(16, rows=rows) == (13, 8)
 
 
 def test_a_first_step_that_fails_is_not_captured_next(monkeypatch):

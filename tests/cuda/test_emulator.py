@@ -54,6 +54,10 @@ def test_clusters(emulated):
     emulated("tests/cuda/test_cluster.py")
 
 
+def test_updates(emulated):
+    emulated("tests/cuda/test_updates.py")
+
+
 def test_counts(emulated):
     emulated("tests/cuda/test_counts.py")
 

@@ -100,7 +100,9 @@ def check(
     operands = a.on_device(), b.on_device(), c.on_device()
     if tile:
         options["plan"] = blocking.Plan(tile, 1, k)
-    product(trans, (m, n, k), *operands, streams.stream(), after, **options)
+    count = product(trans, (m, n, k), *operands, streams.stream(), after, **options)
+    if count > 1:
+        gemm.add_up(count, m, n, beta, options["parts"], operands[2], streams.stream())
     tolerance = 0 if step == "none" else 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(c.from_device(), expected, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(saved.from_device(), expected_saved)
@@ -309,9 +311,10 @@ def weight_gradient(x, grad, plan, beta=0, before=0, precision="ieee", ld=None):
     (k, m), n, dtype = x.shape, grad.shape[1], x.dtype
     ld = ld or n
     out = memory.to_device(np.full(m * ld, before, dtype))
-    parts = memory.to_device(np.full(plan.parts * m * blocking.padded_columns(n), np.nan, dtype))
+    parts = flat(np.full((plan.parts * m, blocking.padded_columns(n)), np.nan, dtype), blocking.padded_columns(n))
     operands, after = (flat(x, m), flat(grad, n), Matrix(out, 0, ld)), gemm.Epilogue(beta=beta)
-    gemm.gemm("TN", (m, n, k), *operands, streams.stream(), after, precision, plan, parts)
+    if gemm.gemm("TN", (m, n, k), *operands, streams.stream(), after, precision, plan, parts) > 1:
+        gemm.add_up(plan.parts, m, n, beta, parts, operands[2], streams.stream())
     return memory.to_host(out).reshape(m, ld)[:, :n]
 
 

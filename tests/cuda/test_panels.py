@@ -91,7 +91,8 @@ def test_terms_in_parts(precision, way, tile, beta, monkeypatch):
     m, n, k = tile.bm + 3, tile.bn + 5, 4 * panels.FORMS[precision].terms + 3
     plan = plan_of(precision, tile, k, parts=3)
     assert plan.parts == 3
-    parts = memory.to_device(np.full(3 * m * blocking.padded_columns(n), np.nan, np.float32))
+    ld = blocking.padded_columns(n)
+    parts = Matrix(memory.to_device(np.full(3 * m * ld, np.nan, np.float32)), 0, ld)
     check_panels(way, precision, "TN", m, n, k, beta=beta, plan=plan, parts=parts)
 
 

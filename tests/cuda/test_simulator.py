@@ -36,6 +36,6 @@ def test_launches_are_of_kernels_that_are_compiled_ahead():
 
 
 @pytest.mark.skipif(emulator.compiler() is not None, reason="the emulated GPU runs them")
-@pytest.mark.parametrize("name", ["gemm", "steps", "front", "exchange", "pieces"])
+@pytest.mark.parametrize("name", ["gemm", "updates", "steps", "front", "exchange", "pieces"])
 def test_what_a_gpu_runs_too(name):
     simulated(f"tests/cuda/test_{name}.py")

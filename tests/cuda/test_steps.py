@@ -98,11 +98,18 @@ def test_steps_of_every_optimizer_and_activation(optimizer, path, pytestconfig):
 
 
 def test_gradients_in_parts(monkeypatch, path):
-    """Of large batches of small layers; launched, captured and replayed."""
+    """Of large batches of small layers; launched, captured and replayed. The rest has other parts."""
     plans, plan_of = [], cuda.gemm.plan_of
     monkeypatch.setattr(cuda.gemm, "plan_of", lambda *product: plans.append(plan_of(*product)) or plans[-1])
     assert_steps_are_the_reference(NETWORK, TRAINING._replace(examples=440, used=440, batch_size=200))
     assert any(plan.parts > 1 for plan in plans) == (path == LAUNCHES)
+
+
+def test_column_sums_in_chunks():
+    """That the update adds up, but for those of the rest."""
+    rows = 2 * cuda.elementwise.SUM_ROWS + 1
+    used = 2 * rows + cuda.elementwise.SUM_ROWS
+    assert_steps_are_the_reference(NETWORK, TRAINING._replace(examples=used, used=used, batch_size=rows))
 
 
 def test_steps_a_launch_change_no_bits(monkeypatch):

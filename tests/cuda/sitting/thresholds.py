@@ -75,6 +75,7 @@ def _plans():
         a, b, c = (Matrix(cuda.zeros((rows * columns,), np.float32), 0, columns) for rows, columns in sides)
         a = a._replace(ld=m) if cut else a
         parts = cuda.zeros((max(blocking.parts_size(*shape), 1),), np.float32)
+        parts = Matrix(parts, 0, blocking.padded_columns(n))
         taken = blocking.plan_of(shape, cut, 4, precision, multiprocessors)
         counts = sorted({1, taken.parts, *((4, 8, 16) if cut else ())} & {1, *range(blocking.most_parts(shape) + 1)})
         found, plans = [], [taken] if taken.rest else []
@@ -85,7 +86,8 @@ def _plans():
 
             def launches(stream, trans=trans, shape=shape, of=(a, b, c), precision=precision, plan=plan, parts=parts):
                 for _ in range(LAUNCHES):
-                    gemm.gemm(trans, shape, *of, stream, precision=precision, plan=plan, parts=parts)
+                    if gemm.gemm(trans, shape, *of, stream, precision=precision, plan=plan, parts=parts) > 1:
+                        gemm.add_up(plan.parts, *shape[:2], 0, parts, of[2], stream)
 
             launches(streams.stream())  # compiles them
             us = least(streams.capture(launches), LAUNCHES)

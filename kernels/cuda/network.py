@@ -316,7 +316,7 @@ class TrainingWorkspace(_Workspace):
             streams.join(branch, stream)
 
     def forward_and_loss(self, places, n, stream):
-        """Launch the way forward, and the loss of every row with its gradient: with the last layer, where that `suits`."""
+        """Launch the way forward, and the loss of every row with its gradient: with the last layer, if it `suits`."""
         listing, last, end = self.listing, self.last, self.listing.loss
         prediction, grad = (self.matrix(places, at) for at in (listing.prediction, listing.prediction_gradient))
         of_loss = self.target, self.rows, grad, stream
@@ -334,6 +334,12 @@ class TrainingWorkspace(_Workspace):
         arrays = run.parameters, self.parameter_gradients, run.state, stream
         update = optimizers.update if self.factors is None else self.factors.update
         update(self.optimizer, self.tables[n], self.record, *arrays)
+
+    def compiled(self, run, n, stream):
+        """What is compiled before the first step: its launches, and the last layer alone, which predictions launch."""
+        self.first_step(run, n, stream)
+        end = self.listing.loss
+        self.walk(max(end - 1, 0), end, self.places(run), n, stream, self.record)
 
     def first_step(self, run, n, stream):
         """The launches before the first step of a call, and that step."""
@@ -359,7 +365,7 @@ class TrainingWorkspace(_Workspace):
         if graphs is None:
             while len(self.graphs) >= GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
-            ahead.compile_for(lambda stream: self.first_step(run, n, stream))
+            ahead.compile_for(lambda stream: self.compiled(run, n, stream))
             self.first_step(run, n, streams.stream())
             graphs = _Graphs()  # whose kernels are all compiled
             count -= 1
@@ -371,9 +377,9 @@ class TrainingWorkspace(_Workspace):
 
 def last_linear(listing):
     """The layer that makes the prediction, as a `Linear`; None where another instruction does."""
-    instruction = listing.decoded[listing.loss - 1]
-    if instruction.operation != "linear_forward":
+    if not listing.loss or listing.decoded[listing.loss - 1].operation != "linear_forward":
         return None
+    instruction = listing.decoded[listing.loss - 1]
     x, _, _, out, saved = instruction.operands[:5]
     if out != listing.prediction or saved not in (None, out):
         return None

@@ -7,19 +7,24 @@ KERNELS = ("cluster", "panels", "wgmma", "pairs")
 
 
 def asked(name: str) -> bool:
-    """Whether FASTBP_CUDA lists a name of `KERNELS`, as ``FASTBP_CUDA=cluster,wgmma`` does.
+    """Whether FASTBP_CUDA lists a name of `KERNELS`, as ``FASTBP_CUDA=cluster,wgmma`` does."""
+    return name in all_asked()
+
+
+def all_asked() -> frozenset[str]:
+    """The names of `KERNELS` that FASTBP_CUDA lists.
 
     Raises
     ------
     ValueError
-        FASTBP_CUDA lists a name that is none of these.
+        It lists a name that is none of these.
     """
-    return name in _names(os.environ.get("FASTBP_CUDA", ""))
+    return _names(os.environ.get("FASTBP_CUDA", ""))
 
 
 @cache
 def _names(text):
-    names = {name.strip() for name in text.split(",")} - {""}
+    names = frozenset(name.strip() for name in text.split(",")) - {""}
     if unknown := sorted(names.difference(KERNELS)):
         raise ValueError(
             f"FASTBP_CUDA may list, separated by commas, {', '.join(KERNELS)}; got {', '.join(unknown)}: leave it out, "

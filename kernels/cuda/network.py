@@ -16,6 +16,7 @@ import numpy as np
 from .. import layout, program
 from ..contract import FUNCTIONS
 from . import ahead, borrowing, cluster, last_layer, memory, norms, optimizers, panel_gemm, steps, streams
+from .asked import all_asked
 from .buffers import clear
 from .elementwise import activation_backward, activation_forward, convert, dropout, gather, weights
 from .factors import StoredFactors
@@ -47,6 +48,7 @@ class _Workspace:
         self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
         self.factors = None  # StoredFactors, where products read those
+        self.asked = all_asked()
         self.vectors = {}  # (buffer, offset) -> the array of the buffer, and the part of it that is a vector
 
     def places(self, run):
@@ -78,6 +80,11 @@ class _Workspace:
         if self.vectors.get(key, (None, None))[0] is not array:
             self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
         return self.vectors[key][1]
+
+    def asks_anew(self):
+        """Whether FASTBP_CUDA lists other kernels than at the last call; what was made for those is of no use then."""
+        before, self.asked = self.asked, all_asked()
+        return self.asked != before
 
     def stored_factors(self, capacity):
         """The stored factors of products, with memory for so many rows; None where products read no such factors."""
@@ -155,6 +162,8 @@ class InferenceWorkspace(_Workspace):
     def prepare(self, rows, converts):
         """Make room for so many rows, and for their input where that is converted."""
         rows = min(rows, self.most)
+        if self.asks_anew():
+            self.capacity, self.compiled = 0, False
         if rows > self.capacity:
             capacity = min(1 << (rows - 1).bit_length(), self.most)
             outputs, factors = memory.empty(capacity * max(self.width, 1), self.dtype), self.stored_factors(capacity)
@@ -229,14 +238,18 @@ class TrainingWorkspace(_Workspace):
         self.back = way_back(self.listing)
         self.parameter_gradients = None  # and behind them the parts of those that are cut
         self.parts = {}  # number of an instruction -> the parts of a weight, the chunks of a bias
-        self.tables = {}  # rows of a step -> the `Table` that its update goes by
         self.record = Record()
         self.instructions = memory.to_device(self.listing.instructions.reshape(-1))
         self.numbers = self.instructions.view(np.float64)
         self.plan = None  # of cluster.py, once it has looked for one
-        self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
-        self.factors = self.stored_factors(batch_size)
+        self.choose()
+
+    def choose(self):
+        """Begin anew with the kernels that FASTBP_CUDA lists."""
+        self.factors = self.stored_factors(self.batch_size)
         self.last = last_linear(self.listing) if self.factors is None else None
+        self.tables = {}  # rows of a step -> the `Table` that its update goes by
+        self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
 
     def places(self, run):
         return super().places(run) | {
@@ -353,6 +366,8 @@ class TrainingWorkspace(_Workspace):
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
             return
+        if self.asks_anew():
+            self.choose()
         if self.parameter_gradients is None:
             self.allocate_gradients()
         if n not in self.tables:

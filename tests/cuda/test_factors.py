@@ -3,6 +3,8 @@
 On the emulated GPU, or on a GPU.
 """
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,24 @@ def test_networks(monkeypatch, make, precision, frozen, asked):
     monkeypatch.setattr(network._Workspace, "stored_factors", lambda workspace, capacity: None)
     monkeypatch.setattr(streams, "branch", lambda stream, name: stream)  # all products store theirs in one place
     assert trained(make, precision, frozen) == found
+
+
+def test_kernels_that_are_asked_for_meanwhile(monkeypatch):
+    """A network goes on with them as one that is new."""
+    X, y = task()
+    options = {"loss": fastbp.CrossEntropyLoss(), "batch_size": 40, "epochs": 2, "shuffle": False, "verbose": False}
+
+    def found(new):
+        model, predicted = fastbp.Sequential(*chain(), device="cuda", precision="bf16", seed=0), []
+        for asked in ("panels", "", "wgmma", "wgmma,pairs"):
+            monkeypatch.setenv("FASTBP_CUDA", asked)
+            if new:
+                model = pickle.loads(pickle.dumps(model))
+            model.fit(X, y, optimizer=fastbp.SGD(lr=0.1), **options)
+            predicted.append(model.predict(X).tobytes())
+        return predicted
+
+    assert found(new=False) == found(new=True)
 
 
 def test_networks_by_pairs_of_blocks(monkeypatch):

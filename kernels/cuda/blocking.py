@@ -167,8 +167,8 @@ def predicted_cycles(plan, shape, itemsize, precision, multiprocessors):
     full_then, left_then = divmod(then - beside, fit)
     cycles = LAUNCH + full * round_of(fit, 0) + round_of(left, beside)
     cycles += full_then * round_of(0, fit) + round_of(0, left_then)
-    if parts > 1:  # are written, and read by another launch
-        cycles += LAUNCH + 2 * parts * m * n * itemsize / PARTS_BYTES
+    if parts > 1:  # are written, and read by the update, which is there anyway
+        cycles += 2 * parts * m * n * itemsize / PARTS_BYTES
     return cycles
 
 
@@ -282,7 +282,7 @@ def cycles_of_panels(plan, shape, instructions, multiprocessors):
             tiles, fit = -(-lines // one.bm) * -(-n // one.bn) * parts, multiprocessors // one.blocks
             panel = cycles_of_stage(one, instructions, min(tiles, fit) * one.blocks)
             cycles += -(-tiles // fit) * (BLOCK + each * panel)
-    return cycles + (LAUNCH + 2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
+    return cycles + (2 * parts * m * n * 4 / PARTS_BYTES if parts > 1 else 0)
 
 
 def cycles_of_stage(tile, instructions, busy):
@@ -306,9 +306,3 @@ def most_parts(shape) -> int:
 def padded_columns(n) -> int:
     """From one row of a part to the next: rows lie on 16-byte boundaries, in float32 and float64."""
     return -(-n // 4) * 4
-
-
-def parts_size(m, n, k) -> int:
-    """Elements that the parts of an (m, n) gradient may have together, for a batch of up to ``k`` rows."""
-    most = most_parts((m, n, k))
-    return most * m * padded_columns(n) if most > 1 else 0

@@ -74,8 +74,8 @@ def _plans():
         sides = (m, k), (k, n), (m, n)
         a, b, c = (Matrix(cuda.zeros((rows * columns,), np.float32), 0, columns) for rows, columns in sides)
         a = a._replace(ld=m) if cut else a
-        parts = cuda.zeros((max(blocking.parts_size(*shape), 1),), np.float32)
-        parts = Matrix(parts, 0, blocking.padded_columns(n))
+        ld = blocking.padded_columns(n)
+        parts = Matrix(cuda.zeros((blocking.most_parts(shape) * m * ld,), np.float32), 0, ld)
         taken = blocking.plan_of(shape, cut, 4, precision, multiprocessors)
         counts = sorted({1, taken.parts, *((4, 8, 16) if cut else ())} & {1, *range(blocking.most_parts(shape) + 1)})
         found, plans = [], [taken] if taken.rest else []

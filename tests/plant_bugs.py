@@ -1304,6 +1304,11 @@ BUGS = [
         "tests/cuda/test_blocking.py -k worst_cliff",
     ),
     Bug(
+        "CUDA: training goes on as FASTBP_CUDA asked for before",
+        "kernels/cuda/network.py", "        if self.asks_anew():\n            self.choose()\n", "",
+        "tests/cuda/test_emulator.py -k networks_by_stored",
+    ),
+    Bug(
         "CUDA: the loss of a row begins before the block has made its prediction",
         "kernels/cuda/last_layer.py", "        cuda.syncthreads()\n", "",
         "tests/cuda/test_emulator.py -k last_layers",

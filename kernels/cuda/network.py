@@ -48,7 +48,7 @@ class _Workspace:
         self.reductions = memory.empty(max(program.reductions, 1), self.dtype)
         self.capacity = 0
         self.factors = None  # StoredFactors, where products read those
-        self.asked = all_asked()
+        self.asked = None  # the kernels that FASTBP_CUDA listed when what depends on them was made
         self.vectors = {}  # (buffer, offset) -> the array of the buffer, and the part of it that is a vector
 
     def places(self, run):
@@ -80,11 +80,6 @@ class _Workspace:
         if self.vectors.get(key, (None, None))[0] is not array:
             self.vectors[key] = array, array[operand.offset : operand.offset + operand.columns]
         return self.vectors[key][1]
-
-    def asks_anew(self):
-        """Whether FASTBP_CUDA lists other kernels than at the last call; what was made for those is of no use then."""
-        before, self.asked = self.asked, all_asked()
-        return self.asked != before
 
     def stored_factors(self, capacity):
         """The stored factors of products, with memory for so many rows; None where products read no such factors."""
@@ -161,13 +156,12 @@ class InferenceWorkspace(_Workspace):
 
     def prepare(self, rows, converts):
         """Make room for so many rows, and for their input where that is converted."""
-        rows = min(rows, self.most)
-        if self.asks_anew():
-            self.capacity, self.compiled = 0, False
-        if rows > self.capacity:
+        rows, asked = min(rows, self.most), all_asked()
+        if rows > self.capacity or asked != self.asked:
             capacity = min(1 << (rows - 1).bit_length(), self.most)
             outputs, factors = memory.empty(capacity * max(self.width, 1), self.dtype), self.stored_factors(capacity)
-            self.capacity, self.outputs, self.factors, self.input = capacity, outputs, factors, None
+            self.compiled &= asked == self.asked
+            self.asked, self.capacity, self.outputs, self.factors, self.input = asked, capacity, outputs, factors, None
         if converts and self.input is None:
             self.input = memory.empty(self.capacity * self.fan_in, self.dtype)
 
@@ -245,11 +239,16 @@ class TrainingWorkspace(_Workspace):
         self.choose()
 
     def choose(self):
-        """Begin anew with the kernels that FASTBP_CUDA lists."""
-        self.factors = self.stored_factors(self.batch_size)
-        self.last = last_linear(self.listing) if self.factors is None else None
-        self.tables = {}  # rows of a step -> the `Table` that its update goes by
-        self.graphs = {}  # sizes, stream and addresses -> the graphs of such steps
+        """Begin anew where FASTBP_CUDA lists other kernels than before.
+
+        ``tables`` has for the rows of a step the `Table` that its update goes by, ``graphs`` for sizes, stream and
+        addresses the graphs of such steps.
+        """
+        asked = all_asked()
+        if asked != self.asked:
+            factors = self.stored_factors(self.batch_size)
+            last = last_linear(self.listing) if factors is None else None
+            self.asked, self.factors, self.last, self.tables, self.graphs = asked, factors, last, {}, {}
 
     def places(self, run):
         return super().places(run) | {
@@ -262,12 +261,13 @@ class TrainingWorkspace(_Workspace):
     def allocate_gradients(self):
         """Allocate the gradients of parameters, as 0: what pads them stays so."""
         places, end = places_of_parts(self.listing, self.batch_size, self.program.size, self.dtype.itemsize)
-        self.parameter_gradients = memory.empty(end, self.dtype)
-        clear(self.parameter_gradients, streams.stream())
-        self.parts = {
-            number: tuple(Matrix(self.parameter_gradients, start, ld) for start, ld in of_instruction)
+        gradients = memory.empty(end, self.dtype)
+        clear(gradients, streams.stream())
+        parts = {
+            number: tuple(Matrix(gradients, start, ld) for start, ld in of_instruction)
             for number, of_instruction in places.items()
         }
+        self.parameter_gradients, self.parts = gradients, parts
 
     def table(self, n):
         """The table of the parameters that train, with what `leave_params` leaves of their gradients for n rows."""
@@ -366,8 +366,7 @@ class TrainingWorkspace(_Workspace):
             one_launch.train_steps(self, run, n, count, streams.stream())
             self.weight_rows = 0
             return
-        if self.asks_anew():
-            self.choose()
+        self.choose()
         if self.parameter_gradients is None:
             self.allocate_gradients()
         if n not in self.tables:

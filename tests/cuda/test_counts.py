@@ -191,6 +191,31 @@ def test_a_first_step_that_fails_is_not_captured_next(monkeypatch):
     assert [graphs.replayed for graphs in workspace.graphs.values()] == [0]
 
 
+@pytest.mark.parametrize(("name", "steps"), [("clear", 0), ("last_linear", 2)])
+def test_an_interruption_before_a_first_step(monkeypatch, name, steps):
+    """Where gradients are cleared, or other kernels chosen: the next step finds nothing that is half there."""
+    monkeypatch.setattr(cuda.steps, "MOST_ROWS", -1)
+    monkeypatch.setenv("FASTBP_CUDA", "")
+    model, loss, optimizer, X, y = task()
+
+    def step():
+        model.train_step(X[:BATCH], y[:BATCH], loss, optimizer)
+
+    def interrupted(*run):
+        raise KeyboardInterrupt
+
+    for _ in range(steps):
+        step()
+    monkeypatch.setenv("FASTBP_CUDA", "panels")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(network, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    step()
+    ((*_, workspace),) = model._training_workspaces.values()
+    assert [graphs.replayed for graphs in workspace.graphs.values()] == [0]
+
+
 def test_a_train_step(way):
     """Rows of the host, or rows that are on the GPU at other addresses each time."""
     model, loss, optimizer, X, y = task()

@@ -215,7 +215,7 @@ def whole_rounds(tile, fewer, shape, multiprocessors):
 class PanelTile(NamedTuple):
     """A block makes ``bm x bn`` elements of C from stored panels (panels.py); or two do, half of the rows each.
 
-    Of two each copies its rows of A, and half of the columns of B for both.
+    Each of the two copies its own rows of A, and half of the columns of B for both.
     """
 
     name: str

@@ -458,7 +458,7 @@ def tile_maker(trans, dtype, epilogue, precision, tile, vectors):
 
 
 def blocks_at_once(tile, vectors) -> int:
-    """How many fit a multiprocessor; without vectors a thread keeps track of more, so it gets twice the registers."""
+    """How many blocks are to fit a multiprocessor: without vectors half, as a thread needs twice the registers."""
     return tile.blocks if vectors else tile.blocks // 2
 
 

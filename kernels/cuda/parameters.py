@@ -1,7 +1,7 @@
 """Arrays of parameters as kernels go through them: by a table on the GPU, whole blocks from tile to tile.
 
-The table says where the gradient of an array lies: whole, or in parts, which who reads it adds up; and, where products
-read stored factors (panels.py), which of them the array is.
+The table says where the gradient of an array lies, whole or in parts that its reader adds up. Where products read
+stored factors (panels.py), it says as which factors the array is stored.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ int32 = types.int32
 
 
 class Gradient(NamedTuple):
-    """Where the gradient of an array lies, each of its parts as the array does: they are to be added up."""
+    """Where the gradient of an array lies: the sum of its parts, each of which is laid out as the array."""
 
     start: int
     parts: int = 1

@@ -12,7 +12,7 @@ from . import borrowing, memory
 
 (
     NEXT,  # the step that is next; after a run, how many steps were done
-    CURRENT,  # the step whose rows have been gathered; where they are gathered, the update of the one before goes on
+    CURRENT,  # the step whose rows were gathered last; the update of the one before may still be running
     STOPPED,  # 1 after the first loss that is not finite: there are no more updates
     BATCH,  # how many rows a step has
     # Where the sections of the record begin:
@@ -57,7 +57,7 @@ class Record:
         rows : array (r,), or (2, r) with the numbers for dropout in its second row
         batch_size, steps : int
         done : int
-            Of the steps, those that lack no more than their update.
+            How many steps have been made but for their update.
         """
         coefficients, keys, rows = (_on_host(array) for array in (coefficients, keys, rows))
         sections = (

@@ -7,8 +7,8 @@ panel when it has come, and say then that its place is free. An element is one c
 their order. (The design is that of CUTLASS's "warp-specialised cooperative" kernels.)
 
 Two blocks of a cluster may make a tile of twice the rows together, each half of them. Their panel of B is the same:
-each copies half of it for both, when that place is free in both. So a warpgroup says that to both, and neither block
-ends before the other, which may still say so.
+each block copies half of it into the shared memory of both, as soon as the place is free in both. So a warp tells both
+blocks when it has multiplied a panel, and the blocks wait for each other before they end.
 """
 
 from . import ptx, warpgroup
@@ -92,7 +92,7 @@ def tile_maker(precision, epilogue, tile, places, vectors, stores, blocks):
 
     @device_function
     def leave(shared, barrier, lane, me):
-        """A warp says that a place is free: once for each block that copies to it, for ``blocks`` are waited for."""
+        """A warp needs a place no more, and says so ``blocks`` times: to each block that copies there."""
         if blocks == 1:
             if lane == 0:
                 arrive(shared, barrier)

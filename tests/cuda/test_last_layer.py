@@ -37,7 +37,12 @@ def trained(outputs, loss, y, precision, dtype, monkeypatch, together):
 @pytest.mark.parametrize(
     ("outputs", "loss", "precision", "dtype"),
     [
-        (2, fastbp.CrossEntropyLoss(), "ieee", "float32"),  # a thread for a row, so that a block has more than rows
+        (
+            2,
+            fastbp.CrossEntropyLoss(),
+            "ieee",
+            "float32",
+        ),  # a thread for each row: the block has more threads than rows
         (10, fastbp.CrossEntropyLoss(label_smoothing=0.1), "tf32", "float32"),
         (32, fastbp.CrossEntropyLoss(), "bf16x3", "float32"),
         (3, fastbp.HuberLoss(), "bf16", "float32"),

@@ -1309,6 +1309,12 @@ BUGS = [
         "tests/cuda/test_emulator.py -k networks_by_stored",
     ),
     Bug(
+        "CUDA: an interruption leaves gradients without the places of their parts",
+        "kernels/cuda/network.py", "        clear(gradients, streams.stream())\n",
+        "        self.parameter_gradients = gradients\n        clear(gradients, streams.stream())\n",
+        "tests/cuda/test_emulator.py -k test_counts",
+    ),
+    Bug(
         "CUDA: the loss of a row begins before the block has made its prediction",
         "kernels/cuda/last_layer.py", "        cuda.syncthreads()\n", "",
         "tests/cuda/test_emulator.py -k last_layers",

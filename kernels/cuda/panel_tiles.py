@@ -21,7 +21,7 @@ from .ptx import vector_access
 
 int32, int64, uint32 = types.int32, types.int64, types.uint32
 PART_ROWS = 16
-SHARED_ALIGNMENT = 128  # bytes, of what a block has; copies and instructions need 16
+SHARED_ALIGNMENT = 128  # bytes that dynamic shared memory is aligned to; copies and instructions need 16
 
 
 class Shape(NamedTuple):

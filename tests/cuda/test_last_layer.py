@@ -67,6 +67,8 @@ def test_where_a_block_has_whole_rows(monkeypatch):
     assert last_layer.suits(Linear("identity", 0.0, 128, 32, "ieee"), 1024, float32)
     assert not last_layer.suits(Linear("identity", 0.0, 128, 33, "ieee"), 1024, float32)
     assert not last_layer.suits(Linear("sigmoid", 0.0, 128, 32, "ieee"), 1024, float32)
+    assert last_layer.suits(Linear("identity", 0.0, 128, 10, "tf32"), 1024, float32)
+    assert not last_layer.suits(Linear("identity", 0.0, 128, 10, "tf32"), 1 << 16, float32)
 
 
 @pytest.mark.parametrize(
